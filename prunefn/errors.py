@@ -1,0 +1,47 @@
+"""Errors: each names the group or tensor, the value and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PruneError(ValueError):
+    """Base of all errors that prunefn raises on purpose."""
+
+
+class TraceError(PruneError):
+    """The model cannot be traced."""
+
+
+class MaskError(PruneError):
+    """A mask does not fit the spec."""
+
+
+class ParamsError(PruneError):
+    """Parameters do not fit the spec."""
+
+
+class StatsError(PruneError):
+    """Statistics are missing, broken or of another spec."""
+
+
+class BatchError(PruneError):
+    """Batches are empty or of the wrong shape."""
+
+
+class BudgetError(PruneError):
+    """What is asked for cannot be reached."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name.
+
+    >>> nearest("layer1.conv", ["layer1.conv1", "fc"])
+    "; did you mean 'layer1.conv1'?"
+    """
+    known = list(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return f"; known are {', '.join(known[:5])}{' …' if len(known) > 5 else ''}" if known else "; there are none"

@@ -1,0 +1,148 @@
+"""Pure functions on params and masks: read, remove, zero, compose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MaskError, ParamsError, nearest
+from .trace.expr import keep, leaves
+from .trace.spec import Spec, check_params, resize, take
+from .types import Mask, Params
+
+
+def params(model: nn.Module) -> Params:
+    """Parameters and persistent buffers by name, as in `state_dict`; they share storage and are never written to.
+
+    Tied tensors stand under all their names, as one and the same tensor object.
+
+    >>> sorted(params(nn.BatchNorm1d(2)))
+    ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+    """
+    hidden = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    once: dict[int, Tensor] = {}
+    return {n: once.setdefault(id(t), t.detach()) for n, t in named if n not in hidden}
+
+
+def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
+    """Every mask is a bool vector of a known group's size and keeps a unit.
+
+    Raises:
+        MaskError: names the group, the value and the fix.
+    """
+    for name, m in mask.items():
+        if name not in spec.groups:
+            raise MaskError(f"the mask has a group {name!r} that the spec has not{nearest(name, spec.groups)}")
+        n = spec.sizes[name]
+        if m.dtype != torch.bool:
+            raise MaskError(f"the mask of group {name!r} has dtype {m.dtype}; it must be bool, True = kept")
+        if tuple(m.shape) != (n,):
+            raise MaskError(f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)")
+        if not bool(m.any()):
+            raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
+
+
+def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
+    """Remove units for real: every tensor loses the positions of removed units.
+
+    Args:
+        params: of the spec; biases created by a compensation are welcome.
+        mask: group → bool [units].
+        spec: what the params were traced to; the result goes with `shrink(spec, mask)`.
+
+    Returns:
+        New dict. Tensors without a removed unit are the same objects; tied tensors stay tied.
+
+    Raises:
+        MaskError, ParamsError: something does not fit the spec.
+
+    >>> import prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> small = apply(pf.params(model), {"0": torch.tensor([True, False, True])}, spec=spec)
+    >>> {name: tuple(t.shape) for name, t in small.items()}
+    {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
+    """
+    return _map(params, mask, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
+
+
+def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
+    """Set removed units to zero in every parameter; shapes stay. Buffers are left alone.
+
+    Args and errors as for `apply`.
+    """
+
+    def zeroed(t: Tensor, name: str) -> Tensor:
+        if name not in spec.parameters and name not in slots:
+            return t
+        for d, axis in enumerate(spec.axes[name]):
+            if any(leaf in mask for leaf in leaves(axis)):
+                kept = keep(axis, mask, spec.sizes).to(t.device)
+                t = torch.where(kept.reshape(-1, *(1,) * (t.ndim - d - 1)), t, torch.zeros((), dtype=t.dtype, device=t.device))
+        return t
+
+    slots = {s.tensor for s in spec.program.slots}
+    return _map(params, mask, spec, zeroed)
+
+
+def _map(params: Params, mask: Mask, spec: Spec, change) -> Params:  # noqa: ANN001
+    """Change every tensor once, also where it stands under several names."""
+    check_mask(mask, spec)
+    check_names(params, spec)
+    first = {second: name for second, name in spec.tied.items() if name in params and params[second] is params[name]}
+    out: Params = {}
+    for name, t in params.items():
+        out[name] = t if name in first else change(t, name)
+    return {name: out[first.get(name, name)] for name in params}
+
+
+def check_names(params: Params, spec: Spec) -> None:
+    """The params are those of the spec, all of them.
+
+    Raises:
+        ParamsError: names the tensor.
+    """
+    if foreign := [n for n in params if n not in spec.axes]:
+        raise ParamsError(f"the spec has no tensor {foreign[0]!r}{nearest(foreign[0], spec.axes)}")
+    slots = {s.tensor for s in spec.program.slots}
+    check_params(params, spec, tuple(n for n in spec.axes if n not in slots or n in params))
+
+
+def shrink(spec: Spec, mask: Mask) -> Spec:
+    """The spec of what a mask leaves: for `apply(params, mask)`.
+
+    Raises:
+        MaskError: the mask does not fit the spec.
+    """
+    check_mask(mask, spec)
+    return resize(spec, mask)
+
+
+def compose(first: Mask, second: Mask) -> Mask:
+    """One mask for two rounds: `second` is over what `first` left.
+
+    >>> compose({"a": torch.tensor([True, False, True])}, {"a": torch.tensor([False, True])})
+    {'a': tensor([False, False,  True])}
+
+    Raises:
+        MaskError: a group of `second` has another size than what `first` left.
+    """
+    out = dict(first)
+    for name, m in second.items():
+        if name not in first:
+            out[name] = m
+            continue
+        left = int(first[name].sum())
+        if tuple(m.shape) != (left,):
+            raise MaskError(f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units")
+        both = first[name].clone()
+        both[first[name]] = m.to(both.device)
+        out[name] = both
+    return out

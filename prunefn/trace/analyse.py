@@ -1,0 +1,184 @@
+"""graph → axes of every value: one pass of the rules over the ops."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from . import rules
+from .axes import Algebra, Term, Times, Var
+from .capture import Captured
+from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, Value
+
+INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
+BATCH = Reason("it is the batch")
+
+
+@dataclass
+class Analysis:
+    """What the rules said of a graph."""
+
+    alg: Algebra = field(default_factory=Algebra)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """A Value, a list of them, a SizeOf, or a plain number."""
+    tensors: dict[str, Axes] = field(default_factory=dict)
+    """Parameter or buffer → its axes."""
+    resized: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    written: list[Axes] = field(default_factory=list)
+    """Axes of every output that is not a view."""
+    batch: dict[Var, tuple[str, int]] = field(default_factory=dict)
+    """Leaf → the (input, dim) whose size it has at run time."""
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Op without a rule → where it was met first."""
+
+
+def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
+    """Run the rules over the graph."""
+    a = Analysis()
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            a.values[node] = _placeholder(a, node, captured)
+        elif node.op == "call_function":
+            a.values[node] = _call(a, node, extra)
+    results = [v for v in captured.outputs if isinstance(v, fx.Node)]
+    for v in (a.values[n] for n in results):
+        for w in v if isinstance(v, list) else [v]:
+            for axis in w.axes if isinstance(w, Value) else ():
+                a.alg.freeze(axis, OUTPUT)
+    for name, node in captured.updates.items():
+        for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
+            a.alg.unify(x, y)
+    _batches(a, captured)
+    return a
+
+
+def _batches(a: Analysis, captured: Captured) -> None:
+    for name in captured.inputs:
+        axes = a.values[captured.nodes[name]].axes
+        root = a.alg.find(axes[0]) if axes else None
+        if isinstance(root, Var):
+            a.batch.setdefault(root, (name, 0))
+
+
+def hints(value: Tensor) -> tuple[int, ...]:
+    """The shape with symbolic sizes replaced by those of the example."""
+    return tuple(n if type(n) is int else int(n.node.hint) for n in value.shape)  # type: ignore[union-attr]
+
+
+def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return value
+    shape = hints(value)
+    if node.name in captured.inputs:
+        axes = tuple(a.alg.leaf(n, INPUT if d else BATCH) for d, n in enumerate(shape))
+        return Value(node.name, axes, True)
+    floating = value.dtype.is_floating_point or value.dtype.is_complex
+    axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
+    name = captured.tensors.get(node.name)
+    if name is not None:
+        if name in a.tensors:  # one tensor under two placeholders
+            for x, y in zip(axes, a.tensors[name], strict=True):
+                a.alg.unify(x, y)
+        a.tensors[name] = axes
+    if not node.users:
+        for axis in axes:
+            a.alg.freeze(axis, Reason("the program does not use it"))
+    return Value(node.name, axes, False)
+
+
+def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
+    if node.target is operator.getitem:
+        return a.values[node.args[0]][node.args[1]]  # type: ignore[index]
+    meta = node.meta.get("val")
+    if not isinstance(meta, Tensor) and not (isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)):
+        return _size(a, node, meta)
+    metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
+    call = Call(a.alg, str(node.target), node.name, _bind(a, node), [hints(m) for m in metas], _reason(node))
+    rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
+    if rule is None:
+        rule = rules.no_rule
+        a.unknown.setdefault(call.op, str(call.at))
+    out = rule(call)
+    if isinstance(out, tuple):
+        out = [out]
+    _check(call, out)
+    return _record(a, node, call, out, single=isinstance(meta, Tensor), floating=[m.dtype.is_floating_point or m.dtype.is_complex for m in metas])
+
+
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, floating: list[bool]) -> Any:
+    inputs = call.tensors()
+    active = any(v.active for v in inputs)
+    fresh = bool(call.contractions) or call.residual
+    sources = frozenset([node.name]) if fresh else frozenset[str]().union(*(v.sources for v in inputs))
+    if call.resized:
+        a.resized[node] = call.resized
+    a.contractions += call.contractions
+    if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
+        a.written += out
+    values = [Value(node.name, axes, active, sources) for axes in out]
+    for v, is_float in zip(values, floating, strict=True):
+        if not is_float and v.active:
+            for axis in v.axes:
+                a.alg.freeze(axis, call.at._replace(text="it holds integers made"))
+    return values[0] if single else values
+
+
+def _check(call: Call, out: list[Axes]) -> None:
+    """A rule that returns the wrong sizes is a bug; better found here than in a pruned network."""
+    sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
+    if sizes != call.shapes:
+        raise AssertionError(f"the rule for {call.op} returned axes of sizes {sizes} for outputs of shapes {call.shapes} at {call.at}")
+
+
+def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
+    """Arithmetic on symbolic sizes: a size of a dim, and products of them, stay known."""
+    args = [a.values.get(x, x) if isinstance(x, fx.Node) else x for x in node.args]
+    if "sym_size" in str(node.target) and isinstance(args[0], Value):
+        return SizeOf(args[0].axes[args[1]])
+    if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
+        terms = [x.axis if isinstance(x, SizeOf) else a.alg.leaf(x, Reason("a static size")) for x in args if isinstance(x, SizeOf | int)]
+        if len(terms) == 2:
+            return SizeOf(Times(tuple(terms)))
+    return meta
+
+
+_SCHEMAS: dict[Any, list[tuple[str, Any]]] = {}
+
+
+def schema(op: Any) -> list[tuple[str, Any]]:
+    """(name, default) of each argument of an op."""
+    if op not in _SCHEMAS:
+        _SCHEMAS[op] = [(x.name, x.default_value if x.has_default_value() else None) for x in op._schema.arguments]
+    return _SCHEMAS[op]
+
+
+def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
+    def value(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return a.values[x]
+        return [value(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): value(x) for i, x in enumerate(node.args)}
+    arguments = schema(node.target)
+    bound = dict(arguments)
+    bound.update(zip((name for name, _ in arguments), map(value, node.args), strict=False))
+    bound.update({k: value(x) for k, x in node.kwargs.items()})
+    return bound
+
+
+def _reason(node: fx.Node) -> Reason:
+    trace = node.meta.get("stack_trace") or ""
+    start = trace.rfind('File "')
+    if start < 0:
+        return Reason("", str(node.target))
+    path, _, rest = trace[start + 6 :].partition('", line ')
+    return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{rest.partition(',')[0]}")
+

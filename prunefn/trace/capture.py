@@ -1,0 +1,181 @@
+"""model → functional graph, through `torch.export`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from ..errors import TraceError
+
+
+class Captured(NamedTuple):
+    """A functional graph whose placeholders are parameters, constants and inputs."""
+
+    graph: fx.Graph
+    tensors: dict[str, str]
+    """Placeholder → name of the parameter or buffer."""
+    constants: dict[str, Tensor]
+    """Placeholder → value that is in no state dict."""
+    inputs: list[str]
+    """Placeholders of the tensor inputs, in order of the flattened arguments."""
+    input_names: list[str]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    outputs: list[Any]
+    """Nodes and constants, in order of the flattened result."""
+    updates: dict[str, fx.Node]
+    """Buffer → its new value, in train mode."""
+    nodes: dict[str, fx.Node]
+    """All nodes by name."""
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
+    """Export in the given mode; the model comes back as it was."""
+    args, kwargs = _on_device_of(model, (args, dict(kwargs)))
+    with _mode(model, train), torch.no_grad():
+        program = _export(model, args, kwargs)
+    _inline_regions(program.graph_module)
+    if train or not _rename_in_place(program.graph):
+        with torch.no_grad():
+            program = program.run_decompositions({})
+        _inline_regions(program.graph_module)
+    return _read(program)
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, train: bool) -> Iterator[None]:
+    flags = {m: m.training for m in model.modules()}
+    try:
+        model.train(train)
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Example inputs follow a model on `meta`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if not tensors or any(t.device.type != "meta" for t in tensors):
+        return args
+    return pytree.tree_map_only(Tensor, lambda t: t.to("meta"), args)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Dim 0 of every input is the batch; a batch of one is doubled, because size 1 would be taken for broadcasting."""
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tries = [(args, kwargs)]
+    if tensors and all(t.ndim and t.shape[0] == 1 for t in tensors):
+        tries.insert(0, pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs)))
+    error: Exception | None = None
+    for a, k in tries:
+        shapes = ShapesCollection()
+        for t in pytree.tree_leaves((a, k)):
+            if isinstance(t, Tensor) and t.ndim:
+                shapes[t] = {0: Dim.AUTO}
+        try:
+            return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
+        except Exception as e:  # torch.export raises many kinds
+            error = e
+    raise TraceError(f"torch.export cannot capture {type(model).__name__}: {str(error)[:2000]}") from error
+
+
+def _inline_regions(gm: fx.GraphModule) -> None:
+    """Regions under autocast or no_grad come as submodules; their ops are put in their place."""
+    for node in list(gm.graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
+            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+            inner: fx.GraphModule = getattr(gm, node.args[at].target)
+            _inline_regions(inner)
+            env = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True))
+            with gm.graph.inserting_before(node):
+                for n in inner.graph.nodes:
+                    if n.op == "call_function":
+                        env[n] = gm.graph.node_copy(n, lambda m, env=env: env[m])
+            results = next(n for n in inner.graph.nodes if n.op == "output").args[0]
+            for user in list(node.users):
+                user.replace_all_uses_with(env[results[user.args[1]]])
+                gm.graph.erase_node(user)
+            gm.graph.erase_node(node)
+
+
+def _rename_in_place(graph: fx.Graph) -> bool:
+    """`relu_(x)` → `relu(x)`, where no other view of x is read later. False: a view is written to, decompose instead."""
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    base: dict[fx.Node, fx.Node] = {}
+    views: dict[fx.Node, list[fx.Node]] = {}
+    for n in graph.nodes:
+        source = next((a for a in n.all_input_nodes if base.get(a)), None) if _is_view(n) else None
+        base[n] = base[source] if source is not None else n
+        views.setdefault(base[n], []).append(n)
+    for n in list(graph.nodes):
+        if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
+            continue
+        written = n.args[0]
+        functional = _functional_twin(n.target)
+        if functional is None or not isinstance(written, fx.Node):
+            return False
+        others = [v for v in views[base[written]] if v is not written and v is not n]
+        if any(order[u] > order[n] for v in others if v in order for u in v.users if u is not n):
+            return False
+        n.target = functional
+        written.replace_all_uses_with(n, delete_user_cb=lambda u, n=n: u in order and order[u] > order[n])
+        views[base[written]].append(n)
+    return True
+
+
+def _is_view(n: fx.Node) -> bool:
+    if n.target is torch.ops.aten.contiguous.default:
+        return True
+    if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload):
+        return getattr(n.target, "__name__", "") == "getitem"
+    return any(r.alias_info is not None for r in n.target._schema.returns)
+
+
+def _functional_twin(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """`aten.relu_.default` → `aten.relu.default`."""
+    name = op._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    twin = getattr(packet, op._overloadname, None) if packet is not None else None
+    if twin is None or [a.name for a in twin._schema.arguments] != [a.name for a in op._schema.arguments]:
+        return None
+    return twin
+
+
+def _read(program: ExportedProgram) -> Captured:
+    signature, graph = program.graph_signature, program.graph
+    tensors, constants, inputs = {}, {}, []
+    values = {**program.constants}
+    for spec in signature.input_specs:
+        name = getattr(spec.arg, "name", None)
+        if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
+            tensors[name] = spec.target
+        elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            constants[name] = values[spec.target]
+        elif spec.kind == InputKind.USER_INPUT:
+            inputs.append(name)
+        else:
+            raise TraceError(f"the model takes an input of kind {spec.kind}, which prunefn cannot pass on")
+    nodes = {n.name: n for n in graph.nodes}
+    inputs = [n for n in inputs if n in nodes and isinstance(nodes[n].meta.get("val"), Tensor)]
+    updates, outputs = {}, []
+    for spec in signature.output_specs:
+        value = nodes[spec.arg.name] if hasattr(spec.arg, "name") and getattr(spec.arg, "name", None) in nodes else getattr(spec.arg, "value", None)
+        if spec.kind == OutputKind.USER_OUTPUT:
+            outputs.append(value)
+        elif spec.kind == OutputKind.BUFFER_MUTATION:
+            updates[spec.target] = value
+        else:
+            raise TraceError(f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure")
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    assert in_spec is not None and out_spec is not None
+    return Captured(graph, tensors, constants, inputs, list(inputs), in_spec, out_spec, outputs, updates, nodes)

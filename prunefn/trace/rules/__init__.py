@@ -1,0 +1,33 @@
+"""One small rule per op or family of ops; the table is keyed by op name, with or without overload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tag
+from torch._ops import OpOverload
+
+from . import contract, create, norm, pointwise, reduce, shape, slicing, spatial  # noqa: F401  (each enters its rules)
+from .base import TABLE, Axes, Call, Contraction, Geometry, Reason, Rule, Value
+from .create import SizeOf
+from .shape import freeze_all
+
+__all__ = ["Axes", "Call", "Contraction", "Geometry", "Reason", "Rule", "SizeOf", "Value", "find", "no_rule"]
+
+
+def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
+    """The rule of an op: the user's, then the table's, then that of pointwise ops by torch's tag; None if there is none."""
+    full = str(op)
+    bare = full.rsplit(".", 1)[0]
+    for name in (full, bare):
+        if found := extra.get(name) or TABLE.get(name):
+            return found
+    if Tag.pointwise in op.tags:
+        plain = bare.removesuffix("_")
+        return TABLE.get(plain, pointwise.pointwise)
+    return TABLE.get(bare.removesuffix("_")) if bare.endswith("_") else None
+
+
+def no_rule(call: Call) -> list[Axes]:
+    """Freezes all that it touches, and says so."""
+    return freeze_all(call, "no rule")

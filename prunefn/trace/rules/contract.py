@@ -1,0 +1,209 @@
+"""Contractions: linear, convolutions of every kind, matrix products, einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..axes import ONE, Term, Times
+from .base import Axes, Call, Geometry, Value, replaced, rule
+
+
+@rule("aten.linear", "aten.addmm", "aten.mm", "aten.bmm", "aten.baddbmm", "aten.matmul", "aten.mv", "aten.addmv", "aten.dot", "aten.vdot",
+      "aten.linalg_vecdot", "aten.addbmm")  # fmt: skip
+def contraction(call: Call) -> Axes:
+    """`linear` and the family of matrix products."""
+    return linear(call) if call.op.startswith("aten.linear.") else matmul(call)
+
+
+def linear(call: Call) -> Axes:
+    """x [..., in], weight [out, in], bias [out] → [..., out]."""
+    x, w, b = call["input"], call["weight"], call["bias"]
+    inner = call.unify(x.axes[-1], w.axes[-1])
+    out = w.axes[0] if len(w.axes) == 2 else ONE
+    if b is not None and b.axes:
+        call.unify(out, b.axes[0])
+    axes = (*x.axes[:-1], out) if len(w.axes) == 2 else x.axes[:-1]
+    call.contract(macs=(*axes, inner), x=x, dim=-1, weight=w, pattern="o i -> 1 o i 1" if len(w.axes) == 2 else "", bias=b,
+                  bias_arg="bias", out=out)  # fmt: skip
+    return axes
+
+
+def matmul(call: Call) -> Axes:
+    """a [..., m, k] times b [..., k, n], with or without something that is added."""
+    values = [v for v in call.tensors()]
+    extra, (a, b) = (values[0] if len(values) == 3 else None), values[-2:]
+    left, right = a.axes if len(a.axes) > 1 else (ONE, *a.axes), b.axes if len(b.axes) > 1 else (*b.axes, ONE)
+    inner = call.unify(left[-1], right[-2])
+    batch = _batch(call, left[:-2], right[:-2])
+    full = (*batch, left[-2], right[-1])
+    axes = tuple(x for x, gone in zip(full, (*[False] * len(batch), len(a.axes) == 1, len(b.axes) == 1), strict=True) if not gone)
+    if call.op.startswith("aten.addbmm"):
+        axes = full[-2:]
+    if call.op.startswith("aten.linalg_vecdot"):
+        axes = call.broadcast([a, b], None)
+    if extra is not None:
+        axes = call.broadcast([Value("", axes, True), extra])
+    _attention_marks(call, a, b, batch, [inner])
+    weight, x, dim = (b, a, -1) if a.active else (a, b, max(-2, -len(b.axes)))
+    simple = len(weight.axes) == 2 and not weight.active
+    pattern = "" if not simple else "i o -> 1 o i 1" if dim == -1 else "o i -> 1 o i 1"
+    call.contract(macs=(*full, inner), x=x, dim=dim, weight=weight, pattern=pattern, out=right[-1] if weight is b else left[-2])
+    return axes
+
+
+def _batch(call: Call, left: Axes, right: Axes) -> Axes:
+    """Leading dims of a matrix product, broadcast against each other."""
+    rank, size = max(len(left), len(right)), call.alg.size
+    left, right = (ONE,) * (rank - len(left)) + left, (ONE,) * (rank - len(right)) + right
+    return tuple(a if size(b) == 1 else b if size(a) == 1 else call.unify(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _attention_marks(call: Call, a: Value, b: Value, batch: Sequence[Term], inner: Sequence[Term]) -> None:
+    """Two activations that are multiplied: dims that run along are heads, dims that are summed over are head_dim."""
+    if a.active and b.active:
+        call.mark(batch, "heads")
+        call.mark(inner, "head_dim")
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten._convolution", "aten.conv_transpose1d", "aten.conv_transpose2d",
+      "aten.conv_transpose3d", "aten.mkldnn_convolution", "aten.cudnn_convolution")  # fmt: skip
+def convolution(call: Call) -> Axes:
+    """Weight [(g o), i, …] of a convolution, [(g i), o, …] of a transposed one; in and out channels are products with the groups."""
+    x, w, b = call["input"] or call["self"], call["weight"], call["bias"]
+    transposed = "transpose" in call.op or bool(call["transposed"])
+    rank = len(w.axes) - 2
+    d = len(x.axes) - rank - 1
+    groups = call["groups"] or 1
+    call.freeze(w.axes[2:], "it is a kernel dim")
+    call.freeze(x.axes[d + 1 :], "a convolution runs along it")
+    g, inner, out = _channels(call, x.axes[d], w, groups, transposed)
+    if b is not None:
+        call.unify(out, b.axes[0])
+    if groups > 1 and inner != ONE:
+        call.mark([g], "groups")
+    call.resize("groups", g)
+    spatial = call.frozen(call.shape[d + 1 :], "it is a spatial dim")
+    axes = (*x.axes[:d], out, *spatial)
+    geometry = _geometry(call, w, rank, transposed)
+    dims = " ".join(f"k{i}" for i in range(rank))
+    pattern = f"(g i) o {dims} -> g o i ({dims})" if transposed else f"(g o) i {dims} -> g o i ({dims})"
+    kernel = w.axes[2:]
+    depthwise = inner == ONE and groups > 1
+    macs = (*x.axes, w.axes[1], *kernel) if transposed else (*axes, w.axes[1], *kernel)
+    call.contract(macs=macs, x=x, dim=d - len(x.axes), weight=w, pattern="" if depthwise else pattern, groups=g, bias=b, bias_arg="bias",
+                  out=out, geometry=geometry)  # fmt: skip
+    return axes
+
+
+def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: bool) -> tuple[Term, Term, Term]:
+    """(groups, in per group, out channels), all equations stated."""
+    if groups == 1:
+        inner, out = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
+        return ONE, call.unify(channels, inner), out
+    size = call.alg.size
+    g, inner = call.alg.split(channels, [groups, size(channels) // groups])
+    if transposed:
+        call.unify(w.axes[0], channels)
+        out = Times((g, w.axes[1]))
+    else:
+        call.unify(w.axes[1], inner)
+        h, _ = call.alg.split(w.axes[0], [groups, size(w.axes[0]) // groups])
+        call.unify(h, g)
+        out = w.axes[0]
+    return g, inner, out
+
+
+def _geometry(call: Call, w: Value, rank: int, transposed: bool) -> Geometry:
+    kernel = tuple(call.alg.size(a) for a in w.axes[2:])
+    stride, dilation = _ints(call["stride"], rank, 1), _ints(call["dilation"], rank, 1)
+    padding: Any = call["padding"]
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pads = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        pads = tuple((p, p) for p in _ints(0 if padding == "valid" else padding, rank, 0))
+    return Geometry(kernel, stride, pads, dilation, transposed, _ints(call["output_padding"], rank, 0) if transposed else ())
+
+
+def _ints(value: Any, rank: int, default: int) -> tuple[int, ...]:
+    values = [default] if value is None else [value] if isinstance(value, int) else list(value)
+    return tuple((values or [default]) * rank if len(values) <= 1 else values)
+
+
+@rule("aten.einsum")
+def einsum(call: Call) -> Axes:
+    """Letters that meet are one axis; letters that do not reach the output are summed over."""
+    values: list[Value] = call["tensors"]
+    terms, _, target = str(call["equation"]).replace(" ", "").partition("->")
+    inputs = terms.split(",")
+    dots = max((len(v.axes) - len(t.replace("...", "")) for t, v in zip(inputs, values, strict=True) if "..." in t), default=0)
+    names = [_letters(t, len(v.axes) - len(t.replace("...", "")), dots) for t, v in zip(inputs, values, strict=True)]
+    if "->" not in call["equation"]:
+        letters = sorted({c for n in names for c in n if len(c) == 1 and sum(m.count(c) for m in names) == 1})
+        output = [f"...{i}" for i in range(dots)] + letters
+    else:
+        output = _letters(target, dots, dots)
+    axis: dict[str, Term] = {}
+    for v, letters in zip(values, names, strict=True):
+        for a, c in zip(v.axes, letters, strict=True):
+            axis[c] = a if axis.get(c, ONE) == ONE else axis[c] if a == ONE else call.unify(axis[c], a)
+    if len(values) == 2:
+        common = set(names[0]) & set(names[1])
+        _attention_marks(call, *values, [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)])
+        if common - set(output):
+            call.contract(macs=tuple(axis.values()))
+    elif set(axis) - set(output):
+        call.contract(macs=tuple(axis.values()))
+    return tuple(axis[c] for c in output)
+
+
+def _letters(term: str, used: int, dots: int) -> list[str]:
+    """One name per dim; the ellipsis stands for `used` of the `dots` broadcast dims."""
+    head, ellipsis, tail = term.partition("...")
+    return [*head, *([f"...{i}" for i in range(dots - used, dots)] if ellipsis else []), *tail]
+
+
+@rule("aten.scaled_dot_product_attention")
+def attention(call: Call) -> Axes:
+    """q [..., l, e], k [..., s, e], v [..., s, f] → [..., l, f]. The scale is that of the traced width, for good."""
+    q, k, v, mask = call["query"], call["key"], call["value"], call["attn_mask"]
+    inner = call.unify(q.axes[-1], k.axes[-1])
+    source = call.unify(k.axes[-2], v.axes[-2])
+    call.freeze([source, q.axes[-2]], "attention runs over it")
+    heads = _batch(call, k.axes[:-2], v.axes[:-2])
+    if call["enable_gqa"] and call.alg.size(q.axes[-3]) != (n := call.alg.size(heads[-1])):
+        shared, _ = call.alg.split(q.axes[-3], [n, call.alg.size(q.axes[-3]) // n])
+        call.unify(shared, heads[-1])
+        batch = (*_batch(call, q.axes[:-3], heads[:-1]), q.axes[-3])
+    else:
+        batch = _batch(call, q.axes[:-2], heads)
+    scores = (*batch, q.axes[-2], source)
+    if mask is not None:
+        call.broadcast([Value("", scores, True), mask], [call.alg.size(a) for a in scores])
+    if call["scale"] is None:
+        call.resize("scale", call.alg.size(inner) ** -0.5)
+    call.mark(batch, "heads")
+    call.mark([inner, v.axes[-1]], "head_dim")
+    call.contract(macs=(*scores, inner))
+    call.contract(macs=(*scores, v.axes[-1]))
+    return (*batch, q.axes[-2], v.axes[-1])
+
+
+@rule("aten.outer", "aten.ger")
+def outer(call: Call) -> Axes:
+    a, b = call.tensors()
+    return (a.axes[0], b.axes[0])
+
+
+@rule("aten.bilinear")
+def bilinear(call: Call) -> Axes:
+    """x₁ [..., i], x₂ [..., j], weight [o, i, j] → [..., o]."""
+    a, b, w = call["input1"], call["input2"], call["weight"]
+    call.unify(a.axes[-1], w.axes[1])
+    call.unify(b.axes[-1], w.axes[2])
+    if call["bias"] is not None:
+        call.unify(call["bias"].axes[0], w.axes[0])
+    lead = call.broadcast([v._replace(axes=replaced(v.axes, {len(v.axes) - 1: ONE})) for v in (a, b)], [*call.shape[:-1], 1])
+    call.contract(macs=(*lead, *w.axes))
+    return (*lead[:-1], w.axes[0])

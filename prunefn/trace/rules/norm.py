@@ -1,0 +1,72 @@
+"""Normalisations. Those that average over units mark the axis: pruning it is then not exact."""
+
+from __future__ import annotations
+
+from ..axes import ONE
+from .base import Axes, Call, rule
+
+
+@rule("aten.batch_norm", "aten._native_batch_norm_legit_functional", "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training",
+      "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._batch_norm_with_update_functional", "aten.instance_norm")  # fmt: skip
+def per_channel(call: Call) -> Axes | list[Axes]:
+    """Every channel (dim 1) by itself, with per-channel weight, bias and running statistics."""
+    x = call["input"]
+    channel = x.axes[1] if len(x.axes) > 1 else x.axes[0]
+    for v in call.tensors():
+        if v is not x and v.axes:
+            call.unify(channel, v.axes[0])
+    if len(call.shapes) == 1:
+        return x.axes
+    n = call.alg.size(channel)
+    return [x.axes if len(s) == len(x.axes) else (channel,) if s == (n,) else call.frozen(s, "saved") for s in call.shapes]
+
+
+@rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
+def over_last_dims(call: Call) -> Axes | list[Axes]:
+    """Mean and variance run over the last dims."""
+    x = call["input"]
+    n = len(call["normalized_shape"])
+    last = x.axes[len(x.axes) - n :]
+    for v in call.tensors():
+        if v is not x:
+            for a, b in zip(last, v.axes, strict=True):
+                call.unify(a, b)
+    call.mark(last, f"mixed:{call.op}")
+    call.resize("normalized_shape", list(last))
+    if len(call.shapes) == 1:
+        return x.axes
+    return [x.axes, *((*x.axes[: len(x.axes) - n], *(ONE,) * (len(s) - len(x.axes) + n)) for s in call.shapes[1:])]
+
+
+@rule("aten.group_norm", "aten.native_group_norm")
+def group_norm(call: Call) -> Axes | list[Axes]:
+    """Channels are (groups, c): whole groups go without a trace, single positions of every group do not."""
+    x = call["input"]
+    key = "num_groups" if call["num_groups"] is not None else "group"
+    groups = call[key]
+    g, c = call.alg.split(x.axes[1], [groups, call.alg.size(x.axes[1]) // groups])
+    for v in call.tensors():
+        if v is not x:
+            call.unify(x.axes[1], v.axes[0])
+    call.mark([g], "groups")
+    call.mark([c], f"mixed:{call.op}")
+    call.resize(key, g)
+    if len(call.shapes) == 1:
+        return x.axes
+    call.resize("C", x.axes[1])
+    call.resize("N", x.axes[0])
+    return [x.axes, *((x.axes[0], g) for _ in call.shapes[1:])]
+
+
+@rule("aten.local_response_norm")
+def local_response_norm(call: Call) -> Axes:
+    """Neighbouring channels are averaged."""
+    call.freeze(call["input"].axes[1], "neighbours along it are averaged")
+    return call["input"].axes
+
+
+@rule("aten.normalize")
+def normalize(call: Call) -> Axes:
+    x = call["self"]
+    call.mark([x.axes[d] for d in call.dims(x, call["dim"])], f"mixed:{call.op}")
+    return x.axes

@@ -1,0 +1,55 @@
+"""Reductions: the dim goes, or stays with size 1."""
+
+from __future__ import annotations
+
+from ..axes import ONE
+from .base import Axes, Call, rule
+
+
+@rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.linalg_vector_norm", "aten.norm", "aten.var", "aten.std", "aten.var_mean",
+      "aten.std_mean", "aten.prod", "aten.logsumexp", "aten.max", "aten.min", "aten.any", "aten.all", "aten.median", "aten.nansum", "aten.nanmean",
+      "aten.count_nonzero", "aten.aminmax", "aten.frobenius_norm")  # fmt: skip
+def reduction(call: Call) -> Axes | list[Axes]:
+    """Every unit contributes; that of a removed one is gone, so that pruning the dim is not exact."""
+    x = call["self"]
+    if call["other"] is not None:  # max(a, b) of two tensors
+        return call.broadcast(call.tensors())
+    dims = set(call.dims(x, call["dim"]))
+    call.mark([x.axes[d] for d in dims], f"mixed:{call.op}")
+    if len(call.shape) == len(x.axes):
+        out = tuple(ONE if d in dims else a for d, a in enumerate(x.axes))
+    else:
+        out = tuple(a for d, a in enumerate(x.axes) if d not in dims)
+    if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median"):
+        call.freeze([x.axes[d] for d in dims], "positions along it are returned")
+    return out if len(call.shapes) == 1 else [out for _ in call.shapes]
+
+
+@rule("aten.argmax", "aten.argmin", "aten.argsort")
+def positions(call: Call) -> Axes:
+    """Positions along a dim are returned."""
+    x = call["self"]
+    dims = set(call.dims(x, call["dim"]))
+    call.freeze([x.axes[d] for d in dims], "positions along it are returned")
+    if len(call.shape) == len(x.axes):
+        return tuple(a if n != 1 else ONE for a, n in zip(x.axes, call.shape, strict=True))
+    return tuple(a for d, a in enumerate(x.axes) if d not in dims)
+
+
+@rule("aten.cdist", "aten._cdist_forward")
+def cdist(call: Call) -> Axes:
+    """Distances between the rows of two matrices."""
+    a, b = call.tensors()[:2]
+    call.unify(a.axes[-1], b.axes[-1])
+    call.mark([a.axes[-1]], f"mixed:{call.op}")
+    lead = call.broadcast([a._replace(axes=a.axes[:-2]), b._replace(axes=b.axes[:-2])], call.shape[:-2])
+    return (*lead, a.axes[-2], b.axes[-2])
+
+
+@rule("aten.cosine_similarity")
+def cosine_similarity(call: Call) -> Axes:
+    a, b = call["x1"], call["x2"]
+    axes = list(call.broadcast([a, b], [max(p) for p in zip(*([call.alg.size(t) for t in v.axes] for v in (a, b)), strict=True)]))
+    gone = axes.pop((1 if call["dim"] is None else call["dim"]) % len(axes))
+    call.mark([gone], f"mixed:{call.op}")
+    return tuple(axes)

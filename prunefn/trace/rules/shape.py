@@ -1,0 +1,202 @@
+"""Ops that only rearrange dims: reshape, permute, expand, repeat, shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from ..axes import ONE, Term, Times
+from .base import Axes, Call, Value, replaced, rule
+
+
+def regroup(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
+    """Deal the factors of `axes` out to `sizes`, row-major: one equation per smallest block of dims that covers the same elements."""
+    alg, out, i, j = call.alg, list[Term](), 0, 0
+    axes = [a for a in axes if alg.size(a) != 1]
+    todo = [n for n in sizes if n != 1]
+    if 0 in todo or prod(todo) != prod(alg.size(a) for a in axes):
+        call.freeze(axes, "reshape of an empty tensor")
+        return call.frozen(sizes, "reshape of an empty tensor")
+    while j < len(todo):
+        left, right = [axes[i]], [todo[j]]
+        i, j = i + 1, j + 1
+        while (a := prod(alg.size(x) for x in left)) != (b := prod(right)):
+            if a < b:
+                left.append(axes[i])
+                i += 1
+            else:
+                right.append(todo[j])
+                j += 1
+        if len(left) == len(right) == 1:
+            out.append(left[0])
+        else:
+            out += _block(call, left, right)
+    dealt = iter(out)
+    return tuple(ONE if n == 1 else next(dealt) for n in sizes)
+
+
+def _block(call: Call, left: list[Term], right: list[int]) -> list[Term]:
+    if len(right) == 1:
+        return [Times(tuple(left))]
+    fresh = [call.alg.leaf(n) for n in right]
+    call.unify(left[0] if len(left) == 1 else Times(tuple(left)), Times(tuple(fresh)))
+    return fresh
+
+
+@rule("aten.reshape", "aten.view", "aten._unsafe_view", "aten._reshape_copy", "aten.view_copy")
+def reshape(call: Call) -> Axes:
+    """Row-major; the sizes in the program belong to the axes of the result."""
+    x = call["self"]
+    if "size" not in call.args and "shape" not in call.args:  # view.dtype
+        return freeze_all(call, "the same bytes are read as another type")  # type: ignore[return-value]
+    out = regroup(call, x.axes, call.shape)
+    call.resize("size" if "size" in call.args else "shape", list(out))
+    return out
+
+
+@rule("aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze", "aten.reshape_as", "aten.view_as", "aten.ravel",
+      "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.atleast_1d", "aten.atleast_2d")  # fmt: skip
+def implied(call: Call) -> Axes:
+    """A reshape whose sizes follow from those of the tensor at run time."""
+    out = regroup(call, call["self"].axes, call.shape)
+    if call.args.get("sizes") is not None:
+        d = call["dim"] % len(call["self"].axes)
+        call.resize("sizes", list(out[d : d + len(call["sizes"])]))
+    return out
+
+
+@rule("aten.permute", "aten.permute_copy")
+def permute(call: Call) -> Axes:
+    x = call["self"]
+    return tuple(x.axes[d] for d in call["dims"])
+
+
+@rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes", "aten.swapdims")
+def transpose(call: Call) -> Axes:
+    x = call["self"]
+    a, b = (next(call[k] for k in names if call[k] is not None) for names in (("dim0", "axis0"), ("dim1", "axis1")))
+    a, b = call.dims(x, [a, b]) if x.axes else (0, 0)
+    return replaced(x.axes, {a: x.axes[b], b: x.axes[a]}) if x.axes else x.axes
+
+
+@rule("aten.t", "aten.t_copy", "aten.numpy_T", "aten.mT", "aten.adjoint", "aten.mH")
+def matrix_transpose(call: Call) -> Axes:
+    x = call["self"]
+    return x.axes if len(x.axes) < 2 else (*x.axes[:-2], x.axes[-1], x.axes[-2])
+
+
+@rule("aten.movedim")
+def movedim(call: Call) -> Axes:
+    x = call["self"]
+    source, target = call.dims(x, call["source"]), call.dims(x, call["destination"])
+    rest = iter(d for d in range(len(x.axes)) if d not in source)
+    order = [source[target.index(d)] if d in target else next(rest) for d in range(len(x.axes))]
+    return tuple(x.axes[d] for d in order)
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
+def expand(call: Call) -> Axes:
+    """A dim of size 1 becomes a free axis, until something pins it."""
+    out = call.broadcast([v for v in call.tensors() if v is not None])
+    if "size" in call.args:
+        call.resize("size", list(out))
+    return out
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(call: Call) -> Axes:
+    """The whole dim again and again: a product with the count outside."""
+    x = call["self"]
+    counts = list(call["repeats"] if call["repeats"] is not None else call["dims"])
+    counts = [1] * (len(call.shape) - len(counts)) + counts
+    axes = (ONE,) * (len(call.shape) - len(x.axes)) + x.axes
+    times = [n if call.alg.size(a) != 1 else m for n, a, m in zip(counts, axes, call.shape, strict=True)]
+    lead = [call.alg.leaf(n) for n in times]
+    call.resize("repeats" if call["repeats"] is not None else "dims", lead)
+    return tuple(_times(n, a) for n, a in zip(lead, axes, strict=True))
+
+
+@rule("aten.repeat_interleave")
+def repeat_interleave(call: Call) -> Axes | list[Axes]:
+    """Each position several times in a row: a product with the count inside."""
+    x, n = call["self"], call["repeats"]
+    if not isinstance(n, int) or x is None:
+        return freeze_all(call, "positions are repeated by data")
+    if call["dim"] is None:
+        axis: Term = x.axes[0] if len(x.axes) == 1 else Times(x.axes)
+        return (_times(axis, call.alg.leaf(n)),)
+    (d,) = call.dims(x, call["dim"])
+    count = call.alg.leaf(n)
+    call.resize("repeats", count)
+    return replaced(x.axes, {d: _times(x.axes[d], count)})
+
+
+def _times(a: Term, b: Term) -> Term:
+    return b if a == ONE else a if b == ONE else Times((a, b))
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(call: Call) -> Axes:
+    """(groups, c) → (c, groups)."""
+    x = call["self"]
+    n = call.alg.size(x.axes[1])
+    g, c = call.alg.split(x.axes[1], [call["groups"], n // call["groups"]])
+    call.freeze(g, "the groups of a channel shuffle change places")
+    return replaced(x.axes, {1: _times(c, g)})
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffle(call: Call) -> Axes:
+    """(c r r) h w → c (h r) (w r)."""
+    x, r = call["self"], call["upscale_factor"]
+    *lead, channels, h, w = x.axes
+    c, a, b = call.alg.split(channels, [call.alg.size(channels) // (r * r), r, r])
+    call.freeze([a, b], "it becomes pixels")
+    return (*lead, c, _times(h, a), _times(w, b))
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Axes:
+    """c (h r) (w r) → (c r r) h w."""
+    x, r = call["self"], call["downscale_factor"]
+    *lead, c, height, width = x.axes
+    h, a = call.alg.split(height, [call.alg.size(height) // r, r])
+    w, b = call.alg.split(width, [call.alg.size(width) // r, r])
+    call.freeze([a, b], "it becomes channels")
+    return (*lead, Times((c, a, b)), h, w)
+
+
+@rule("aten.im2col")
+def im2col(call: Call) -> Axes:
+    """n c h w → n (c kernel) positions."""
+    *lead, c, _, _ = call["self"].axes
+    call.freeze(call["self"].axes[-2:], "windows are taken along it")
+    (k,) = call.frozen([prod(call["kernel_size"])], "kernel positions")
+    return (*lead, _times(c, k), *call.frozen(call.shape[-1:], "window positions"))
+
+
+@rule("aten.col2im")
+def col2im(call: Call) -> Axes:
+    """n (c kernel) positions → n c h w."""
+    *lead, ck, positions = call["self"].axes
+    k = prod(call["kernel_size"])
+    c, kernel = call.alg.split(ck, [call.alg.size(ck) // k, k])
+    call.freeze([kernel, positions], "windows are put back along it")
+    return (*lead, c, *call.frozen(call.shape[-2:], "spatial"))
+
+
+@rule("aten.view_as_complex", "aten.view_as_real")
+def complex_view(call: Call) -> Axes:
+    """The last dim is (real, imaginary)."""
+    x: Value = call["self"]
+    if len(call.shape) < len(x.axes):
+        call.freeze(x.axes[-1], "real and imaginary part")
+        return x.axes[:-1]
+    return (*x.axes, *call.frozen([2], "real and imaginary part"))
+
+
+def freeze_all(call: Call, text: str) -> list[Axes]:
+    """Nothing that this op touches may be pruned."""
+    for v in call.tensors():
+        call.freeze(v.axes, text)
+    return [call.frozen(shape, text) for shape in call.shapes]

@@ -1,0 +1,245 @@
+"""Ops that put tensors side by side or take parts of them: cat, stack, split, slice, pad, index."""
+
+from __future__ import annotations
+
+from ..axes import ONE, Plus, Term
+from .base import Axes, Call, Value, replaced, rule
+from .shape import freeze_all
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate")
+def cat(call: Call) -> Axes:
+    """Parts one after the other along a dim; the other dims meet."""
+    values = [v for v in call["tensors"] if len(v.axes) == len(call.shape)]  # torch skips empty 1-d tensors
+    (d,) = call.dims(values[0], call["dim"] or call["axis"] or 0)
+    out = list(call.broadcast([v._replace(axes=replaced(v.axes, {d: ONE})) for v in values], replaced(call.shape, {d: 1})))  # type: ignore[arg-type]
+    parts = tuple(v.axes[d] for v in values if call.alg.size(v.axes[d]) > 0)
+    out[d] = parts[0] if len(parts) == 1 else Plus(parts)
+    return tuple(out)
+
+
+@rule("aten.stack")
+def stack(call: Call) -> Axes:
+    """A new dim, one position per tensor."""
+    values: list[Value] = call["tensors"]
+    d = (call["dim"] or 0) % len(call.shape)
+    out = list(call.broadcast(values, [n for i, n in enumerate(call.shape) if i != d]))
+    out[d:d] = call.frozen([len(values)], "tensors are stacked along it")
+    return tuple(out)
+
+
+@rule("aten.split_with_sizes", "aten.split", "aten.chunk", "aten.tensor_split", "aten.split_with_sizes_copy", "aten.unsafe_chunk",
+      "aten.unsafe_split")  # fmt: skip
+def split(call: Call) -> list[Axes]:
+    """A dim is cut into parts; the program is rewritten to name each part's size."""
+    x = call["self"]
+    (d,) = call.dims(x, call["dim"] or 0)
+    parts = call.alg.cut(x.axes[d], [s[d] for s in call.shapes])
+    call.resize("split_sizes", list(parts))
+    return [replaced(x.axes, {d: p}) for p in parts]
+
+
+@rule("aten.unbind", "aten.unbind_copy")
+def unbind(call: Call) -> list[Axes]:
+    """Each position becomes a tensor of its own."""
+    x = call["self"]
+    (d,) = call.dims(x, call["dim"] or 0)
+    call.freeze(x.axes[d], "its positions are taken apart")
+    return [tuple(a for i, a in enumerate(x.axes) if i != d) for _ in call.shapes]
+
+
+@rule("aten.select", "aten.select_copy")
+def select(call: Call) -> Axes:
+    x = call["self"]
+    (d,) = call.dims(x, call["dim"])
+    call.freeze(x.axes[d], "one position of it is taken")
+    return tuple(a for i, a in enumerate(x.axes) if i != d)
+
+
+def window(call: Call, n: int) -> tuple[int, int, int]:
+    """Start, end and step of a slice of a dim of size n."""
+    start, end = (n if v is None and last else v or 0 for v, last in ((call["start"], False), (call["end"], True)))
+    if not all(isinstance(v, int) for v in (start, end)):
+        return 0, n, 0  # a size computed from data
+    start, end = (min(max(v + n if v < 0 else v, 0), n) for v in (start, end))
+    return start, max(start, end), call["step"] or 1
+
+
+@rule("aten.slice", "aten.slice_copy", "aten.narrow")
+def slice_(call: Call) -> Axes:
+    """A run of positions: the dim is cut before and after it."""
+    x = call["self"]
+    (d,) = call.dims(x, call["dim"] or 0)
+    n = call.alg.size(x.axes[d])
+    if "length" in call.args:
+        begin = call["start"] + n if call["start"] < 0 else call["start"]
+        start, end, step = begin, begin + call["length"], 1
+    else:
+        start, end, step = window(call, n)
+    if (end - start, step) == (n, 1):
+        if "length" in call.args:
+            call.resize("length", x.axes[d])
+        return x.axes
+    if step != 1 or end == start or call.alg.is_frozen(x.axes[d]):
+        call.freeze(x.axes[d], "a slice with a step is taken" if step != 1 else "a slice is taken")
+        return replaced(x.axes, dict(zip([d], call.frozen([call.shape[d]], "a slice"), strict=True)))
+    sizes = [n for n in (start, end - start, n - end) if n]
+    parts = iter(call.alg.cut(x.axes[d], sizes))
+    before = [next(parts)] if start else []
+    middle = next(parts)
+    call.resize("start", before[0] if before else 0)
+    call.resize(*(("length", middle) if "length" in call.args else ("end", Plus((*before, middle)))))
+    return replaced(x.axes, {d: middle})
+
+
+@rule("aten.slice_scatter")
+def slice_scatter(call: Call) -> Axes:
+    """A run of positions is overwritten: outside the run the dim stays what it was, inside both meet."""
+    x, src = call["self"], call["src"]
+    (d,) = call.dims(x, call["dim"] or 0)
+    n = call.alg.size(x.axes[d])
+    start, end, step = window(call, n)
+    out = call.broadcast([x._replace(axes=replaced(x.axes, {d: ONE})), src._replace(axes=replaced(src.axes, {d: ONE}))],
+                         replaced(call.shape, {d: 1}))  # type: ignore[arg-type]  # fmt: skip
+    if (start, end, step) == (0, n, 1):
+        return replaced(out, {d: call.unify(x.axes[d], src.axes[d])})
+    if step != 1 or end == start:
+        call.freeze([x.axes[d], src.axes[d]], "positions of it are overwritten")
+        return replaced(out, {d: x.axes[d]})
+    parts = iter(call.alg.cut(x.axes[d], [m for m in (start, end - start, n - end) if m]))
+    before = [next(parts)] if start else []
+    middle = call.unify(next(parts), src.axes[d])
+    call.resize("start", before[0] if before else 0)
+    call.resize("end", Plus((*before, middle)))
+    return replaced(out, {d: x.axes[d]})
+
+
+@rule("aten.select_scatter", "aten.diagonal_scatter")
+def select_scatter(call: Call) -> Axes:
+    """One position is overwritten."""
+    x, src = call["self"], call["src"]
+    if call["dim"] is None:
+        return freeze_all(call, "a diagonal is overwritten")[0]
+    (d,) = call.dims(x, call["dim"])
+    call.freeze(x.axes[d], "one position of it is overwritten")
+    out = call.broadcast([x._replace(axes=tuple(a for i, a in enumerate(x.axes) if i != d)), src],
+                         [n for i, n in enumerate(call.shape) if i != d])  # fmt: skip
+    return (*out[:d], x.axes[d], *out[d:])
+
+
+@rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.replication_pad1d",
+      "aten.replication_pad2d", "aten.replication_pad3d", "aten.reflection_pad3d")  # fmt: skip
+def pad(call: Call) -> Axes:
+    """Constant padding puts new free positions before and after a dim; other kinds repeat positions, and freeze it."""
+    x = call["self"]
+    amounts = list(call["pad"] if call["pad"] is not None else call["padding"])
+    constant = call.op.startswith("aten.constant") or call["mode"] in (None, "constant") and "aten.pad" in call.op
+    out = list(x.axes)
+    for i in range(len(amounts) // 2):
+        low, high = amounts[2 * i : 2 * i + 2]
+        d = len(out) - 1 - i
+        if (low, high) == (0, 0):
+            continue
+        if constant and low >= 0 and high >= 0 and not call.alg.is_frozen(out[d]):
+            edge = [call.frozen([n], "padding")[0] if n else None for n in (low, high)]
+            out[d] = Plus(tuple(e for e in (edge[0], out[d], edge[1]) if e is not None))
+        else:
+            call.freeze(out[d], "it is padded")
+            out[d] = call.frozen([call.shape[d]], "it is padded")[0]
+    return tuple(out)
+
+
+@rule("aten.index", "aten._unsafe_index", "aten.index_put", "aten._unsafe_index_put")
+def index(call: Call) -> Axes:
+    """Advanced indexing: indexed dims are gathered, the others pass; indices broadcast into the place of the first."""
+    x = call["self"]
+    indices = list(call["indices"]) + [None] * (len(x.axes) - len(call["indices"]))
+    used = [d for d, i in enumerate(indices) if i is not None]
+    call.freeze([x.axes[d] for d in used], "positions of it are picked by an index")
+    for v in call.tensors():
+        if v is not x:
+            call.freeze(v.axes, "it meets an index")
+    if "put" in call.op or any(len(indices[d].axes) > 1 for d in used) and not used:
+        return x.axes
+    rank = len(call.shape) - (len(x.axes) - len(used))
+    first = 0 if used != list(range(used[0], used[-1] + 1)) else used[0]
+    rest = [a for d, a in enumerate(x.axes) if d not in used]
+    picked = call.frozen(call.shape[first : first + rank], "picked by an index")
+    # a batch of indices keeps the batch
+    whole = [v for v in (indices[d] for d in used) if len(v.axes) == rank]
+    picked = tuple(next((v.axes[k] for v in whole if call.alg.size(v.axes[k]) == n), p)
+                   for k, (p, n) in enumerate(zip(picked, call.shape[first : first + rank], strict=True)))  # fmt: skip
+    out = (*rest[:first], *picked, *rest[first:])
+    return out if len(out) == len(call.shape) else call.frozen(call.shape, "picked by an index")
+
+
+@rule("aten.index_select", "aten.embedding")
+def index_select(call: Call) -> Axes:
+    """Rows picked by an integer tensor."""
+    if call["weight"] is not None:
+        w, idx = call["weight"], call["indices"]
+        call.freeze(w.axes[0], "it is a vocabulary")
+        return (*idx.axes, w.axes[1])
+    x, idx = call["self"], call["index"]
+    (d,) = call.dims(x, call["dim"])
+    call.freeze(x.axes[d], "positions of it are picked by an index")
+    return replaced(x.axes, {d: idx.axes[0] if idx.axes else ONE})
+
+
+@rule("aten.gather", "aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_copy", "aten.take_along_dim")
+def gather(call: Call) -> Axes:
+    """Positions along a dim are picked by data; other dims meet where they have the same size."""
+    x = call["self"]
+    dims = call.dims(x, call["dim"])
+    call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
+    for v in call.tensors():
+        call.freeze([a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)], "positions of it are picked by an index")
+    same = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
+    free: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same]
+    out = call.broadcast(free, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
+    picked: dict[int, Term] = {d: call.frozen([call.shape[d]], "picked by an index")[0] for d in dims}
+    return replaced(out, picked)
+
+
+@rule("aten.topk", "aten.kthvalue", "aten.mode")
+def topk(call: Call) -> list[Axes]:
+    x = call["self"]
+    (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
+    call.freeze(x.axes[d], "its largest are picked")
+    return [replaced(x.axes, {d: call.frozen([s[d]], "its largest are picked")[0]}) if len(s) == len(x.axes)
+            else tuple(a for i, a in enumerate(x.axes) if i != d) for s in call.shapes]  # fmt: skip
+
+
+@rule("aten.unfold")
+def unfold(call: Call) -> Axes:
+    """Windows along a dim, their positions in a new last dim."""
+    x = call["self"]
+    (d,) = call.dims(x, call["dimension"])
+    call.freeze(x.axes[d], "windows are taken along it")
+    return (*replaced(x.axes, {d: call.frozen([call.shape[d]], "windows")[0]}), *call.frozen(call.shape[-1:], "window"))
+
+
+@rule("aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed")
+def triangle(call: Call) -> list[Axes]:
+    """Positions of the last two dims are compared with each other."""
+    x = call["self"]
+    if len(call.shape) == len(x.axes) and call.op.split(".")[1] in ("tril", "triu"):
+        call.freeze(x.axes[-2:], "its positions are compared")
+        return [x.axes]
+    return freeze_all(call, "a diagonal is taken")
+
+
+@rule("aten.meshgrid")
+def meshgrid(call: Call) -> list[Axes]:
+    """One dim per vector; `xy` indexing swaps the first two."""
+    axes = [v.axes[0] if v.axes else ONE for v in call["tensors"]]
+    if call["indexing"] == "xy" and len(axes) > 1:
+        axes[:2] = axes[1::-1]
+    return [tuple(axes) for _ in call.shapes]
+
+
+@rule("aten.one_hot")
+def one_hot(call: Call) -> Axes:
+    """A new last dim, one position per class."""
+    x = call["self"]
+    return (*x.axes, *call.frozen(call.shape[-1:], "classes of a one-hot code"))

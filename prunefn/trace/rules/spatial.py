@@ -1,0 +1,43 @@
+"""Pooling and resampling: channels pass, spatial dims are new."""
+
+from __future__ import annotations
+
+from .base import Axes, Call, replaced, rule
+
+SPATIAL = {
+    f"aten.{name}{rank}d": rank
+    for rank in (1, 2, 3)
+    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "upsample_nearest",
+                 "_upsample_nearest_exact", "fractional_max_pool", "lp_pool")
+} | {
+    "aten.max_pool1d_with_indices": 1, "aten.max_pool2d_with_indices": 2, "aten.max_pool3d_with_indices": 3, "aten.upsample_linear1d": 1,
+    "aten.upsample_bilinear2d": 2, "aten.upsample_bicubic2d": 2, "aten.upsample_trilinear3d": 3, "aten._upsample_bilinear2d_aa": 2,
+    "aten._upsample_bicubic2d_aa": 2, "aten._upsample_lanczos2d_aa": 2, "aten.max_unpool2d": 2,
+}  # fmt: skip
+
+
+@rule(*SPATIAL)
+def spatial(call: Call) -> Axes | list[Axes]:
+    """Windows along the last dims; all before them pass."""
+    x = call["self"] or call["input"]
+    rank = SPATIAL[".".join(call.op.split(".")[:2])]
+    lead = x.axes[:-rank]
+    call.freeze(x.axes[-rank:], "pooled or resampled along it")
+    out = [(*lead, *call.frozen(s[-rank:], "it is a spatial dim")) for s in call.shapes]
+    return out[0] if len(out) == 1 else out
+
+
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def grid_sampler(call: Call) -> Axes:
+    """x [n, c, …] sampled at grid [n, …, rank]."""
+    x, grid = call["input"], call["grid"]
+    call.freeze([*x.axes[2:], *grid.axes[1:]], "it is sampled along")
+    return replaced(x.axes, dict(enumerate(call.frozen(call.shape[2:], "it is a spatial dim"), start=2)))
+
+
+@rule("torchvision.deform_conv2d")
+def deform_conv2d(call: Call) -> Axes:
+    """Kept whole: offsets are laid out by kernel position and offset group."""
+    for v in call.tensors():
+        call.freeze(v.axes[1:], "a deformable convolution")
+    return (call["input"].axes[0], *call.frozen(call.shape[1:], "a deformable convolution"))

@@ -1,0 +1,173 @@
+"""The spec: the immutable result of `trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ParamsError, nearest
+from ..types import Cost, FrozenDict, Group, Params, Site
+from .cost import Costs
+from .expr import Axis, einops_form, keep, leaves, size
+from .program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Tensors that are in no state dict: rotary tables, position grids, masks built in `forward`. Compared by value."""
+
+    tensors: FrozenDict[str, Tensor]
+    axes: FrozenDict[str, tuple[Axis, ...]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Constants) or self.axes != other.axes:
+            return NotImplemented if not isinstance(other, Constants) else False
+        pairs = [(t, other.tensors[n]) for n, t in self.tensors.items()]
+        return all(a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu())) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash(tuple((n, tuple(t.shape)) for n, t in self.tensors.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """Which axes of which tensors belong together, the program, and the costs. Read-only; made by `pf.trace`."""
+
+    program: Program
+    axes: FrozenDict[str, tuple[Axis, ...]]
+    """Tensor → axis of each dim; biases that a compensation may create are included."""
+    sizes: FrozenDict[str, int]
+    """Group → number of units now."""
+    groups: FrozenDict[str, Group]
+    sites: FrozenDict[str, Site]
+    constants: Constants
+    costs: Costs
+    parameters: frozenset[str]
+    """Names of the parameters; all other tensors are buffers."""
+    tied: FrozenDict[str, str]
+    """Second name of a tensor → its first name."""
+    frozen: FrozenDict[tuple[str, int], tuple[str, ...]] = field(repr=False)
+    unknown: FrozenDict[str, str] = field(repr=False)
+    """Op without a rule → where it stands in the source."""
+    train: bool = False
+    capture: str = "exported"
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self.program, self.axes, self.sizes, self.groups, self.sites, self.constants, self.costs, self.parameters, self.tied, self.train)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Spec) and hash(self) == hash(other) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        cached = self.__dict__.get("_hash")
+        if cached is None:
+            cached = hash((self.program.instructions, self.axes, self.sizes, self.constants, self.parameters, self.train))
+            object.__setattr__(self, "_hash", cached)
+        return cached
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of a parameter or buffer."""
+        return tuple(size(a, self.sizes) for a in self.axes[tensor])
+
+    def labels(self) -> dict[str, str]:
+        """Group → its short name in einops notation."""
+        return {g.name: g.label for g in self.groups.values()}
+
+    def einops(self, tensor: str) -> str:
+        """The axes of a tensor in einops notation, such as `(3 heads head_dim) residual`."""
+        labels = self.labels()
+        return " ".join(einops_form(a, labels) for a in self.axes[tensor])
+
+    def macs_of(self, group: str) -> int:
+        """MACs of one sample in which the group's units take part."""
+        return self.costs.macs(self.sizes) - self.costs.macs({**self.sizes, group: 0})
+
+    def __repr__(self) -> str:
+        kinds = [g.kind for g in self.groups.values()]
+        counts = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+        return f"Spec({len(self.groups)} groups: {counts or 'none'}; {self.costs(self.sizes)})"
+
+    def __str__(self) -> str:
+        lines = [repr(self), "", "groups (label: name, kind, units, members, MACs that it takes part in)"]
+        for g in self.groups.values():
+            share = self.macs_of(g.name) / max(self.costs.macs(self.sizes), 1)
+            mixed = f"  [mixed by {', '.join(g.mixed_by)}]" if g.mixed_by else ""
+            lines.append(f"  {g.label}: {g.name}  {g.kind}  {g.size}  {len(g.members)} members  {share:.1%}{mixed}")
+        lines += ["", "tensors"]
+        lines += [f"  {t}: {self.einops(t) or '()'}" for t in self.axes if t not in self._slots()]
+        if self.unknown:
+            lines += ["", "ops without a rule: all that they touch is frozen"]
+            lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
+        return "\n".join(lines)
+
+    def _slots(self) -> set[str]:
+        return {s.tensor for s in self.program.slots}
+
+    def explain(self, name: str) -> str:
+        """Why each dim of a tensor (or of a group's members) is prunable or not; `name` may be a glob.
+
+        Raises:
+            ParamsError: no tensor or group has this name.
+        """
+        if name in self.groups:
+            g = self.groups[name]
+            head = f"{name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+            members = [f"  {m.tensor} dim {m.dim} ({m.role}): {self.einops(m.tensor)}" for m in g.members]
+            sites = [f"  measured at {s}" for s in g.sites]
+            return "\n".join([head, *members, *sites])
+        tensors = [t for t in self.axes if t not in self._slots() and (t == name or t.startswith(f"{name}.") or fnmatch(t, name))]
+        if not tensors:
+            raise ParamsError(f"no tensor or group is called {name!r}{nearest(name, [*self.groups, *self.axes])}")
+        return "\n".join(line for t in tensors for line in self._explain(t))
+
+    def _explain(self, tensor: str) -> list[str]:
+        lines = [f"{tensor}: {self.einops(tensor) or '()'}"]
+        for d, axis in enumerate(self.axes[tensor]):
+            groups = list(dict.fromkeys(leaves(axis)))
+            why = list(self.frozen.get((tensor, d), ()))
+            text = [f"{g} ({self.groups[g].kind})" for g in groups if g in self.groups]
+            text += [f"frozen: {w}" for w in why]
+            lines.append(f"  dim {d}, size {size(axis, self.sizes)}: {'; '.join(text) or 'frozen: it has one position, or meets no other tensor'}")
+        return lines
+
+
+def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
+    """The spec of what a mask leaves: sizes shrink, constants that carry a group are sliced, all else is shared."""
+    sizes = FrozenDict({g: int(mask[g].sum()) if g in mask else n for g, n in spec.sizes.items()})
+    groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
+    tensors = {n: take(t, spec.constants.axes[n], mask, spec.sizes) for n, t in spec.constants.tensors.items()}
+    return replace(spec, sizes=sizes, groups=groups, constants=replace(spec.constants, tensors=FrozenDict(tensors)))
+
+
+def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """The kept part of a tensor; the tensor itself if all of it is kept."""
+    for d, axis in enumerate(axes):
+        if any(leaf in mask for leaf in leaves(axis)):
+            kept = keep(axis, mask, sizes)
+            if not bool(kept.all()):
+                t = t.index_select(d, kept.nonzero()[:, 0].to(t.device))
+    return t
+
+
+def check_params(params: Params, spec: Spec, names: tuple[str, ...]) -> None:
+    """Every named tensor is there and has the spec's shape.
+
+    Raises:
+        ParamsError: names the tensor and both shapes.
+    """
+    for n in names:
+        if n not in params:
+            raise ParamsError(f"the parameters lack {n!r}{nearest(n, params)}")
+        if tuple(params[n].shape) != spec.shape(n):
+            raise ParamsError(f"{n!r} has shape {tuple(params[n].shape)}, but the spec says {spec.shape(n)} = {spec.einops(n)}; "
+                              "pruned parameters go with pf.shrink(spec, mask)")  # fmt: skip

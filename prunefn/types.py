@@ -1,0 +1,212 @@
+"""The vocabulary: whoever has read this file can read everything else.
+
+Params, scores and masks are plain dicts. Everything that is chosen (a criterion, a scope, a budget, a compensation) is a
+small value: a NamedTuple of pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .stats import Stats
+    from .trace.expr import Axis
+    from .trace.rules import Geometry
+    from .trace.spec import Spec
+
+Params = dict[str, Tensor]
+"""Name → tensor, parameters and buffers, names as in `state_dict`."""
+Scores = dict[str, Tensor]
+"""Group → float [units]; higher = keep."""
+Mask = dict[str, Tensor]
+"""Group → bool [units], True = kept; a group absent from a mask is kept whole."""
+Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""A tensor; a tuple whose first n elements are the model's inputs; or a dict by input name."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class FrozenDict(Mapping[K, V], Generic[K, V]):
+    """An immutable, hashable, ordered mapping.
+
+    >>> d = FrozenDict({"a": 1})
+    >>> d["a"], hash(d) == hash(FrozenDict({"a": 1}))
+    (1, True)
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[K, V] | None = None) -> None:
+        self._items: dict[K, V] = dict(items or {})
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._items.items()))
+
+    def __repr__(self) -> str:
+        return f"FrozenDict({self._items!r})"
+
+
+class Member(NamedTuple):
+    """One (tensor, dim) where a group occurs."""
+
+    tensor: str
+    dim: int
+    role: str
+    """`out`: rows of a contraction's weight or bias; `in`: the dim that is summed over; `along`: norms, embeddings, tables."""
+
+
+class Group(NamedTuple):
+    """A prunable leaf axis, with every place where it occurs."""
+
+    name: str
+    kind: str
+    """`hidden`, `residual`, `heads`, `head_dim` or `groups`."""
+    size: int
+    """Number of units."""
+    members: tuple[Member, ...]
+    sites: tuple[str, ...]
+    """Where activations over this axis enter a contraction with parameters."""
+    mixed_by: tuple[str, ...] = ()
+    """Ops that run over the units (norms, means): where there are any, removing a unit changes the others."""
+    label: str = ""
+    """Short name in einops notation."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing a unit leaves the others as they are."""
+        return not self.mixed_by
+
+
+class Site(NamedTuple):
+    """The input of a contraction over an axis: where activations are measured and compensated."""
+
+    name: str
+    axis: Axis
+    """The axis that is summed over."""
+    values: tuple[tuple[str, int], ...]
+    """(value, dim) of the program, one for each call of the contraction."""
+    weight: str
+    """The program's value that holds the weight; a parameter, or computed from parameters."""
+    pattern: str
+    """einops pattern from the weight to [groups, out, in, taps]."""
+    groups: Axis
+    out: Axis
+    bias: str | None
+    """The parameter that is added to the output, if the contraction has one."""
+    norm: str | None
+    """Running mean of a BatchNorm that follows directly."""
+    slot: str
+    """Name of a bias that a compensation may create; empty where the contraction has one."""
+    geometry: Geometry | None = None
+
+    @property
+    def taps(self) -> bool:
+        """Whether the mean differs from tap to tap of the kernel (padding, strides, windows)."""
+        g = self.geometry
+        return g is not None and not (set(g.kernel) <= {1} and set(g.stride) <= {1} and set(sum(g.padding, ())) <= {0})
+
+
+class Cost(NamedTuple):
+    """What one sample costs."""
+
+    macs: int
+    """Multiply-accumulates of all contractions, attention's two products included."""
+    params: int
+    """Elements of all parameters; tied ones count once, buffers do not."""
+    activations: int
+    """Elements written by all ops that are not views."""
+
+    def __str__(self) -> str:
+        return f"{self.macs / 1e9:.4g} GMACs, {self.params / 1e6:.4g} M params, {self.activations / 1e6:.4g} M activations"
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of the samples at a site, in float64; merged by Chan's formula."""
+
+    count: int
+    mean: Tensor
+    """[d]"""
+    m2: Tensor
+    """[d], sum of squared deviations from the mean"""
+    taps: Tensor | None = None
+    """[d, taps]: mean of the zero-padded input over output positions, for convolutions where it differs from the mean"""
+    tap_count: int = 0
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased variance [d]; zero for a single sample."""
+        return self.m2 / max(self.count - 1, 1)
+
+
+class Criterion(NamedTuple):
+    """How units are scored: what to collect, and a pure function of it."""
+
+    name: str
+    collect: Callable[[Params, Any, Spec], Mapping[str, Tensor]] | None
+    """(params, batch, spec) → sums over the batch, group → [units]; None where site moments or weights are enough."""
+    score: Callable[[Stats], Scores]
+    data: bool = True
+    """Whether it needs batches."""
+
+
+class Scope(NamedTuple):
+    """What is ranked against what: an order over all units, lowest first removed."""
+
+    name: str
+    priority: Callable[[Scores], Scores]
+    """Scores → comparable priorities of the same shapes."""
+    count: Callable[[Scores, float], int]
+    """(priorities, ratio) → how many units are removed."""
+
+
+class Budget(NamedTuple):
+    """An upper bound on one of the costs, as a share of the dense network's."""
+
+    quantity: str
+    """`macs`, `params` or `activations`."""
+    keep: float
+
+
+class Compensation(NamedTuple):
+    """How a contraction makes up for removed inputs."""
+
+    name: str
+    bias_shift: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    """(weight [g, o, i, t], means [g, i, t] , removed [g, i]) → shift of the output [g, o]; None: no compensation."""
+
+
+class Where(Protocol):
+    """A predicate on groups."""
+
+    def __call__(self, group: Group) -> bool: ...
+
+
+class Info(NamedTuple):
+    """What a pipeline step did."""
+
+    before: Cost
+    after: Cost
+    removed: Mapping[str, tuple[int, int]]
+    """Group → (units removed, units)."""
+
+
+class Pruned(NamedTuple):
+    """What a pipeline returns."""
+
+    params: Params
+    spec: Spec
+    mask: Mask
+    info: Info
