@@ -1,6 +1,49 @@
-"""prunefn: functional pruning for PyTorch. Trace once, then pure functions on dicts of tensors."""
+"""prunefn: functional pruning for PyTorch. Trace once, then pure functions on dicts of tensors.
 
-from .forward import forward, forward_train
-from .params import apply, compose, params, shrink, zero
-from .trace.api import trace
-from .trace.spec import Spec
+model ──trace──▶ spec      model ──params─▶ params
+
+params, batches ─collect_stats▶ stats ─score▶ scores ─select▶ mask
+params, stats, mask ─compensate▶ params
+params, mask ─apply▶ smaller params   ;   spec, mask ─shrink▶ smaller spec
+params, x ─forward▶ y                 ;   params ─to_module▶ nn.Module
+"""
+
+from . import budget as budget
+from . import compensation as compensation
+from . import criteria as criteria
+from . import scope as scope
+from .compensation import compensate as compensate
+from .criteria.base import score as score
+from .errors import BatchError as BatchError
+from .errors import BudgetError as BudgetError
+from .errors import MaskError as MaskError
+from .errors import ParamsError as ParamsError
+from .errors import PruneError as PruneError
+from .errors import StatsError as StatsError
+from .errors import TraceError as TraceError
+from .forward import forward as forward
+from .forward import forward_train as forward_train
+from .io.module import to_module as to_module
+from .params import apply as apply
+from .params import compose as compose
+from .params import params as params
+from .params import shrink as shrink
+from .params import zero as zero
+from .pipeline import cost as cost
+from .pipeline import pipeline as pipeline
+from .recalibrate import recalibrate as recalibrate
+from .select import select as select
+from .stats import Stats as Stats
+from .stats import collect_stats as collect_stats
+from .stats import merge_stats as merge_stats
+from .trace.api import trace as trace
+from .trace.spec import Spec as Spec
+from .types import Cost as Cost
+from .types import Criterion as Criterion
+from .types import Mask as Mask
+from .types import Params as Params
+from .where import glob as glob
+from .where import kind as kind
+from .where import only as only
+
+__version__ = "0.1.0"

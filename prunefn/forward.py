@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from .errors import BatchError, ParamsError
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
-from .trace.program import Ref, build, refs
+from .trace.program import Program, Ref, build, needed_by
 from .trace.spec import Spec, check_params
 from .types import Params
 
@@ -33,7 +33,15 @@ _CACHE: dict[tuple[Any, ...], Compiled] = {}
 _CACHE_LIMIT = 64
 
 
-def compiled(spec: Spec, params: Params, key: tuple[Any, ...], emit: Callable[[fx.Graph, Any], Any], only: Iterable[str] | None = None) -> Compiled:
+def compiled(
+    spec: Spec,
+    params: Params,
+    key: tuple[Any, ...],
+    emit: Callable[[fx.Graph, Any], Any],
+    *,
+    only: Iterable[str] | None = None,
+    program: Program | None = None,
+) -> Compiled:
     """The program for the spec's sizes as a Python function; the last 64 are kept.
 
     Args:
@@ -42,6 +50,7 @@ def compiled(spec: Spec, params: Params, key: tuple[Any, ...], emit: Callable[[f
         key: says what `emit` does.
         emit: makes the results from the values.
         only: names of the values that are wanted; None: all.
+        program: a variant of the spec's own; `key` must tell it apart.
     """
     present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
     device = next((params[n].device for n in spec.program.tensors), torch.device("cpu"))
@@ -49,22 +58,31 @@ def compiled(spec: Spec, params: Params, key: tuple[Any, ...], emit: Callable[[f
     if full not in _CACHE:
         while len(_CACHE) >= _CACHE_LIMIT:
             _CACHE.pop(next(iter(_CACHE)))
-        _CACHE[full] = _compile(spec, present, device, emit, only)
+        _CACHE[full] = _compile(spec, program or spec.program, present, device, emit, only)
     return _CACHE[full]
 
 
-def _compile(spec: Spec, present: frozenset[str], device: torch.device, emit: Callable[[fx.Graph, Any], Any], only: Iterable[str] | None) -> Compiled:
+def _compile(
+    spec: Spec,
+    program: Program,
+    present: frozenset[str],
+    device: torch.device,
+    emit: Callable[[fx.Graph, Any], Any],
+    only: Iterable[str] | None,
+) -> Compiled:
     names: list[str] = []
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         names.append(name)
         return graph.placeholder("v_" + "".join(c if c.isalnum() else "_" for c in name) + f"_{len(names)}")
 
-    graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit, only=only)
+    graph = build(program, spec.sizes, present=present, device=device, load=load, emit=emit, only=only)
     module = fx.GraphModule(nn.Module(), graph)
     constants = tuple(spec.constants.tensors[n].to(device) for n in names if n in spec.constants.tensors)
-    inputs = {i.name for i in spec.program.inputs}
-    return Compiled(module.forward, tuple(n for n in names if n not in inputs and n not in spec.constants.tensors), constants)
+    inputs = {i.name for i in program.inputs}
+    return Compiled(
+        module.forward, tuple(n for n in names if n not in inputs and n not in spec.constants.tensors), constants
+    )
 
 
 def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -83,7 +101,9 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         for d, axis in enumerate(i.axes):
             if x.ndim != len(i.axes) or (not isinstance(axis, Leaf) and x.shape[d] != axis_size(axis, spec.sizes)):
                 wanted = [a.name if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes]
-                raise BatchError(f"input {i.name!r} has shape {tuple(x.shape)}; the spec was traced with ({', '.join(map(str, wanted))})")
+                raise BatchError(
+                    f"input {i.name!r} has shape {tuple(x.shape)}; the spec was traced with ({', '.join(map(str, wanted))})"
+                )
     return leaves
 
 
@@ -140,20 +160,18 @@ def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tu
     updates = spec.program.updates
     run = compiled(spec, params, ("train",), lambda _, env: (result(spec, env), tuple(env[r.name] for _, r in updates)))
     out, new = run(params, flat)
-    return pytree.tree_unflatten(out, spec.program.out_spec), {**params, **dict(zip((n for n, _ in updates), new, strict=True))}
+    return pytree.tree_unflatten(out, spec.program.out_spec), {
+        **params,
+        **dict(zip((n for n, _ in updates), new, strict=True)),
+    }
 
 
 def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
     """A value that the program computes from parameters alone (a standardised weight), or the parameter itself."""
     if name in params:
         return params[name]
-    from .trace.program import _needed
-
-    needed = _needed(spec.program, {name}, {})
+    needed = needed_by(spec.program, {name}, {})
     if any(i.name in needed for i in spec.program.inputs):
         raise ParamsError(f"{name!r} depends on the inputs")
     no_inputs = [None] * len(spec.program.inputs)
-    return compiled(spec, params, ("value", name), lambda _, env: env[name], [name])(params, no_inputs)
-
-
-__all__ = ["compiled", "flat_inputs", "forward", "forward_train", "refs", "value_of"]
+    return compiled(spec, params, ("value", name), lambda _, env: env[name], only=[name])(params, no_inputs)

@@ -44,7 +44,9 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
         if m.dtype != torch.bool:
             raise MaskError(f"the mask of group {name!r} has dtype {m.dtype}; it must be bool, True = kept")
         if tuple(m.shape) != (n,):
-            raise MaskError(f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)")
+            raise MaskError(
+                f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)"
+            )
         if not bool(m.any()):
             raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
 
@@ -85,14 +87,16 @@ def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
         for d, axis in enumerate(spec.axes[name]):
             if any(leaf in mask for leaf in leaves(axis)):
                 kept = keep(axis, mask, spec.sizes).to(t.device)
-                t = torch.where(kept.reshape(-1, *(1,) * (t.ndim - d - 1)), t, torch.zeros((), dtype=t.dtype, device=t.device))
+                t = torch.where(
+                    kept.reshape(-1, *(1,) * (t.ndim - d - 1)), t, torch.zeros((), dtype=t.dtype, device=t.device)
+                )
         return t
 
     slots = {s.tensor for s in spec.program.slots}
     return _map(params, mask, spec, zeroed)
 
 
-def _map(params: Params, mask: Mask, spec: Spec, change) -> Params:  # noqa: ANN001
+def _map(params: Params, mask: Mask, spec: Spec, change) -> Params:
     """Change every tensor once, also where it stands under several names."""
     check_mask(mask, spec)
     check_names(params, spec)
@@ -141,7 +145,9 @@ def compose(first: Mask, second: Mask) -> Mask:
             continue
         left = int(first[name].sum())
         if tuple(m.shape) != (left,):
-            raise MaskError(f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units")
+            raise MaskError(
+                f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units"
+            )
         both = first[name].clone()
         both[first[name]] = m.to(both.device)
         out[name] = both

@@ -130,7 +130,9 @@ class Cost(NamedTuple):
     """Elements written by all ops that are not views."""
 
     def __str__(self) -> str:
-        return f"{self.macs / 1e9:.4g} GMACs, {self.params / 1e6:.4g} M params, {self.activations / 1e6:.4g} M activations"
+        return (
+            f"{self.macs / 1e9:.4g} GMACs, {self.params / 1e6:.4g} M params, {self.activations / 1e6:.4g} M activations"
+        )
 
 
 class Moments(NamedTuple):
@@ -152,31 +154,31 @@ class Moments(NamedTuple):
 
 
 class Criterion(NamedTuple):
-    """How units are scored: what to collect, and a pure function of it."""
+    """How units are scored: what to collect from a batch, and a pure function of what was collected."""
 
     name: str
-    collect: Callable[[Params, Any, Spec], Mapping[str, Tensor]] | None
-    """(params, batch, spec) → sums over the batch, group → [units]; None where site moments or weights are enough."""
     score: Callable[[Stats], Scores]
+    collect: Callable[[Params, Batch, Spec], Mapping[str, Tensor]] | None = None
+    """(params, batch, spec) → group → [units], summed over batches into `stats.sums[name]`; None: moments and weights are enough."""
     data: bool = True
-    """Whether it needs batches."""
+    """Whether it needs batches at all."""
 
 
 class Scope(NamedTuple):
-    """What is ranked against what: an order over all units, lowest first removed."""
+    """What is ranked against what: one order over all units, the lowest removed first."""
 
     name: str
     priority: Callable[[Scores], Scores]
-    """Scores → comparable priorities of the same shapes."""
+    """Scores → priorities that can be compared across groups."""
     count: Callable[[Scores, float], int]
     """(priorities, ratio) → how many units are removed."""
 
 
 class Budget(NamedTuple):
-    """An upper bound on one of the costs, as a share of the dense network's."""
+    """An upper bound on one of the costs, as a share of what the spec costs now."""
 
     quantity: str
-    """`macs`, `params` or `activations`."""
+    """A field of `Cost`."""
     keep: float
 
 
@@ -184,8 +186,8 @@ class Compensation(NamedTuple):
     """How a contraction makes up for removed inputs."""
 
     name: str
-    bias_shift: Callable[[Tensor, Tensor, Tensor], Tensor] | None
-    """(weight [g, o, i, t], means [g, i, t] , removed [g, i]) → shift of the output [g, o]; None: no compensation."""
+    shift: Callable[[Tensor, Tensor], Tensor] | None
+    """(weight [g, out, in, taps], means of the removed inputs, zero at kept ones [g, in, taps]) → what the output lacks [g, out]."""
 
 
 class Where(Protocol):

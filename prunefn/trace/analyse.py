@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from . import rules
-from .axes import Algebra, Term, Times, Var
+from .axes import Algebra, Times, Var
 from .capture import Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, Value
 
@@ -97,7 +97,9 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
         return a.values[node.args[0]][node.args[1]]  # type: ignore[index]
     meta = node.meta.get("val")
-    if not isinstance(meta, Tensor) and not (isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)):
+    if not isinstance(meta, Tensor) and not (
+        isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)
+    ):
         return _size(a, node, meta)
     metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
     call = Call(a.alg, str(node.target), node.name, _bind(a, node), [hints(m) for m in metas], _reason(node))
@@ -109,7 +111,14 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if isinstance(out, tuple):
         out = [out]
     _check(call, out)
-    return _record(a, node, call, out, single=isinstance(meta, Tensor), floating=[m.dtype.is_floating_point or m.dtype.is_complex for m in metas])
+    return _record(
+        a,
+        node,
+        call,
+        out,
+        single=isinstance(meta, Tensor),
+        floating=[m.dtype.is_floating_point or m.dtype.is_complex for m in metas],
+    )
 
 
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, floating: list[bool]) -> Any:
@@ -134,7 +143,9 @@ def _check(call: Call, out: list[Axes]) -> None:
     """A rule that returns the wrong sizes is a bug; better found here than in a pruned network."""
     sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
     if sizes != call.shapes:
-        raise AssertionError(f"the rule for {call.op} returned axes of sizes {sizes} for outputs of shapes {call.shapes} at {call.at}")
+        raise AssertionError(
+            f"the rule for {call.op} returned axes of sizes {sizes} for outputs of shapes {call.shapes} at {call.at}"
+        )
 
 
 def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
@@ -143,7 +154,11 @@ def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
     if "sym_size" in str(node.target) and isinstance(args[0], Value):
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
-        terms = [x.axis if isinstance(x, SizeOf) else a.alg.leaf(x, Reason("a static size")) for x in args if isinstance(x, SizeOf | int)]
+        terms = [
+            x.axis if isinstance(x, SizeOf) else a.alg.leaf(x, Reason("a static size"))
+            for x in args
+            if isinstance(x, SizeOf | int)
+        ]
         if len(terms) == 2:
             return SizeOf(Times(tuple(terms)))
     return meta
@@ -181,4 +196,3 @@ def _reason(node: fx.Node) -> Reason:
         return Reason("", str(node.target))
     path, _, rest = trace[start + 6 :].partition('", line ')
     return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{rest.partition(',')[0]}")
-

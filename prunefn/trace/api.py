@@ -20,8 +20,14 @@ from .spec import Constants, Spec
 TIED = Reason("two tied tensors of it have different axes")
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, train: bool = False,
-          rules: Mapping[str, Rule] | None = None) -> Spec:  # fmt: skip
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    train: bool = False,
+    rules: Mapping[str, Rule] | None = None,
+) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.
 
     Args:
@@ -58,8 +64,20 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, found, device)
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False))
-    return Spec(program, found.axes, found.sizes, found.groups, found.sites, _constants(captured, analysis, found, program.constants),
-                _costs(analysis, found, parameters, tied), parameters, tied, found.frozen, FrozenDict(analysis.unknown), train)  # fmt: skip
+    return Spec(
+        program,
+        found.axes,
+        found.sizes,
+        found.groups,
+        found.sites,
+        _constants(captured, analysis, found, program.constants),
+        _costs(analysis, found, parameters, tied),
+        parameters,
+        tied,
+        found.frozen,
+        FrozenDict(analysis.unknown),
+        train,
+    )
 
 
 def _tie(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:

@@ -89,13 +89,13 @@ class Algebra:
 
     def vars(self, a: Term) -> Iterator[Var]:
         """The unbound leaves of an axis, from left to right, with repetitions."""
-        a = self.find(a)
-        match a:
-            case Var():
-                yield a
-            case Times(children) | Plus(children):
-                for child in children:
-                    yield from self.vars(child)
+        stack = [a]  # no recursion: a leaf that is cut again and again nests deeply
+        while stack:
+            match self.find(stack.pop()):
+                case Var() as v:
+                    yield v
+                case Times(children) | Plus(children):
+                    stack.extend(reversed(children))
 
     def reason(self, a: Var) -> object | None:
         """Why a leaf is frozen; None if it is not."""
@@ -154,24 +154,31 @@ class Algebra:
 
     def factors(self, a: Term) -> list[Term]:
         """`a` as a product: no factor is itself a product or of size 1."""
-        a = self.find(a)
-        if isinstance(a, Times):
-            return [g for f in a.factors for g in self.factors(f)]
-        return [a]
+        return self._flat(a, Times)
 
     def parts(self, a: Term) -> list[Term]:
         """`a` as a concatenation: no part is itself one, nor a product led by one."""
-        a = self.find(a)
-        if isinstance(a, Plus):
-            return [q for p in a.parts for q in self.parts(p)]
-        if isinstance(a, Times):
-            factors = self.factors(a)
-            if len(factors) == 1:
-                return [factors[0]] if isinstance(factors[0], Var) else self.parts(factors[0])
-            if factors and isinstance(factors[0], Plus):
-                return [self._times(p, *factors[1:]) for p in self.parts(factors[0])]
-            return [self._times(*factors)]
-        return [a]
+        out, stack = list[Term](), [a]
+        while stack:
+            match self._times(stack.pop()):
+                case Plus(parts):
+                    stack.extend(reversed(parts))
+                case Times((lead, *rest)) if isinstance(lead, Plus):
+                    stack.extend(self._times(p, *rest) for p in reversed(lead.parts))
+                case part:
+                    out.append(part)
+        return out
+
+    def _flat(self, a: Term, form: type[Times] | type[Plus]) -> list[Term]:
+        """The children of nested terms of one form, from left to right."""
+        out, stack = list[Term](), [a]
+        while stack:
+            a = self.find(stack.pop())
+            if isinstance(a, form):
+                stack.extend(reversed(a.factors if isinstance(a, Times) else a.parts))
+            else:
+                out.append(a)
+        return out
 
     def _times(self, *terms: Term) -> Term:
         factors = [f for t in terms for f in self.factors(t)]
@@ -183,8 +190,10 @@ class Algebra:
         if not isinstance(a, Var):
             a, b = b, a
         assert isinstance(a, Var)
-        if a in self.vars(b):  # the same axis inside itself: only where all else has size 1
-            self._give_up([b], reason)
+        inside = list(self.vars(b))
+        if a in inside:  # the same axis inside itself: all else has size 1 or is empty
+            if inside != [a]:
+                self._give_up([b], reason)
             return
         self._bound[a.id] = b
         for v in self.vars(b):
@@ -192,8 +201,14 @@ class Algebra:
             if self._reason[v.id] is None:
                 self._reason[v.id] = self._reason[a.id]
 
-    def _walk(self, left: list[Term], right: list[Term], expand: Callable[[Term], list[Term]],
-              take: Callable[[Term, int], tuple[Term, Term] | None], reason: object) -> None:
+    def _walk(
+        self,
+        left: list[Term],
+        right: list[Term],
+        expand: Callable[[Term], list[Term]],
+        take: Callable[[Term, int], tuple[Term, Term] | None],
+        reason: object,
+    ) -> None:
         """Unify two rows of pieces from the left, breaking the larger of each pair at the size of the smaller."""
         left, right = left[::-1], right[::-1]
         while left and right:
@@ -260,7 +275,7 @@ class Algebra:
                     bound = self._bound[a.id]
                     cache[a] = name(a) if bound is None else self.resolve(bound, name, cache)
                 return cache[a]
-            case Times(factors):
-                return expr.product([self.resolve(f, name, cache) for f in factors])
-            case Plus(parts):
-                return expr.concat([self.resolve(p, name, cache) for p in parts])
+            case Times():
+                return expr.product([self.resolve(f, name, cache) for f in self._flat(a, Times)])
+            case Plus():
+                return expr.concat([self.resolve(p, name, cache) for p in self._flat(a, Plus)])

@@ -90,7 +90,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _inline_regions(gm: fx.GraphModule) -> None:
     """Regions under autocast or no_grad come as submodules; their ops are put in their place."""
     for node in list(gm.graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in (
+            "wrap_with_autocast",
+            "wrap_with_set_grad_enabled",
+        ):
             at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
             inner: fx.GraphModule = getattr(gm, node.args[at].target)
             _inline_regions(inner)
@@ -116,7 +119,11 @@ def _rename_in_place(graph: fx.Graph) -> bool:
         base[n] = base[source] if source is not None else n
         views.setdefault(base[n], []).append(n)
     for n in list(graph.nodes):
-        if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
+        if (
+            n.op != "call_function"
+            or not isinstance(n.target, torch._ops.OpOverload)
+            or not n.target._schema.is_mutable
+        ):
             continue
         written = n.args[0]
         functional = _functional_twin(n.target)
@@ -169,13 +176,19 @@ def _read(program: ExportedProgram) -> Captured:
     inputs = [n for n in inputs if n in nodes and isinstance(nodes[n].meta.get("val"), Tensor)]
     updates, outputs = {}, []
     for spec in signature.output_specs:
-        value = nodes[spec.arg.name] if hasattr(spec.arg, "name") and getattr(spec.arg, "name", None) in nodes else getattr(spec.arg, "value", None)
+        value = (
+            nodes[spec.arg.name]
+            if hasattr(spec.arg, "name") and getattr(spec.arg, "name", None) in nodes
+            else getattr(spec.arg, "value", None)
+        )
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(value)
         elif spec.kind == OutputKind.BUFFER_MUTATION:
             updates[spec.target] = value
         else:
-            raise TraceError(f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure")
+            raise TraceError(
+                f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure"
+            )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
     return Captured(graph, tensors, constants, inputs, list(inputs), in_spec, out_spec, outputs, updates, nodes)

@@ -56,8 +56,16 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     axes.update({s.tensor: (s.axis,) for s in slots})
     groups = _groups(a, names, users, sites, contractions, captured)
     frozen = {(t, d): r for t in order for d, x in enumerate(a.tensors[t]) if (r := _reasons(a, x))}
-    return Found(FrozenDict(axes), FrozenDict(sizes), FrozenDict(groups), FrozenDict(sites), slots, FrozenDict(frozen),
-                 FrozenDict({batch[v]: source for v, source in a.batch.items()}), axis_of)  # fmt: skip
+    return Found(
+        FrozenDict(axes),
+        FrozenDict(sizes),
+        FrozenDict(groups),
+        FrozenDict(sites),
+        slots,
+        FrozenDict(frozen),
+        FrozenDict({batch[v]: source for v, source in a.batch.items()}),
+        axis_of,
+    )
 
 
 def _reasons(a: Analysis, axis: Term) -> tuple[str, ...]:
@@ -107,7 +115,9 @@ def module_path(node: fx.Node) -> str:
     return stack[-1][0].replace("@1", "") if stack else ""
 
 
-def _names(captured: Captured, a: Analysis, contractions: list[Contraction], users: dict[Var, list[tuple[str, int]]]) -> dict[Var, tuple[str, str]]:
+def _names(
+    captured: Captured, a: Analysis, contractions: list[Contraction], users: dict[Var, list[tuple[str, int]]]
+) -> dict[Var, tuple[str, str]]:
     """Leaf → (name, kind), in program order: after its first producer, with a suffix where it is only a part of the axis."""
     producer: dict[Var, tuple[str, Term]] = {}
     for c in contractions:
@@ -168,8 +178,14 @@ def _suffix(a: Analysis, v: Var, axis: Term, kind: str) -> str:
 # ---- groups and sites
 
 
-def _groups(a: Analysis, names: dict[Var, tuple[str, str]], users: dict[Var, list[tuple[str, int]]], sites: dict[str, Site],
-            contractions: list[Contraction], captured: Captured) -> dict[str, Group]:  # fmt: skip
+def _groups(
+    a: Analysis,
+    names: dict[Var, tuple[str, str]],
+    users: dict[Var, list[tuple[str, int]]],
+    sites: dict[str, Site],
+    contractions: list[Contraction],
+    captured: Captured,
+) -> dict[str, Group]:
     roles = _roles(a, contractions, captured)
     at: dict[str, list[str]] = {}
     for s in sites.values():
@@ -222,8 +238,19 @@ def _sites(captured: Captured, a: Analysis, contractions: list[Contraction], axi
         bias = captured.tensors.get(c.bias.name) if c.bias is not None else None
         norm = None if c.bias is not None else _running_mean(nodes[c.node], captured)
         slot = "" if c.bias is not None or norm is not None else _free(f"{name}.bias", a)
-        sites[name] = Site(name, axis, (value,), _ref(captured, c.weight.name, nodes), c.pattern, axis_of(c.groups), axis_of(c.out), bias, norm,
-                           slot, c.geometry)  # fmt: skip
+        sites[name] = Site(
+            name,
+            axis,
+            (value,),
+            _ref(captured, c.weight.name, nodes),
+            c.pattern,
+            axis_of(c.groups),
+            axis_of(c.out),
+            bias,
+            norm,
+            slot,
+            c.geometry,
+        )
     return sites
 
 
@@ -245,13 +272,20 @@ def _running_mean(node: fx.Node, captured: Captured) -> str | None:
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
-    if user.op != "call_function" or str(user.target) != "aten.batch_norm.default" or user.args[0] is not node or user.args[5]:
+    if (
+        user.op != "call_function"
+        or str(user.target) != "aten.batch_norm.default"
+        or user.args[0] is not node
+        or user.args[5]
+    ):
         return None
     mean = user.args[3]
     return captured.tensors.get(mean.name) if isinstance(mean, fx.Node) else None
 
 
-def _slots(captured: Captured, contractions: list[Contraction], sites: dict[str, Site], axis_of: AxisOf) -> tuple[Slot, ...]:
+def _slots(
+    captured: Captured, contractions: list[Contraction], sites: dict[str, Site], axis_of: AxisOf
+) -> tuple[Slot, ...]:
     """For every call of a contraction without a bias: where one goes that a compensation creates."""
     slots = []
     for c in contractions:

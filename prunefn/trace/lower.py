@@ -50,7 +50,9 @@ class _Lowering:
         constants = tuple(n for n in c.constants if n in used)
         tensors = tuple(t for t in self.found.axes if t in self.a.tensors and t in used)
         batch = FrozenDict({k: v for k, v in self.found.batch.items()})
-        return Program(tensors, constants, inputs, live, outputs, updates, self.found.slots, batch, c.in_spec, c.out_spec)
+        return Program(
+            tensors, constants, inputs, live, outputs, updates, self.found.slots, batch, c.in_spec, c.out_spec
+        )
 
     def instruction(self, node: fx.Node) -> Instruction:
         op, resized = op_name(node.target), self.a.resized.get(node, {})

@@ -109,15 +109,16 @@ Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
 """Called once all values are there: (graph, value name → node) → what the graph returns."""
 
 
-class Built(NamedTuple):
-    """A graph, and the names that its placeholders stand for."""
-
-    graph: fx.Graph
-    names: tuple[str, ...]
-
-
-def build(program: Program, sizes: Mapping[str, int], *, present: frozenset[str], device: torch.device,
-          load: Callable[[fx.Graph, str], fx.Node], emit: Emit, only: Iterable[str] | None = None) -> fx.Graph:  # fmt: skip
+def build(
+    program: Program,
+    sizes: Mapping[str, int],
+    *,
+    present: frozenset[str],
+    device: torch.device,
+    load: Callable[[fx.Graph, str], fx.Node],
+    emit: Emit,
+    only: Iterable[str] | None = None,
+) -> fx.Graph:
     """Emit the program for given leaf sizes.
 
     `load` makes the node of a parameter, constant or input by name. `only` restricts it to what the named values need.
@@ -125,7 +126,7 @@ def build(program: Program, sizes: Mapping[str, int], *, present: frozenset[str]
     graph = fx.Graph()
     env: dict[str, Any] = {}
     slots = {s.instruction: s for s in program.slots if s.tensor in present}
-    needed = None if only is None else _needed(program, set(only), slots)
+    needed = None if only is None else needed_by(program, set(only), slots)
     for name in (*program.tensors, *(s.tensor for s in program.slots if s.tensor in present), *program.constants):
         if needed is None or name in needed:
             env[name] = load(graph, name)
@@ -139,7 +140,7 @@ def build(program: Program, sizes: Mapping[str, int], *, present: frozenset[str]
     return graph
 
 
-def _needed(program: Program, wanted: set[str], slots: Mapping[str, Slot]) -> set[str]:
+def needed_by(program: Program, wanted: set[str], slots: Mapping[str, Slot]) -> set[str]:
     """Names of all values that the wanted ones depend on."""
     for ins in reversed(program.instructions):
         if f"%{ins.name}" in wanted:
@@ -161,8 +162,14 @@ def refs(args: Any) -> Iterable[str]:
 class _Emitter:
     """Turns instructions into nodes of a graph."""
 
-    def __init__(self, graph: fx.Graph, env: Mapping[str, Any], sizes: Mapping[str, int], batch: Mapping[str, tuple[str, int]],
-                 device: torch.device) -> None:  # fmt: skip
+    def __init__(
+        self,
+        graph: fx.Graph,
+        env: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        batch: Mapping[str, tuple[str, int]],
+        device: torch.device,
+    ) -> None:
         self.graph, self.env, self.sizes, self.batch, self.device = graph, env, sizes, batch, device
         self.dynamic: dict[Axis, Any] = {}
 
@@ -215,5 +222,9 @@ class _Emitter:
     def _fold(self, op: Callable[..., Any], children: Iterable[Axis]) -> Any:
         first, *rest = (self.size(c) for c in children)
         for other in rest:
-            first = op(first, other) if isinstance(first, int) and isinstance(other, int) else self.graph.call_function(op, (first, other))
+            first = (
+                op(first, other)
+                if isinstance(first, int) and isinstance(other, int)
+                else self.graph.call_function(op, (first, other))
+            )
         return first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParamsError, nearest
-from ..types import Cost, FrozenDict, Group, Params, Site
+from ..types import FrozenDict, Group, Params, Site
 from .cost import Costs
 from .expr import Axis, einops_form, keep, leaves, size
 from .program import Program
@@ -28,7 +28,10 @@ class Constants:
         if not isinstance(other, Constants) or self.axes != other.axes:
             return NotImplemented if not isinstance(other, Constants) else False
         pairs = [(t, other.tensors[n]) for n, t in self.tensors.items()]
-        return all(a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu())) for a, b in pairs)
+        return all(
+            a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu()))
+            for a, b in pairs
+        )
 
     def __hash__(self) -> int:
         return hash(tuple((n, tuple(t.shape)) for n, t in self.tensors.items()))
@@ -58,7 +61,18 @@ class Spec:
     capture: str = "exported"
 
     def _key(self) -> tuple[Any, ...]:
-        return (self.program, self.axes, self.sizes, self.groups, self.sites, self.constants, self.costs, self.parameters, self.tied, self.train)
+        return (
+            self.program,
+            self.axes,
+            self.sizes,
+            self.groups,
+            self.sites,
+            self.constants,
+            self.costs,
+            self.parameters,
+            self.tied,
+            self.train,
+        )
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -68,7 +82,9 @@ class Spec:
     def __hash__(self) -> int:
         cached = self.__dict__.get("_hash")
         if cached is None:
-            cached = hash((self.program.instructions, self.axes, self.sizes, self.constants, self.parameters, self.train))
+            cached = hash(
+                (self.program.instructions, self.axes, self.sizes, self.constants, self.parameters, self.train)
+            )
             object.__setattr__(self, "_hash", cached)
         return cached
 
@@ -125,7 +141,11 @@ class Spec:
             members = [f"  {m.tensor} dim {m.dim} ({m.role}): {self.einops(m.tensor)}" for m in g.members]
             sites = [f"  measured at {s}" for s in g.sites]
             return "\n".join([head, *members, *sites])
-        tensors = [t for t in self.axes if t not in self._slots() and (t == name or t.startswith(f"{name}.") or fnmatch(t, name))]
+        tensors = [
+            t
+            for t in self.axes
+            if t not in self._slots() and (t == name or t.startswith(f"{name}.") or fnmatch(t, name))
+        ]
         if not tensors:
             raise ParamsError(f"no tensor or group is called {name!r}{nearest(name, [*self.groups, *self.axes])}")
         return "\n".join(line for t in tensors for line in self._explain(t))
@@ -137,7 +157,9 @@ class Spec:
             why = list(self.frozen.get((tensor, d), ()))
             text = [f"{g} ({self.groups[g].kind})" for g in groups if g in self.groups]
             text += [f"frozen: {w}" for w in why]
-            lines.append(f"  dim {d}, size {size(axis, self.sizes)}: {'; '.join(text) or 'frozen: it has one position, or meets no other tensor'}")
+            lines.append(
+                f"  dim {d}, size {size(axis, self.sizes)}: {'; '.join(text) or 'frozen: it has one position, or meets no other tensor'}"
+            )
         return lines
 
 
@@ -169,5 +191,7 @@ def check_params(params: Params, spec: Spec, names: tuple[str, ...]) -> None:
         if n not in params:
             raise ParamsError(f"the parameters lack {n!r}{nearest(n, params)}")
         if tuple(params[n].shape) != spec.shape(n):
-            raise ParamsError(f"{n!r} has shape {tuple(params[n].shape)}, but the spec says {spec.shape(n)} = {spec.einops(n)}; "
-                              "pruned parameters go with pf.shrink(spec, mask)")  # fmt: skip
+            raise ParamsError(
+                f"{n!r} has shape {tuple(params[n].shape)}, but the spec says {spec.shape(n)} = {spec.einops(n)}; "
+                "pruned parameters go with pf.shrink(spec, mask)"
+            )

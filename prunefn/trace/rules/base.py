@@ -99,7 +99,9 @@ class Call:
         """All tensor arguments, those in lists too."""
         flat: list[Value] = []
         for a in self.args.values():
-            flat += [a] if isinstance(a, Value) else [v for v in a if isinstance(v, Value)] if isinstance(a, list) else []
+            flat += (
+                [a] if isinstance(a, Value) else [v for v in a if isinstance(v, Value)] if isinstance(a, list) else []
+            )
         return flat
 
     def unify(self, a: Term, b: Term) -> Term:

@@ -9,8 +9,20 @@ from ..axes import ONE, Term, Times
 from .base import Axes, Call, Geometry, Value, replaced, rule
 
 
-@rule("aten.linear", "aten.addmm", "aten.mm", "aten.bmm", "aten.baddbmm", "aten.matmul", "aten.mv", "aten.addmv", "aten.dot", "aten.vdot",
-      "aten.linalg_vecdot", "aten.addbmm")  # fmt: skip
+@rule(
+    "aten.linear",
+    "aten.addmm",
+    "aten.mm",
+    "aten.bmm",
+    "aten.baddbmm",
+    "aten.matmul",
+    "aten.mv",
+    "aten.addmv",
+    "aten.dot",
+    "aten.vdot",
+    "aten.linalg_vecdot",
+    "aten.addbmm",
+)
 def contraction(call: Call) -> Axes:
     """`linear` and the family of matrix products."""
     return linear(call) if call.op.startswith("aten.linear.") else matmul(call)
@@ -24,8 +36,16 @@ def linear(call: Call) -> Axes:
     if b is not None and b.axes:
         call.unify(out, b.axes[0])
     axes = (*x.axes[:-1], out) if len(w.axes) == 2 else x.axes[:-1]
-    call.contract(macs=(*axes, inner), x=x, dim=-1, weight=w, pattern="o i -> 1 o i 1" if len(w.axes) == 2 else "", bias=b,
-                  bias_arg="bias", out=out)  # fmt: skip
+    call.contract(
+        macs=(*axes, inner),
+        x=x,
+        dim=-1,
+        weight=w,
+        pattern="o i -> 1 o i 1" if len(w.axes) == 2 else "",
+        bias=b,
+        bias_arg="bias",
+        out=out,
+    )
     return axes
 
 
@@ -37,7 +57,9 @@ def matmul(call: Call) -> Axes:
     inner = call.unify(left[-1], right[-2])
     batch = _batch(call, left[:-2], right[:-2])
     full = (*batch, left[-2], right[-1])
-    axes = tuple(x for x, gone in zip(full, (*[False] * len(batch), len(a.axes) == 1, len(b.axes) == 1), strict=True) if not gone)
+    axes = tuple(
+        x for x, gone in zip(full, (*[False] * len(batch), len(a.axes) == 1, len(b.axes) == 1), strict=True) if not gone
+    )
     if call.op.startswith("aten.addbmm"):
         axes = full[-2:]
     if call.op.startswith("aten.linalg_vecdot"):
@@ -48,7 +70,9 @@ def matmul(call: Call) -> Axes:
     weight, x, dim = (b, a, -1) if a.active else (a, b, max(-2, -len(b.axes)))
     simple = len(weight.axes) == 2 and not weight.active
     pattern = "" if not simple else "i o -> 1 o i 1" if dim == -1 else "o i -> 1 o i 1"
-    call.contract(macs=(*full, inner), x=x, dim=dim, weight=weight, pattern=pattern, out=right[-1] if weight is b else left[-2])
+    call.contract(
+        macs=(*full, inner), x=x, dim=dim, weight=weight, pattern=pattern, out=right[-1] if weight is b else left[-2]
+    )
     return axes
 
 
@@ -56,7 +80,9 @@ def _batch(call: Call, left: Axes, right: Axes) -> Axes:
     """Leading dims of a matrix product, broadcast against each other."""
     rank, size = max(len(left), len(right)), call.alg.size
     left, right = (ONE,) * (rank - len(left)) + left, (ONE,) * (rank - len(right)) + right
-    return tuple(a if size(b) == 1 else b if size(a) == 1 else call.unify(a, b) for a, b in zip(left, right, strict=True))
+    return tuple(
+        a if size(b) == 1 else b if size(a) == 1 else call.unify(a, b) for a, b in zip(left, right, strict=True)
+    )
 
 
 def _attention_marks(call: Call, a: Value, b: Value, batch: Sequence[Term], inner: Sequence[Term]) -> None:
@@ -66,8 +92,18 @@ def _attention_marks(call: Call, a: Value, b: Value, batch: Sequence[Term], inne
         call.mark(inner, "head_dim")
 
 
-@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten._convolution", "aten.conv_transpose1d", "aten.conv_transpose2d",
-      "aten.conv_transpose3d", "aten.mkldnn_convolution", "aten.cudnn_convolution")  # fmt: skip
+@rule(
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.conv3d",
+    "aten.convolution",
+    "aten._convolution",
+    "aten.conv_transpose1d",
+    "aten.conv_transpose2d",
+    "aten.conv_transpose3d",
+    "aten.mkldnn_convolution",
+    "aten.cudnn_convolution",
+)
 def convolution(call: Call) -> Axes:
     """Weight [(g o), i, …] of a convolution, [(g i), o, …] of a transposed one; in and out channels are products with the groups."""
     x, w, b = call["input"] or call["self"], call["weight"], call["bias"]
@@ -91,8 +127,18 @@ def convolution(call: Call) -> Axes:
     kernel = w.axes[2:]
     depthwise = inner == ONE and groups > 1
     macs = (*x.axes, w.axes[1], *kernel) if transposed else (*axes, w.axes[1], *kernel)
-    call.contract(macs=macs, x=x, dim=d - len(x.axes), weight=w, pattern="" if depthwise else pattern, groups=g, bias=b, bias_arg="bias",
-                  out=out, geometry=geometry)  # fmt: skip
+    call.contract(
+        macs=macs,
+        x=x,
+        dim=d - len(x.axes),
+        weight=w,
+        pattern="" if depthwise else pattern,
+        groups=g,
+        bias=b,
+        bias_arg="bias",
+        out=out,
+        geometry=geometry,
+    )
     return axes
 
 
@@ -123,7 +169,9 @@ def _geometry(call: Call, w: Value, rank: int, transposed: bool) -> Geometry:
         pads = tuple((t // 2, t - t // 2) for t in total)
     else:
         pads = tuple((p, p) for p in _ints(0 if padding == "valid" else padding, rank, 0))
-    return Geometry(kernel, stride, pads, dilation, transposed, _ints(call["output_padding"], rank, 0) if transposed else ())
+    return Geometry(
+        kernel, stride, pads, dilation, transposed, _ints(call["output_padding"], rank, 0) if transposed else ()
+    )
 
 
 def _ints(value: Any, rank: int, default: int) -> tuple[int, ...]:
@@ -137,7 +185,9 @@ def einsum(call: Call) -> Axes:
     values: list[Value] = call["tensors"]
     terms, _, target = str(call["equation"]).replace(" ", "").partition("->")
     inputs = terms.split(",")
-    dots = max((len(v.axes) - len(t.replace("...", "")) for t, v in zip(inputs, values, strict=True) if "..." in t), default=0)
+    dots = max(
+        (len(v.axes) - len(t.replace("...", "")) for t, v in zip(inputs, values, strict=True) if "..." in t), default=0
+    )
     names = [_letters(t, len(v.axes) - len(t.replace("...", "")), dots) for t, v in zip(inputs, values, strict=True)]
     if "->" not in call["equation"]:
         letters = sorted({c for n in names for c in n if len(c) == 1 and sum(m.count(c) for m in names) == 1})
@@ -150,7 +200,9 @@ def einsum(call: Call) -> Axes:
             axis[c] = a if axis.get(c, ONE) == ONE else axis[c] if a == ONE else call.unify(axis[c], a)
     if len(values) == 2:
         common = set(names[0]) & set(names[1])
-        _attention_marks(call, *values, [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)])
+        _attention_marks(
+            call, *values, [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)]
+        )
         if common - set(output):
             call.contract(macs=tuple(axis.values()))
     elif set(axis) - set(output):
@@ -204,6 +256,8 @@ def bilinear(call: Call) -> Axes:
     call.unify(b.axes[-1], w.axes[2])
     if call["bias"] is not None:
         call.unify(call["bias"].axes[0], w.axes[0])
-    lead = call.broadcast([v._replace(axes=replaced(v.axes, {len(v.axes) - 1: ONE})) for v in (a, b)], [*call.shape[:-1], 1])
+    lead = call.broadcast(
+        [v._replace(axes=replaced(v.axes, {len(v.axes) - 1: ONE})) for v in (a, b)], [*call.shape[:-1], 1]
+    )
     call.contract(macs=(*lead, *w.axes))
     return (*lead[:-1], w.axes[0])

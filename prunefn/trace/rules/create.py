@@ -14,8 +14,18 @@ class SizeOf(NamedTuple):
     axis: Term
 
 
-@rule("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.rand", "aten.randn", "aten.new_zeros", "aten.new_ones", "aten.new_full",
-      "aten.new_empty")  # fmt: skip
+@rule(
+    "aten.zeros",
+    "aten.ones",
+    "aten.full",
+    "aten.empty",
+    "aten.rand",
+    "aten.randn",
+    "aten.new_zeros",
+    "aten.new_ones",
+    "aten.new_full",
+    "aten.new_empty",
+)
 def filled(call: Call) -> Axes:
     """The same everywhere: its axes are free until something pins them."""
     axes = tuple(_axis(call, n, given) for n, given in zip(call.shape, call["size"], strict=True))
@@ -27,8 +37,18 @@ def _axis(call: Call, n: int, given: Any) -> Term:
     return given.axis if isinstance(given, SizeOf) else call.alg.leaf(n)
 
 
-@rule("aten.arange", "aten.linspace", "aten.eye", "aten.scalar_tensor", "aten.tensor", "aten.randperm", "aten.randint", "aten.tril_indices",
-      "aten.triu_indices", "aten.hann_window")  # fmt: skip
+@rule(
+    "aten.arange",
+    "aten.linspace",
+    "aten.eye",
+    "aten.scalar_tensor",
+    "aten.tensor",
+    "aten.randperm",
+    "aten.randint",
+    "aten.tril_indices",
+    "aten.triu_indices",
+    "aten.hann_window",
+)
 def numbered(call: Call) -> Axes:
     """Its values depend on positions."""
     ends = [v for v in (call["end"], call["n"]) if isinstance(v, SizeOf)]

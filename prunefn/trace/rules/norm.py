@@ -6,8 +6,16 @@ from ..axes import ONE
 from .base import Axes, Call, rule
 
 
-@rule("aten.batch_norm", "aten._native_batch_norm_legit_functional", "aten._native_batch_norm_legit", "aten._native_batch_norm_legit_no_training",
-      "aten.native_batch_norm", "aten.cudnn_batch_norm", "aten._batch_norm_with_update_functional", "aten.instance_norm")  # fmt: skip
+@rule(
+    "aten.batch_norm",
+    "aten._native_batch_norm_legit_functional",
+    "aten._native_batch_norm_legit",
+    "aten._native_batch_norm_legit_no_training",
+    "aten.native_batch_norm",
+    "aten.cudnn_batch_norm",
+    "aten._batch_norm_with_update_functional",
+    "aten.instance_norm",
+)
 def per_channel(call: Call) -> Axes | list[Axes]:
     """Every channel (dim 1) by itself, with per-channel weight, bias and running statistics."""
     x = call["input"]
@@ -18,7 +26,9 @@ def per_channel(call: Call) -> Axes | list[Axes]:
     if len(call.shapes) == 1:
         return x.axes
     n = call.alg.size(channel)
-    return [x.axes if len(s) == len(x.axes) else (channel,) if s == (n,) else call.frozen(s, "saved") for s in call.shapes]
+    return [
+        x.axes if len(s) == len(x.axes) else (channel,) if s == (n,) else call.frozen(s, "saved") for s in call.shapes
+    ]
 
 
 @rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")

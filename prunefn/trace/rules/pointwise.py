@@ -24,15 +24,68 @@ def add(call: Call) -> Axes:
 
 
 @rule(
-    "aten.elu", "aten.hardswish", "aten.hardsigmoid", "aten.hardtanh", "aten.leaky_relu", "aten.celu", "aten.selu", "aten.relu6",
-    "aten.mish", "aten.softplus", "aten.logsigmoid", "aten.threshold", "aten.clone", "aten.alias", "aten.detach", "aten.contiguous",
-    "aten.to", "aten._to_copy", "aten.type_as", "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.native_dropout",
-    "aten.lift_fresh_copy", "aten.lift_fresh", "aten.clamp", "aten.clamp_min", "aten.clamp_max", "aten.where", "aten.zeros_like",
-    "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.fill",
-    "aten.masked_fill", "aten.float", "aten.half", "aten.square", "aten.positive", "aten.rrelu", "aten.hardshrink", "aten.softshrink",
-    "aten._conj", "aten.resolve_conj", "aten.rrelu_with_noise", "aten.silu", "aten.gelu", "aten.nan_to_num", "aten.isnan", "aten.isinf",
-    "aten.__and__", "aten.__or__", "aten.__xor__", "aten.one_minus", "aten.log_sigmoid_forward", "aten.real", "aten.imag", "aten.expand_copy",
-)  # fmt: skip
+    "aten.elu",
+    "aten.hardswish",
+    "aten.hardsigmoid",
+    "aten.hardtanh",
+    "aten.leaky_relu",
+    "aten.celu",
+    "aten.selu",
+    "aten.relu6",
+    "aten.mish",
+    "aten.softplus",
+    "aten.logsigmoid",
+    "aten.threshold",
+    "aten.clone",
+    "aten.alias",
+    "aten.detach",
+    "aten.contiguous",
+    "aten.to",
+    "aten._to_copy",
+    "aten.type_as",
+    "aten.dropout",
+    "aten.feature_dropout",
+    "aten.alpha_dropout",
+    "aten.native_dropout",
+    "aten.lift_fresh_copy",
+    "aten.lift_fresh",
+    "aten.clamp",
+    "aten.clamp_min",
+    "aten.clamp_max",
+    "aten.where",
+    "aten.zeros_like",
+    "aten.ones_like",
+    "aten.full_like",
+    "aten.empty_like",
+    "aten.rand_like",
+    "aten.randn_like",
+    "aten.bernoulli",
+    "aten.fill",
+    "aten.masked_fill",
+    "aten.float",
+    "aten.half",
+    "aten.square",
+    "aten.positive",
+    "aten.rrelu",
+    "aten.hardshrink",
+    "aten.softshrink",
+    "aten._conj",
+    "aten.resolve_conj",
+    "aten.rrelu_with_noise",
+    "aten.silu",
+    "aten.gelu",
+    "aten.nan_to_num",
+    "aten.isnan",
+    "aten.isinf",
+    "aten.__and__",
+    "aten.__or__",
+    "aten.__xor__",
+    "aten.one_minus",
+    "aten.log_sigmoid_forward",
+    "aten.real",
+    "aten.imag",
+    "aten.expand_copy",
+)
 def untagged(call: Call) -> Axes | list[Axes]:
     """Pointwise ops without the tag; every output has the shape of the broadcast inputs."""
     axes = call.broadcast(call.tensors())
@@ -87,5 +140,7 @@ def scanned(call: Call) -> Axes:
 def scanned_pair(call: Call) -> list[Axes]:
     """Values and indices along a dim where positions matter."""
     x = call["self"]
-    call.freeze([x.axes[d] for d in call.dims(x, -1 if call["dim"] is None else call["dim"])], "its positions are ordered")
+    call.freeze(
+        [x.axes[d] for d in call.dims(x, -1 if call["dim"] is None else call["dim"])], "its positions are ordered"
+    )
     return [x.axes, x.axes]

@@ -6,9 +6,30 @@ from ..axes import ONE
 from .base import Axes, Call, rule
 
 
-@rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.linalg_vector_norm", "aten.norm", "aten.var", "aten.std", "aten.var_mean",
-      "aten.std_mean", "aten.prod", "aten.logsumexp", "aten.max", "aten.min", "aten.any", "aten.all", "aten.median", "aten.nansum", "aten.nanmean",
-      "aten.count_nonzero", "aten.aminmax", "aten.frobenius_norm")  # fmt: skip
+@rule(
+    "aten.mean",
+    "aten.sum",
+    "aten.amax",
+    "aten.amin",
+    "aten.linalg_vector_norm",
+    "aten.norm",
+    "aten.var",
+    "aten.std",
+    "aten.var_mean",
+    "aten.std_mean",
+    "aten.prod",
+    "aten.logsumexp",
+    "aten.max",
+    "aten.min",
+    "aten.any",
+    "aten.all",
+    "aten.median",
+    "aten.nansum",
+    "aten.nanmean",
+    "aten.count_nonzero",
+    "aten.aminmax",
+    "aten.frobenius_norm",
+)
 def reduction(call: Call) -> Axes | list[Axes]:
     """Every unit contributes; that of a removed one is gone, so that pruning the dim is not exact."""
     x = call["self"]
@@ -49,7 +70,11 @@ def cdist(call: Call) -> Axes:
 @rule("aten.cosine_similarity")
 def cosine_similarity(call: Call) -> Axes:
     a, b = call["x1"], call["x2"]
-    axes = list(call.broadcast([a, b], [max(p) for p in zip(*([call.alg.size(t) for t in v.axes] for v in (a, b)), strict=True)]))
+    axes = list(
+        call.broadcast(
+            [a, b], [max(p) for p in zip(*([call.alg.size(t) for t in v.axes] for v in (a, b)), strict=True)]
+        )
+    )
     gone = axes.pop((1 if call["dim"] is None else call["dim"]) % len(axes))
     call.mark([gone], f"mixed:{call.op}")
     return tuple(axes)

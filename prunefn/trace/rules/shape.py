@@ -54,8 +54,19 @@ def reshape(call: Call) -> Axes:
     return out
 
 
-@rule("aten.flatten", "aten.unflatten", "aten.squeeze", "aten.unsqueeze", "aten.reshape_as", "aten.view_as", "aten.ravel",
-      "aten.squeeze_copy", "aten.unsqueeze_copy", "aten.atleast_1d", "aten.atleast_2d")  # fmt: skip
+@rule(
+    "aten.flatten",
+    "aten.unflatten",
+    "aten.squeeze",
+    "aten.unsqueeze",
+    "aten.reshape_as",
+    "aten.view_as",
+    "aten.ravel",
+    "aten.squeeze_copy",
+    "aten.unsqueeze_copy",
+    "aten.atleast_1d",
+    "aten.atleast_2d",
+)
 def implied(call: Call) -> Axes:
     """A reshape whose sizes follow from those of the tensor at run time."""
     out = regroup(call, call["self"].axes, call.shape)

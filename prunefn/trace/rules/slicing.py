@@ -12,7 +12,9 @@ def cat(call: Call) -> Axes:
     """Parts one after the other along a dim; the other dims meet."""
     values = [v for v in call["tensors"] if len(v.axes) == len(call.shape)]  # torch skips empty 1-d tensors
     (d,) = call.dims(values[0], call["dim"] or call["axis"] or 0)
-    out = list(call.broadcast([v._replace(axes=replaced(v.axes, {d: ONE})) for v in values], replaced(call.shape, {d: 1})))  # type: ignore[arg-type]
+    out = list(
+        call.broadcast([v._replace(axes=replaced(v.axes, {d: ONE})) for v in values], replaced(call.shape, {d: 1}))
+    )  # type: ignore[arg-type]
     parts = tuple(v.axes[d] for v in values if call.alg.size(v.axes[d]) > 0)
     out[d] = parts[0] if len(parts) == 1 else Plus(parts)
     return tuple(out)
@@ -28,8 +30,15 @@ def stack(call: Call) -> Axes:
     return tuple(out)
 
 
-@rule("aten.split_with_sizes", "aten.split", "aten.chunk", "aten.tensor_split", "aten.split_with_sizes_copy", "aten.unsafe_chunk",
-      "aten.unsafe_split")  # fmt: skip
+@rule(
+    "aten.split_with_sizes",
+    "aten.split",
+    "aten.chunk",
+    "aten.tensor_split",
+    "aten.split_with_sizes_copy",
+    "aten.unsafe_chunk",
+    "aten.unsafe_split",
+)
 def split(call: Call) -> list[Axes]:
     """A dim is cut into parts; the program is rewritten to name each part's size."""
     x = call["self"]
@@ -99,8 +108,10 @@ def slice_scatter(call: Call) -> Axes:
     (d,) = call.dims(x, call["dim"] or 0)
     n = call.alg.size(x.axes[d])
     start, end, step = window(call, n)
-    out = call.broadcast([x._replace(axes=replaced(x.axes, {d: ONE})), src._replace(axes=replaced(src.axes, {d: ONE}))],
-                         replaced(call.shape, {d: 1}))  # type: ignore[arg-type]  # fmt: skip
+    out = call.broadcast(
+        [x._replace(axes=replaced(x.axes, {d: ONE})), src._replace(axes=replaced(src.axes, {d: ONE}))],
+        replaced(call.shape, {d: 1}),
+    )  # type: ignore[arg-type]
     if (start, end, step) == (0, n, 1):
         return replaced(out, {d: call.unify(x.axes[d], src.axes[d])})
     if step != 1 or end == start:
@@ -122,18 +133,28 @@ def select_scatter(call: Call) -> Axes:
         return freeze_all(call, "a diagonal is overwritten")[0]
     (d,) = call.dims(x, call["dim"])
     call.freeze(x.axes[d], "one position of it is overwritten")
-    out = call.broadcast([x._replace(axes=tuple(a for i, a in enumerate(x.axes) if i != d)), src],
-                         [n for i, n in enumerate(call.shape) if i != d])  # fmt: skip
+    out = call.broadcast(
+        [x._replace(axes=tuple(a for i, a in enumerate(x.axes) if i != d)), src],
+        [n for i, n in enumerate(call.shape) if i != d],
+    )
     return (*out[:d], x.axes[d], *out[d:])
 
 
-@rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.replication_pad1d",
-      "aten.replication_pad2d", "aten.replication_pad3d", "aten.reflection_pad3d")  # fmt: skip
+@rule(
+    "aten.pad",
+    "aten.constant_pad_nd",
+    "aten.reflection_pad1d",
+    "aten.reflection_pad2d",
+    "aten.replication_pad1d",
+    "aten.replication_pad2d",
+    "aten.replication_pad3d",
+    "aten.reflection_pad3d",
+)
 def pad(call: Call) -> Axes:
     """Constant padding puts new free positions before and after a dim; other kinds repeat positions, and freeze it."""
     x = call["self"]
     amounts = list(call["pad"] if call["pad"] is not None else call["padding"])
-    constant = call.op.startswith("aten.constant") or call["mode"] in (None, "constant") and "aten.pad" in call.op
+    constant = call.op.startswith("aten.constant") or (call["mode"] in (None, "constant") and "aten.pad" in call.op)
     out = list(x.axes)
     for i in range(len(amounts) // 2):
         low, high = amounts[2 * i : 2 * i + 2]
@@ -159,7 +180,7 @@ def index(call: Call) -> Axes:
     for v in call.tensors():
         if v is not x:
             call.freeze(v.axes, "it meets an index")
-    if "put" in call.op or any(len(indices[d].axes) > 1 for d in used) and not used:
+    if "put" in call.op or not used:
         return x.axes
     rank = len(call.shape) - (len(x.axes) - len(used))
     first = 0 if used != list(range(used[0], used[-1] + 1)) else used[0]
@@ -167,8 +188,10 @@ def index(call: Call) -> Axes:
     picked = call.frozen(call.shape[first : first + rank], "picked by an index")
     # a batch of indices keeps the batch
     whole = [v for v in (indices[d] for d in used) if len(v.axes) == rank]
-    picked = tuple(next((v.axes[k] for v in whole if call.alg.size(v.axes[k]) == n), p)
-                   for k, (p, n) in enumerate(zip(picked, call.shape[first : first + rank], strict=True)))  # fmt: skip
+    picked = tuple(
+        next((v.axes[k] for v in whole if call.alg.size(v.axes[k]) == n), p)
+        for k, (p, n) in enumerate(zip(picked, call.shape[first : first + rank], strict=True))
+    )
     out = (*rest[:first], *picked, *rest[first:])
     return out if len(out) == len(call.shape) else call.frozen(call.shape, "picked by an index")
 
@@ -186,14 +209,25 @@ def index_select(call: Call) -> Axes:
     return replaced(x.axes, {d: idx.axes[0] if idx.axes else ONE})
 
 
-@rule("aten.gather", "aten.scatter", "aten.scatter_add", "aten.scatter_reduce", "aten.index_add", "aten.index_copy", "aten.take_along_dim")
+@rule(
+    "aten.gather",
+    "aten.scatter",
+    "aten.scatter_add",
+    "aten.scatter_reduce",
+    "aten.index_add",
+    "aten.index_copy",
+    "aten.take_along_dim",
+)
 def gather(call: Call) -> Axes:
     """Positions along a dim are picked by data; other dims meet where they have the same size."""
     x = call["self"]
     dims = call.dims(x, call["dim"])
     call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
     for v in call.tensors():
-        call.freeze([a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)], "positions of it are picked by an index")
+        call.freeze(
+            [a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)],
+            "positions of it are picked by an index",
+        )
     same = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
     free: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same]
     out = call.broadcast(free, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
@@ -206,8 +240,12 @@ def topk(call: Call) -> list[Axes]:
     x = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     call.freeze(x.axes[d], "its largest are picked")
-    return [replaced(x.axes, {d: call.frozen([s[d]], "its largest are picked")[0]}) if len(s) == len(x.axes)
-            else tuple(a for i, a in enumerate(x.axes) if i != d) for s in call.shapes]  # fmt: skip
+    return [
+        replaced(x.axes, {d: call.frozen([s[d]], "its largest are picked")[0]})
+        if len(s) == len(x.axes)
+        else tuple(a for i, a in enumerate(x.axes) if i != d)
+        for s in call.shapes
+    ]
 
 
 @rule("aten.unfold")

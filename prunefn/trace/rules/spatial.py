@@ -7,13 +7,30 @@ from .base import Axes, Call, replaced, rule
 SPATIAL = {
     f"aten.{name}{rank}d": rank
     for rank in (1, 2, 3)
-    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "upsample_nearest",
-                 "_upsample_nearest_exact", "fractional_max_pool", "lp_pool")
+    for name in (
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "_adaptive_avg_pool",
+        "upsample_nearest",
+        "_upsample_nearest_exact",
+        "fractional_max_pool",
+        "lp_pool",
+    )
 } | {
-    "aten.max_pool1d_with_indices": 1, "aten.max_pool2d_with_indices": 2, "aten.max_pool3d_with_indices": 3, "aten.upsample_linear1d": 1,
-    "aten.upsample_bilinear2d": 2, "aten.upsample_bicubic2d": 2, "aten.upsample_trilinear3d": 3, "aten._upsample_bilinear2d_aa": 2,
-    "aten._upsample_bicubic2d_aa": 2, "aten._upsample_lanczos2d_aa": 2, "aten.max_unpool2d": 2,
-}  # fmt: skip
+    "aten.max_pool1d_with_indices": 1,
+    "aten.max_pool2d_with_indices": 2,
+    "aten.max_pool3d_with_indices": 3,
+    "aten.upsample_linear1d": 1,
+    "aten.upsample_bilinear2d": 2,
+    "aten.upsample_bicubic2d": 2,
+    "aten.upsample_trilinear3d": 3,
+    "aten._upsample_bilinear2d_aa": 2,
+    "aten._upsample_bicubic2d_aa": 2,
+    "aten._upsample_lanczos2d_aa": 2,
+    "aten.max_unpool2d": 2,
+}
 
 
 @rule(*SPATIAL)

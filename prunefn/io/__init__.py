@@ -1,0 +1,1 @@
+"""Params and specs out of the functional world: modules, files."""

@@ -1,0 +1,108 @@
+"""The steps composed: params, batches → pruned params, spec and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from . import compensation as compensations
+from . import criteria
+from .compensation import compensate
+from .criteria.base import score
+from .errors import StatsError
+from .params import apply, check_mask, shrink
+from .select import select
+from .stats import collect_stats
+from .trace.spec import Spec
+from .types import Batch, Budget, Compensation, Cost, Criterion, Info, Mask, Params, Pruned, Scope, Where
+from .where import matches, only
+
+
+class Prune(Protocol):
+    """What `pipeline` returns."""
+
+    def __call__(
+        self, params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False
+    ) -> Pruned: ...
+
+
+def cost(spec: Spec, mask: Mask | None = None) -> Cost:
+    """Exact cost of one sample: MACs, parameters, activations; with a mask, of what it leaves. Nothing is built or run.
+
+    Raises:
+        MaskError: the mask does not fit the spec.
+    """
+    check_mask(mask or {}, spec)
+    return spec.costs({**spec.sizes, **{g: int(m.sum()) for g, m in (mask or {}).items()}})
+
+
+def pipeline(
+    *,
+    criterion: Criterion | None = None,
+    where: Where | str | None = None,
+    ratio: float | Budget = 0.5,
+    scope: Scope | None = None,
+    compensation: Compensation | None = None,
+    round_to: int = 1,
+    max_ratio: float = 1.0,
+    min_units: int = 1,
+    max_batches: int | None = None,
+) -> Prune:
+    """Compose statistics, scores, selection, compensation and removal into one pure function.
+
+    Args:
+        criterion: default `criteria.variance()`.
+        where: which groups may shrink: `kind("hidden")`, a glob, any predicate; default all.
+        ratio, scope, round_to, max_ratio, min_units: as for `select`.
+        compensation: default `compensation.mean()`; `compensation.none()` for none.
+        max_batches: as for `collect_stats`.
+
+    Returns:
+        `prune(params, batches, *, spec) → Pruned(params, spec, mask, info)`.
+
+    Raises:
+        StatsError: (when called) a group that `where` chooses has no score; it names the groups.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> prune = pf.pipeline(criterion=pf.criteria.variance(), where=pf.kind("hidden"), ratio=0.5)
+    >>> small = prune(pf.params(model), [torch.randn(16, 4)], spec=spec)
+    >>> small.info.before.params, small.info.after.params, small.info.removed
+    (58, 30, {'0': (4, 8)})
+    """
+    chosen: Criterion = criteria.variance() if criterion is None else criterion
+    method: Compensation = compensations.mean() if compensation is None else compensation
+
+    def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False) -> Pruned:
+        needs_data = chosen.data or method.shift is not None
+        stats = collect_stats(
+            params,
+            batches if needs_data else None,
+            spec=spec,
+            criterion=chosen,
+            where=where,
+            max_batches=max_batches,
+            progress=progress,
+        )
+        scores = score(stats, criterion=chosen)
+        if where is not None:
+            _check_scored([g.name for g in spec.groups.values() if matches(where, g)], scores, chosen)
+            scores = only(scores, where, spec=spec)
+        mask = select(
+            scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
+        )
+        filled = compensate(params, stats, mask, spec=spec, method=method)
+        removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
+        small = shrink(spec, mask)
+        return Pruned(apply(filled, mask, spec=spec), small, mask, Info(cost(spec), cost(small), removed))
+
+    return prune
+
+
+def _check_scored(wanted: Sequence[str], scores: dict, criterion: Criterion) -> None:
+    if missing := [g for g in wanted if g not in scores]:
+        raise StatsError(
+            f"criterion {criterion.name!r} has no score for {len(missing)} of the chosen groups: {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}; they have no site to be measured at: leave them out by `where`, or use a criterion on weights"
+        )

@@ -1,0 +1,80 @@
+"""BatchNorm recalibration: running statistics afresh, after the activations have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .batches import device_of, each, inputs_of
+from .forward import compiled
+from .params import check_names
+from .trace.program import Instruction, Program, Ref
+from .trace.spec import Spec
+from .types import Batch, Params
+
+BATCH_NORM = "aten.batch_norm.default"
+
+
+def recalibrate(
+    params: Params, batches: Iterable[Batch], *, spec: Spec, max_batches: int | None = None, progress: bool = False
+) -> Params:
+    """Replace the running statistics of every BatchNorm by the average over batches of what it sees.
+
+    As in training mode with cumulative averages (momentum None): each BatchNorm normalises by the statistics of the batch
+    while they are measured. No module is touched, so that no momentum needs restoring. Dropout stays off.
+
+    Args:
+        params: of the spec, traced in eval mode.
+        batches: as for `collect_stats`; thousands of images are better than hundreds.
+        spec: of the params.
+        max_batches: stop after so many.
+        progress: show a bar.
+
+    Returns:
+        New params; a network without BatchNorm comes back as it was.
+
+    Raises:
+        BatchError: no batches, or a batch that does not fit.
+    """
+    check_names(params, spec)
+    norms = [i for i in spec.program.instructions if i.op == BATCH_NORM and isinstance(i.args[3], Ref)]
+    if not norms:
+        return dict(params)
+    program = spec.program._replace(
+        instructions=tuple(_by_batch(i) if i in norms else i for i in spec.program.instructions)
+    )
+
+    def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
+        return tuple(graph.call_function(_batch_statistics, (env[i.args[0].name],)) for i in norms)
+
+    run = compiled(spec, params, ("recalibrate",), emit, only=[i.args[0].name for i in norms], program=program)
+    sums: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+    device = device_of(params)
+    for batch in each(batches, max_batches=max_batches, progress=progress, text="recalibration"):
+        with torch.no_grad():
+            measured = run(params, inputs_of(batch, spec=spec, device=device))
+        for norm, pair in zip(norms, measured, strict=True):
+            for ref, value in zip(norm.args[3:5], pair, strict=True):
+                sums[ref.name] = sums[ref.name] + value if ref.name in sums else value
+                count[ref.name] = count.get(ref.name, 0) + 1
+    return {**params, **{n: (sums[n] / count[n]).to(params[n].dtype) for n in sums}}
+
+
+def _by_batch(i: Instruction) -> Instruction:
+    """The same BatchNorm, normalising by the statistics of the batch."""
+    x, weight, bias, _, _, _, _, *rest = i.args
+    return i._replace(args=(x, weight, bias, None, None, True, 0.0, *rest))
+
+
+@torch.fx.wrap
+def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance per channel, float64."""
+    variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=1)
+    return mean.double(), variance.double()
+
+
+__all__ = ["Program", "recalibrate"]
