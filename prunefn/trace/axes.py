@@ -272,8 +272,8 @@ class Algebra:
         match a:
             case Var():
                 if a not in cache:
-                    bound = self._bound[a.id]
-                    cache[a] = name(a) if bound is None else self.resolve(bound, name, cache)
+                    bound = self.find(a)
+                    cache[a] = name(a) if bound == a else self.resolve(bound, name, cache)
                 return cache[a]
             case Times():
                 return expr.product([self.resolve(f, name, cache) for f in self._flat(a, Times)])
