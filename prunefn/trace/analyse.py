@@ -95,7 +95,8 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
 
 def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
-        return a.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        return item._replace(name=node.name) if isinstance(item, Value) else item
     meta = node.meta.get("val")
     if not isinstance(meta, Tensor) and not (
         isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)

@@ -147,8 +147,10 @@ class Algebra:
             pa, pb = self.parts(a), self.parts(b)
             if len(pa) > 1 or len(pb) > 1:
                 self._walk(pa, pb, self.parts, self._cut_off, reason)
+            elif isinstance(pa[0], Var) or isinstance(pb[0], Var):  # a concat of one part
+                self.unify(pa[0], pb[0], reason)
             else:
-                self._walk(self.factors(a), self.factors(b), self.factors, self._split_off, reason)
+                self._walk(self.factors(pa[0]), self.factors(pb[0]), self.factors, self._split_off, reason)
 
     # ---- normal forms
 

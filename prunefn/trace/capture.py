@@ -15,6 +15,10 @@ from torch.utils import _pytree as pytree
 from ..errors import TraceError
 
 
+DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
+CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
+
+
 class Captured(NamedTuple):
     """A functional graph whose placeholders are parameters, constants and inputs."""
 
@@ -41,12 +45,41 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     args, kwargs = _on_device_of(model, (args, dict(kwargs)))
     with _mode(model, train), torch.no_grad():
         program = _export(model, args, kwargs)
-    _inline_regions(program.graph_module)
+    _tidy(program)
     if train or not _rename_in_place(program.graph):
         with torch.no_grad():
             program = program.run_decompositions({})
-        _inline_regions(program.graph_module)
+        _tidy(program)
     return _read(program)
+
+
+def _tidy(program: ExportedProgram) -> None:
+    """The same computation in fewer and more common ops."""
+    _inline_regions(program.graph_module)
+    for n in list(program.graph.nodes):
+        name = str(n.target) if n.op == "call_function" else ""
+        if name.startswith(CHECKS):
+            program.graph.erase_node(n)
+        elif name.startswith(DROPOUT) and not n.args[2]:  # switched off
+            n.replace_all_uses_with(n.args[0])
+            program.graph.erase_node(n)
+        elif name == "aten._native_batch_norm_legit_no_training.default":
+            _one_output(program.graph, n)
+
+
+def _one_output(graph: fx.Graph, norm: fx.Node) -> None:
+    """The decomposed form of an evaluating BatchNorm has three outputs, of which only the first is read."""
+    *tensors, momentum, eps = norm.args
+    with graph.inserting_before(norm):
+        plain = graph.call_function(torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False))
+    plain.meta = {**norm.meta, "val": norm.meta["val"][0]}
+    for item in list(norm.users):
+        if item.args[1] == 0:
+            item.replace_all_uses_with(plain)
+        if not item.users:
+            graph.erase_node(item)
+    if not norm.users:
+        graph.erase_node(norm)
 
 
 @contextlib.contextmanager
@@ -130,7 +163,7 @@ def _rename_in_place(graph: fx.Graph) -> bool:
         if functional is None or not isinstance(written, fx.Node):
             return False
         others = [v for v in views[base[written]] if v is not written and v is not n]
-        if any(order[u] > order[n] for v in others if v in order for u in v.users if u is not n):
+        if any(order[v] < order[n] < order[u] for v in others if v in order for u in v.users):
             return False
         n.target = functional
         written.replace_all_uses_with(n, delete_user_cb=lambda u, n=n: u in order and order[u] > order[n])
@@ -175,12 +208,8 @@ def _read(program: ExportedProgram) -> Captured:
     nodes = {n.name: n for n in graph.nodes}
     inputs = [n for n in inputs if n in nodes and isinstance(nodes[n].meta.get("val"), Tensor)]
     updates, outputs = {}, []
-    for spec in signature.output_specs:
-        value = (
-            nodes[spec.arg.name]
-            if hasattr(spec.arg, "name") and getattr(spec.arg, "name", None) in nodes
-            else getattr(spec.arg, "value", None)
-        )
+    returned = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    for spec, value in zip(signature.output_specs, returned, strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(value)
         elif spec.kind == OutputKind.BUFFER_MUTATION:

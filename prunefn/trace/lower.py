@@ -14,10 +14,8 @@ from .expr import Axis, leaves, size
 from .groups import Found, module_path
 from .program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
 
-NOISE = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
 SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
 VIEWS = ("aten.view.default", "aten._unsafe_view.default")
-DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 
 
 def lower(captured: Captured, a: Analysis, found: Found, device: torch.device) -> Program:
@@ -36,10 +34,7 @@ class _Lowering:
         for node in c.graph.nodes:
             if node.op == "placeholder":
                 self.refs[node] = Ref(c.tensors.get(node.name, node.name))
-            elif node.op == "call_function" and not str(node.target).startswith(NOISE):
-                if str(node.target).startswith(DROPOUT) and not node.args[2]:
-                    self.refs[node] = self.refs[node.args[0]]
-                    continue
+            elif node.op == "call_function":
                 self.refs[node] = Ref(f"%{node.name}")
                 instructions.append(self.instruction(node))
         outputs = tuple(self.refs[o] if isinstance(o, fx.Node) else o for o in c.outputs)
