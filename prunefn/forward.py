@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .errors import BatchError, ParamsError
+from .errors import BatchError, ParamsError, nearest
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
@@ -23,14 +25,19 @@ class Compiled(NamedTuple):
     call: Callable[..., Any]
     names: tuple[str, ...]
     """Tensors, then constants; inputs follow."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the tensors."""
     constants: tuple[Tensor, ...]
 
     def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
         return self.call(*[params[n] for n in self.names], *self.constants, *inputs)
 
 
-_CACHE: dict[tuple[Any, ...], Compiled] = {}
+_CACHE: dict[tuple[Any, ...], str] = {}
+_COMPILED: dict[str, Compiled] = {}
+"""By a name, because torch.compile can take a name, but not a function, as a constant."""
 _CACHE_LIMIT = 64
+_NUMBER = count()
 
 
 def compiled(
@@ -52,13 +59,31 @@ def compiled(
         only: names of the values that are wanted; None: all.
         program: a variant of the spec's own; `key` must tell it apart.
     """
-    present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
-    device = next((params[n].device for n in spec.program.tensors), torch.device("cpu"))
+    return _COMPILED[_cached(spec, *_placed(spec, params), key, emit, only, program)]
+
+
+def _placed(spec: Spec, params: Params) -> tuple[frozenset[str], torch.device]:
+    """The biases that a compensation created, and the device."""
+    slots = _signature(spec).slots
+    return frozenset([n for n in slots if n in params]), next((t.device for t in params.values()), torch.device("cpu"))
+
+
+def _cached(
+    spec: Spec,
+    present: frozenset[str],
+    device: torch.device,
+    key: tuple[Any, ...],
+    emit: Callable[[fx.Graph, Any], Any],
+    only: Iterable[str] | None = None,
+    program: Program | None = None,
+) -> str:
     full = (spec, present, device, *key)
     if full not in _CACHE:
         while len(_CACHE) >= _CACHE_LIMIT:
-            _CACHE.pop(next(iter(_CACHE)))
-        _CACHE[full] = _compile(spec, program or spec.program, present, device, emit, only)
+            del _COMPILED[_CACHE.pop(next(iter(_CACHE)))]
+        name = f"program_{next(_NUMBER)}"
+        _COMPILED[name] = _compile(spec, program or spec.program, present, device, emit, only)
+        _CACHE[full] = name
     return _CACHE[full]
 
 
@@ -78,33 +103,89 @@ def _compile(
 
     graph = build(program, spec.sizes, present=present, device=device, load=load, emit=emit, only=only)
     module = fx.GraphModule(nn.Module(), graph)
-    constants = tuple(spec.constants.tensors[n].to(device) for n in names if n in spec.constants.tensors)
     inputs = {i.name for i in program.inputs}
-    return Compiled(
-        module.forward, tuple(n for n in names if n not in inputs and n not in spec.constants.tensors), constants
-    )
+    tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
+    constants = tuple(spec.constants.tensors[n].to(device) for n in names if n in spec.constants.tensors)
+    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants)
 
 
-def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+# ---- what torch.compile takes as constants; it guards on the spec
+
+
+class Signature(NamedTuple):
+    """What a program takes."""
+
+    inputs: tuple[str, ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    """Of the inputs; None: any size."""
+    keywords: tuple[str, ...]
+    """Keyword arguments in the order of the traced call."""
+    slots: tuple[str, ...]
+
+
+@lru_cache(maxsize=_CACHE_LIMIT)
+def _signature_of(spec: Spec) -> Signature:
+    inputs, slots = spec.program.inputs, dict.fromkeys(s.tensor for s in spec.program.slots)
+    shapes = [tuple(None if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes) for i in inputs]
+    keywords = spec.program.in_spec.children()[1].context or ()
+    return Signature(tuple(i.name for i in inputs), tuple(shapes), tuple(keywords), tuple(slots))
+
+
+@torch.compiler.assume_constant_result
+def _signature(spec: Spec) -> Signature:
+    return _signature_of(spec)
+
+
+@torch.compiler.assume_constant_result
+def _forward(spec: Spec, present: frozenset[str], device: torch.device) -> str:
+    return _cached(spec, present, device, ("forward",), lambda _, env: result(spec, env))
+
+
+@torch.compiler.assume_constant_result
+def _forward_train(spec: Spec, present: frozenset[str], device: torch.device) -> str:
+    def emit(_: fx.Graph, env: Any) -> Any:
+        return result(spec, env), tuple(env[r.name] for _, r in spec.program.updates)
+
+    return _cached(spec, present, device, ("train",), emit)
+
+
+# ---- the public edge
+
+
+def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensor inputs in the program's order, checked.
 
     Raises:
-        BatchError: their number or a shape does not fit.
+        BatchError: their number, a name or a shape does not fit.
     """
-    leaves = [x for x in pytree.tree_leaves((inputs, kwargs)) if isinstance(x, Tensor)]
-    names = [i.name for i in spec.program.inputs]
-    if kwargs and not inputs and set(kwargs) == set(names):
-        leaves = [kwargs[n] for n in names]
-    if len(leaves) != len(names):
-        raise BatchError(f"the model has {len(names)} tensor inputs ({', '.join(names)}), but {len(leaves)} were given")
-    for i, x in zip(spec.program.inputs, leaves, strict=True):
-        for d, axis in enumerate(i.axes):
-            if x.ndim != len(i.axes) or (not isinstance(axis, Leaf) and x.shape[d] != axis_size(axis, spec.sizes)):
-                wanted = [a.name if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes]
-                raise BatchError(
-                    f"input {i.name!r} has shape {tuple(x.shape)}; the spec was traced with ({', '.join(map(str, wanted))})"
-                )
-    return leaves
+    known = _signature(spec)
+    given = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    for name in _in_order(kwargs, known):
+        given += [x for x in pytree.tree_leaves(kwargs[name]) if isinstance(x, Tensor)]
+    if len(given) != len(known.inputs):
+        raise BatchError(
+            f"the model has {len(known.inputs)} tensor inputs ({', '.join(known.inputs)}), but {len(given)} were given"
+        )
+    for name, shape, x in zip(known.inputs, known.shapes, given, strict=True):
+        if x.ndim != len(shape) or any([n is not None and n != m for n, m in zip(shape, x.shape, strict=True)]):
+            wanted = ", ".join("batch" if n is None else str(n) for n in shape)
+            raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({wanted})")
+    return given
+
+
+def _in_order(kwargs: Mapping[str, Any], known: Signature) -> list[str]:
+    """Names of keyword arguments: first inputs that were traced by position, then keywords as they were traced."""
+    order = [*[n for n in known.inputs if n not in known.keywords], *known.keywords]
+    for name, value in kwargs.items():
+        if name not in order and any([isinstance(x, Tensor) for x in pytree.tree_leaves(value)]):
+            raise BatchError(f"the model has no input {name!r}{nearest(name, order)}")
+    return [n for n in order if n in kwargs]
+
+
+def _check(params: Params, run: Compiled, spec: Spec) -> None:
+    for name, shape in zip(run.names, run.shapes, strict=True):
+        if name not in params or params[name].shape != shape:
+            check_params(params, spec, run.names)
 
 
 def result(spec: Spec, env: Any) -> Any:
@@ -134,9 +215,9 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     True
     """
     flat = flat_inputs(spec, inputs, kwargs)
-    check_params(params, spec, spec.program.tensors)
-    out = compiled(spec, params, ("forward",), lambda _, env: result(spec, env))(params, flat)
-    return pytree.tree_unflatten(out, spec.program.out_spec)
+    run = _COMPILED[_forward(spec, *_placed(spec, params))]
+    _check(params, run, spec)
+    return pytree.tree_unflatten(run(params, flat), spec.program.out_spec)
 
 
 def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tuple[Any, Params]:
@@ -156,14 +237,11 @@ def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tu
     if not spec.train:
         raise ParamsError("this spec was traced in eval mode; forward_train needs trace(model, args, train=True)")
     flat = flat_inputs(spec, inputs, kwargs)
-    check_params(params, spec, spec.program.tensors)
-    updates = spec.program.updates
-    run = compiled(spec, params, ("train",), lambda _, env: (result(spec, env), tuple(env[r.name] for _, r in updates)))
+    run = _COMPILED[_forward_train(spec, *_placed(spec, params))]
+    _check(params, run, spec)
     out, new = run(params, flat)
-    return pytree.tree_unflatten(out, spec.program.out_spec), {
-        **params,
-        **dict(zip((n for n, _ in updates), new, strict=True)),
-    }
+    updated = dict(zip([n for n, _ in spec.program.updates], new, strict=True))
+    return pytree.tree_unflatten(out, spec.program.out_spec), {**params, **updated}
 
 
 def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:

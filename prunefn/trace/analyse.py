@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, Value
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
+FRAME = re.compile(r'File "(.*)", line (\d+)')
 
 
 @dataclass
@@ -78,7 +80,7 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     shape = hints(value)
     if node.name in captured.inputs:
         axes = tuple(a.alg.leaf(n, INPUT if d else BATCH) for d, n in enumerate(shape))
-        return Value(node.name, axes, True)
+        return Value(node.name, axes, True, boolean=value.dtype == torch.bool)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
     name = captured.tensors.get(node.name)
@@ -90,7 +92,7 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     if not node.users:
         for axis in axes:
             a.alg.freeze(axis, Reason("the program does not use it"))
-    return Value(node.name, axes, False)
+    return Value(node.name, axes, False, boolean=value.dtype == torch.bool)
 
 
 def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
@@ -107,22 +109,15 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
     if rule is None:
         rule = rules.no_rule
-        a.unknown.setdefault(call.op, str(call.at))
+        a.unknown.setdefault(call.op, call.at.source)
     out = rule(call)
     if isinstance(out, tuple):
         out = [out]
     _check(call, out)
-    return _record(
-        a,
-        node,
-        call,
-        out,
-        single=isinstance(meta, Tensor),
-        floating=[m.dtype.is_floating_point or m.dtype.is_complex for m in metas],
-    )
+    return _record(a, node, call, out, single=isinstance(meta, Tensor), boolean=[m.dtype == torch.bool for m in metas])
 
 
-def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, floating: list[bool]) -> Any:
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, boolean: list[bool]) -> Any:
     inputs = call.tensors()
     active = any(v.active for v in inputs)
     fresh = bool(call.contractions) or call.residual
@@ -132,11 +127,7 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: 
     a.contractions += call.contractions
     if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
         a.written += out
-    values = [Value(node.name, axes, active, sources) for axes in out]
-    for v, is_float in zip(values, floating, strict=True):
-        if not is_float and v.active:
-            for axis in v.axes:
-                a.alg.freeze(axis, call.at._replace(text="it holds integers made"))
+    values = [Value(node.name, axes, active, sources, is_bool) for axes, is_bool in zip(out, boolean, strict=True)]
     return values[0] if single else values
 
 
@@ -156,9 +147,7 @@ def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
         terms = [
-            x.axis if isinstance(x, SizeOf) else a.alg.leaf(x, Reason("a static size"))
-            for x in args
-            if isinstance(x, SizeOf | int)
+            x.axis if isinstance(x, SizeOf) else a.alg.leaf(x) for x in args if isinstance(x, SizeOf | int)
         ]
         if len(terms) == 2:
             return SizeOf(Times(tuple(terms)))
@@ -191,9 +180,9 @@ def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
 
 
 def _reason(node: fx.Node) -> Reason:
-    trace = node.meta.get("stack_trace") or ""
-    start = trace.rfind('File "')
-    if start < 0:
+    """Where an op was called: the innermost line outside of torch, if there is one."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
         return Reason("", str(node.target))
-    path, _, rest = trace[start + 6 :].partition('", line ')
-    return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{rest.partition(',')[0]}")
+    path, line = next((f for f in reversed(frames) if "/site-packages/torch/" not in f[0]), frames[-1])
+    return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{line}")

@@ -17,6 +17,7 @@ from .lower import lower
 from .rules import Reason, Rule, Value
 from .spec import Constants, Spec
 
+UNUSED = Reason("the program does not use it")
 TIED = Reason("two tied tensors of it have different axes")
 
 
@@ -85,24 +86,18 @@ def _tie(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    named = [(name, t) for name, t in named if _persistent(model, name)]
     for name, t in named:
         if first.setdefault(id(t), name) != name:
             tied[name] = first[id(t)]
-    for name, t in named:
-        if name not in a.tensors and name not in tied and not _persistent(model, name):
-            continue
-        if name not in a.tensors and name not in tied:
-            a.tensors[name] = tuple(a.alg.leaf(n, Reason("the program does not use it")) for n in t.shape)
     for second, name in tied.items():
-        if name not in a.tensors and second in a.tensors:
-            a.tensors[name] = a.tensors[second]
-        elif name not in a.tensors:
-            shape = dict(named)[name].shape
-            a.tensors[name] = tuple(a.alg.leaf(n, Reason("the program does not use it")) for n in shape)
         if second in a.tensors:
-            for x, y in zip(a.tensors[name], a.tensors[second], strict=True):
+            for x, y in zip(a.tensors.setdefault(name, a.tensors[second]), a.tensors[second], strict=True):
                 a.alg.unify(x, y, TIED)
-        a.tensors[second] = a.tensors[name]
+    for name, t in named:
+        if name not in a.tensors and name not in tied:
+            a.tensors[name] = tuple(a.alg.leaf(n, UNUSED) for n in t.shape)
+    a.tensors.update({second: a.tensors[name] for second, name in tied.items()})
     return FrozenDict(tied)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-
+from .functional import make_functional
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
@@ -46,7 +47,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     with _mode(model, train), torch.no_grad():
         program = _export(model, args, kwargs)
     _tidy(program)
-    if train or not _rename_in_place(program.graph):
+    if train or not make_functional(program.graph):
         with torch.no_grad():
             program = program.run_decompositions({})
         _tidy(program)
@@ -114,7 +115,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             if isinstance(t, Tensor) and t.ndim:
                 shapes[t] = {0: Dim.AUTO}
         try:
-            return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
+            with warnings.catch_warnings():  # caches that a model fills; export puts them back
+                warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+                return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
         except Exception as e:  # torch.export raises many kinds
             error = e
     raise TraceError(f"torch.export cannot capture {type(model).__name__}: {str(error)[:2000]}") from error
@@ -140,55 +143,6 @@ def _inline_regions(gm: fx.GraphModule) -> None:
                 user.replace_all_uses_with(env[results[user.args[1]]])
                 gm.graph.erase_node(user)
             gm.graph.erase_node(node)
-
-
-def _rename_in_place(graph: fx.Graph) -> bool:
-    """`relu_(x)` → `relu(x)`, where no other view of x is read later. False: a view is written to, decompose instead."""
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    base: dict[fx.Node, fx.Node] = {}
-    views: dict[fx.Node, list[fx.Node]] = {}
-    for n in graph.nodes:
-        source = next((a for a in n.all_input_nodes if base.get(a)), None) if _is_view(n) else None
-        base[n] = base[source] if source is not None else n
-        views.setdefault(base[n], []).append(n)
-    for n in list(graph.nodes):
-        if (
-            n.op != "call_function"
-            or not isinstance(n.target, torch._ops.OpOverload)
-            or not n.target._schema.is_mutable
-        ):
-            continue
-        written = n.args[0]
-        functional = _functional_twin(n.target)
-        if functional is None or not isinstance(written, fx.Node):
-            return False
-        others = [v for v in views[base[written]] if v is not written and v is not n]
-        if any(order[v] < order[n] < order[u] for v in others if v in order for u in v.users):
-            return False
-        n.target = functional
-        written.replace_all_uses_with(n, delete_user_cb=lambda u, n=n: u in order and order[u] > order[n])
-        views[base[written]].append(n)
-    return True
-
-
-def _is_view(n: fx.Node) -> bool:
-    if n.target is torch.ops.aten.contiguous.default:
-        return True
-    if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload):
-        return getattr(n.target, "__name__", "") == "getitem"
-    return any(r.alias_info is not None for r in n.target._schema.returns)
-
-
-def _functional_twin(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """`aten.relu_.default` → `aten.relu.default`."""
-    name = op._schema.name.removeprefix("aten::")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    twin = getattr(packet, op._overloadname, None) if packet is not None else None
-    if twin is None or [a.name for a in twin._schema.arguments] != [a.name for a in op._schema.arguments]:
-        return None
-    return twin
 
 
 def _read(program: ExportedProgram) -> Captured:

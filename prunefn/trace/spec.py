@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import ParamsError, nearest
 from ..types import FrozenDict, Group, Params, Site
@@ -161,6 +162,9 @@ class Spec:
                 f"  dim {d}, size {size(axis, self.sizes)}: {'; '.join(text) or 'frozen: it has one position, or meets no other tensor'}"
             )
         return lines
+
+
+pytree.register_constant(Spec)  # torch.compile takes a spec as a constant, and guards on it
 
 
 def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:

@@ -26,6 +26,8 @@ class Value(NamedTuple):
     """Depends on the inputs; otherwise on parameters and constants alone."""
     sources: frozenset[str] = frozenset()
     """The contractions (or residual additions) that it comes from."""
+    boolean: bool = False
+    """It holds truth values: as an index it is a mask."""
 
 
 class Reason(NamedTuple):

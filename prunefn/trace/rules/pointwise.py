@@ -61,6 +61,7 @@ def add(call: Call) -> Axes:
     "aten.randn_like",
     "aten.bernoulli",
     "aten.fill",
+    "aten.zero",
     "aten.masked_fill",
     "aten.float",
     "aten.half",
