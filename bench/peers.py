@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+ATTENTION = ("qkv", "query", "key", "value")
 
 
 def prune(model: nn.Module, x: Tensor, ratio: float) -> nn.Module:
@@ -15,35 +19,85 @@ def prune(model: nn.Module, x: Tensor, ratio: float) -> nn.Module:
     import torch_pruning as tp
 
     model = copy.deepcopy(model)
-    heads = attention(model)
-    pruner = tp.pruner.MagnitudePruner(
-        model,
-        x,
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=ratio,
-        ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000],
-        num_heads=heads,
-        prune_num_heads=False,
-        prune_head_dims=True,
-    )
+    heads = _attention(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = tp.pruner.MagnitudePruner(
+            model,
+            x,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000],
+            num_heads=heads,
+            prune_num_heads=False,
+            prune_head_dims=True,
+            **_options(model),
+        )
     for group in pruner.step(interactive=True):
         group.prune()
-    for m in model.modules():
-        if getattr(m, "qkv", None) in heads:
-            m.num_heads = pruner.num_heads[m.qkv]
-            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
+    _narrow(model, pruner.num_heads)
     return model
 
 
-def attention(model: nn.Module) -> dict[nn.Module, int]:
-    """qkv → heads; the forward of timm's attention is replaced, as in the peer's example, so that it runs when narrower."""
+def _options(model: nn.Module) -> dict[str, Any]:
+    """What the peer's Swin example adds."""
+    merging = {type(m) for m in model.modules() if type(m).__name__ == "SwinPatchMerging"}
+    if not merging:
+        return {}
+    pruner = _merging_pruner()
+    return {
+        "output_transform": lambda out: out.logits.sum(),
+        "customized_pruners": {kind: pruner for kind in merging},
+        "root_module_types": (nn.Linear, nn.LayerNorm, *merging),
+    }
+
+
+def _merging_pruner() -> Any:
+    """Patch merging reads four neighbours side by side: a channel stands at four places of its norm and reduction."""
+    import torch_pruning as tp
+
+    class PatchMerging(tp.BasePruningFunc):
+        def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            tp.prune_linear_out_channels(layer.reduction, idxs)
+            return layer
+
+        def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+            everywhere = [i + k * self.get_in_channels(layer) for k in range(4) for i in idxs]
+            tp.prune_linear_in_channels(layer.reduction, everywhere)
+            tp.prune_layernorm_out_channels(layer.norm, everywhere)
+            return layer
+
+        def get_out_channels(self, layer: nn.Module) -> int:
+            return layer.reduction.out_features
+
+        def get_in_channels(self, layer: nn.Module) -> int:
+            return layer.reduction.in_features // 4
+
+    return PatchMerging()
+
+
+def _attention(model: nn.Module) -> dict[nn.Module, int]:
+    """Projection → heads. timm's attention gets another forward, as in the peer's example, so that it runs when narrower."""
     heads = {}
     for m in model.modules():
-        if isinstance(getattr(m, "qkv", None), nn.Linear):
-            heads[m.qkv] = m.num_heads
-            if type(m).__module__.startswith("timm"):
-                m.forward = _forward.__get__(m)
+        count = getattr(m, "num_heads", getattr(m, "num_attention_heads", None))
+        for name in ATTENTION:
+            if count and isinstance(getattr(m, name, None), nn.Linear):
+                heads[getattr(m, name)] = count
+        if type(m).__module__.startswith("timm") and isinstance(getattr(m, "qkv", None), nn.Linear):
+            m.forward = _forward.__get__(m)
     return heads
+
+
+def _narrow(model: nn.Module, heads: dict[nn.Module, int]) -> None:
+    """Set the sizes that the peer leaves to the user."""
+    for m in model.modules():
+        if getattr(m, "qkv", None) in heads:
+            m.num_heads = heads[m.qkv]
+            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
+        elif getattr(m, "query", None) in heads:
+            m.attention_head_size = m.query.out_features // m.num_attention_heads
+            m.all_head_size = m.query.out_features
 
 
 def _forward(self: Any, x: Tensor, **_: Any) -> Tensor:

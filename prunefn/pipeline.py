@@ -102,7 +102,8 @@ def pipeline(
 
 def _check_scored(wanted: Sequence[str], scores: dict, criterion: Criterion) -> None:
     if missing := [g for g in wanted if g not in scores]:
+        names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise StatsError(
-            f"criterion {criterion.name!r} has no score for {len(missing)} of the chosen groups: {', '.join(missing[:5])}"
-            f"{' …' if len(missing) > 5 else ''}; they have no site to be measured at: leave them out by `where`, or use a criterion on weights"
+            f"criterion {criterion.name!r} has no score for {len(missing)} of the chosen groups: {names}; they have no "
+            "site to be measured at: leave them out by `where`, or use a criterion on weights"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..errors import TraceError
 from . import rules
 from .axes import Algebra, Times, Var
 from .capture import Captured
@@ -70,6 +71,9 @@ def _batches(a: Analysis, captured: Captured) -> None:
 
 def hints(value: Tensor) -> tuple[int, ...]:
     """The shape with symbolic sizes replaced by those of the example."""
+    for n in value.shape:
+        if type(n) is not int and n.node.hint is None:
+            raise TraceError(f"the size {n} of a tensor of shape {tuple(value.shape)} depends on data")
     return tuple(n if type(n) is int else int(n.node.hint) for n in value.shape)  # type: ignore[union-attr]
 
 
@@ -84,14 +88,11 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
     name = captured.tensors.get(node.name)
-    if name is not None:
+    if name is not None and (node.users or name in captured.updates):
         if name in a.tensors:  # one tensor under two placeholders
             for x, y in zip(axes, a.tensors[name], strict=True):
                 a.alg.unify(x, y)
         a.tensors[name] = axes
-    if not node.users:
-        for axis in axes:
-            a.alg.freeze(axis, Reason("the program does not use it"))
     return Value(node.name, axes, False, boolean=value.dtype == torch.bool)
 
 
@@ -120,7 +121,7 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, boolean: list[bool]) -> Any:
     inputs = call.tensors()
     active = any(v.active for v in inputs)
-    fresh = bool(call.contractions) or call.residual
+    fresh = bool(call.contractions) or call.residual or call.lookup
     sources = frozenset([node.name]) if fresh else frozenset[str]().union(*(v.sources for v in inputs))
     if call.resized:
         a.resized[node] = call.resized
@@ -146,9 +147,7 @@ def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
     if "sym_size" in str(node.target) and isinstance(args[0], Value):
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
-        terms = [
-            x.axis if isinstance(x, SizeOf) else a.alg.leaf(x) for x in args if isinstance(x, SizeOf | int)
-        ]
+        terms = [x.axis if isinstance(x, SizeOf) else a.alg.leaf(x) for x in args if isinstance(x, SizeOf | int)]
         if len(terms) == 2:
             return SizeOf(Times(tuple(terms)))
     return meta

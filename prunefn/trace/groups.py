@@ -210,9 +210,11 @@ def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> 
         if c.weight.name in captured.tensors:
             t = captured.tensors[c.weight.name]
             out = set(a.alg.vars(c.out))
+            inner = set(a.alg.vars(c.x.axes[c.dim])) if c.x is not None else set()
             for d, axis in enumerate(a.tensors[t]):
                 variables = set(a.alg.vars(axis))
-                roles.setdefault((t, d), "out" if variables and variables <= out else "in")
+                role = "out" if variables and variables <= out else "in" if variables & inner else "along"
+                roles.setdefault((t, d), role)
         if c.bias is not None and c.bias.name in captured.tensors:
             roles.setdefault((captured.tensors[c.bias.name], 0), "out")
     return roles

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..types import FrozenDict
 from .analyse import Analysis, schema
 from .capture import Captured
 from .expr import Axis, leaves, size
@@ -44,9 +43,17 @@ class _Lowering:
         used = {name for i in live for name in refs((i.args, tuple(v for _, v in i.kwargs)))} | set(refs(outputs))
         constants = tuple(n for n in c.constants if n in used)
         tensors = tuple(t for t in self.found.axes if t in self.a.tensors and t in used)
-        batch = FrozenDict({k: v for k, v in self.found.batch.items()})
         return Program(
-            tensors, constants, inputs, live, outputs, updates, self.found.slots, batch, c.in_spec, c.out_spec
+            tensors,
+            constants,
+            inputs,
+            live,
+            outputs,
+            updates,
+            self.found.slots,
+            self.found.batch,
+            c.in_spec,
+            c.out_spec,
         )
 
     def instruction(self, node: fx.Node) -> Instruction:

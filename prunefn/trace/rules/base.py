@@ -88,6 +88,8 @@ class Call:
     contractions: list[Contraction] = field(default_factory=list)
     residual: bool = False
     """The op adds two values that come from different contractions."""
+    lookup: bool = False
+    """The op picks rows of a parameter, which is a contraction with a one-hot code."""
 
     @property
     def shape(self) -> tuple[int, ...]:

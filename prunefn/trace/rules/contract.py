@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..axes import ONE, Term, Times
@@ -51,7 +51,7 @@ def linear(call: Call) -> Axes:
 
 def matmul(call: Call) -> Axes:
     """a [..., m, k] times b [..., k, n], with or without something that is added."""
-    values = [v for v in call.tensors()]
+    values = call.tensors()
     extra, (a, b) = (values[0] if len(values) == 3 else None), values[-2:]
     left, right = a.axes if len(a.axes) > 1 else (ONE, *a.axes), b.axes if len(b.axes) > 1 else (*b.axes, ONE)
     inner = call.unify(left[-1], right[-2])
@@ -112,16 +112,14 @@ def convolution(call: Call) -> Axes:
     d = len(x.axes) - rank - 1
     groups = call["groups"] or 1
     call.freeze(w.axes[2:], "it is a kernel dim")
-    call.freeze(x.axes[d + 1 :], "a convolution runs along it")
     g, inner, out = _channels(call, x.axes[d], w, groups, transposed)
     if b is not None:
         call.unify(out, b.axes[0])
     if groups > 1 and inner != ONE:
         call.mark([g], "groups")
     call.resize("groups", g)
-    spatial = call.frozen(call.shape[d + 1 :], "it is a spatial dim")
-    axes = (*x.axes[:d], out, *spatial)
     geometry = _geometry(call, w, rank, transposed)
+    axes = (*x.axes[:d], out, *_spatial(call, x.axes[d + 1 :], geometry))
     dims = " ".join(f"k{i}" for i in range(rank))
     pattern = f"(g i) o {dims} -> g o i ({dims})" if transposed else f"(g o) i {dims} -> g o i ({dims})"
     kernel = w.axes[2:]
@@ -158,6 +156,17 @@ def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: boo
         call.unify(h, g)
         out = w.axes[0]
     return g, inner, out
+
+
+def _spatial(call: Call, axes: Axes, g: Geometry) -> Axes:
+    """Dims that a kernel of size 1 only passes over stay what they are; the others are frozen."""
+    out = list(axes)
+    new = call.frozen(call.shape[len(call.shape) - len(axes) :], "it is a spatial dim")
+    for i, axis in enumerate(axes):
+        if (g.kernel[i], g.stride[i], g.padding[i]) != (1, 1, (0, 0)):
+            call.freeze(axis, "a convolution runs along it")
+            out[i] = new[i]
+    return tuple(out)
 
 
 def _geometry(call: Call, w: Value, rank: int, transposed: bool) -> Geometry:
@@ -198,16 +207,47 @@ def einsum(call: Call) -> Axes:
     for v, letters in zip(values, names, strict=True):
         for a, c in zip(v.axes, letters, strict=True):
             axis[c] = a if axis.get(c, ONE) == ONE else axis[c] if a == ONE else call.unify(axis[c], a)
+    alone = [c for c in axis if c not in output and sum(c in n for n in names) == 1]
+    call.mark([axis[c] for c in alone], f"mixed:{call.op}")
     if len(values) == 2:
         common = set(names[0]) & set(names[1])
         _attention_marks(
             call, *values, [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)]
         )
-        if common - set(output):
-            call.contract(macs=tuple(axis.values()))
-    elif set(axis) - set(output):
-        call.contract(macs=tuple(axis.values()))
+    for macs in _pairwise(names, output, call["path"]):
+        layer = _as_layer(names, output, values, axis) if len(values) == 2 else {}
+        call.contract(macs=tuple(axis[c] for c in macs), **layer)
     return tuple(axis[c] for c in output)
+
+
+def _pairwise(names: list[list[str]], output: list[str], path: Sequence[int] | None) -> Iterator[list[str]]:
+    """torch contracts two operands at a time, from the left or along a path: the letters of each product that sums."""
+    rest, path = list(names), list(path or [0, 1] * (len(names) - 1))
+    for i, j in zip(path[::2], path[1::2], strict=True):
+        a, b = rest[i], rest[j]
+        rest = [n for k, n in enumerate(rest) if k not in (i, j)]
+        wanted = {*output, *(c for n in rest for c in n)}
+        summed = (set(a) & set(b)) - wanted
+        result = [c for c in dict.fromkeys([*a, *b]) if c in wanted]
+        rest.append(result)
+        if summed:
+            yield [*result, *sorted(summed)]
+
+
+def _as_layer(names: list[list[str]], output: list[str], values: list[Value], axis: dict[str, Term]) -> dict[str, Any]:
+    """A product with a parameter, as a layer: with [in, out] letters it is a linear one."""
+    if values[0].active == values[1].active:
+        return {}
+    i = int(values[0].active)
+    w, x = names[i], names[1 - i]
+    summed = [c for c in w if c in x and c not in output]
+    out = [c for c in w if c not in x and c in output]
+    known: dict[str, Any] = {"x": values[1 - i], "weight": values[i], "out": Times(tuple(axis[c] for c in out))}
+    if len(summed) == len(out) == 1 and len(w) == 2:
+        dim = x.index(summed[0]) - len(x)
+        if output.index(out[0]) - len(output) == dim:
+            known |= {"dim": dim, "pattern": "i o -> 1 o i 1" if w[0] == summed[0] else "o i -> 1 o i 1"}
+    return known
 
 
 def _letters(term: str, used: int, dots: int) -> list[str]:

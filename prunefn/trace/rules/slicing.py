@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..axes import ONE, Plus, Term
 from .base import Axes, Call, Value, replaced, rule
 from .shape import freeze_all
@@ -170,30 +172,63 @@ def pad(call: Call) -> Axes:
     return tuple(out)
 
 
-@rule("aten.index", "aten._unsafe_index", "aten.index_put", "aten._unsafe_index_put")
+PICKED = "positions of it are picked by an index"
+
+
+@rule("aten.index", "aten._unsafe_index")
 def index(call: Call) -> Axes:
     """Advanced indexing: indexed dims are gathered, the others pass; indices broadcast into the place of the first."""
     x = call["self"]
-    indices = list(call["indices"]) + [None] * (len(x.axes) - len(call["indices"]))
-    used = [d for d, i in enumerate(indices) if i is not None]
-    call.freeze([x.axes[d] for d in used], "positions of it are picked by an index")
-    for v in call.tensors():
-        if v is not x:
-            call.freeze(v.axes, "it meets an index")
-    if "put" in call.op or not used:
+    dims, indices = _indexed(call)
+    if not dims:
         return x.axes
-    rank = len(call.shape) - (len(x.axes) - len(used))
-    first = 0 if used != list(range(used[0], used[-1] + 1)) else used[0]
-    rest = [a for d, a in enumerate(x.axes) if d not in used]
-    picked = call.frozen(call.shape[first : first + rank], "picked by an index")
-    # a batch of indices keeps the batch
-    whole = [v for v in (indices[d] for d in used) if len(v.axes) == rank]
-    picked = tuple(
-        next((v.axes[k] for v in whole if call.alg.size(v.axes[k]) == n), p)
-        for k, (p, n) in enumerate(zip(picked, call.shape[first : first + rank], strict=True))
-    )
-    out = (*rest[:first], *picked, *rest[first:])
-    return out if len(out) == len(call.shape) else call.frozen(call.shape, "picked by an index")
+    call.freeze([x.axes[d] for d in dims], PICKED)
+    call.freeze([a for v in indices for a in v.axes], "it is an index")
+    before, after = _around(x, dims)
+    shape = call.shape[len(before) : len(call.shape) - len(after)]
+    masked = any(v.boolean for v in indices)
+    return (*before, *(call.frozen(shape, PICKED) if masked else call.broadcast(indices, shape)), *after)
+
+
+@rule("aten.index_put", "aten._unsafe_index_put")
+def index_put(call: Call) -> Axes:
+    """Positions are overwritten: what is put there has the dims that reading them would give."""
+    x, values = call["self"], call["values"]
+    dims, indices = _indexed(call)
+    sizes = [[call.alg.size(a) for a in v.axes] for v in indices]
+    if indices and indices[0].boolean and len(indices) == 1 and all(call.alg.size(a) == 1 for a in values.axes):
+        for d, a in zip(dims, indices[0].axes, strict=True):  # one number, where the mask is true
+            call.unify(x.axes[d], a)
+        return x.axes
+    call.freeze([x.axes[d] for d in dims], "positions of it are overwritten by an index")
+    call.freeze([a for v in indices for a in v.axes], "it is an index")
+    if any(v.boolean for v in indices):
+        call.freeze([*x.axes, *values.axes], "positions of it are overwritten by a mask")
+        return x.axes
+    before, after = _around(x, dims)
+    full = (*before, *call.broadcast(indices, torch.broadcast_shapes(*sizes)), *after)
+    call.broadcast([Value("", full, True), values], [call.alg.size(a) for a in full])
+    return x.axes
+
+
+def _indexed(call: Call) -> tuple[list[int], list[Value]]:
+    """The dims of x that are indexed, and by what; a mask stands for as many dims as it has."""
+    dims, indices, d = list[int](), list[Value](), 0
+    for v in call["indices"]:
+        n = len(v.axes) if v is not None and v.boolean else 1
+        if v is not None:
+            dims += range(d, d + n)
+            indices.append(v)
+        d += n
+    return dims, indices
+
+
+def _around(x: Value, dims: list[int]) -> tuple[Axes, Axes]:
+    """The dims of x that pass: those before the picked ones, and those after."""
+    together = dims == list(range(dims[0], dims[-1] + 1))
+    first = dims[0] if together else 0  # indices with a gap between them come first
+    rest = tuple(a for d, a in enumerate(x.axes) if d not in dims)
+    return rest[:first], rest[first:]
 
 
 @rule("aten.index_select", "aten.embedding")
@@ -202,6 +237,7 @@ def index_select(call: Call) -> Axes:
     if call["weight"] is not None:
         w, idx = call["weight"], call["indices"]
         call.freeze(w.axes[0], "it is a vocabulary")
+        call.lookup = True
         return (*idx.axes, w.axes[1])
     x, idx = call["self"], call["index"]
     (d,) = call.dims(x, call["dim"])
