@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
@@ -18,6 +18,7 @@ from .types import Batch, Budget, Compensation, Cost, Criterion, Info, Mask, Par
 from .where import matches, only
 
 
+@runtime_checkable
 class Prune(Protocol):
     """What `pipeline` returns."""
 

@@ -29,6 +29,9 @@ FAR = 30.0
 SMALL = 1 << 15
 """Tensors of at most so many elements are summed in float64: it costs nothing there."""
 
+ROWS = 1 << 10
+"""So many rows are added up at once."""
+
 
 class Stats(NamedTuple):
     """What was measured. The empty `Stats()` is the identity of `merge_stats`."""
@@ -138,7 +141,8 @@ def site_moments(x: Tensor, dim: int, geometry: Geometry | None = None) -> Momen
         geometry: of the convolution that reads x; x is then [n, d, *spatial].
     """
     taps, n = (None, 0) if geometry is None else tap_sums(x, dim, geometry)
-    rows = x.movedim(dim, -1).reshape(-1, x.shape[dim]) if dim == -1 or x.ndim < 3 else x.movedim(dim, 1)
+    flat = x.ndim < 3 or x.stride(dim) == 1
+    rows = x.movedim(dim, -1).reshape(-1, x.shape[dim]) if flat else x.movedim(dim, 1)
     rows = (
         rows.double()
         if rows.numel() <= SMALL
@@ -152,18 +156,26 @@ def site_moments(x: Tensor, dim: int, geometry: Geometry | None = None) -> Momen
         pivot = rows.select(0, 0).double().flatten(1).mean(1) if rows.ndim > 2 else rows[0].double()
         shifted = rows - pivot.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 2))
         mean, variance = _mean_variance(shifted)
-        mean = mean.double() + pivot.to(rows.dtype).double()
-    return Moments(count, mean.double(), variance.double() * count, None if taps is None else taps / n, n)
+        mean = mean + pivot.to(rows.dtype).double()
+    return Moments(count, mean, variance * count, None if taps is None else taps / n, n)
 
 
 def _mean_variance(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel (dim 1), by the kernel that BatchNorm uses."""
-    if rows.device.type in ("cpu", "cuda") and rows.numel() > rows.shape[1]:
-        return torch.batch_norm_update_stats(rows, None, None, 0.0) if rows.device.type == "cpu" else _welford(rows)
-    return _welford(rows)
+    """Mean and biased variance per channel (dim 1), in float64.
+
+    The kernel adds up rows [n, d] one by one in their own precision: in float32 a thousand lose nothing, a million do.
+    """
+    parts = rows.split(ROWS) if rows.ndim == 2 else (rows,)
+    share = torch.tensor([p.numel() / rows.numel() for p in parts], dtype=torch.float64, device=rows.device)[:, None]
+    means, variances = (torch.stack(v).double() for v in zip(*map(_kernel, parts), strict=True))
+    mean = (means * share).sum(0)
+    return mean, ((variances + (means - mean).square()) * share).sum(0)
 
 
-def _welford(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _kernel(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel: on a CPU, by the kernel of BatchNorm, ten times as fast as `var_mean`."""
+    if rows.device.type == "cpu" and rows.numel() > rows.shape[1]:
+        return torch.batch_norm_update_stats(rows, None, None, 0.0)
     variance, mean = torch.var_mean(rows, [d for d in range(rows.ndim) if d != 1], correction=0)
     return mean, variance
 

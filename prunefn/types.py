@@ -7,7 +7,7 @@ small value: a NamedTuple of pure functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -190,6 +190,7 @@ class Compensation(NamedTuple):
     """(weight [g, out, in, taps], means of the removed inputs, zero at kept ones [g, in, taps]) → what the output lacks [g, out]."""
 
 
+@runtime_checkable
 class Where(Protocol):
     """A predicate on groups."""
 

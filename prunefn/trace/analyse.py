@@ -71,10 +71,12 @@ def _batches(a: Analysis, captured: Captured) -> None:
 
 def hints(value: Tensor) -> tuple[int, ...]:
     """The shape with symbolic sizes replaced by those of the example."""
-    for n in value.shape:
-        if type(n) is not int and n.node.hint is None:
-            raise TraceError(f"the size {n} of a tensor of shape {tuple(value.shape)} depends on data")
-    return tuple(n if type(n) is int else int(n.node.hint) for n in value.shape)  # type: ignore[union-attr]
+    found = [n.node.hint if isinstance(n, torch.SymInt) else n for n in value.shape]
+    if None in found:
+        raise TraceError(
+            f"the size {value.shape[found.index(None)]} of a tensor of shape {tuple(value.shape)} depends on data"
+        )
+    return tuple(int(n) for n in found if n is not None)
 
 
 def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
@@ -143,7 +145,7 @@ def _check(call: Call, out: list[Axes]) -> None:
 
 def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
     """Arithmetic on symbolic sizes: a size of a dim, and products of them, stay known."""
-    args = [a.values.get(x, x) if isinstance(x, fx.Node) else x for x in node.args]
+    args: list[Any] = [a.values.get(x, x) if isinstance(x, fx.Node) else x for x in node.args]
     if "sym_size" in str(node.target) and isinstance(args[0], Value):
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):

@@ -30,7 +30,6 @@ class Captured(NamedTuple):
     """Placeholder → value that is in no state dict."""
     inputs: list[str]
     """Placeholders of the tensor inputs, in order of the flattened arguments."""
-    input_names: list[str]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     outputs: list[Any]
@@ -43,9 +42,9 @@ class Captured(NamedTuple):
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
     """Export in the given mode; the model comes back as it was."""
-    args, kwargs = _on_device_of(model, (args, dict(kwargs)))
+    placed, named = _on_device_of(model, (args, dict(kwargs)))
     with _mode(model, train), torch.no_grad():
-        program = _export(model, args, kwargs)
+        program = _export(model, placed, named)
     _tidy(program)
     if train or not make_functional(program.graph):
         with torch.no_grad():
@@ -150,11 +149,11 @@ def _read(program: ExportedProgram) -> Captured:
     tensors, constants, inputs = {}, {}, []
     values = {**program.constants}
     for spec in signature.input_specs:
-        name = getattr(spec.arg, "name", None)
+        name = str(getattr(spec.arg, "name", ""))
         if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
-            tensors[name] = spec.target
+            tensors[name] = str(spec.target)
         elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            constants[name] = values[spec.target]
+            constants[name] = values[str(spec.target)]
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
@@ -167,11 +166,11 @@ def _read(program: ExportedProgram) -> Captured:
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(value)
         elif spec.kind == OutputKind.BUFFER_MUTATION:
-            updates[spec.target] = value
+            updates[str(spec.target)] = value
         else:
             raise TraceError(
                 f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure"
             )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(graph, tensors, constants, inputs, list(inputs), in_spec, out_spec, outputs, updates, nodes)
+    return Captured(graph, tensors, constants, inputs, in_spec, out_spec, outputs, updates, nodes)

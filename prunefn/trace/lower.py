@@ -32,7 +32,7 @@ class _Lowering:
         instructions = []
         for node in c.graph.nodes:
             if node.op == "placeholder":
-                self.refs[node] = Ref(c.tensors.get(node.name, node.name))
+                self.refs[node] = Ref(c.tensors.get(node.name) or str(node.name))
             elif node.op == "call_function":
                 self.refs[node] = Ref(f"%{node.name}")
                 instructions.append(self.instruction(node))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..axes import ONE, Algebra, Term
 
@@ -175,6 +175,9 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def replaced(axes: Axes, changes: Mapping[int, Term]) -> Axes:
-    """Axes with some dims replaced."""
+T = TypeVar("T")
+
+
+def replaced(axes: Sequence[T], changes: Mapping[int, T]) -> tuple[T, ...]:
+    """Axes (or sizes) with some dims replaced."""
     return tuple(changes.get(d, a) for d, a in enumerate(axes))

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..axes import ONE, Term, Times
 from .base import Axes, Call, Geometry, Value, replaced, rule
+from .create import SizeOf
 
 
 @rule(
@@ -110,7 +111,7 @@ def convolution(call: Call) -> Axes:
     transposed = "transpose" in call.op or bool(call["transposed"])
     rank = len(w.axes) - 2
     d = len(x.axes) - rank - 1
-    groups = call["groups"] or 1
+    groups = call.alg.size(call["groups"].axis) if isinstance(call["groups"], SizeOf) else call["groups"] or 1
     call.freeze(w.axes[2:], "it is a kernel dim")
     g, inner, out = _channels(call, x.axes[d], w, groups, transposed)
     if b is not None:
@@ -212,7 +213,7 @@ def einsum(call: Call) -> Axes:
     if len(values) == 2:
         common = set(names[0]) & set(names[1])
         _attention_marks(
-            call, *values, [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)]
+            call, values[0], values[1], [axis[c] for c in common & set(output)], [axis[c] for c in common - set(output)]
         )
     for macs in _pairwise(names, output, call["path"]):
         layer = _as_layer(names, output, values, axis) if len(values) == 2 else {}
