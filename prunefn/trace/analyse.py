@@ -108,7 +108,8 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     ):
         return _size(a, node, meta)
     metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
-    call = Call(a.alg, str(node.target), node.name, _bind(a, node), [hints(m) for m in metas], _reason(node))
+    shapes, unused = [hints(m) for m in metas], _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset()
+    call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, _reason(node), unused)
     rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
     if rule is None:
         rule = rules.no_rule
@@ -118,6 +119,12 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
         out = [out]
     _check(call, out)
     return _record(a, node, call, out, single=isinstance(meta, Tensor), boolean=[m.dtype == torch.bool for m in metas])
+
+
+def _unused(node: fx.Node, count: int) -> frozenset[int]:
+    """Which of several outputs nothing reads."""
+    read = {u.args[1] for u in node.users if u.target is operator.getitem and u.users}
+    return frozenset(range(count)) - read
 
 
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, boolean: list[bool]) -> Any:

@@ -116,7 +116,7 @@ def _constants(captured: Captured, a: Analysis, found: Found, used: tuple[str, .
 
 
 def _costs(a: Analysis, found: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
-    macs = polynomial([found.axis_of(t) for t in c.macs] for c in a.contractions)
+    macs = polynomial(([found.axis_of(t) for t in c.macs] for c in a.contractions), found.batch)
     params = polynomial(found.axes[n] for n in found.axes if n in parameters and n not in tied)
-    written = polynomial([found.axis_of(t) for t in axes] for axes in a.written)
+    written = polynomial(([found.axis_of(t) for t in axes] for axes in a.written), found.batch)
     return Costs(macs, params, written)

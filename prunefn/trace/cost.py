@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -27,31 +27,31 @@ class Polynomial(NamedTuple):
         return sum(c * prod(map(at, axes)) for c, axes in self.terms)
 
 
-def polynomial(products: Iterable[Sequence[Axis]]) -> Polynomial:
-    """The sum of products of axes, like terms collected. The batch counts as one sample.
+def polynomial(products: Iterable[Sequence[Axis]], batch: Collection[str] = ()) -> Polynomial:
+    """The sum of products of axes, like terms collected. Leaves of the batch count as one sample.
 
-    >>> polynomial([(Leaf("batch"), Leaf("c"), Fixed(3)), (Leaf("c"), Fixed(4))])({"c": 10})
+    >>> polynomial([(Leaf("n"), Leaf("c"), Fixed(3)), (Leaf("c"), Fixed(4))], ["n"])({"c": 10})
     70
     """
     sums: dict[tuple[Axis, ...], int] = {}
     simple: dict[Axis, Axis] = {}
     for axes in products:
-        single = [simple[a] if a in simple else simple.setdefault(a, one_sample(a)) for a in axes]
+        single = [simple[a] if a in simple else simple.setdefault(a, one_sample(a, batch)) for a in axes]
         fixed = prod(a.size for a in single if isinstance(a, Fixed))
         key = tuple(sorted((a for a in single if not isinstance(a, Fixed)), key=repr))
         sums[key] = sums.get(key, 0) + fixed
     return Polynomial(tuple((c, key) for key, c in sums.items() if c))
 
 
-def one_sample(axis: Axis) -> Axis:
+def one_sample(axis: Axis, batch: Collection[str]) -> Axis:
     """The axis with every batch leaf replaced by size 1."""
     match axis:
-        case Leaf(name) if name.startswith("batch"):
+        case Leaf(name) if name in batch:
             return Fixed(1)
         case Product(factors):
-            return product([one_sample(f) for f in factors])
+            return product([one_sample(f, batch) for f in factors])
         case Concat(parts):
-            return concat([one_sample(p) for p in parts])
+            return concat([one_sample(p, batch) for p in parts])
         case _:
             return axis
 

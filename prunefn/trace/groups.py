@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import count
 from typing import NamedTuple
 
 from torch import fx
@@ -38,7 +39,9 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     order = _tensor_order(captured, a)
     users = _users(a, order)
     names = _names(captured, a, contractions, users)
-    batch = {v: f"batch_{i}" if i else "batch" for i, v in enumerate(a.batch)}
+    taken = {n for n, _ in names.values()}
+    free = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in taken)
+    batch = dict(zip(a.batch, free, strict=False))
     cache: dict[Var, Axis] = {}
 
     def name(v: Var) -> Axis:
@@ -51,7 +54,7 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
 
     axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in order}
     sizes = {n: a.alg.size(v) for v, (n, _) in names.items()}
-    sites = _sites(captured, a, contractions, axis_of)
+    sites = _sites(captured, a, contractions, axis_of, sizes)
     slots = _slots(captured, contractions, sites, axis_of)
     axes.update({s.tensor: (s.axis,) for s in slots})
     groups = _groups(a, names, users, sites, contractions, captured)
@@ -192,13 +195,13 @@ def _groups(
         for leaf in dict.fromkeys(leaves(s.axis)):
             at.setdefault(leaf, []).append(s.name)
     kinds = [kind for _, kind in names.values()]
-    count: dict[str, int] = {}
+    seen: dict[str, int] = {}
     groups = {}
     for v, (name, kind) in names.items():
         members = tuple(Member(t, d, roles.get((t, d), "along")) for t, d in users[v])
         mixed = sorted(str(m).removeprefix("mixed:") for m in a.alg.marks(v) if str(m).startswith("mixed:"))
-        label = kind if kinds.count(kind) == 1 else f"{kind}_{count.setdefault(kind, 0)}"
-        count[kind] = count.get(kind, 0) + 1
+        label = kind if kinds.count(kind) == 1 else f"{kind}_{seen.setdefault(kind, 0)}"
+        seen[kind] = seen.get(kind, 0) + 1
         groups[name] = Group(name, kind, a.alg.size(v), members, tuple(at.get(name, ())), tuple(mixed), label)
     return groups
 
@@ -220,7 +223,9 @@ def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> 
     return roles
 
 
-def _sites(captured: Captured, a: Analysis, contractions: list[Contraction], axis_of: AxisOf) -> dict[str, Site]:
+def _sites(
+    captured: Captured, a: Analysis, contractions: list[Contraction], axis_of: AxisOf, groups: Collection[str]
+) -> dict[str, Site]:
     """One site per weight: a contraction that is called twice has two values and one site."""
     sites: dict[str, Site] = {}
     nodes = captured.nodes
@@ -228,7 +233,7 @@ def _sites(captured: Captured, a: Analysis, contractions: list[Contraction], axi
         if c.weight is None or c.x is None or not c.x.active or c.weight.active or not c.pattern:
             continue
         axis = axis_of(c.x.axes[c.dim])
-        if not any(leaf not in ("batch",) for leaf in leaves(axis)):
+        if not any(leaf in groups for leaf in leaves(axis)):
             continue
         name = _owner(captured, c)
         value = (_ref(captured, c.x.name, nodes), c.dim)

@@ -21,17 +21,29 @@ class Case(NamedTuple):
         """A new one with random values, in eval mode; the same at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return randomised(self.factory()).to(dtype).eval()
+            return cast(randomised(self.factory()), dtype).eval()
 
     def inputs(self, batch: int = 2, dtype: torch.dtype = torch.float64) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random (args, kwargs) of this batch size; the same at every call."""
 
-        def cast(x: Any) -> Any:
+        def precise(x: Any) -> Any:
             return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(batch)
-            return tuple(map(cast, self.args(batch))), {k: cast(v) for k, v in self.kwargs(batch).items()}
+            return tuple(map(precise, self.args(batch))), {k: precise(v) for k, v in self.kwargs(batch).items()}
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """To a precision, as `model.to` does, but tied buffers stay tied and complex ones complex."""
+    done: dict[Tensor, Tensor] = {}
+
+    def one(t: Tensor) -> Tensor:
+        if t not in done:
+            done[t] = t.to(dtype) if t.is_floating_point() else t.to(dtype.to_complex()) if t.is_complex() else t
+        return done[t]
+
+    return model._apply(one)
 
 
 def randomised(model: nn.Module) -> nn.Module:

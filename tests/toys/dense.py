@@ -176,21 +176,40 @@ class TiedTranspose(nn.Module):
 
 
 class Masked(nn.Module):
-    """The weight is a parameter times a buffer; another is in two factors."""
+    """The weight is a parameter times a buffer; another is a product of two factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.low, self.rank = nn.Linear(4, 6), nn.Parameter(torch.zeros(5, 3)), nn.Parameter(torch.zeros(3, 6))
+        self.head = nn.Linear(5, 2)
+        self.register_buffer("mask", (torch.arange(24).reshape(6, 4) % 3 > 0).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.a.weight * self.mask, self.a.bias).relu()
+        return self.head(F.linear(x, self.low @ self.rank).relu())
+
+
+class WeightNorm(nn.Module):
+    """torch's parametrisation: the direction and the length of each row are two parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(4, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
-        self.low, self.rank, self.head = (
-            nn.Parameter(torch.zeros(5, 3)),
-            nn.Parameter(torch.zeros(3, 6)),
-            nn.Linear(5, 2),
-        )
-        self.register_buffer("mask", (torch.arange(32).reshape(8, 4) % 3 > 0).double())
+        self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(x, self.a.weight * self.mask, self.a.bias).relu()
-        return self.head(F.linear(self.b(x).relu(), self.low @ self.rank))
+        return self.head(self.b(self.a(x).relu()).relu())
+
+
+class Vectors(nn.Module):
+    """Products with vectors: a score per token, and a dot product over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.score = nn.Linear(4, 8), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).relu() @ self.score
 
 
 class Bilinear(nn.Module):
@@ -265,6 +284,8 @@ CASES = {
     "lstm": Case(Lstm, tokens(4)),
     "tied_transpose": Case(TiedTranspose, vectors),
     "masked": Case(Masked, vectors),
+    "weight_norm": Case(WeightNorm, vectors),
+    "vectors": Case(Vectors, tokens(4)),
     "bilinear": Case(Bilinear, vectors),
     "einsum_mlp": Case(EinsumMLP, vectors),
     "pooled": Case(Pooled, tokens(4)),

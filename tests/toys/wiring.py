@@ -138,7 +138,7 @@ def put(x: Tensor) -> Tensor:
 
 
 class IndexPut(nn.Module):
-    """Rows are overwritten with the hidden layer of another; a mask sets a number."""
+    """Tokens are overwritten with the hidden layer of others; where a mask is true, a number is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ CASES = {
     "softmax": Case(lambda: Hidden(lambda x: x.softmax(-1)), vectors),
     "pad": Case(lambda: Hidden(lambda x: F.pad(x, (1, 2)), out=11), vectors),
     "maximum": Case(lambda: Hidden(lambda x: torch.maximum(x, -x).clamp(max=2) ** 2), vectors),
-    "index_put_values": Case(IndexPut, vectors),
+    "index_put_values": Case(IndexPut, tokens(4)),
     "batch_fold": Case(BatchFold, vectors),
     "shared_tables": Case(SharedTables, vectors),
     "state": Case(State, tokens(4)),

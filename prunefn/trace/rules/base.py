@@ -84,6 +84,8 @@ class Call:
     shapes: list[tuple[int, ...]]
     """Shape of each tensor output."""
     at: Reason
+    unused: frozenset[int] = frozenset()
+    """Outputs that nothing reads."""
     resized: dict[str, Any] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
     residual: bool = False

@@ -68,6 +68,16 @@ def group_norm(call: Call) -> Axes | list[Axes]:
     return [x.axes, *((x.axes[0], g) for _ in call.shapes[1:])]
 
 
+@rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(call: Call) -> Axes | list[Axes]:
+    """v [out, in, …] over its norm, which runs over all dims but one, times g [out, 1, …]."""
+    v, g = call["v"], call["g"]
+    axes = call.broadcast([v, g], call.shapes[0])
+    kept = (call["dim"] or 0) % len(v.axes)
+    call.mark([a for d, a in enumerate(axes) if d != kept], f"mixed:{call.op}")
+    return axes if len(call.shapes) == 1 else [axes, g.axes]
+
+
 @rule("aten.local_response_norm")
 def local_response_norm(call: Call) -> Axes:
     """Neighbouring channels are averaged."""

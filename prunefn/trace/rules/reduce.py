@@ -41,7 +41,7 @@ def reduction(call: Call) -> Axes | list[Axes]:
         out = tuple(ONE if d in dims else a for d, a in enumerate(x.axes))
     else:
         out = tuple(a for d, a in enumerate(x.axes) if d not in dims)
-    if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median"):
+    if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median") and 1 not in call.unused:
         call.freeze([x.axes[d] for d in dims], "positions along it are returned")
     return out if len(call.shapes) == 1 else [out for _ in call.shapes]
 
