@@ -47,7 +47,7 @@ def _options(model: nn.Module) -> dict[str, Any]:
     pruner = _merging_pruner()
     return {
         "output_transform": lambda out: out.logits.sum(),
-        "customized_pruners": {kind: pruner for kind in merging},
+        "customized_pruners": dict.fromkeys(merging, pruner),
         "root_module_types": (nn.Linear, nn.LayerNorm, *merging),
     }
 

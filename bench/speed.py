@@ -1,6 +1,6 @@
 """Speed of prunefn as ratios against what it replaces, each beside its goal.
 
-    python bench/speed.py [--only NAME …] [--rounds N] [--out]
+python bench/speed.py [--only NAME …] [--rounds N] [--out]
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 
 import peers
 import torch
-from timing import HEADER, Row, interleaved, markdown, ratio_row, seconds, versions, write
+from timing import CLOCK, HEADER, Row, interleaved, markdown, ratio_row, seconds, versions, write
 from torch import Tensor, nn
 from torch.export import Dim, export
 from tqdm import tqdm
@@ -101,15 +100,15 @@ def _ten_ratios(name: str, model: nn.Module, goal: float) -> Row:
     ran, left = 0, (0, 0)
     pf.trace(model, (x,))  # warm-up: torch.export imports a lot at first use
     peers.prune(model, x, RATIOS[0])
-    start = time.perf_counter()
+    start = CLOCK()
     spec = pf.trace(model, (x,))
-    traced = ours = time.perf_counter() - start
+    traced = ours = CLOCK() - start
     for ratio in tqdm(RATIOS, desc=f"ten ratios {name}", leave=False):
-        start = time.perf_counter()
+        start = CLOCK()
         small, small_spec = _prune(model, spec, ratio)
-        middle = time.perf_counter()
+        middle = CLOCK()
         other = peers.prune(model, x, ratio)
-        ours, theirs = ours + middle - start, theirs + time.perf_counter() - middle
+        ours, theirs = ours + middle - start, theirs + CLOCK() - middle
         ran += peers.runs(other, x)
         left = (sum(small[n].numel() for n in small_spec.parameters - small_spec.tied.keys()), peers.parameters(other))
         pf.forward(small, x, spec=small_spec)
@@ -118,7 +117,9 @@ def _ten_ratios(name: str, model: nn.Module, goal: float) -> Row:
         f"trace {seconds(traced)} counted; at ratio {RATIOS[-1]} {left[0] / 1e6:.2f} M parameters are left, by the peer "
         f"{left[1] / 1e6:.2f} M; pruned models that run: ours {len(RATIOS)} of {len(RATIOS)}, the peer's {ran}"
     )
-    return Row("Torch-Pruning / ours, ten ratios", name, seconds(ours), seconds(theirs), theirs / ours, goal, True, note=note)
+    return Row(
+        "Torch-Pruning / ours, ten ratios", name, seconds(ours), seconds(theirs), theirs / ours, goal, True, note=note
+    )
 
 
 def _prune(model: nn.Module, spec: pf.Spec, ratio: float) -> tuple[pf.Params, pf.Spec]:
@@ -226,7 +227,9 @@ def llama(rounds: int) -> Iterator[Row]:
     note = f"{found['groups']} groups: {kinds}; {found['capture']}"
     memory = f"{found['before']:.0f} MB of it before the trace (torch, transformers and the model)"
     yield Row("trace, time", case, seconds(found["seconds"]), "", found["seconds"], 60.0, unit="s", note=note)
-    yield Row("trace, peak memory", case, f"{found['peak']:.0f} MB", "", found["peak"] / 1024, 2.0, unit="GB", note=memory)
+    yield Row(
+        "trace, peak memory", case, f"{found['peak']:.0f} MB", "", found["peak"] / 1024, 2.0, unit="GB", note=memory
+    )
 
 
 GOALS: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -246,7 +249,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GOALS, default=list(GOALS), help="goals to run; default all")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each interleaved comparison")
     parser.add_argument("--out", action="store_true", help="write bench/results/speed.{md,csv}")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; default 1, so that CPU seconds mean something"
+    )
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")  # of the libraries that are measured
     torch.manual_seed(0)
     rows = []
@@ -255,7 +262,10 @@ def main() -> None:
             rows.append(row.cells())
             tqdm.write("  ".join(filter(None, row.cells())))
             gc.collect()
-    remarks = "Each ratio is the median over rounds of interleaved calls on one machine that others use at the same time."
+    remarks = (
+        "Each ratio is the median over rounds of interleaved calls, in CPU seconds of the process: the machine is shared. "
+        "Only the Llama's time is wall time."
+    )
     print(f"\n{markdown(HEADER, rows)}\n\n{remarks}\n{versions()}")
     if args.out:
         write(HERE / "results", "speed", "Speed", HEADER, rows, remarks)

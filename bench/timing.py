@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+CLOCK = time.process_time
+"""CPU seconds of this process: with one thread, what wall time would be on a machine of one's own."""
+
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "foolbox", "scikit-image")
 
 
@@ -51,15 +54,15 @@ HEADER = ["what", "case", "ours", "reference", "measured", "goal", "met", "note"
 def interleaved(
     functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1, text: str = ""
 ) -> dict[str, list[float]]:
-    """Seconds of each call, A B A B …; the order turns from round to round."""
+    """Seconds of each call by `CLOCK`, A B A B …; the order turns from round to round."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     for i in tqdm(range(-warm_up, rounds), desc=text, leave=False):
         for name in names if i % 2 else reversed(names):
-            start = time.perf_counter()
+            start = CLOCK()
             functions[name]()
             if i >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(CLOCK() - start)
     return times
 
 
@@ -83,7 +86,7 @@ def versions() -> str:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    return f"Python {platform.python_version()}, {', '.join(found)}; CPU, {torch.get_num_threads()} threads"
+    return f"Python {platform.python_version()}, {', '.join(found)}; CPU, threads: {torch.get_num_threads()}"
 
 
 def markdown(header: list[str], rows: Iterable[list[str]]) -> str:

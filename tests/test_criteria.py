@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn.types import FrozenDict, Moments
 
-from .small import Attention, Residual, Tied, Traced, Twice, close, laws, mlp, randn, traced
+from .small import Attention, Residual, Tied, Traced, Twice, close, mlp, randn, traced
 
 
 def stats_of(t: Traced, variances: dict[str, list[float]]) -> pf.Stats:
@@ -130,15 +128,14 @@ def test_tied_tensors_count_once() -> None:
     assert scores.tolist() == [14.0 / 3] * 6  # over embed.weight, and hidden.weight's rows and columns
 
 
-@laws
-@given(st.sampled_from([0.5, 1.0, 2.0, 3.0]), st.floats(0.1, 10.0))
-def test_magnitude_scales_with_the_weights(p: float, factor: float) -> None:
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0, 3.0])
+def test_magnitude_scales_with_the_weights(p: float) -> None:
     t = traced(Residual(3, 5, 6, 2), randn(2, 3))
-    scaled = {n: v * factor for n, v in t.params.items()}
+    scaled = {n: -v * 7 for n, v in t.params.items()}
     a, b = (pf.score(pf.collect_stats(q, None, spec=t.spec), criterion=pf.criteria.magnitude(p)) for q in (t.params, scaled))
     assert set(a) == set(t.spec.groups)
     for g in a:
-        close(b[g] / factor**p, a[g], 1e-10)
+        close(b[g] / 7**p, a[g])
 
 
 @pytest.mark.parametrize("p", [0.0, -1.0])

@@ -108,7 +108,10 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     ):
         return _size(a, node, meta)
     metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
-    shapes, unused = [hints(m) for m in metas], _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset()
+    shapes, unused = (
+        [hints(m) for m in metas],
+        _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
+    )
     call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, _reason(node), unused)
     rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
     if rule is None:

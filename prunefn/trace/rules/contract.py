@@ -69,10 +69,12 @@ def matmul(call: Call) -> Axes:
         axes = call.broadcast([Value("", axes, True), extra])
     _attention_marks(call, a, b, batch, [inner])
     weight, x, dim = (b, a, -1) if a.active else (a, b, max(-2, -len(b.axes)))
-    simple = len(weight.axes) == 2 and not weight.active
+    simple = len(weight.axes) == 2 and not weight.active and call["alpha"] in (None, 1)
     pattern = "" if not simple else "i o -> 1 o i 1" if dim == -1 else "o i -> 1 o i 1"
+    is_bias = extra is not None and len(extra.axes) == 1 and dim == -1 and call["beta"] in (None, 1)
+    out = right[-1] if weight is b else left[-2]
     call.contract(
-        macs=(*full, inner), x=x, dim=dim, weight=weight, pattern=pattern, out=right[-1] if weight is b else left[-2]
+        macs=(*full, inner), x=x, dim=dim, weight=weight, pattern=pattern, bias=extra if is_bias else None, out=out
     )
     return axes
 

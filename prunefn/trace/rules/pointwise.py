@@ -145,3 +145,13 @@ def scanned_pair(call: Call) -> list[Axes]:
         [x.axes[d] for d in call.dims(x, -1 if call["dim"] is None else call["dim"])], "its positions are ordered"
     )
     return [x.axes, x.axes]
+
+
+@rule("aten.diff")
+def diff(call: Call) -> Axes:
+    """Neighbours along a dim are subtracted from each other; the result is shorter."""
+    x = call["self"]
+    (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
+    for v in call.tensors():
+        call.freeze(v.axes[d], "neighbours along it are compared")
+    return replaced(x.axes, {d: call.frozen([call.shape[d]], "neighbours along it are compared")[0]})
