@@ -13,7 +13,6 @@ from . import compensation as compensation
 from . import criteria as criteria
 from . import scope as scope
 from .compensation import compensate as compensate
-from .criteria.base import score as score
 from .errors import BatchError as BatchError
 from .errors import BudgetError as BudgetError
 from .errors import MaskError as MaskError
@@ -32,6 +31,7 @@ from .params import zero as zero
 from .pipeline import cost as cost
 from .pipeline import pipeline as pipeline
 from .recalibrate import recalibrate as recalibrate
+from .score import score as score
 from .select import select as select
 from .stats import Stats as Stats
 from .stats import collect_stats as collect_stats

@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 from . import compensation as compensations
 from . import criteria
 from .compensation import compensate
-from .criteria.base import score
 from .errors import StatsError
 from .params import apply, check_mask, shrink
+from .score import score
 from .select import select
 from .stats import collect_stats
 from .trace.spec import Spec

@@ -14,7 +14,8 @@ def global_(*, normalize: bool = False) -> Scope:
     """One ranking over all units of all groups; a ratio is a share of all units.
 
     Args:
-        normalize: divide each group's scores by their mean first, so that groups of different scale can be compared.
+        normalize: divide each group's scores by their mean magnitude first, so that groups of different scale can be
+            compared.
     """
     return Scope("global", _by_mean if normalize else dict, _share_of_all)
 
@@ -25,7 +26,7 @@ def local() -> Scope:
 
 
 def _by_mean(scores: Scores) -> Scores:
-    return {g: s / s.mean().clamp_min(torch.finfo(s.dtype).tiny) for g, s in scores.items()}
+    return {g: s / s.abs().mean().clamp_min(torch.finfo(s.dtype).tiny) for g, s in scores.items()}
 
 
 def _share_of_all(priorities: Scores, ratio: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from .trace.spec import Spec
 from .types import Budget, Mask, Scope, Scores
 
 log = logging.getLogger(__name__)
+
+DIGITS = 10_000
+"""What a message promises, it promises to four digits."""
 
 
 class Order(NamedTuple):
@@ -138,13 +142,23 @@ def _asked(order: Order, scope: Scope, priorities: Scores, ratio: float) -> int:
     k = scope.count(priorities, ratio)
     possible = _possible(order, scope, priorities, ratio)
     if k > possible:
-        total = int(order.sizes.sum())
         short = min(order.names, key=lambda n: len(priorities[n]))
         raise BudgetError(
-            f"a ratio of {ratio} removes {k} of {total} units, but min_units, max_ratio and round_to let only {possible} go "
-            f"(the smallest group is {short!r} with {len(priorities[short])}); a ratio up to {possible / total:.4f} works"
+            f"a ratio of {ratio} removes {k} of {order.sizes.sum()} units, but min_units, max_ratio and round_to let only "
+            f"{possible} go (the smallest group is {short!r} with {len(priorities[short])}); "
+            f"a ratio up to {_highest(order, scope, priorities)} works"
         )
     return k
+
+
+def _highest(order: Order, scope: Scope, priorities: Scores) -> float:
+    """The highest ratio of four digits that can be met."""
+    low, high = 0, DIGITS
+    while high - low > 1:
+        ratio = (middle := (low + high) // 2) / DIGITS
+        met = scope.count(priorities, ratio) <= _possible(order, scope, priorities, ratio)
+        low, high = (middle, high) if met else (low, middle)
+    return low / DIGITS
 
 
 def _possible(order: Order, scope: Scope, priorities: Scores, ratio: float) -> int:
@@ -161,12 +175,13 @@ def _fewest(order: Order, budget: Budget, spec: Spec) -> int:
     """The fewest units of the order whose removal meets the budget: bisection on the exact cost, which falls with each unit."""
     cost = _cost(order, budget, spec)
     dense = getattr(spec.costs, budget.quantity)(spec.sizes)
-    target = budget.keep * dense
+    target = budget.keep * dense * (1 + 1e-12)
     low, high = 0, len(order.unit)
     if (least := cost(high)) > target:
+        share = ceil(least / dense * DIGITS - 1e-6) / DIGITS
         raise BudgetError(
-            f"budget.{budget.quantity}({budget.keep}) cannot be met: with all that may go removed, {least / dense:.4f} of the "
-            f"{budget.quantity} stay; score more groups, or allow at least {least / dense:.4f}"
+            f"budget.{budget.quantity}({budget.keep}) cannot be met: with all that may go removed, {share} of the "
+            f"{budget.quantity} stay; score more groups, or allow at least {share}"
         )
     while low < high:
         middle = (low + high) // 2

@@ -28,7 +28,7 @@ def gpt2() -> nn.Module:
     )
 
 
-def llama_config(**sizes: int):  # noqa: ANN201
+def llama_config(**sizes: int):
     small = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -47,13 +47,13 @@ CASES = {"bert": bert, "gpt2": gpt2, "llama": llama}
 
 
 @fixture(scope="module", params=CASES)
-def case(request):  # noqa: ANN001, ANN201
+def case(request):
     torch.manual_seed(0)
     model = randomize(CASES[request.param](), 3).eval().requires_grad_(False)
     return request.param, model, pf.trace(model, (), {"input_ids": IDS})
 
 
-def test_forward_returns_the_model_output_class(case) -> None:  # noqa: ANN001
+def test_forward_returns_the_model_output_class(case) -> None:
     _, model, spec = case
     ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
     mine, theirs = pf.forward(pf.params(model), input_ids=ids, spec=spec), model(input_ids=ids)
@@ -62,7 +62,7 @@ def test_forward_returns_the_model_output_class(case) -> None:  # noqa: ANN001
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
-def test_removing_is_zeroing_and_costs_are_exact(case) -> None:  # noqa: ANN001
+def test_removing_is_zeroing_and_costs_are_exact(case) -> None:
     _, model, spec = case
     params = double(pf.params(model))
     mask = random_mask(spec, 5, groups=[g.name for g in spec.groups.values() if g.exact])
@@ -75,7 +75,7 @@ def test_removing_is_zeroing_and_costs_are_exact(case) -> None:  # noqa: ANN001
     assert pf.cost(spec, mask).macs == counter.get_total_flops() // 2 // len(IDS)
 
 
-def test_groups(case) -> None:  # noqa: ANN001
+def test_groups(case) -> None:
     name, _, spec = case
     kinds = [g.kind for g in spec.groups.values()]
     assert not spec.unknown

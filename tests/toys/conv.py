@@ -384,15 +384,15 @@ class Unfold(nn.Module):
 
 
 class Unpool(nn.Module):
-    """Where the largest stood is remembered, and used again."""
+    """SegNet: where the largest stood is remembered, and used by other channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.a, self.mid, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y, where = F.max_pool2d(self.a(x), 2, return_indices=True)
-        return self.b(F.interpolate(y * (where >= 0), size=x.shape[-2:]))
+        return self.b(F.max_unpool2d(self.mid(y), where, 2))
 
 
 class ResponseNorm(nn.Module):

@@ -226,19 +226,17 @@ class Bilinear(nn.Module):
 
 
 class EinsumMLP(nn.Module):
-    """Einsum as a linear layer: with an ellipsis, with an implied output, with a letter that is summed alone."""
+    """Einsum as a linear layer: with an ellipsis, with a letter that is summed alone, with an implied output."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = (
-            nn.Parameter(torch.zeros(4, 8)),
-            nn.Parameter(torch.zeros(6, 8)),
-            nn.Parameter(torch.zeros(6, 2, 3)),
-        )
+        self.a, self.b = nn.Parameter(torch.zeros(4, 8)), nn.Parameter(torch.zeros(6, 8))
+        self.c, self.d = nn.Parameter(torch.zeros(6, 5, 3)), nn.Parameter(torch.zeros(5, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.einsum("...c,cd->...d", x, self.a).relu()
-        return torch.einsum("jn,joz->no", torch.einsum("ni,ji", x, self.b).relu(), self.c)
+        x = torch.einsum("ni,ji->nj", x, self.b).relu()
+        return torch.einsum("no,op", torch.einsum("nj,joz->no", x, self.c).relu(), self.d)
 
 
 class Pooled(nn.Module):

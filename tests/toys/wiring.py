@@ -208,6 +208,30 @@ class Options(nn.Module):
         return self.c(z + z if twice else z), None, 3, y, z.sum()
 
 
+class Short(nn.Module):
+    """An index that is shorter than what it picks from, also along the other dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).gather(1, torch.tensor([[[0], [3], [1]]]).expand(x.shape[0], 3, 5)))
+
+
+class Alike(nn.Module):
+    """Only the dtype of one tensor is used, and only the shape of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 12), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu().type_as(x)
+        wide = self.b(y).unsqueeze(-1).expand(-1, -1, 4)
+        return self.head((self.c(y).relu().view_as(wide) * wide).sum(-1))
+
+
 def overlap(x: Tensor) -> Tensor:
     return x.slice_scatter(x[..., :3] * 2, -1, 2, 5)
 
@@ -249,5 +273,7 @@ CASES = {
     "options": Case(Options, lambda n: (torch.randn(n, 4), True, 0.5)),
     "slice_scatter_overlap": Case(lambda: Hidden(overlap), vectors),
     "largest": Case(lambda: Hidden(largest), vectors),
+    "short": Case(Short, tokens(4)),
+    "alike": Case(Alike, vectors),
     "nested": Case(lambda: Hidden(lambda x: torch.cat([x[:, 2:5].repeat(1, 2), x[:, :2]], 1)), vectors),
 }

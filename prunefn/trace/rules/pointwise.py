@@ -40,9 +40,7 @@ def add(call: Call) -> Axes:
     "aten.alias",
     "aten.detach",
     "aten.contiguous",
-    "aten.to",
     "aten._to_copy",
-    "aten.type_as",
     "aten.dropout",
     "aten.feature_dropout",
     "aten.alpha_dropout",
@@ -91,6 +89,12 @@ def untagged(call: Call) -> Axes | list[Axes]:
     """Pointwise ops without the tag; every output has the shape of the broadcast inputs."""
     axes = call.broadcast(call.tensors())
     return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
+
+
+@rule("aten.to", "aten.type_as")
+def cast(call: Call) -> Axes:
+    """Another tensor gives no more than its dtype."""
+    return call["self"].axes
 
 
 @rule("aten.copy")

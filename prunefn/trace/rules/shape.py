@@ -70,6 +70,9 @@ def reshape(call: Call) -> Axes:
 def implied(call: Call) -> Axes:
     """A reshape whose sizes follow from those of the tensor at run time."""
     out = regroup(call, call["self"].axes, call.shape)
+    if call["other"] is not None:
+        for a, b in zip(out, call["other"].axes, strict=True):
+            call.unify(a, b)
     if call.args.get("sizes") is not None:
         d = call["dim"] % len(call["self"].axes)
         call.resize("sizes", list(out[d : d + len(call["sizes"])]))

@@ -255,7 +255,7 @@ def index_select(call: Call) -> Axes:
     "aten.take_along_dim",
 )
 def gather(call: Call) -> Axes:
-    """Positions along a dim are picked by data; other dims meet where they have the same size."""
+    """Positions along a dim are picked by data; other dims meet, or the first positions of the longer are taken."""
     x = call["self"]
     dims = call.dims(x, call["dim"])
     call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
@@ -265,6 +265,10 @@ def gather(call: Call) -> Axes:
             "positions of it are picked by an index",
         )
     same = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
+    broadcast = {1} if "take_along_dim" in call.op else set()
+    for d in range(len(call.shape)):
+        if len({call.alg.size(v.axes[d]) for v in same} - broadcast) > 1:
+            call.freeze([v.axes[d] for v in same], "the first positions of it meet an index")
     free: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same]
     out = call.broadcast(free, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
     picked: dict[int, Term] = {d: call.frozen([call.shape[d]], "picked by an index")[0] for d in dims}

@@ -40,6 +40,9 @@ def spatial(call: Call) -> Axes | list[Axes]:
     rank = SPATIAL[".".join(call.op.split(".")[:2])]
     lead = x.axes[:-rank]
     call.freeze(x.axes[-rank:], "pooled or resampled along it")
+    if call["indices"] is not None:
+        for a, b in zip(lead, call["indices"].axes, strict=False):
+            call.unify(a, b)
     out = [(*lead, *call.frozen(s[-rank:], "it is a spatial dim")) for s in call.shapes]
     return out[0] if len(out) == 1 else out
 
