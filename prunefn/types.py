@@ -38,10 +38,11 @@ class FrozenDict(Mapping[K, V], Generic[K, V]):
     (1, True)
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_hash", "_items")
 
     def __init__(self, items: Mapping[K, V] | None = None) -> None:
         self._items: dict[K, V] = dict(items or {})
+        self._hash: int | None = None
 
     def __getitem__(self, key: K) -> V:
         return self._items[key]
@@ -53,7 +54,12 @@ class FrozenDict(Mapping[K, V], Generic[K, V]):
         return len(self._items)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._items.items()))
+        if self._hash is None:
+            self._hash = hash(tuple(self._items.items()))
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (self._items,)  # the hash of a string differs from process to process
 
     def __repr__(self) -> str:
         return f"FrozenDict({self._items!r})"

@@ -134,7 +134,7 @@ def _names(
     names: dict[Var, tuple[str, str]] = {}
     taken: set[str] = set()
     for v, (base, axis) in producer.items():
-        kind = _kind(a, v, users)
+        kind = _kind(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
         suffix = _suffix(a, v, axis, kind)
         name, k = base + suffix, 0
         while name in taken:
@@ -145,13 +145,13 @@ def _names(
     return names
 
 
-def _kind(a: Analysis, v: Var, users: dict[Var, list[tuple[str, int]]]) -> str:
+def _kind(a: Analysis, v: Var, places: list[Term]) -> str:
     """`groups` and `heads` are certain; a factor beside heads is head_dim; then residual, then a lone contracted axis."""
     marks = a.alg.marks(v)
     for kind in ("groups", "heads"):
         if kind in marks:
             return kind
-    if any("heads" in a.alg.marks(w) for t, d in users[v] for w in _siblings(a, a.tensors[t][d], v)):
+    if any("heads" in a.alg.marks(w) for axis in places for w in _siblings(a, axis, v)):
         return "head_dim"
     return "residual" if "residual" in marks else "head_dim" if "head_dim" in marks else "hidden"
 

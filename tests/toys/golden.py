@@ -69,7 +69,7 @@ GROUPS = {
     "rms_norm": "enter residual 6*, fc1 hidden 8",
     "var_mean": "a hidden 6*",
     "bare": "w1 hidden 6, w2 hidden 5",
-    "einsum": "wq.heads heads 4, wq.head_dim head_dim 5, wv.hidden hidden 6",
+    "einsum": "wq.heads heads 4, wq.head_dim head_dim 5, wv.head_dim head_dim 6",
     "experts": "w1 hidden 6, gate hidden 3*",
     "mixer": "mix hidden 7",
     "embedding": "fc1 hidden 8, fc2 residual 6",
@@ -392,10 +392,10 @@ AXES = {
         "w3": "hidden_1 2",
     },
     "einsum": {
-        "wq": "6 heads head_dim",
-        "wk": "6 heads head_dim",
-        "wv": "6 heads hidden",
-        "wo": "heads hidden 2",
+        "wq": "6 heads head_dim_0",
+        "wk": "6 heads head_dim_0",
+        "wv": "6 heads head_dim_1",
+        "wo": "heads head_dim_1 2",
     },
     "experts": {
         "w1": "hidden_1 4 hidden_0",
