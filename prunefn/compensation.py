@@ -10,6 +10,7 @@ from torch import Tensor
 from .errors import ParamsError, StatsError, nearest
 from .forward import value_of
 from .params import check_mask, check_names
+from .shapes import Float
 from .stats import Stats, check_stats
 from .trace.expr import keep, leaves, size
 from .trace.spec import Spec
@@ -29,8 +30,8 @@ def none() -> Compensation:
     return Compensation("none", None)
 
 
-def _mean_shift(weight: Tensor, means: Tensor) -> Tensor:
-    """weight [g, o, i, t], means [g, i, t or 1] → [g, o]"""
+def _mean_shift(weight: Float[Tensor, "g o i t"], means: Float[Tensor, "g i t_or_1"]) -> Float[Tensor, "g o"]:
+    """Σ over inputs and taps of weight times mean."""
     weight = weight.sum(-1, keepdim=True) if means.shape[-1] == 1 else weight
     return einsum(weight, means, "g o i t, g i t -> g o")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product as pairs
+from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -31,7 +31,6 @@ from prunefn.trace.expr import (
     unit_of,
 )
 from prunefn.trace.rules.base import Axes, Call, Reason, Value
-from prunefn.trace.rules.base import TABLE
 
 # ---- goldens: expressions
 
@@ -442,11 +441,7 @@ def divisions(draw: Callable[..., Any], n: int) -> list[int]:
 def partition(draw: Callable[..., Any], n: int) -> list[int]:
     """Random sizes ≥ 1 whose sum is n."""
     cuts = sorted(draw(st.sets(st.integers(1, n - 1), max_size=3))) if n > 1 else []
-    return [b - a for a, b in pairs_of([0, *cuts, n])]
-
-
-def pairs_of(row: list[int]) -> list[tuple[int, int]]:
-    return list(zip(row, row[1:], strict=False))
+    return [b - a for a, b in pairwise([0, *cuts, n])]
 
 
 def a_reshape(draw: Callable[..., Any], sketch: Sketch, i: int, d: int) -> None:
@@ -554,8 +549,8 @@ ALL = (
 SIZES = st.sampled_from([1, 2, 3, 4, 6])
 
 
-@st.composite
-def sketches(draw: Callable[..., Any], choices: tuple[Callable[..., None], ...], steps: int) -> Sketch:
+def grow(draw: Callable[..., Any], choices: tuple[Callable[..., None], ...], steps: int) -> Sketch:
+    """A random program; the choice of a step depends on the shapes so far."""
     shape = draw(st.lists(SIZES, min_size=2, max_size=3))
     same = draw(st.booleans())  # sources of one shape can be added
     sketch = Sketch([tuple(shape), tuple(shape if same else draw(st.lists(SIZES, min_size=2, max_size=3)))])
@@ -685,9 +680,9 @@ def test_random_programs(choices: tuple[Callable[..., None], ...]) -> None:
     removed = []
 
     @LAWS
-    @given(sketch=sketches(choices, 6), seed=st.integers(0, 2**16))
-    def law(sketch: Sketch, seed: int) -> None:
-        removed.append(check(sketch, seed))
+    @given(data=st.data(), seed=st.integers(0, 2**16))
+    def law(data: st.DataObject, seed: int) -> None:
+        removed.append(check(grow(data.draw, choices, 6), seed))
 
     law()
     assert sum(n > 0 for n in removed) > len(removed) // 2, "most programs must leave something to prune"

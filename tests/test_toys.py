@@ -29,7 +29,8 @@ class Traced(NamedTuple):
     spec: pf.Spec
     params: pf.Params
     before: Any
-    """State of the model before it was traced."""
+    after: Any
+    """State of the model before and after it was traced."""
 
     def run(self, name: str, batch: int, params: pf.Params | None = None, spec: pf.Spec | None = None) -> Any:
         args, kwargs = CASES[name].inputs(batch)
@@ -43,7 +44,8 @@ def traced(name: str) -> Traced:
     before = state_of(model)
     args, kwargs = CASES[name].inputs()
     spec = pf.trace(model, args, kwargs)
-    return Traced(model, spec, pf.params(model), before)
+    after = state_of(model)
+    return Traced(model.eval(), spec, pf.params(model), before, after)
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -71,7 +73,7 @@ def test_forward_is_the_module_bit_for_bit(name: str, batch: int) -> None:
     t = traced(name)
     args, kwargs = CASES[name].inputs(batch)
     # the module on detached tensors: where they require gradients, torch may fold a matmul in another way
-    wanted = torch.func.functional_call(t.model.eval(), t.params, args, kwargs, tie_weights=False)
+    wanted = torch.func.functional_call(t.model, t.params, args, kwargs, tie_weights=False)
     got = t.run(name, batch)
     assert pytree.tree_structure(got) == pytree.tree_structure(wanted)
     for a, b in zip(tensors(got), tensors(wanted), strict=True):
@@ -90,7 +92,9 @@ def test_removing_is_zeroing_where_nothing_mixes(name: str, seed: int | None) ->
     mask = mask_of(t.spec, seed, groups)
     small, shrunk = pf.apply(t.params, mask, spec=t.spec), pf.shrink(t.spec, mask)
     zeroed = pf.zero(t.params, mask, spec=t.spec)
-    got, wanted, dense = (tensors(t.run(name, 3, p, s)) for p, s in ((small, shrunk), (zeroed, t.spec), (t.params, t.spec)))
+    got, wanted, dense = (
+        tensors(t.run(name, 3, p, s)) for p, s in ((small, shrunk), (zeroed, t.spec), (t.params, t.spec))
+    )
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     changed = any(not torch.allclose(a, b) for a, b in zip(got, dense, strict=True))
@@ -147,10 +151,14 @@ def test_specs_of_different_toys_differ() -> None:
     assert pf.shrink(traced("concat").spec, mask) != traced("concat").spec
 
 
-@pytest.mark.parametrize("name", ["residual", "attention", "gqa_native", "rotary", "tied", "windows", "conv_transpose_grouped"])
+@pytest.mark.parametrize(
+    "name", ["residual", "attention", "gqa_native", "rotary", "tied", "windows", "conv_transpose_grouped"]
+)
 def test_a_model_without_values_gives_the_same_spec(name: str) -> None:
     args, kwargs = CASES[name].inputs()
-    meta = pf.trace(CASES[name].model().to("meta"), args, kwargs)
+    with torch.device("meta"):
+        model = CASES[name].factory().double()
+    meta = pf.trace(model, args, kwargs)
     spec = traced(name).spec
     assert (meta.groups, meta.axes, meta.costs, meta.sites) == (spec.groups, spec.axes, spec.costs, spec.sites)
     assert meta.program.instructions == spec.program.instructions
@@ -176,17 +184,162 @@ def nothing(module: nn.Module, args: Any, out: Any) -> None:
 def state_of(model: nn.Module) -> Any:
     """All that a trace could change, values included."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    values = [(n, id(t), t._version, t.requires_grad, t.detach().clone(), t.grad if t.grad is None else t.grad.clone()) for n, t in named]
-    modules = [(m.training, list(m._forward_hooks.values()), sorted(m.__dict__), sorted(m._buffers)) for m in model.modules()]
-    return values, modules, torch.is_grad_enabled()
+    values = [
+        (n, id(t), t._version, t.requires_grad, t.detach().clone(), t.grad if t.grad is None else t.grad.clone())
+        for n, t in named
+    ]
+    modules = [(m.training, list(m._forward_hooks.values()), list(m._buffers)) for m in model.modules()]
+    lists = [(k, v) for m in model.modules() for k, v in m.__dict__.items() if isinstance(v, list)]
+    attributes = [(k, [id(x) for x in v if isinstance(x, Tensor)]) for k, v in lists]
+    return values, modules, attributes, torch.is_grad_enabled()
 
 
 @every_toy
 def test_the_model_comes_back_as_it_was(name: str) -> None:
-    model, before = CASES[name].model(), traced(name).before
-    after = state_of(traced(name).model)
-    assert len(before[1]) == len(list(model.modules()))
+    before, after = traced(name).before, traced(name).after
     for (n, *old, value, grad), (m, *new, value2, grad2) in zip(before[0], after[0], strict=True):
         assert n == m and old == new and torch.equal(value, value2)
         assert grad is grad2 is None or torch.equal(grad, grad2)
     assert before[1:] == after[1:]
+
+
+# ---- what is prunable
+
+
+@every_toy
+def test_groups(name: str) -> None:
+    groups = traced(name).spec.groups.values()
+    assert ", ".join(f"{g.name} {g.kind} {g.size}{'' if g.exact else '*'}" for g in groups) == GROUPS[name]
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_axes(name: str) -> None:
+    spec = traced(name).spec
+    assert {t: spec.einops(t) for t in AXES[name]} == AXES[name]
+
+
+@every_toy
+def test_members_are_where_a_group_occurs(name: str) -> None:
+    spec = traced(name).spec
+    for g in spec.groups.values():
+        assert g.members and len(set(g.members)) == len(g.members)
+        for m in g.members:
+            assert g.label in spec.einops(m.tensor)
+    for site in spec.sites.values():
+        assert all(site.name in spec.groups[g].sites for g in spec.groups if g in str(site.axis).split("'"))
+
+
+def test_sites() -> None:
+    """A site is the input of a contraction with parameters; one that is called twice has two values."""
+    assert list(traced("residual").spec.sites) == ["down1", "up1", "down2", "up2", "head"]
+    assert list(traced("attention").spec.sites) == ["qkv", "proj", "head"]
+    assert list(traced("einsum_mlp").spec.sites) == ["b", "d"]
+    assert [len(s.values) for s in traced("shared").spec.sites.values()] == [2, 1]
+    assert traced("residual").spec.groups["stem"].sites == ("down1", "down2", "head")
+    assert traced("residual").spec.sites["down1"].norm == "norm1.running_mean"
+    assert traced("bare").spec.sites["w3"].slot == "w3.bias"
+
+
+FROZEN = [
+    ("residual", "stem.weight", 1, "it is an input", "", ""),
+    ("residual", "head.weight", 0, "it is an output", "", ""),
+    ("residual", "stem.weight", 2, "it is a kernel dim", "aten.conv2d.default", "F.relu(self.norm(self.stem(x)))"),
+    ("channel_conv", "a.weight", 0, "a convolution runs along it", "aten.conv1d.default", "self.along(x.mean("),
+    ("attention", "qkv.weight", 0, "its positions are taken apart", "aten.unbind.int", ".unbind(0)"),
+    ("gqa_fused", "qkv.weight", 0, "one position of it is taken", "aten.select.int", "y[..., -2, :]"),
+    ("cross_covariance", "qkv.weight", 0, "softmax runs over it", "aten.softmax.int", ".softmax(-1)"),
+    ("windows", "table", 0, "positions of it are picked by an index", "aten.index.Tensor", "self.table["),
+    ("embedding", "embed.weight", 0, "it is a vocabulary", "aten.embedding.default", "self.embed(tokens)"),
+    ("lstm", "lstm.weight_ih_l0", 0, "no rule", "aten.lstm.input", "self.lstm(self.enter(x))"),
+    ("lstm", "enter.weight", 0, "no rule", "aten.lstm.input", "self.lstm(self.enter(x))"),
+    ("roll", "a.weight", 0, "roll runs along it", "aten.roll.default", "self.run(self.a(x))"),
+    ("flip", "b.weight", 1, "flip runs along it", "aten.flip.default", "self.run(self.a(x))"),
+    ("softmax", "a.weight", 0, "softmax runs over it", "aten.softmax.int", "self.run(self.a(x))"),
+    ("largest", "a.weight", 0, "its largest are picked", "aten.topk.default", "self.run(self.a(x))"),
+    ("short", "a.weight", 0, "the first positions of it meet an index", "aten.gather.default", ".gather(1,"),
+    ("unused", "idle.weight", 0, "the program does not use it", "", ""),
+    ("options", "a.weight", 0, "it is an output", "", ""),
+]
+"""Toy, tensor, dim, why it is frozen, by which op, and what stands in that line of the source."""
+
+
+@pytest.mark.parametrize(("name", "tensor", "dim", "why", "op", "code"), FROZEN)
+def test_what_is_frozen_says_why(name: str, tensor: str, dim: int, why: str, op: str, code: str) -> None:
+    lines = traced(name).spec.explain(tensor).splitlines()
+    line = next(text for text in lines if text.startswith(f"  dim {dim},"))
+    reason = next(r for r in line.split("; ") if "frozen: " in r and op in r)
+    assert why in reason
+    if code:
+        path, number = reason.rpartition(" at ")[2].rsplit(":", 1)
+        assert code in linecache.getline(path, int(number))
+
+
+def test_an_op_without_a_rule_is_reported() -> None:
+    spec = traced("lstm").spec
+    ((op, where),) = spec.unknown.items()
+    assert op == "aten.lstm.input" and "lstm" in linecache.getline(*parse(where))
+    assert f"{op}: {where}" in str(spec)
+    assert not any(traced(n).spec.unknown for n in CASES if n != "lstm")
+
+
+def parse(where: str) -> tuple[str, int]:
+    path, _, number = where.rpartition(":")
+    return path, int(number)
+
+
+def test_explain_of_a_group_lists_members_and_sites() -> None:
+    assert traced("group_norm").spec.explain("a.hidden").splitlines() == [
+        "a.hidden: 2 units, hidden, mixed by aten.group_norm.default",
+        "  a.weight dim 0 (out): (groups hidden) 3 1 1",
+        "  a.bias dim 0 (out): (groups hidden)",
+        "  layer.weight dim 0 (along): (groups hidden)",
+        "  layer.bias dim 0 (along): (groups hidden)",
+        "  b.weight dim 1 (in): 2 (groups hidden) 1 1",
+        "  measured at b",
+    ]
+
+
+# ---- rules of the user
+
+
+def lstm_rule(call: Call) -> list[Axes]:
+    """As in torch: the input's width can be pruned, the state's cannot."""
+    x, (w, *others) = call["input"], call["params"]
+    call.unify(x.axes[2], w.axes[1])
+    for axes in (w.axes[:1], *(v.axes for v in others), *(v.axes for v in call["hx"])):
+        call.freeze(axes, "it is the state")
+    return [
+        (*x.axes[:2], *call.frozen(call.shape[2:], "it is the state")),
+        *(call.frozen(s, "state") for s in call.shapes[1:]),
+    ]
+
+
+@pytest.mark.parametrize("key", ["aten.lstm.input", "aten.lstm"])
+def test_a_rule_of_the_user_is_used(key: str) -> None:
+    args, _ = CASES["lstm"].inputs()
+    model = CASES["lstm"].model()
+    spec = pf.trace(model, args, rules={key: lstm_rule})
+    assert not spec.unknown
+    assert list(spec.groups) == ["enter", "fc1"]
+    assert spec.einops("lstm.weight_ih_l0") == "20 hidden_0"
+    mask = mask_of(spec, None, ["enter"])
+    params = pf.params(model)
+    got = pf.forward(pf.apply(params, mask, spec=spec), *args, spec=pf.shrink(spec, mask))
+    torch.testing.assert_close(got, pf.forward(pf.zero(params, mask, spec=spec), *args, spec=spec))
+
+
+def test_a_rule_of_the_user_comes_first() -> None:
+    def freezing(call: Call) -> Axes:
+        call.freeze(call["self"].axes[-1], "I say so")
+        return call["self"].axes
+
+    args, _ = CASES["unused"].inputs()
+    spec = pf.trace(CASES["unused"].model(), args, rules={"aten.relu.default": freezing})
+    assert not spec.groups
+    assert "frozen: I say so by aten.relu.default" in spec.explain("a.weight")
+
+
+def test_a_rule_that_returns_wrong_sizes_is_caught() -> None:
+    args, _ = CASES["unused"].inputs()
+    with pytest.raises(AssertionError, match=r"the rule for aten\.relu\.default returned axes of sizes .* at "):
+        pf.trace(CASES["unused"].model(), args, rules={"aten.relu": lambda call: call["self"].axes[:1]})

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from ..errors import TraceError
 from . import rules
-from .axes import Algebra, Times, Var
+from .axes import Algebra, Term, Times, Var
 from .capture import Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, Value
 
@@ -37,6 +37,8 @@ class Analysis:
     """Axes of every output that is not a view."""
     batch: dict[Var, tuple[str, int]] = field(default_factory=dict)
     """Leaf → the (input, dim) whose size it has at run time."""
+    symbols: dict[Any, Term] = field(default_factory=dict)
+    """Symbol of a batch size → its axis."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Op without a rule → where it was met first."""
 
@@ -86,6 +88,8 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     shape = hints(value)
     if node.name in captured.inputs:
         axes = tuple(a.alg.leaf(n, INPUT if d else BATCH) for d, n in enumerate(shape))
+        if axes and isinstance(value.shape[0], torch.SymInt):
+            a.alg.unify(axes[0], a.symbols.setdefault(value.shape[0].node.expr, axes[0]))
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
@@ -121,7 +125,8 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if isinstance(out, tuple):
         out = [out]
     _check(call, out)
-    return _record(a, node, call, out, single=isinstance(meta, Tensor), boolean=[m.dtype == torch.bool for m in metas])
+    _same_batch(a, metas, out)
+    return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
 
 
 def _unused(node: fx.Node, count: int) -> frozenset[int]:
@@ -130,7 +135,16 @@ def _unused(node: fx.Node, count: int) -> frozenset[int]:
     return frozenset(range(count)) - read
 
 
-def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: bool, boolean: list[bool]) -> Any:
+def _same_batch(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
+    """A rule may lose the batch (an op without a rule always does); its symbol tells it."""
+    for meta, axes in zip(metas, out, strict=True):
+        for n, axis in zip(meta.shape, axes, strict=True):
+            batch = a.symbols.get(n.node.expr) if isinstance(n, torch.SymInt) else None
+            if batch is not None and isinstance(a.alg.find(axis), Var):
+                a.alg.unify(axis, batch)
+
+
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
     inputs = call.tensors()
     active = any(v.active for v in inputs)
     fresh = bool(call.contractions) or call.residual or call.lookup
@@ -140,7 +154,10 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], *, single: 
     a.contractions += call.contractions
     if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
         a.written += out
-    values = [Value(node.name, axes, active, sources, is_bool) for axes, is_bool in zip(out, boolean, strict=True)]
+    values = [
+        Value(node.name, axes, active, sources, boolean=m.dtype == torch.bool)
+        for axes, m in zip(out, metas, strict=True)
+    ]
     return values[0] if single else values
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import prod
+from operator import itemgetter
 
 from . import expr
 
@@ -54,19 +56,20 @@ class Algebra:
     def __init__(self) -> None:
         self._size: list[int] = []
         self._bound: list[Term | None] = []
-        self._reason: list[object | None] = []
+        self._reason: list[tuple[int, object] | None] = []  # with the time, so that the first is remembered
         self._marks: list[frozenset[Hashable]] = []
+        self._time = count()
 
     # ---- making and reading axes
 
-    def leaf(self, size: int, reason: object | None = None, marks: frozenset[Hashable] = frozenset()) -> Term:
+    def leaf(self, size: int, reason: object | None = None) -> Term:
         """A fresh axis of `size` positions; frozen if a reason is given."""
         if size == 1:
             return ONE
         self._size.append(size)
         self._bound.append(None)
-        self._reason.append(reason)
-        self._marks.append(marks)
+        self._reason.append(None if reason is None else (next(self._time), reason))
+        self._marks.append(frozenset())
         return Var(len(self._size) - 1)
 
     def find(self, a: Term) -> Term:
@@ -99,7 +102,8 @@ class Algebra:
 
     def reason(self, a: Var) -> object | None:
         """Why a leaf is frozen; None if it is not."""
-        return self._reason[a.id]
+        reason = self._reason[a.id]
+        return None if reason is None else reason[1]
 
     def marks(self, a: Var) -> frozenset[Hashable]:
         """What has been noted of a leaf."""
@@ -115,7 +119,7 @@ class Algebra:
         """No unit of `a` may be pruned; the first reason is the one that is remembered."""
         for v in self.vars(a):
             if self._reason[v.id] is None:
-                self._reason[v.id] = reason
+                self._reason[v.id] = (next(self._time), reason)
 
     def mark(self, a: Term, mark: Hashable) -> None:
         """Note something of every leaf of `a`; marks survive binding, splitting and cutting."""
@@ -200,8 +204,8 @@ class Algebra:
         self._bound[a.id] = b
         for v in self.vars(b):
             self._marks[v.id] |= self._marks[a.id]
-            if self._reason[v.id] is None:
-                self._reason[v.id] = self._reason[a.id]
+            reasons = [r for r in (self._reason[a.id], self._reason[v.id]) if r is not None]
+            self._reason[v.id] = min(reasons, key=itemgetter(0), default=None)
 
     def _walk(
         self,
@@ -258,9 +262,8 @@ class Algebra:
         return Plus(tuple(outer)), inner
 
     def _divide(self, v: Var, first: int, second: int, form: type[Plus] | type[Times]) -> tuple[Term, Term]:
-        reason, marks = self._reason[v.id], self._marks[v.id]
-        pair = self.leaf(first, reason, marks), self.leaf(second, reason, marks)
-        self._bound[v.id] = form(pair)
+        pair = self.leaf(first), self.leaf(second)
+        self._bind(v, form(pair), None)
         return pair
 
     def _give_up(self, terms: Sequence[Term], reason: object) -> None:

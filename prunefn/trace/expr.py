@@ -16,6 +16,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..shapes import Bool, Int64
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -102,7 +104,7 @@ def leaves(axis: Axis) -> Iterator[str]:
             return
 
 
-def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
+def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, " positions"]:
     """Which positions of `axis` are kept: bool [size]. A position is kept iff all the units on its path are.
 
     >>> keep(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([True, False, True])}, {"c": 3}).int().tolist()
@@ -122,7 +124,7 @@ def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Tensor:
             return torch.cat([keep(p, mask, sizes) for p in parts])
 
 
-def positions(axis: Axis, leaf: str, sizes: Sizes) -> Tensor:
+def positions(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, "units k"]:
     """The index map of a leaf in an axis: int64 [units, k], the k positions at which each unit stands.
 
     >>> positions(Concat((Leaf("c"), Fixed(1), Leaf("c"))), "c", {"c": 2}).tolist()
@@ -134,7 +136,7 @@ def positions(axis: Axis, leaf: str, sizes: Sizes) -> Tensor:
     return order.reshape(sizes[leaf], -1)
 
 
-def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Tensor:
+def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
     """The unit of `leaf` at each position of `axis`: int64 [size], -1 where the leaf does not occur."""
     match axis:
         case Leaf(name) if name == leaf:

@@ -144,7 +144,7 @@ class Embedding(nn.Module):
             self.out.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
+        x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         return self.out(x + self.fc2(self.fc1(x).relu()))
 
 

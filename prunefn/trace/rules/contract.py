@@ -164,11 +164,10 @@ def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: boo
 def _spatial(call: Call, axes: Axes, g: Geometry) -> Axes:
     """Dims that a kernel of size 1 only passes over stay what they are; the others are frozen."""
     out = list(axes)
-    new = call.frozen(call.shape[len(call.shape) - len(axes) :], "it is a spatial dim")
     for i, axis in enumerate(axes):
         if (g.kernel[i], g.stride[i], g.padding[i]) != (1, 1, (0, 0)):
             call.freeze(axis, "a convolution runs along it")
-            out[i] = new[i]
+            (out[i],) = call.frozen([call.shape[i - len(axes)]], "it is a spatial dim")
     return tuple(out)
 
 

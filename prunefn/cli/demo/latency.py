@@ -1,0 +1,56 @@
+"""Latency of several networks, measured in turn so that they share what disturbs the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import prunefn as pf
+
+BATCH = 64
+"""Images in a timed batch."""
+ROUNDS = 25
+WARMUP = 3
+
+
+def latencies(
+    networks: Mapping[str, tuple[pf.Params, pf.Spec]], images: Tensor, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Median seconds for one batch of each network, run as a graph module without gradients.
+
+    Every round runs each network once, so that a slow spell of the machine hits all of them.
+
+    Args:
+        networks: name → params and spec.
+        images: the first `BATCH` are used.
+        rounds: runs of each network, after a few that do not count.
+    """
+    modules = {name: pf.to_module(params, spec=spec) for name, (params, spec) in networks.items()}
+    batch = images[:BATCH]
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    with torch.inference_mode():
+        for i in range(WARMUP + rounds):
+            for name, module in modules.items():
+                seconds = _seconds(module, batch)
+                if i >= WARMUP:
+                    times[name].append(seconds)
+    return {name: median(t) for name, t in times.items()}
+
+
+def _seconds(run: Callable[[Tensor], Any], batch: Tensor) -> float:
+    """One run; on an accelerator until it has finished."""
+    _wait(batch.device)
+    start = perf_counter()
+    run(batch)
+    _wait(batch.device)
+    return perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
