@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
+import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from .params import check_mask, check_names
 from .shapes import Float
 from .stats import Stats, check_stats
 from .trace.expr import keep, leaves, size
+from .trace.program import refs
 from .trace.spec import Spec
 from .types import Compensation, Mask, Moments, Params, Site
 
@@ -90,10 +93,11 @@ def _shift(
     params: Params, site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, spec: Spec, method: Compensation
 ) -> Tensor:
     """What the site's output lacks once the units are gone: float64 [out]."""
-    means = _means(site, given, spec)
     weight = value_of(params, site.weight, spec=spec).double()
     removed = ~keep(site.axis, mask, spec.sizes).to(weight.device)
-    lost = (means.to(weight.device).double() * removed[:, None]).nan_to_num()
+    lost = torch.where(removed[:, None], _means(site, given, spec).to(weight.device).double(), 0.0)
+    if not bool(torch.isfinite(lost).all()):
+        raise StatsError(f"the mean of site {site.name!r} is not finite; look for NaN in the statistics")
     g = size(site.groups, spec.sizes)
     weight = rearrange(weight, site.pattern, **({"g": g} if "g" in site.pattern.split("->")[0] else {}))
     assert method.shift is not None
@@ -106,25 +110,28 @@ def _means(site: Site, given: Mapping[str, Tensor | Moments], spec: Spec) -> Ten
         raise StatsError(
             f"site {site.name!r} loses inputs, but there is no mean for it; collect statistics for it{nearest(site.name, given)}"
         )
-    found = given[site.name]
+    found, geometry = given[site.name], site.geometry
     means = found if isinstance(found, Tensor) else found.mean if found.taps is None else found.taps
-    means = means[:, None] if means.ndim == 1 else means
-    n = size(site.axis, spec.sizes)
-    if means.ndim != 2 or len(means) != n:
+    n, taps = size(site.axis, spec.sizes), 1 if geometry is None else prod(geometry.kernel)
+    if tuple(means.shape) not in ((n,), (n, taps)):
         raise StatsError(
-            f"the mean of site {site.name!r} has shape {tuple(means.shape)}; its axis has {n} positions: [{n}] or [{n}, taps]"
+            f"the mean of site {site.name!r} has shape {tuple(means.shape)}; its axis has {n} positions: it must be [{n}]"
+            + (f" or [{n}, {taps}]" if geometry is not None else "")
         )
-    return means
+    if means.ndim == 2:
+        return means
+    # an output of a transposed convolution meets only every s-th tap
+    return means[:, None] / (prod(geometry.stride) if geometry is not None and geometry.transposed else 1)
 
 
 def _add(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
     """Put the shift where it belongs, in a dict that is ours."""
     if site.bias is not None:
         target, sign = site.bias, 1.0
-        others = [s.name for s in spec.sites.values() if s.bias == site.bias and s.name != site.name]
-        if others:
+        users = [i for i in spec.program.instructions if site.bias in refs((i.args, tuple(v for _, v in i.kwargs)))]
+        if others := [i.module or i.name for i in users if i.name not in site.calls]:
             raise ParamsError(
-                f"bias {site.bias!r} serves the sites {site.name!r} and {others[0]!r}, which need different shifts; "
+                f"bias {site.bias!r} serves {site.name!r} and {others[0]!r}, which need different shifts; "
                 "use method=compensation.none(), or give each a bias of its own"
             )
     elif site.norm is not None:

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from . import compensation as compensations
 from . import criteria
 from .compensation import compensate
-from .errors import StatsError
+from .errors import BatchError, StatsError
 from .params import apply, check_mask, shrink
 from .score import score
 from .select import select
@@ -63,6 +63,7 @@ def pipeline(
 
     Raises:
         StatsError: (when called) a group that `where` chooses has no score; it names the groups.
+        BatchError: (when called) the criterion or the compensation needs batches, and there are none.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -76,10 +77,11 @@ def pipeline(
     method: Compensation = compensations.mean() if compensation is None else compensation
 
     def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False) -> Pruned:
-        needs_data = chosen.data or method.shift is not None
+        if batches is None and method.shift is not None and not chosen.data:
+            raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
         stats = collect_stats(
             params,
-            batches if needs_data else None,
+            batches if chosen.data or method.shift is not None else None,
             spec=spec,
             criterion=chosen,
             where=where,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from .batches import device_of, each, inputs_of
+from .errors import BatchError, ParamsError
 from .forward import compiled
 from .params import check_names
-from .trace.program import Instruction, Program, Ref
+from .trace.program import Instruction, Ref
 from .trace.spec import Spec
 from .types import Batch, Params
 
@@ -37,9 +38,12 @@ def recalibrate(
         New params; a network without BatchNorm comes back as it was.
 
     Raises:
-        BatchError: no batches, or a batch that does not fit.
+        BatchError: no batches, a batch that does not fit, or that leaves a single value per channel.
+        ParamsError: something does not fit the spec, or it was traced in train mode.
     """
     check_names(params, spec)
+    if spec.train:
+        raise ParamsError("recalibrate needs a spec that was traced in eval mode: trace(model, args)")
     norms = [i for i in spec.program.instructions if i.op == BATCH_NORM and isinstance(i.args[3], Ref)]
     if not norms:
         return dict(params)
@@ -48,7 +52,7 @@ def recalibrate(
     )
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
-        return tuple(graph.call_function(_batch_statistics, (env[i.args[0].name],)) for i in norms)
+        return tuple(graph.call_function(_batch_statistics, (env[i.args[0].name], i.args[3].name)) for i in norms)
 
     run = compiled(spec, params, ("recalibrate",), emit, only=[i.args[0].name for i in norms], program=program)
     sums: dict[str, Tensor] = {}
@@ -71,10 +75,9 @@ def _by_batch(i: Instruction) -> Instruction:
 
 
 @torch.fx.wrap
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def _batch_statistics(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance per channel, float64."""
+    if x.numel() <= x.shape[1]:
+        raise BatchError(f"{name!r} is measured over more than one value per channel, but the batch has one; use larger batches")
     variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=1)
     return mean.double(), variance.double()
-
-
-__all__ = ["Program", "recalibrate"]

@@ -104,6 +104,8 @@ class Site(NamedTuple):
     """The axis that is summed over."""
     values: tuple[tuple[str, int], ...]
     """(value, dim) of the program, one for each call of the contraction."""
+    calls: tuple[str, ...]
+    """The calls: instructions of the program."""
     weight: str
     """The program's value that holds the weight; a parameter, or computed from parameters."""
     pattern: str

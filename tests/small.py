@@ -42,6 +42,7 @@ def bits(text: str) -> Tensor:
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> None:
     """Equal up to a tolerance that is relative to the largest number."""
     assert a.shape == b.shape
+    a, b = a.detach(), b.detach()
     assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
 
 

@@ -462,6 +462,13 @@ def a_slice(draw: Callable[..., Any], sketch: Sketch, i: int, d: int) -> None:
     sketch.add("aten.slice.Tensor", self=i, dim=d, start=start, end=end)
 
 
+def a_strided_slice(draw: Callable[..., Any], sketch: Sketch, i: int, d: int) -> None:
+    n, step = sketch.values[i].ids.shape[d], draw(st.sampled_from([2, 3]))
+    start, end = draw(st.integers(0, min(n - 1, 2))), draw(st.integers(n - 1, n + 2))
+    if start < end:
+        sketch.add("aten.slice.Tensor", self=i, dim=d, start=start, end=end, step=step)
+
+
 def fellows(sketch: Sketch, i: int, d: int | None) -> list[int]:
     """Values of the same shape, but for dim d."""
 
@@ -539,6 +546,7 @@ ALL = (
     a_broadcast_add,
     a_stack,
     an_unbind,
+    a_strided_slice,
     a_repeat,
     a_repeat_interleave,
     a_pad,

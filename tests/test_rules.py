@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+from prunefn.trace import rules
+from prunefn.trace.rules import pointwise
+from prunefn.trace.rules.base import TABLE, rule
 
 TIMM = (
     "aten.conv2d.default", "aten.linear.default", "aten.flatten.using_ints", "aten.dropout.default",
@@ -38,3 +43,35 @@ TIMM = (
 def operator(name: str) -> torch._ops.OpOverload:
     _, packet, overload = name.split(".")
     return getattr(getattr(torch.ops.aten, packet), overload)
+
+
+NO_RULE = {
+    "aten.sym_size.int": "a size, not a tensor",
+    "aten._assert_tensor_metadata.default": "a check, which is removed",
+    "aten.lstm.input": "frozen, and reported",
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_every_op_of_timm_has_a_rule(name: str) -> None:
+    assert (rules.find(operator(name), {}) is None) == (name in NO_RULE)
+
+
+def test_rules_are_found_from_the_special_to_the_general() -> None:
+    def mine(call: rules.Call) -> rules.Axes:
+        return call["self"].axes
+
+    relu, flip = torch.ops.aten.relu.default, torch.ops.aten.flip.default
+    assert rules.find(relu, {}) is pointwise.pointwise  # by torch's tag
+    assert rules.find(torch.ops.aten.relu_.default, {}) is pointwise.pointwise
+    assert rules.find(torch.ops.aten.add_.Tensor, {}) is pointwise.add
+    assert rules.find(flip, {}) is pointwise.scanned
+    for key in ("aten.flip.default", "aten.flip"):
+        assert rules.find(flip, {key: mine}) is mine
+    assert rules.find(torch.ops.aten.fft_rfft2.default, {}) is None
+
+
+def test_two_rules_for_one_op_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two rules for aten\.flip"):
+        rule("aten.flip")(pointwise.pointwise)
+    assert TABLE["aten.flip"] is pointwise.scanned

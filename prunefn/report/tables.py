@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """Cells as they are shown; the first column is text, the others are numbers and stand to the right."""
+    """Cells as they are shown; the first column is text, the others are numbers and stand to the right.
+
+    A column's name may have several lines, for the terminal.
+    """
 
     title: str
     columns: Sequence[str]
@@ -31,14 +34,15 @@ def markdown(table: Table) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
 def terminal(table: Table) -> rich.table.Table:
     """The table for `rich.print`."""
+    import rich.box
     import rich.table
 
-    out = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    out = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE)
     for i, column in enumerate(table.columns):
         out.add_column(column, justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:

@@ -88,8 +88,9 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     shape = hints(value)
     if node.name in captured.inputs:
         axes = tuple(a.alg.leaf(n, INPUT if d else BATCH) for d, n in enumerate(shape))
-        if axes and isinstance(value.shape[0], torch.SymInt):
-            a.alg.unify(axes[0], a.symbols.setdefault(value.shape[0].node.expr, axes[0]))
+        first: Any = value.shape[0] if axes else None
+        if isinstance(first, torch.SymInt):
+            a.alg.unify(axes[0], a.symbols.setdefault(first.node.expr, axes[0]))
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
@@ -131,8 +132,8 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
 
 def _unused(node: fx.Node, count: int) -> frozenset[int]:
     """Which of several outputs nothing reads."""
-    read = {u.args[1] for u in node.users if u.target is operator.getitem and u.users}
-    return frozenset(range(count)) - read
+    read: list[Any] = [u.args[1] for u in node.users if u.target is operator.getitem and u.users]
+    return frozenset(range(count)).difference(read)
 
 
 def _same_batch(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from typing import NamedTuple
@@ -226,30 +227,32 @@ def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> 
 def _sites(
     captured: Captured, a: Analysis, contractions: list[Contraction], axis_of: AxisOf, groups: Collection[str]
 ) -> dict[str, Site]:
-    """One site per weight: a contraction that is called twice has two values and one site."""
+    """One site per weight and bias (or norm that follows): a contraction that is called twice has two values and one site."""
     sites: dict[str, Site] = {}
-    nodes = captured.nodes
+    nodes, norms = captured.nodes, _norms(captured, a, contractions)
     for c in contractions:
         if c.weight is None or c.x is None or not c.x.active or c.weight.active or not c.pattern:
             continue
         axis = axis_of(c.x.axes[c.dim])
         if not any(leaf in groups for leaf in leaves(axis)):
             continue
-        name = _owner(captured, c)
-        value = (_ref(captured, c.x.name, nodes), c.dim)
-        if name in sites and sites[name].weight == _ref(captured, c.weight.name, nodes):
-            sites[name] = sites[name]._replace(values=(*sites[name].values, value))
-            continue
-        while name in sites:
-            name += "'"
+        name = owner = _owner(captured, c)
+        weight, value = _ref(captured, c.weight.name, nodes), (_ref(captured, c.x.name, nodes), c.dim)
         bias = captured.tensors.get(c.bias.name) if c.bias is not None else None
-        norm = None if c.bias is not None else _running_mean(nodes[c.node], captured)
-        slot = "" if c.bias is not None or norm is not None else _free(f"{name}.bias", a)
+        norm = norms.get(c.node)
+        while name in sites and (sites[name].weight, sites[name].bias, sites[name].norm) != (weight, bias, norm):
+            name += "'"
+        if name in sites:
+            values, calls = sites[name].values, sites[name].calls
+            sites[name] = sites[name]._replace(values=(*values, value), calls=(*calls, c.node))
+            continue
+        slot = "" if bias is not None or norm is not None else _free(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
         sites[name] = Site(
             name,
             axis,
             (value,),
-            _ref(captured, c.weight.name, nodes),
+            (c.node,),
+            weight,
             c.pattern,
             axis_of(c.groups),
             axis_of(c.out),
@@ -268,10 +271,24 @@ def _ref(captured: Captured, node: str, nodes: dict[str, fx.Node]) -> str:
     return node if nodes[node].op == "placeholder" else f"%{node}"
 
 
-def _free(name: str, a: Analysis) -> str:
-    while name in a.tensors:
+def _free(name: str, taken: Collection[str]) -> str:
+    while name in taken:
         name += "_shift"
     return name
+
+
+def _norms(captured: Captured, a: Analysis, contractions: list[Contraction]) -> dict[str, str]:
+    """Contraction without a bias → running mean of the BatchNorm that follows, where it serves this weight alone."""
+    found: dict[str, str] = {}
+    weights: dict[str, set[str]] = {}
+    for c in contractions:
+        mean = None if c.bias is not None else _running_mean(captured.nodes[c.node], captured)
+        if mean is not None and c.weight is not None:
+            found[c.node] = mean
+            weights.setdefault(mean, set()).add(c.weight.name)
+    calls = Counter(found.values())
+    uses = {t: len(captured.nodes[node].users) for node, t in captured.tensors.items() if t in calls}
+    return {node: t for node, t in found.items() if len(weights[t]) == 1 and uses[t] == calls[t]}
 
 
 def _running_mean(node: fx.Node, captured: Captured) -> str | None:
@@ -295,9 +312,9 @@ def _slots(
 ) -> tuple[Slot, ...]:
     """For every call of a contraction without a bias: where one goes that a compensation creates."""
     slots = []
+    at = {node: s for s in sites.values() for node in s.calls}
     for c in contractions:
-        site = sites.get(_owner(captured, c))
-        if site is not None and site.slot and c.x is not None and c.pattern:
-            argument, dim = (2, -1) if c.bias_arg else (-1, c.dim)
+        if (site := at.get(c.node)) is not None and site.slot:
+            argument, dim = (2, -1) if c.bias_arg and c.bias is None else (-1, c.dim)
             slots.append(Slot(site.slot, c.node, argument, dim, axis_of(c.out)))
     return tuple(slots)

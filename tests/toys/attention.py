@@ -101,6 +101,25 @@ class Rotary(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
+class InterleavedRotary(nn.Module):
+    """GPT-J and EVA: even and odd positions turn together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8), nn.Linear(5, 2)
+        angle = (torch.arange(5.0)[:, None] * torch.tensor([1.0, 0.1])).repeat_interleave(2, -1)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+        return x * self.cos + turned * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (f(x).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for f in (self.q, self.k))
+        return self.o((self.rotate(q) @ self.rotate(k).mT).sum(1))
+
+
 class Windows(nn.Module):
     """Swin: attention in windows folded into the batch, after a roll, with a bias picked from a table."""
 
@@ -293,6 +312,7 @@ CASES = {
     "attention_masked": Case(MaskedAttention, tokens(WIDTH)),
     "attention_torch": Case(TorchAttention, tokens(8)),
     "rotary": Case(Rotary, tokens(WIDTH)),
+    "rotary_interleaved": Case(InterleavedRotary, tokens(WIDTH)),
     "windows": Case(Windows, lambda n: (torch.randn(n, 4, 4, 3),)),
     "class_token": Case(ClassToken, images),
     "multi_query": Case(MultiQuery, tokens(WIDTH)),

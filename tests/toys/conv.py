@@ -395,6 +395,22 @@ class Unpool(nn.Module):
         return self.b(F.max_unpool2d(self.mid(y), where, 2))
 
 
+class ScaledStandardised(nn.Module):
+    """NFNet: a batch norm, in training mode, standardises the rows of the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 6, 3), nn.Parameter(torch.ones(6))
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.b.weight
+        w = F.batch_norm(w.reshape(1, 6, -1), None, None, self.gain, training=True, momentum=0.0, eps=1e-6).reshape_as(
+            w
+        )
+        return self.head(F.conv2d(self.a(x).relu(), w, self.b.bias).relu())
+
+
 class ResponseNorm(nn.Module):
     """ConvNeXt V2: each channel's norm over space, divided by the mean over channels."""
 
@@ -456,6 +472,7 @@ CASES = {
     "last_channels": Case(LastChannels, lambda n: (torch.randn(n, 3, 4, 5),)),
     "unfold": Case(Unfold, images),
     "unpool": Case(Unpool, images),
+    "scaled_standardised": Case(ScaledStandardised, images),
     "response_norm": Case(ResponseNorm, images),
     "dynamic_conv": Case(DynamicConv, images),
 }

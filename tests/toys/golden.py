@@ -31,6 +31,7 @@ GROUPS = {
     "last_channels": "conv hidden 6*",
     "unfold": "a hidden 4, weight.hidden hidden 5",
     "unpool": "a hidden 6",
+    "scaled_standardised": "a hidden 5*, conv2d_1 hidden 6",
     "response_norm": "a hidden 6*",
     "dynamic_conv": "a hidden 4, experts.hidden hidden 5",
     "attention": "enter residual 6, qkv.heads heads 2, qkv.head_dim head_dim 4",
@@ -45,6 +46,7 @@ GROUPS = {
         "attention.out_proj hidden 8"
     ),
     "rotary": "q.heads heads 2, q.head_dim head_dim 2, v.head_dim head_dim 4",
+    "rotary_interleaved": "q.heads heads 2*, q.head_dim head_dim 2",
     "windows": "enter residual 4, qkv.heads heads 2, qkv.head_dim head_dim 4",
     "class_token": "patch residual 6, fc1 hidden 8",
     "multi_query": "qkv.heads heads 3, qkv.head_dim head_dim 4, qkv.head_dim.1 head_dim 4",
@@ -89,6 +91,7 @@ GROUPS = {
     "frozen_parameters": "a hidden 8",
     "in_place": "a residual 8, b hidden 8",
     "written_view": "a.0 hidden 2, a.1 hidden 3, a.2 hidden 3",
+    "aliased": "a.0 hidden 2",
     "one_hot": "a hidden 8",
     "autocast": "a hidden 8",
     "dropout": "0 hidden 8",
@@ -303,6 +306,10 @@ AXES = {
         "v.weight": "(heads head_dim_1) 6",
         "o.weight": "2 (heads head_dim_1)",
     },
+    "rotary_interleaved": {
+        "q.weight": "(heads head_dim 2) 6",
+        "k.weight": "(heads head_dim 2) 6",
+    },
     "windows": {
         "enter.weight": "residual 3",
         "qkv.weight": "(3 heads head_dim) residual",
@@ -423,6 +430,11 @@ AXES = {
         "a.weight": "(hidden_0 + hidden_1 + hidden_2) 4",
         "b.weight": "hidden_1 4",
         "head.weight": "2 (hidden_0 + hidden_1 + hidden_2)",
+    },
+    "aliased": {
+        "a.weight": "(2 (hidden + hidden)) 4",
+        "b.weight": "(hidden + hidden + (2 hidden)) 4",
+        "head.weight": "2 (2 (hidden + hidden))",
     },
     "slice_scatter": {
         "a.weight": "(hidden_0 + hidden_0 + hidden_1) 4",

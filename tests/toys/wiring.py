@@ -99,15 +99,31 @@ class WrittenView(nn.Module):
         return self.head(y.relu())
 
 
+class Aliased(nn.Module):
+    """Views that are made before a write are read after it: of the whole, of a part, and of a view of a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x), self.b(x)
+        heads, (left, right) = y.view(-1, 2, 4), z.chunk(2, -1)
+        y.add_(1).relu_()
+        left.mul_(3)
+        z[:, 4:].view(-1, 2, 2)[:, 0].sub_(right[:, 2:])
+        return self.head(heads.flatten(1) * z)
+
+
 class OneHot(nn.Module):
     """Labels become a one-hot code, which is embedded and gates a hidden layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.code, self.b = nn.Linear(4, 8), nn.Linear(5, 8, bias=False), nn.Linear(8, 2)
+        self.a, self.label, self.b = nn.Linear(4, 8), nn.Linear(5, 8, bias=False), nn.Linear(8, 2)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        return self.b(self.a(x).relu() * self.code(F.one_hot(label, 5).to(x.dtype)))
+        return self.b(self.a(x).relu() * self.label(F.one_hot(label, 5).to(x.dtype)))
 
 
 class Autocast(nn.Module):
@@ -247,6 +263,7 @@ CASES = {
     "frozen_parameters": Case(FrozenParameters, vectors),
     "in_place": Case(InPlace, vectors),
     "written_view": Case(WrittenView, vectors),
+    "aliased": Case(Aliased, vectors),
     "one_hot": Case(OneHot, lambda n: (torch.randn(n, 4), torch.randint(5, (n,)))),
     "autocast": Case(Autocast, tokens(4)),
     "dropout": Case(

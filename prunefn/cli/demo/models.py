@@ -56,7 +56,7 @@ class Block(nn.Module):
 class Vit(nn.Module):
     """A vision transformer over patches of 2 × 2 pixels; the mean over the tokens is classified."""
 
-    def __init__(self, dim: int = 48, depth: int = 3, heads: int = 4, hidden: int = 384, classes: int = 10) -> None:
+    def __init__(self, dim: int = 32, depth: int = 3, heads: int = 4, hidden: int = 192, classes: int = 10) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, dim, 2, stride=2)
         self.position = nn.Parameter(0.02 * torch.randn(1, 16, dim))
@@ -90,7 +90,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages of basic blocks at halving resolution, global average pooling, a linear head."""
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64), depth: int = 2, classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, ...] = (48, 96), depth: int = 2, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -102,8 +102,8 @@ CONTROL = Method("magnitude + mean", pf.criteria.magnitude(), pf.compensation.me
 
 VIT = Network(
     "ViT",
-    partial(Vit, dim=32, depth=3, heads=4, hidden=256),
-    Recipe(partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.05), epochs=40, batch=32),
+    partial(Vit, dim=32, depth=3, heads=4, hidden=192),
+    Recipe(partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.1), epochs=40, batch=32),
     0.5,
     pf.scope.global_(),
     "half of the hidden units of the MLPs, ranked over all blocks",
@@ -199,8 +199,3 @@ def explained(stats: pf.Stats, mask: pf.Mask) -> float:
 
 def _point(result: Result, images: int) -> Point:
     return Point(result.cost.macs, result.correct / images)
-
-
-def names(studies: Sequence[Study]) -> list[str]:
-    """All methods, in the order of the tables."""
-    return list(dict.fromkeys(m.name for s in studies for m in s.network.methods))

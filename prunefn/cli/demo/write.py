@@ -1,0 +1,222 @@
+"""The demo's folder: report, pictures and pruned parameters, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+import prunefn as pf
+
+from ...report import axes, plots
+from ...report.tables import Table, markdown
+from .latency import BATCH
+from .study import COMPENSATED, MAGNITUDE, RECALIBRATED, VARIANCE, Result, Study
+
+CLASSES = 10
+HOW_TO_READ = """\
+Every row is measured right after pruning; nothing is trained again. *Retention* is top-1 over the dense top-1. *MACs* are
+multiply-accumulates for one image, *params* the elements of all parameters; both are exact. *Latency* is the median time of
+a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's.
+
+* One image is {image:.2f} points of top-1, and the standard error at 97 % is {error:.1f} points: smaller differences say nothing.
+* The networks are tiny. Much of their time goes into starting ops, so the latency may hardly fall where the MACs do.
+* *variance* alone removes the units that vary least, however large their mean: it is meant to be followed by *mean*, which
+  puts what they contributed on average into the next bias (or into the BatchNorm after it). *magnitude + mean* is a
+  control: it shows what the compensation does for another criterion.
+* Mean compensation makes the error of the next layer's output smaller on average, by the share given below the table.
+  Nothing makes sure that the accuracy follows, above all where that share is small.
+* *BN* measures the BatchNorms anew on the training images, without labels.
+* The same seed gives the same table, latency aside, on the same machine, versions and number of CPU threads.
+"""
+LOADING = """\
+```python
+import json, torch, prunefn as pf
+from safetensors import safe_open
+from prunefn.cli.demo.study import {constant}
+from prunefn.data import digits
+
+with safe_open("{file}", "pt") as f:
+    params, notes = {{name: f.get_tensor(name) for name in f.keys()}}, f.metadata()
+split = digits()
+spec = pf.trace({constant}.build().eval(), (split.images[:2],))
+mask = {{g: torch.zeros(spec.sizes[g], dtype=torch.bool).index_fill(0, torch.tensor(units), True)
+        for g, units in json.loads(notes["kept"]).items()}}
+guess = pf.forward(params, split.held_out_images, spec=pf.shrink(spec, mask)).argmax(1)
+print((guess == split.held_out_labels).float().mean(), notes["top1"])
+```"""
+
+
+class Run(NamedTuple):
+    """How the command was called."""
+
+    call: str
+    seed: int
+    device: str
+    threads: int
+
+
+def check_folder(out: Path) -> None:
+    """Make the folder and try to write to it, before anything takes time.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to the folder {str(out)!r}: {error.strerror}; choose another by --out") from error
+
+
+def write(studies: Sequence[Study], run: Run, out: Path) -> list[str]:
+    """Write all files into a temporary folder inside `out`, then move them to their names.
+
+    Returns:
+        The names of the files.
+    """
+    with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as temporary:
+        room = Path(temporary)
+        for study in studies:
+            name = study.network.name
+            axes.axes(study.dense.spec, room / f"axes_{name.lower()}.png", title=f"{name}: its tensors and their axes")
+            _save(study, run, room / f"{name.lower()}.safetensors")
+        plots.kept([_kept(s) for s in studies], room / "kept.png")
+        plots.accuracy([_curves(s) for s in studies], room / "accuracy_macs.png")
+        (room / "report.md").write_text(report(studies, run), encoding="utf-8")
+        names = sorted(p.name for p in room.iterdir())
+        for name in names:
+            os.replace(room / name, out / name)
+    return names
+
+
+# ---- words and numbers
+
+
+def table(study: Study, *, exact: bool = False) -> Table:
+    """The numbers of a network, dense first; with `exact`, MACs and parameters to the last digit."""
+    dense = study.dense
+    columns = ("method", "top-1\n(%)", "retention\n(%)", "MACs", "params", "latency\n(ms)", "× dense")
+    amount = "{:,}".format if exact else _thousands
+    rows = []
+    for r in (dense, *study.pruned):
+        seconds = study.latency[r.name]
+        macs, params = r.cost.macs / dense.cost.macs, r.cost.params / dense.cost.params
+        rows.append(
+            (
+                r.name,
+                f"{100 * study.top1(r):.2f}",
+                f"{100 * r.correct / dense.correct:.2f}",
+                f"{amount(r.cost.macs)} ({macs:.0%})",
+                f"{amount(r.cost.params)} ({params:.0%})",
+                f"{1e3 * seconds:.2f}",
+                f"{seconds / study.latency[dense.name]:.2f}",
+            )
+        )
+    return Table(f"{study.network.name}: {study.network.asked}", columns, rows)
+
+
+def _thousands(n: int) -> str:
+    return f"{n / 1e3:,.0f} k"
+
+
+def words(study: Study) -> str:
+    """What the table shows, in a sentence for each step; drawn from the numbers."""
+    of = {r.name: r for r in study.pruned}
+    steps = [(MAGNITUDE.name, VARIANCE.name), (VARIANCE.name, COMPENSATED.name), (COMPENSATED.name, RECALIBRATED.name)]
+    changes = [
+        f"{new} against {old}: {100 * (study.top1(of[new]) - study.top1(of[old])):+.2f} points"
+        for old, new in steps
+        if old in of and new in of
+    ]
+    return (
+        f"{'; '.join(changes)}. The mean accounts for {study.from_mean:.1%} of the mean square of the units that "
+        f"variance removes."
+    )
+
+
+def report(studies: Sequence[Study], run: Run) -> str:
+    """The report in Markdown."""
+    images = studies[0].images
+    error = 100 * (0.97 * 0.03 / images) ** 0.5
+    parts = [
+        "# prunefn demo",
+        f"`{run.call}`",
+        f"Two networks, trained on scikit-learn's digits (8 × 8) and measured on {images} held-out images.",
+    ]
+    for s in studies:
+        lower = s.network.name.lower()
+        parts += [
+            f"## {s.network.name}",
+            f"Removed: {s.network.asked}.",
+            markdown(table(s, exact=True)),
+            words(s),
+            f"![The tensors of the {s.network.name} and their axes](axes_{lower}.png)",
+        ]
+    parts += ["## How to read the tables", HOW_TO_READ.format(batch=BATCH, image=100 / images, error=error).strip()]
+    parts += ["## What was kept", "![Units kept in each group](kept.png)"]
+    parts += ["## Accuracy against MACs", "![Top-1 against MACs](accuracy_macs.png)"]
+    parts += [
+        "## The pruned networks",
+        f"Parameters of *{COMPENSATED.name}*; the metadata hold the sizes and the kept units.",
+    ]
+    parts += [LOADING.format(file="vit.safetensors", constant="VIT"), "## Versions", _versions(run)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _versions(run: Run) -> str:
+    import matplotlib
+    import sklearn
+
+    used = [("prunefn", pf.__version__), ("torch", torch.__version__), ("Python", platform.python_version())]
+    used += [("scikit-learn", sklearn.__version__), ("matplotlib", matplotlib.__version__)]
+    versions = ", ".join(f"{name} {version}" for name, version in used)
+    return f"{versions}; {platform.system()} {platform.machine()}, device {run.device}, {run.threads} CPU thread(s), seed {run.seed}."
+
+
+# ---- what the pictures and files hold
+
+
+def _result(study: Study, name: str) -> Result:
+    return next(r for r in study.pruned if r.name == name)
+
+
+def _kept(study: Study) -> plots.Kept:
+    """Compensation changes no mask: one set of bars for each criterion."""
+    before = {g: len(m) for g, m in study.pruned[0].mask.items()}
+    after = {
+        name: {g: int(m.sum()) for g, m in _result(study, name).mask.items()}
+        for name in (MAGNITUDE.name, VARIANCE.name)
+    }
+    return plots.Kept(f"{study.network.name}: units kept in each hidden group", before, after)
+
+
+def _curves(study: Study) -> plots.Curves:
+    dense = (study.dense.cost.macs, study.top1(study.dense))
+    lines = {name: [(p.macs, p.top1) for p in points] for name, points in study.sweep.items()}
+    return plots.Curves(f"{study.network.name}: right after pruning", dense, lines, 1 / CLASSES)
+
+
+def _save(study: Study, run: Run, path: Path) -> None:
+    """Parameters after variance and mean, with what is needed to use them again."""
+    result = _result(study, COMPENSATED.name)
+    notes = {
+        "format": "pt",
+        "network": study.network.name,
+        "method": result.name,
+        "sizes": json.dumps(dict(result.spec.sizes)),
+        "kept": json.dumps({g: m.nonzero()[:, 0].tolist() for g, m in result.mask.items()}),
+        "top1": repr(study.top1(result)),
+        "seed": str(run.seed),
+        "prunefn": pf.__version__,
+        "torch": str(torch.__version__),
+    }
+    save_file({name: t.cpu().contiguous() for name, t in result.params.items()}, path, notes)

@@ -1,0 +1,141 @@
+"""Bars and lines: what was kept, and what it did to accuracy. Data in, a PNG out; no global state of pyplot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860")
+"""One for each method, in the order in which they are given."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DENSE = "#BFBFBF"
+INK = "#333333"
+DPI = 150
+
+
+class Kept(NamedTuple):
+    """Units of each group, before and after."""
+
+    title: str
+    before: Mapping[str, int]
+    """Group → units of the dense network."""
+    after: Mapping[str, Mapping[str, int]]
+    """Method → group → units that are left."""
+
+
+class Curves(NamedTuple):
+    """Accuracy at several costs."""
+
+    title: str
+    dense: tuple[float, float]
+    """(MACs, top-1 as a share)"""
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    """Method → points, each (MACs, top-1 as a share)."""
+    chance: float = 0.0
+    """Top-1 of guessing."""
+
+
+def kept(panels: Sequence[Kept], path: Path | str) -> None:
+    """Bars of the units in each group, dense and after each method; the number of units stands on the bar.
+
+    Args:
+        panels: one below the other.
+        path: of the PNG.
+    """
+    bars = max(len(p.before) * (len(p.after) + 1) for p in panels)
+    figure = canvas(max(7.0, 1.5 + 0.42 * bars), 3.1 * len(panels))
+    for axes, panel in zip(_below(figure, len(panels)), panels, strict=True):
+        _bars(axes, panel)
+    save(figure, path)
+
+
+def _bars(axes: Axes, panel: Kept) -> None:
+    series = {"dense": panel.before, **panel.after}
+    width = 0.84 / len(series)
+    names = list(panel.before)
+    for i, (method, units) in enumerate(series.items()):
+        at = [g + (i - (len(series) - 1) / 2) * width for g in range(len(names))]
+        share = [100 * units[n] / panel.before[n] for n in names]
+        drawn = axes.bar(
+            at, share, width * 0.92, color=DENSE if not i else COLOURS[(i - 1) % len(COLOURS)], label=method
+        )
+        axes.bar_label(drawn, [str(units[n]) for n in names], padding=2, fontsize=8, color=INK)
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(0, 116)
+    axes.set_yticks(range(0, 101, 25))
+    axes.set_ylabel("units kept (% of the group)")
+    axes.grid(axis="y", color="#E8E8E8")
+    _head(axes, panel.title)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def accuracy(panels: Sequence[Curves], path: Path | str) -> None:
+    """Top-1 against MACs: a line for each method, a star for the dense network, a dotted line for guessing.
+
+    The axis of top-1 starts below the worst point, not always at zero.
+
+    Args:
+        panels: side by side.
+        path: of the PNG.
+    """
+    figure = canvas(5.4 * len(panels), 4.4)
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        _lines(axes, panel)
+    save(figure, path)
+
+
+def _lines(axes: Axes, panel: Curves) -> None:
+    macs, top1 = panel.dense
+    unit, word = (1e9, "billion") if macs >= 1e9 else (1e6, "million")
+    for i, (method, points) in enumerate(panel.lines.items()):
+        x, y = zip(*sorted([*points, panel.dense]), strict=True)
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.plot([v / unit for v in x], [100 * v for v in y], label=method, markersize=5, linewidth=1.7, **style)
+    axes.plot([macs / unit], [100 * top1], "*", color="black", markersize=13, label="dense", linestyle="none", zorder=5)
+    worst = min(y for points in panel.lines.values() for _, y in points)
+    lowest = max(0, 10 * int(10 * worst - 0.5))
+    if panel.chance and 100 * panel.chance > lowest:
+        axes.axhline(100 * panel.chance, color="#888888", linestyle=":", linewidth=1.2, label="guessing")
+    axes.set_ylim(lowest, 100 + 0.04 * (100 - lowest))
+    axes.set_xlabel(f"MACs per image ({word})")
+    axes.set_ylabel("top-1 on held-out images (%)")
+    axes.grid(color="#E8E8E8")
+    share = axes.secondary_xaxis("top", functions=(lambda v: 100 * v * unit / macs, lambda v: v * macs / unit / 100))
+    share.set_xlabel("MACs kept (% of dense)", fontsize=9)
+    share.tick_params(labelsize=8)
+    _head(axes, panel.title)
+    axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="lower right")
+
+
+def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
+    """An empty figure of so many inches, drawn by Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layout = "constrained" if constrained else "none"
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    if constrained:
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
+    return figure
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a PNG; nothing in it depends on the time."""
+    figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def _below(figure: Figure, n: int) -> list[Axes]:
+    return [figure.add_subplot(n, 1, i + 1) for i in range(n)]
+
+
+def _head(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
