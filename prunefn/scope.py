@@ -39,4 +39,4 @@ def _ranks(scores: Scores) -> Scores:
 
 
 def _at_most(priorities: Scores, ratio: float) -> int:
-    return sum(int((s <= ratio + TINY).sum()) for s in priorities.values())
+    return sum(int((s <= min(ratio + TINY, 1 - TINY)).sum()) for s in priorities.values())

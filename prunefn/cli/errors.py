@@ -17,6 +17,8 @@ FAILED = 1
 MISUSED = 2
 """The command was called wrongly: an unknown option, a device that is not there."""
 
+DEVICES = ("cpu", "cuda")
+
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Say what is wrong and exit."""
@@ -38,10 +40,12 @@ def device_of(name: str) -> torch.device:
     """The device of this name, once it has been tried; exits if it cannot be used."""
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            fail(f"device {name!r} is not one of {', '.join(DEVICES)}", MISUSED)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        fail(f"device {name!r} cannot be used ({reason}); --device cpu always works", MISUSED)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        fail(f"device {name!r} cannot be used here ({reason}); --device cpu always works", MISUSED)
     return device
 
 

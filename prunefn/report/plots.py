@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,8 +95,9 @@ def _lines(axes: Axes, panel: Curves) -> None:
     unit, word = (1e9, "billion") if macs >= 1e9 else (1e6, "million")
     for i, (method, points) in enumerate(panel.lines.items()):
         x, y = zip(*sorted([*points, panel.dense]), strict=True)
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot([v / unit for v in x], [100 * v for v in y], label=method, markersize=5, linewidth=1.7, **style)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        scaled = [v / unit for v in x], [100 * v for v in y]
+        axes.plot(*scaled, label=method, color=colour, marker=marker, markersize=5, linewidth=1.7)
     axes.plot([macs / unit], [100 * top1], "*", color="black", markersize=13, label="dense", linestyle="none", zorder=5)
     worst = min(y for points in panel.lines.values() for _, y in points)
     lowest = max(0, 10 * int(10 * worst - 0.5))
@@ -106,11 +107,16 @@ def _lines(axes: Axes, panel: Curves) -> None:
     axes.set_xlabel(f"MACs per image ({word})")
     axes.set_ylabel("top-1 on held-out images (%)")
     axes.grid(color="#E8E8E8")
-    share = axes.secondary_xaxis("top", functions=(lambda v: 100 * v * unit / macs, lambda v: v * macs / unit / 100))
+    share = axes.secondary_xaxis("top", functions=_scales(100 * unit / macs))
     share.set_xlabel("MACs kept (% of dense)", fontsize=9)
     share.tick_params(labelsize=8)
     _head(axes, panel.title)
     axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="lower right")
+
+
+def _scales(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """To another unit, and back."""
+    return (lambda v: v * factor), (lambda v: v / factor)
 
 
 def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
@@ -118,11 +124,10 @@ def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    layout = "constrained" if constrained else "none"
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     if constrained:
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr]
+        figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
 
 

@@ -43,6 +43,7 @@ def terminal(table: Table) -> rich.table.Table:
     import rich.table
 
     out = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=rich.box.SIMPLE)
+    out.padding = (0, 1, 0, 0)
     for i, column in enumerate(table.columns):
         out.add_column(column, justify="right" if i else "left", no_wrap=not i)
     for row in table.rows:

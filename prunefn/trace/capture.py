@@ -50,6 +50,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         with torch.no_grad():
             program = program.run_decompositions({})
         _tidy(program)
+    program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # nothing is written to by now
     return _read(program)
 
 

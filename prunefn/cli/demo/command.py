@@ -15,7 +15,7 @@ from ..errors import device_of, need, reported
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, batches and augmentation.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report; made if it is not there.")] = Path("demo"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; the last bits of a result depend on it.")] = 1,
@@ -42,7 +42,7 @@ def demo(
     console = Console()
     for s in studies:
         console.print(terminal(table(s)))
-        console.print(words(s), soft_wrap=True, highlight=False)
+        console.print(words(s), highlight=False)
         console.print()
     console.print(f"Written to {out}: {', '.join(written)}", soft_wrap=True, highlight=False)
 

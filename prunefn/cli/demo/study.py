@@ -17,8 +17,6 @@ from .latency import latencies
 from .models import ResNet, Vit
 from .train import Recipe, train
 
-ENOUGH = 0.95
-"""Least top-1 of a dense network on the held-out images."""
 SWEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Shares of the MACs that are kept."""
 BATCH = 256
@@ -52,6 +50,8 @@ class Network(NamedTuple):
     asked: str
     """`ratio` and `scope` in words."""
     methods: tuple[Method, ...]
+    enough: float = 0.95
+    """Least top-1 of the dense network on the held-out images."""
 
 
 class Result(NamedTuple):
@@ -115,25 +115,25 @@ RESNET = Network(
     Recipe(partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4), epochs=8, batch=64),
     pf.budget.macs(0.6),
     pf.scope.global_(normalize=True),
-    "hidden channels of the blocks until 60 % of the MACs are left, ranked over all blocks, each block's scores over their mean",
+    "hidden channels, down to 60 % of the MACs, ranked over all blocks by score over the block's mean score",
     (MAGNITUDE, CONTROL, VARIANCE, COMPENSATED, RECALIBRATED),
 )
 
 
-def study(network: Network, split: Split, *, seed: int, enough: float = ENOUGH) -> Study:
+def study(network: Network, split: Split, *, seed: int) -> Study:
     """Train, trace once, measure once, prune in every way.
 
     Raises:
-        DemoError: the dense network gets fewer than the share `enough` of the held-out images right.
+        DemoError: the dense network gets fewer of the held-out images right than `network.enough`.
     """
     model = train(network.build, split, network.recipe, seed=seed, name=network.name)
     spec, params = pf.trace(model, (split.images[:2],)), pf.params(model)
     dense = Result("dense", params, spec, {}, correct(params, spec, split), pf.cost(spec))
     images = len(split.held_out_labels)
-    if dense.correct < enough * images:
+    if dense.correct < network.enough * images:
         raise DemoError(
             f"the dense {network.name} gets {dense.correct} of {images} held-out images right, "
-            f"{dense.correct / images:.1%}; at least {enough:.0%} are needed: try another --seed"
+            f"{dense.correct / images:.1%}; at least {network.enough:.0%} are needed: try another --seed"
         )
     batches = split.images.split(BATCH)
     criteria = {m.criterion.name: m.criterion for m in network.methods}

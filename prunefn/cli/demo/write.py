@@ -23,16 +23,18 @@ from .study import COMPENSATED, MAGNITUDE, RECALIBRATED, VARIANCE, Result, Study
 CLASSES = 10
 HOW_TO_READ = """\
 Every row is measured right after pruning; nothing is trained again. *Retention* is top-1 over the dense top-1. *MACs* are
-multiply-accumulates for one image, *params* the elements of all parameters; both are exact. *Latency* is the median time of
-a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's.
+multiply-accumulates for one image, *params* the elements of all parameters; both are exact. *ms per batch* is the median
+latency of a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's.
 
 * One image is {image:.2f} points of top-1, and the standard error at 97 % is {error:.1f} points: smaller differences say nothing.
-* The networks are tiny. Much of their time goes into starting ops, so the latency may hardly fall where the MACs do.
+* The networks are tiny. Much of their time goes into starting ops, so the latency may hardly fall where the MACs do, and
+  whether a width suits the machine's kernels can matter more than the width.
 * *variance* alone removes the units that vary least, however large their mean: it is meant to be followed by *mean*, which
   puts what they contributed on average into the next bias (or into the BatchNorm after it). *magnitude + mean* is a
   control: it shows what the compensation does for another criterion.
-* Mean compensation makes the error of the next layer's output smaller on average, by the share given below the table.
-  Nothing makes sure that the accuracy follows, above all where that share is small.
+* With *mean*, what the removed units contributed on average is no longer missing from the next layer's output; what is left
+  is how they varied. How much of their mean square the mean is, stands below each table. A smaller error there does not
+  have to mean a better accuracy, and where the mean is a small part, there is little to gain.
 * *BN* measures the BatchNorms anew on the training images, without labels.
 * The same seed gives the same table, latency aside, on the same machine, versions and number of CPU threads.
 """
@@ -102,30 +104,24 @@ def write(studies: Sequence[Study], run: Run, out: Path) -> list[str]:
 
 
 def table(study: Study, *, exact: bool = False) -> Table:
-    """The numbers of a network, dense first; with `exact`, MACs and parameters to the last digit."""
+    """The numbers of a network, dense first; `exact`: MACs and parameters to the last digit."""
     dense = study.dense
-    columns = ("method", "top-1\n(%)", "retention\n(%)", "MACs", "params", "latency\n(ms)", "× dense")
-    amount = "{:,}".format if exact else _thousands
+    columns = ("method", "top-1\n(%)", "retention\n(%)", "MACs", "params", "ms per\nbatch", "×\ndense")
     rows = []
     for r in (dense, *study.pruned):
-        seconds = study.latency[r.name]
-        macs, params = r.cost.macs / dense.cost.macs, r.cost.params / dense.cost.params
+        seconds, share = study.latency[r.name], r.cost.macs / dense.cost.macs
         rows.append(
             (
                 r.name,
                 f"{100 * study.top1(r):.2f}",
                 f"{100 * r.correct / dense.correct:.2f}",
-                f"{amount(r.cost.macs)} ({macs:.0%})",
-                f"{amount(r.cost.params)} ({params:.0%})",
+                f"{r.cost.macs:,} ({share:.1%})" if exact else f"{r.cost.macs / 1e6:.2f} M {share:.0%}",
+                f"{r.cost.params:,}" if exact else f"{r.cost.params / 1e3:.0f} k",
                 f"{1e3 * seconds:.2f}",
                 f"{seconds / study.latency[dense.name]:.2f}",
             )
         )
     return Table(f"{study.network.name}: {study.network.asked}", columns, rows)
-
-
-def _thousands(n: int) -> str:
-    return f"{n / 1e3:,.0f} k"
 
 
 def words(study: Study) -> str:
