@@ -258,6 +258,7 @@ FROZEN = [
     ("largest", "a.weight", 0, "its largest are picked", "aten.topk.default", "self.run(self.a(x))"),
     ("short", "a.weight", 0, "the first positions of it meet an index", "aten.gather.default", ".gather(1,"),
     ("unused", "idle.weight", 0, "the program does not use it", "", ""),
+    ("dead", "aside.weight", 0, "the program does not use it", "", ""),
     ("options", "a.weight", 0, "it is an output", "", ""),
 ]
 """Toy, tensor, dim, why it is frozen, by which op, and what stands in that line of the source."""

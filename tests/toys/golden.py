@@ -87,6 +87,7 @@ GROUPS = {
     "mean_head": "a hidden 8*",
     "several_io": "a hidden 8",
     "unused": "a hidden 8",
+    "dead": "a hidden 8",
     "shared": "enter hidden 6",
     "frozen_parameters": "a hidden 8",
     "in_place": "a residual 8, b hidden 8",

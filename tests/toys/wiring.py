@@ -48,6 +48,19 @@ class Unused(nn.Module):
         return self.b(self.a(x).relu())
 
 
+class Dead(nn.Module):
+    """A layer whose result nobody reads: it costs nothing, and couples nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aside, self.b = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        (self.aside(x) + x).softmax(-1)
+        return self.b(x)
+
+
 class Shared(nn.Module):
     """One module is called twice, and stands under two names."""
 
@@ -259,6 +272,7 @@ def largest(x: Tensor) -> Tensor:
 CASES = {
     "several_io": Case(SeveralIO, vectors, lambda n: {"side": torch.randn(n, 3)}),
     "unused": Case(Unused, vectors),
+    "dead": Case(Dead, vectors),
     "shared": Case(Shared, vectors),
     "frozen_parameters": Case(FrozenParameters, vectors),
     "in_place": Case(InPlace, vectors),
