@@ -78,6 +78,8 @@ def _by_batch(i: Instruction) -> Instruction:
 def _batch_statistics(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance per channel, float64."""
     if x.numel() <= x.shape[1]:
-        raise BatchError(f"{name!r} is measured over more than one value per channel, but the batch has one; use larger batches")
+        raise BatchError(
+            f"{name!r} is measured over more than one value per channel, but the batch has one; use larger batches"
+        )
     variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=1)
     return mean.double(), variance.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ def masks(draw: st.DrawFn, spec: pf.Spec, some: bool = False) -> pf.Mask:
 def mlp(*widths: int) -> nn.Sequential:
     """Linear, ReLU, Linear, ReLU, …, Linear."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -256,7 +256,11 @@ def test_golden_shift_into_a_bias() -> None:
 def test_golden_shift_into_a_running_mean() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1))
     t = traced(net, randn(2, 2))
-    params = {**t.params, "2.weight": torch.tensor([[2.0, 3.0]]).double(), "3.running_mean": torch.tensor([1.0]).double()}
+    params = {
+        **t.params,
+        "2.weight": torch.tensor([[2.0, 3.0]]).double(),
+        "3.running_mean": torch.tensor([1.0]).double(),
+    }
     after = pf.compensate(params, {"2": torch.tensor([10.0, 100.0])}, {"0": bits("01")}, spec=t.spec)
     assert changed(params, after) == {"3.running_mean"}
     assert after["3.running_mean"].tolist() == [1.0 - 20.0]
@@ -265,7 +269,11 @@ def test_golden_shift_into_a_running_mean() -> None:
 def test_golden_shift_of_a_convolution_from_means_by_hand() -> None:
     """A mean per channel: the kernel's sum; a mean per tap: tap by tap."""
     t = traced(nn.Sequential(nn.Conv1d(1, 2, 1), nn.Conv1d(2, 1, 3, padding=1)), randn(2, 1, 5))
-    params = {**t.params, "1.weight": torch.tensor([[[1.0, 2.0, 4.0], [9.0, 9.0, 9.0]]]).double(), "1.bias": torch.zeros(1).double()}
+    params = {
+        **t.params,
+        "1.weight": torch.tensor([[[1.0, 2.0, 4.0], [9.0, 9.0, 9.0]]]).double(),
+        "1.bias": torch.zeros(1).double(),
+    }
     mask = {"0": bits("01")}
     by_channel = {"1": torch.tensor([10.0, 7.0])}
     by_tap = {"1": torch.tensor([[10.0, 100.0, 1000.0], [7.0, 7.0, 7.0]])}
@@ -276,7 +284,11 @@ def test_golden_shift_of_a_convolution_from_means_by_hand() -> None:
 def test_golden_shift_of_a_strided_transposed_convolution() -> None:
     """With stride 2, an output meets one of two taps: a mean per channel contributes half the kernel's sum."""
     t = traced(nn.Sequential(nn.Conv1d(1, 2, 1), nn.ConvTranspose1d(2, 1, 2, stride=2)), randn(2, 1, 5))
-    params = {**t.params, "1.weight": torch.tensor([[[1.0, 3.0]], [[9.0, 9.0]]]).double(), "1.bias": torch.zeros(1).double()}
+    params = {
+        **t.params,
+        "1.weight": torch.tensor([[[1.0, 3.0]], [[9.0, 9.0]]]).double(),
+        "1.bias": torch.zeros(1).double(),
+    }
     after = pf.compensate(params, {"1": torch.tensor([10.0, 7.0])}, {"0": bits("01")}, spec=t.spec)
     assert after["1.bias"].tolist() == [20.0]
 
@@ -324,7 +336,13 @@ def test_the_dtype_of_the_params_stays() -> None:
 
 def bare() -> tuple[Traced, Tensor]:
     """Three layers without biases: the second gets one when the first is pruned."""
-    layers = [nn.Linear(3, 6, bias=False), nn.Tanh(), nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False)]
+    layers = [
+        nn.Linear(3, 6, bias=False),
+        nn.Tanh(),
+        nn.Linear(6, 5, bias=False),
+        nn.Tanh(),
+        nn.Linear(5, 2, bias=False),
+    ]
     x = randn(40, 3) + 1
     return traced(nn.Sequential(*layers), x), x
 
@@ -608,7 +626,9 @@ def test_tied_weights() -> None:
 
 def test_a_site_without_a_mean_is_named() -> None:
     t = traced(mlp(2, 3, 4, 2), randn(2, 2))
-    with pytest.raises(pf.StatsError, match="site '4' loses inputs, but there is no mean for it; collect statistics for it"):
+    with pytest.raises(
+        pf.StatsError, match="site '4' loses inputs, but there is no mean for it; collect statistics for it"
+    ):
         pf.compensate(t.params, {"2": torch.ones(3)}, {"0": bits("101"), "2": bits("1011")}, spec=t.spec)
 
 
@@ -652,7 +672,9 @@ def test_a_bias_that_serves_two_layers(both: bool) -> None:
     x = randn(5, 3)
     t = traced(SharedBias(both), x)
     stats = pf.collect_stats(t.params, [x], spec=t.spec)
-    with pytest.raises(pf.ParamsError, match=r"bias '[ab].bias' serves 'a' and 'b', .* use method=compensation.none\(\)"):
+    with pytest.raises(
+        pf.ParamsError, match=r"bias '[ab].bias' serves 'a' and 'b', .* use method=compensation.none\(\)"
+    ):
         pf.compensate(t.params, stats, {"stem": bits("1011")}, spec=t.spec)
     after = pf.compensate(t.params, stats, {"stem": bits("1011")}, spec=t.spec, method=compensation.none())
     assert not changed(t.params, after)

@@ -132,7 +132,9 @@ def test_tied_tensors_count_once() -> None:
 def test_magnitude_scales_with_the_weights(p: float) -> None:
     t = traced(Residual(3, 5, 6, 2), randn(2, 3))
     scaled = {n: -v * 7 for n, v in t.params.items()}
-    a, b = (pf.score(pf.collect_stats(q, None, spec=t.spec), criterion=pf.criteria.magnitude(p)) for q in (t.params, scaled))
+    a, b = (
+        pf.score(pf.collect_stats(q, None, spec=t.spec), criterion=pf.criteria.magnitude(p)) for q in (t.params, scaled)
+    )
     assert set(a) == set(t.spec.groups)
     for g in a:
         close(b[g] / 7**p, a[g])

@@ -20,7 +20,9 @@ import prunefn as pf
 from .small import Attention, Recurrent, Residual, Tied, Traced, Twice, bits, close, cnn, mlp, randn, same, traced
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule"),
+    pytest.mark.filterwarnings(
+        "ignore:There is a performance drop because we have not yet implemented the batching rule"
+    ),
     pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning"),
 ]
 
@@ -52,7 +54,9 @@ def pruned(name: str) -> tuple[pf.Params, pf.Spec, Tensor]:
 
 def split(params: pf.Params, spec: pf.Spec) -> tuple[pf.Params, pf.Params]:
     """Parameters and buffers."""
-    return {n: v for n, v in params.items() if n in spec.parameters}, {n: v for n, v in params.items() if n not in spec.parameters}
+    return {n: v for n, v in params.items() if n in spec.parameters}, {
+        n: v for n, v in params.items() if n not in spec.parameters
+    }
 
 
 # ---- the same function
@@ -433,7 +437,9 @@ def test_without_buffers_training_returns_the_same_params() -> None:
 
 def test_training_needs_a_spec_of_train_mode() -> None:
     t, x = case("mlp")
-    with pytest.raises(pf.ParamsError, match=r"traced in eval mode; forward_train needs trace\(model, args, train=True\)"):
+    with pytest.raises(
+        pf.ParamsError, match=r"traced in eval mode; forward_train needs trace\(model, args, train=True\)"
+    ):
         pf.forward_train(t.params, x, spec=t.spec)
 
 

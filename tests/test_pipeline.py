@@ -119,9 +119,13 @@ def test_max_batches_and_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_need_of_data_there_need_be_none() -> None:
     t = traced(mlp(3, 4, 2), randn(5, 3))
-    small = pf.pipeline(criterion=pf.criteria.magnitude(), compensation=pf.compensation.none())(t.params, None, spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.magnitude(), compensation=pf.compensation.none())(
+        t.params, None, spec=t.spec
+    )
     assert small.info.removed == {"0": (2, 4)}
-    with pytest.raises(pf.BatchError, match=r"compensation 'mean' needs batches; or use compensation=compensation.none\(\)"):
+    with pytest.raises(
+        pf.BatchError, match=r"compensation 'mean' needs batches; or use compensation=compensation.none\(\)"
+    ):
         pf.pipeline(criterion=pf.criteria.magnitude())(t.params, None, spec=t.spec)
     with pytest.raises(pf.BatchError, match="criterion 'variance' needs batches"):
         pf.pipeline()(t.params, None, spec=t.spec)
@@ -143,7 +147,9 @@ def test_groups_that_cannot_be_measured_are_named() -> None:
     x = randn(4, 5, 6)
     t = traced(SplitAttention(), x)
     assert set(t.spec.groups) == {"q.heads", "q.head_dim", "v.head_dim"}
-    with pytest.raises(pf.StatsError, match=r"'variance' has no score for 1 of the chosen groups: q.head_dim; .* leave them out by `where`"):
+    with pytest.raises(
+        pf.StatsError, match=r"'variance' has no score for 1 of the chosen groups: q.head_dim; .* leave them out by"
+    ):
         pf.pipeline(where=pf.kind("head_dim"), ratio=0.3)(t.params, [x], spec=t.spec)
     small = pf.pipeline(where=lambda g: g.name != "q.head_dim", ratio=0.3)(t.params, [x], spec=t.spec)
     assert set(small.mask) == {"q.heads", "v.head_dim"}
@@ -153,7 +159,7 @@ def test_groups_that_cannot_be_measured_are_named() -> None:
 
 def test_a_choice_that_matches_nothing() -> None:
     t = traced(mlp(3, 4, 2), randn(5, 3))
-    with pytest.raises(pf.PruneError, match="no group .*matches 'layers"):
+    with pytest.raises(pf.PruneError, match=r"no group .*matches 'layers"):
         pf.pipeline(where="layers.*", criterion=pf.criteria.magnitude())(t.params, [randn(5, 3)], spec=t.spec)
 
 
@@ -228,7 +234,11 @@ class NormTwice(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [(cnn(), (3, 6, 6)), (NormTwice(), (3,)), (nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4, affine=False), nn.ReLU()), (3, 5))],
+    [
+        (cnn(), (3, 6, 6)),
+        (NormTwice(), (3,)),
+        (nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4, affine=False), nn.ReLU()), (3, 5)),
+    ],
     ids=["cnn", "called twice", "1d, not affine"],
 )
 def test_recalibration_is_torchs_cumulative_average(model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -261,7 +271,9 @@ def test_recalibration_of_pruned_params() -> None:
 
 
 def test_recalibration_keeps_a_created_bias() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    )
     x = randn(8, 3)
     t = traced(net, x)
     p = {**t.params, "2.bias": torch.full((4,), 5.0).double()}
@@ -281,7 +293,10 @@ def test_recalibration_of_a_network_without_batch_norm_reads_nothing() -> None:
 def test_recalibration_stops_early() -> None:
     batches = [randn(6, 3, 6, 6, seed=s) for s in range(3)]
     t = traced(cnn(), batches[0])
-    same(pf.recalibrate(t.params, batches, spec=t.spec, max_batches=2), pf.recalibrate(t.params, batches[:2], spec=t.spec))
+    same(
+        pf.recalibrate(t.params, batches, spec=t.spec, max_batches=2),
+        pf.recalibrate(t.params, batches[:2], spec=t.spec),
+    )
 
 
 def test_recalibration_that_cannot_be_done() -> None:

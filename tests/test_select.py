@@ -187,7 +187,7 @@ def test_nothing_asked_nothing_removed(scope: Scope, s: Scores) -> None:
 def test_within_a_group_the_lowest_go_first_and_ties_by_index(scope: Scope, s: Scores, ratio: float) -> None:
     assume((mask := select_or_none(s, ratio, scope=scope)) is not None)
     for g, m in mask.items():
-        order = sorted(range(len(m)), key=lambda u: (float(s[g][u]), u))  # noqa: B023
+        order = sorted(range(len(m)), key=lambda u: (float(s[g][u]), u))
         n = int((~m).sum())
         assert sorted(order[:n]) == (~m).nonzero()[:, 0].tolist()
 
@@ -239,7 +239,7 @@ def test_global_order_of_groups_does_not_matter(s: Scores, ratio: float) -> None
 def test_caps_hold(scope: Scope, s: Scores, ratio: float, round_to: int, max_ratio: float, min_units: int) -> None:
     kwargs = {"scope": scope, "round_to": round_to, "max_ratio": max_ratio, "min_units": min_units}
     assume((mask := select_or_none(s, ratio, **kwargs)) is not None)
-    for g, m in mask.items():
+    for m in mask.values():
         kept, n = int(m.sum()), len(m)
         assert kept >= 1
         assert kept == n or (kept % round_to == 0 and kept >= min_units)
@@ -272,7 +272,7 @@ def test_what_cannot_be_met_raises_and_what_the_message_says_works(
 def test_the_promised_ratio_is_rounded_down() -> None:
     """20 000 of 30 000 may go: 0.6667 would be 20 001."""
     s = {"a": randn(30_000)}
-    with pytest.raises(pf.BudgetError, match="removes 27000 of 30000 units, but .* let only 20000 go") as e:
+    with pytest.raises(pf.BudgetError, match=r"removes 27000 of 30000 units, but .* let only 20000 go") as e:
         pf.select(s, 0.9, max_ratio=0.66668)
     assert worked(str(e.value)) == 0.6666
     assert removed(pf.select(s, 0.6666, max_ratio=0.66668)) == 19_998
@@ -295,7 +295,8 @@ def spec(name: str) -> pf.Spec:
         "residual": lambda: traced(Residual(3, 5, 6, 2), randn(2, 3)),
         "attention": lambda: traced(Attention(6, 4, 3), randn(2, 5, 6)),
         "grouped": lambda: traced(
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 2, 1)), randn(2, 3, 7, 7)
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 2, 1)),
+            randn(2, 3, 7, 7),
         ),
     }[name]().spec
 
@@ -389,7 +390,9 @@ def test_a_budget_is_a_share(keep: float) -> None:
 @pytest.mark.parametrize("ratio", [1.0, -0.1, 2.0, float("nan")])
 @each_scope
 def test_a_ratio_is_a_share(ratio: float, scope: Scope) -> None:
-    with pytest.raises(pf.PruneError, match=rf"the ratio is {ratio}; it is the share of units removed and must be in \[0, 1\)"):
+    with pytest.raises(
+        pf.PruneError, match=rf"the ratio is {ratio}; it is the share of units removed and must be in \[0, 1\)"
+    ):
         pf.select(scores(a=[1.0, 2.0]), ratio, scope=scope)
 
 

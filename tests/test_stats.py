@@ -18,7 +18,7 @@ from prunefn.stats import merge_moments, site_moments
 from prunefn.trace.rules import Geometry
 from prunefn.types import Moments
 
-from .small import Recurrent, Residual, Traced, cnn, close, identity, laws, mlp, randn, same, traced
+from .small import Recurrent, Residual, Traced, close, cnn, identity, laws, mlp, randn, same, traced
 
 
 def identity_net(d: int, x: Tensor) -> Traced:
@@ -77,7 +77,10 @@ def test_moments_along_any_dim(dim: int) -> None:
 @pytest.mark.parametrize("shape", [(4000, 3), (50, 3, 20, 20), (10, 3)])
 @pytest.mark.parametrize("split", [1, 2])
 def test_a_large_mean_does_not_cancel(shape: tuple[int, ...], split: int) -> None:
-    x = (randn(*shape) * 1e-2 + torch.tensor([1e4, -1e4, 0.0], dtype=torch.float64).reshape(1, 3, *(1,) * (len(shape) - 2))).float()
+    x = (
+        randn(*shape) * 1e-2
+        + torch.tensor([1e4, -1e4, 0.0], dtype=torch.float64).reshape(1, 3, *(1,) * (len(shape) - 2))
+    ).float()
     m = moments(identity_net(3, x), *x.chunk(split))
     samples = x.double().movedim(1, -1).reshape(-1, 3)
     close(m.variance / samples.var(0), torch.ones(3, dtype=torch.float64), 1e-4)
@@ -122,7 +125,8 @@ def inputs_of_layers(model: nn.Module, x: Tensor, names: list[str]) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), [(Residual(3, 5, 6, 2), (9, 3)), (Recurrent(), (9, 4)), (cnn(), (5, 3, 6, 6)), (mlp(3, 4, 5, 6, 2), (8, 3))]
+    ("model", "shape"),
+    [(Residual(3, 5, 6, 2), (9, 3)), (Recurrent(), (9, 4)), (cnn(), (5, 3, 6, 6)), (mlp(3, 4, 5, 6, 2), (8, 3))],
 )
 def test_every_site_is_what_its_layer_sees_all_calls_pooled(model: nn.Module, shape: tuple[int, ...]) -> None:
     x = randn(*shape)
@@ -138,7 +142,8 @@ def test_where_limits_the_sites() -> None:
     x = randn(8, 3)
     t = traced(Residual(3, 5, 6, 2), x)
     sites = {
-        where: set(pf.collect_stats(t.params, [x], spec=t.spec, where=where).sites) for where in (None, "up", "stem", "nothing")
+        where: set(pf.collect_stats(t.params, [x], spec=t.spec, where=where).sites)
+        for where in (None, "up", "stem", "nothing")
     }
     assert sites == {None: {"up", "down", "head"}, "up": {"down"}, "stem": {"up", "head"}, "nothing": set()}
     assert set(pf.collect_stats(t.params, [x], spec=t.spec, where=pf.kind("residual")).sites) == {"up", "head"}
@@ -251,7 +256,12 @@ def test_no_taps_where_they_are_all_the_mean() -> None:
 
 def test_taps_of_a_padding_that_is_not_zero_see_the_padded_map() -> None:
     x = randn(2, 4, 5, 5)
-    t = traced(nn.Sequential(identity(nn.Conv2d(4, 4, 1, bias=False)), nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect", stride=2)), x)
+    t = traced(
+        nn.Sequential(
+            identity(nn.Conv2d(4, 4, 1, bias=False)), nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect", stride=2)
+        ),
+        x,
+    )
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
     m = moments(t, x)
     assert m.taps is not None
@@ -438,7 +448,9 @@ def test_a_criterion_of_ones_own_is_summed_over_batches() -> None:
     close(stats.sums["taylor"]["0"], expected, 1e-10)
     close(pf.score(stats, criterion=taylor())["0"], expected.abs(), 1e-10)
     assert set(stats.sites) == {"2"}
-    a, b = (pf.collect_stats(t.params, [(x[i], y[i])], spec=t.spec, criterion=taylor()) for i in (slice(3), slice(3, None)))
+    a, b = (
+        pf.collect_stats(t.params, [(x[i], y[i])], spec=t.spec, criterion=taylor()) for i in (slice(3), slice(3, None))
+    )
     alike(pf.merge_stats(a, b), pf.merge_stats(b, a), 1e-12)
     close(pf.merge_stats(a, b).sums["taylor"]["0"], expected, 1e-10)
 

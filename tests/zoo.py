@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import timm
@@ -62,7 +62,7 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def subject(name: str) -> Subject:
     """Built, randomised and traced once for all tests of a process."""
     torch.manual_seed(0)

@@ -38,15 +38,16 @@ def need(packages: Mapping[str, str]) -> None:
 
 def device_of(name: str) -> torch.device:
     """The device of this name, once it has been tried; exits if it cannot be used."""
+    if name.partition(":")[0] not in DEVICES:
+        fail(f"there is no device {name!r}: use {' or '.join(DEVICES)}", MISUSED)
     try:
         device = torch.device(name)
-        if device.type not in DEVICES:
-            fail(f"device {name!r} is not one of {', '.join(DEVICES)}", MISUSED)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        fail(f"device {name!r} cannot be used here ({reason}); --device cpu always works", MISUSED)
-    return device
+    else:
+        return device
+    fail(f"device {name!r} cannot be used here ({reason}); --device cpu always works", MISUSED)
 
 
 @contextmanager

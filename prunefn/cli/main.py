@@ -8,15 +8,16 @@ import typer
 
 from .demo.command import demo
 
-app = typer.Typer(help="Functional pruning for PyTorch.", no_args_is_help=True, pretty_exceptions_show_locals=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from prunefn import __version__
 
         typer.echo(f"prunefn {__version__}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()

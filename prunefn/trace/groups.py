@@ -246,7 +246,11 @@ def _sites(
             values, calls = sites[name].values, sites[name].calls
             sites[name] = sites[name]._replace(values=(*values, value), calls=(*calls, c.node))
             continue
-        slot = "" if bias is not None or norm is not None else _free(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
+        slot = (
+            ""
+            if bias is not None or norm is not None
+            else _free(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
+        )
         sites[name] = Site(
             name,
             axis,

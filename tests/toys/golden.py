@@ -111,6 +111,7 @@ GROUPS = {
     "pad": "a hidden 8",
     "maximum": "a hidden 8",
     "index_put_values": "a hidden 8",
+    "index_put_mask": "a hidden 8",
     "batch_fold": "a hidden 8, b hidden 6",
     "shared_tables": "a hidden 6",
     "state": "enter residual 6",

@@ -167,16 +167,19 @@ def put(x: Tensor) -> Tensor:
 
 
 class IndexPut(nn.Module):
-    """Tokens are overwritten with the hidden layer of others; where a mask is true, a number is set."""
+    """Tokens are overwritten with the hidden layer of others; or a number is set where a mask is true."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: bool = False) -> None:
         super().__init__()
+        self.mask = mask
         self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         y, z = self.a(x), self.b(x)
-        y[:, torch.tensor([1, 3])] = z[:, :2]
-        y[z < 0] = 0.5
+        if self.mask:
+            y[z < 0] = 0.5
+        else:
+            y[:, torch.tensor([1, 3])] = z[:, :2]
         return self.head(y)
 
 
@@ -298,6 +301,7 @@ CASES = {
     "pad": Case(lambda: Hidden(lambda x: F.pad(x, (1, 2)), out=11), vectors),
     "maximum": Case(lambda: Hidden(lambda x: torch.maximum(x, -x).clamp(max=2) ** 2), vectors),
     "index_put_values": Case(IndexPut, tokens(4)),
+    "index_put_mask": Case(lambda: IndexPut(mask=True), tokens(4)),
     "batch_fold": Case(BatchFold, vectors),
     "shared_tables": Case(SharedTables, vectors),
     "state": Case(State, tokens(4)),

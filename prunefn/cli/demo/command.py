@@ -34,7 +34,7 @@ def demo(
 
     where = device_of(device)
     call = ["prunefn", "demo", "--seed", str(seed), "--out", str(out), "--device", device, "--threads", str(threads)]
-    with reported(DemoError), _steady(threads):
+    with reported(DemoError), steady(threads):
         check_folder(out)
         split = digits(device=where)
         studies = [study(network, split, seed=seed) for network in (VIT, RESNET)]
@@ -48,7 +48,7 @@ def demo(
 
 
 @contextmanager
-def _steady(threads: int) -> Iterator[None]:
+def steady(threads: int) -> Iterator[None]:
     """So many CPU threads, and cuDNN's reproducible kernels; afterwards all is as it was."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

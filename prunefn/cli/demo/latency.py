@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import quantiles
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,17 +14,25 @@ import prunefn as pf
 
 BATCH = 64
 """Images in a timed batch."""
-SECONDS = 2.0
+SECONDS = 3.0
 """Time for all networks together."""
 ROUNDS = 15
 """Every network is timed at least so often, however long it takes."""
 WARMUP = 3
 
 
+class Latency(NamedTuple):
+    """Seconds for a batch: the median of many runs, and between what the middle half of them lies."""
+
+    median: float
+    low: float
+    high: float
+
+
 def latencies(
     networks: Mapping[str, tuple[pf.Params, pf.Spec]], images: Tensor, *, seconds: float = SECONDS
-) -> dict[str, float]:
-    """Median seconds for one batch of each network, run as a graph module without gradients.
+) -> dict[str, Latency]:
+    """Time for one batch of each network, run as a graph module without gradients.
 
     Every round runs each network once, so that a slow spell of the machine hits all of them; every other round goes
     backwards.
@@ -46,7 +54,8 @@ def latencies(
             for name in reversed(modules) if rounds % 2 else modules:
                 times[name].append(_seconds(modules[name], batch))
             rounds += 1
-    return {name: median(t) for name, t in times.items()}
+    quartiles = {name: quantiles(t, n=4, method="inclusive") for name, t in times.items()}
+    return {name: Latency(middle, low, high) for name, (low, middle, high) in quartiles.items()}
 
 
 def _seconds(run: Callable[[Tensor], Any], batch: Tensor) -> float:

@@ -13,7 +13,7 @@ import prunefn as pf
 
 from ...data import Split
 from ...types import Budget, Compensation, Scope
-from .latency import latencies
+from .latency import Latency, latencies
 from .models import ResNet, Vit
 from .train import Recipe, train
 
@@ -84,8 +84,8 @@ class Study(NamedTuple):
     """Method → points."""
     images: int
     """Number of held-out images."""
-    latency: Mapping[str, float]
-    """Name of a result → median seconds for a batch."""
+    latency: Mapping[str, Latency]
+    """Name of a result → seconds for a batch."""
     from_mean: float
     """Share of the mean square of the removed units that their mean accounts for, in the variance variants."""
 

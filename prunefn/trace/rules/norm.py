@@ -23,7 +23,9 @@ def per_channel(call: Call) -> Axes | list[Axes]:
     for v in call.tensors():
         if v is not x and v.axes:
             call.unify(channel, v.axes[0])
-    if call["training"] or call["use_input_stats"] or "with_update" in call.op:  # its own statistics, over the other dims
+    if (
+        call["training"] or call["use_input_stats"] or "with_update" in call.op
+    ):  # its own statistics, over the other dims
         call.mark([*x.axes[:1], *x.axes[2:]], f"mixed:{call.op}")
     if len(call.shapes) == 1:
         return x.axes
