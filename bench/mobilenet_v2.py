@@ -1,6 +1,6 @@
 """ImageNet's MobileNetV2 (torchvision's official weights), pruned without any training: how much of it survives?
 
-python bench/mobilenet_v2.py [--crops N] [--seed S] [--out]
+python bench/mobilenet_v2.py [--crops N] [--scope NAME …] [--seed S] [--out]
 
 Nothing here is an accuracy on ImageNet: the pruned network is compared with the dense one, on crops of a few photos.
 """
@@ -100,12 +100,14 @@ def prune(
     return params, spec
 
 
-def measure(stats: pf.Stats, calibration: photos.Crops, measurement: photos.Crops) -> Iterator[list[str]]:
+def measure(
+    stats: pf.Stats, calibration: photos.Crops, measurement: photos.Crops, scopes: list[str]
+) -> Iterator[list[str]]:
     """A row for each budget, scope and method."""
     assert stats.spec is not None
     dense = logits(dict(stats.params), measurement, stats.spec, "dense")
     whole = pf.cost(stats.spec).macs
-    cases = [(keep, scope, method) for keep in KEEP for scope in SCOPES for method in METHODS]
+    cases = [(keep, scope, method) for keep in KEEP for scope in scopes for method in METHODS]
     for keep, scope, method in tqdm(cases, desc="cases"):
         params, spec = prune(method, keep, scope, stats, calibration)
         found = fidelity(dense, logits(params, measurement, spec, str(method)))
@@ -140,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crops", type=int, default=2000, help="crops in all; half of them for calibration")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scope", nargs="+", choices=SCOPES, default=["local"], help="what is ranked against what")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--out", action="store_true", help="write bench/results/mobilenet_v2.{md,csv}")
     args = parser.parse_args()
@@ -148,7 +151,7 @@ def main() -> None:
     spec = pf.trace(model, (next(iter(calibration)),))
     stats = pf.collect_stats(pf.params(model), calibration, spec=spec, where=pf.kind("hidden"), progress=True)
     text = remarks(args.seed, sanity(model), calibration, measurement)
-    rows = list(measure(stats, calibration, measurement))
+    rows = list(measure(stats, calibration, measurement, args.scope))
     print(f"{markdown(HEADER, rows)}\n\n{text}\n\n{versions()}")
     if args.out:
         write(HERE / "results", "mobilenet_v2", "MobileNetV2 on crops of real photos", HEADER, rows, text)

@@ -102,10 +102,12 @@ def _ten_ratios(name: str, model: nn.Module, goal: float) -> Row:
     peers.prune(model, x, RATIOS[0])
     start = CLOCK()
     spec = pf.trace(model, (x,))
-    traced = ours = CLOCK() - start
+    traced = CLOCK() - start
+    scores = _scores(model, spec)
+    ours = CLOCK() - start
     for ratio in tqdm(RATIOS, desc=f"ten ratios {name}", leave=False):
         start = CLOCK()
-        small, small_spec = _prune(model, spec, ratio)
+        small, small_spec = _prune(model, spec, scores, ratio)
         middle = CLOCK()
         other = peers.prune(model, x, ratio)
         ours, theirs = ours + middle - start, theirs + CLOCK() - middle
@@ -122,11 +124,16 @@ def _ten_ratios(name: str, model: nn.Module, goal: float) -> Row:
     )
 
 
-def _prune(model: nn.Module, spec: pf.Spec, ratio: float) -> tuple[pf.Params, pf.Spec]:
-    """As the peer does: magnitude, the same ratio everywhere, heads keep their number."""
+def _scores(model: nn.Module, spec: pf.Spec) -> pf.Scores:
+    """As the peer does: magnitude; heads keep their number. One scoring serves all ratios."""
+    stats = pf.collect_stats(pf.params(model), None, spec=spec)
+    scores = pf.score(stats, criterion=pf.criteria.magnitude())
+    return pf.only(scores, pf.kind("hidden", "residual", "head_dim"), spec=spec)
+
+
+def _prune(model: nn.Module, spec: pf.Spec, scores: pf.Scores, ratio: float) -> tuple[pf.Params, pf.Spec]:
+    """The same ratio everywhere."""
     params = pf.params(model)
-    scores = pf.score(pf.collect_stats(params, None, spec=spec), criterion=pf.criteria.magnitude())
-    scores = pf.only(scores, pf.kind("hidden", "residual", "head_dim"), spec=spec)
     mask = pf.select(scores, ratio, spec=spec, scope=pf.scope.local())
     return pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
 

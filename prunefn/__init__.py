@@ -42,6 +42,7 @@ from .types import Cost as Cost
 from .types import Criterion as Criterion
 from .types import Mask as Mask
 from .types import Params as Params
+from .types import Scores as Scores
 from .where import glob as glob
 from .where import kind as kind
 from .where import only as only

@@ -100,11 +100,17 @@ def _map(params: Params, mask: Mask, spec: Spec, change) -> Params:
     """Change every tensor once, also where it stands under several names."""
     check_mask(mask, spec)
     check_names(params, spec)
-    first = {second: name for second, name in spec.tied.items() if name in params and params[second] is params[name]}
+    first = tied_names(params, spec)
     out: Params = {}
     for name, t in params.items():
         out[name] = t if name in first else change(t, name)
     return {name: out[first.get(name, name)] for name in params}
+
+
+def tied_names(params: Params, spec: Spec) -> dict[str, str]:
+    """Second name → first name of the tensors that are tied in these params, too: the same object or the same memory."""
+    both = [(second, name) for second, name in spec.tied.items() if second in params and name in params]
+    return {b: a for b, a in both if params[b] is params[a] or params[b].is_set_to(params[a])}
 
 
 def check_names(params: Params, spec: Spec) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..stats import Stats
+from ..trace.expr import leaves
 from ..types import Criterion, Scores
 from .base import per_unit, spec_of
 
@@ -28,14 +30,18 @@ def magnitude(p: float = 2.0, *, bias: bool = False) -> Criterion:
 
 def _score(stats: Stats, *, p: float, bias: bool) -> Scores:
     spec = spec_of(stats)
-    scores: Scores = {}
-    for g in spec.groups.values():
-        sums = []
-        for tensor, dim, _ in g.members:
-            if tensor in spec.parameters and tensor not in spec.tied and (bias or not tensor.endswith("bias")):
-                w = stats.params[tensor].double().abs().pow(p)
-                slices = w.sum([d for d in range(w.ndim) if d != dim]) if w.ndim > 1 else w
-                sums.append(per_unit(slices, spec.axes[tensor][dim], g.name, spec).sum(1))
-        if sums:
-            scores[g.name] = torch.stack(sums).mean(0)
-    return scores
+    sums: dict[str, list[Tensor]] = {}
+    for tensor, axes in spec.axes.items():
+        dims = [d for d, axis in enumerate(axes) if any(leaf in spec.groups for leaf in leaves(axis))]
+        if not dims or tensor not in spec.parameters or tensor in spec.tied or (tensor.endswith("bias") and not bias):
+            continue
+        powers = _power(stats.params[tensor].double(), p)  # once for all dims and groups
+        for d in dims:
+            slices = powers.sum([other for other in range(powers.ndim) if other != d]) if powers.ndim > 1 else powers
+            for group in dict.fromkeys(leaves(axes[d])):
+                sums.setdefault(group, []).append(per_unit(slices, axes[d], group, spec).sum(1))
+    return {g: torch.stack(sums[g]).mean(0) for g in spec.groups if g in sums}
+
+
+def _power(w: Tensor, p: float) -> Tensor:
+    return w.square() if p == 2 else w.abs() if p == 1 else w.abs().pow(p)

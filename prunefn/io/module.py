@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.utils import _pytree as pytree
 
 from ..batches import device_of
 from ..forward import result
-from ..params import check_names
+from ..params import check_names, tied_names
 from ..trace.program import build
 from ..trace.spec import Spec
 from ..types import Params
@@ -35,34 +34,47 @@ def to_module(params: Params, *, spec: Spec) -> fx.GraphModule:
     True
     """
     check_names(params, spec)
-    root = nn.Module()
-    once: dict[int, Tensor] = {}
-    slots = {s.tensor for s in spec.program.slots}
-    for name, t in params.items():
-        if id(t) not in once:
-            copy = t.detach().clone()
-            once[id(t)] = (
-                nn.Parameter(copy, copy.is_floating_point()) if name in spec.parameters or name in slots else copy
-            )
-        _register(root, name, once[id(t)], persistent=True)
     device = device_of(params)
     constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
-    for n, path in constants.items():
-        _register(root, path, spec.constants.tensors[n].to(device).clone(), persistent=False)
     inputs = [i.name for i in spec.program.inputs]
+    updates = dict(spec.program.updates)
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
-        return graph.placeholder(name) if name in inputs else graph.get_attr(constants.get(name, name))
+        if name in inputs:
+            return graph.placeholder(name)
+        node = graph.get_attr(
+            constants.get(name, name)
+        )  # autograd may keep it: what is written to later is read as a copy
+        return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
 
     def emit(graph: fx.Graph, env: Any) -> Any:
-        for name, ref in spec.program.updates:
-            graph.call_function(torch.ops.aten.copy_.default, (env[name], env[ref.name]))
+        for name, ref in updates.items():
+            graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
         return list(result(spec, env))
 
-    present = frozenset(s for s in slots if s in params)
-    graph = _inputs_first(build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit))
+    root = nn.Module()
+    for name, t in _copies(params, spec).items():
+        _register(root, name, t, persistent=True)
+    for n, path in constants.items():
+        _register(root, path, spec.constants.tensors[n].to(device).clone(), persistent=False)
+    present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
+    graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    _arrange(graph, params)
     graph.set_codegen(_signature(spec, inputs))
     return fx.GraphModule(root, graph)
+
+
+def _copies(params: Params, spec: Spec) -> dict[str, Tensor]:
+    """Parameters and buffers of a module; tied ones are one."""
+    first = tied_names(params, spec)
+    slots = {s.tensor for s in spec.program.slots}
+    out: dict[str, Tensor] = {}
+    for name, t in params.items():
+        if name not in first:
+            copy = t.detach().clone()
+            is_parameter = name in spec.parameters or name in slots
+            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
+    return {name: out[first.get(name, name)] for name in params}
 
 
 def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> None:
@@ -77,12 +89,20 @@ def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> Non
         root.register_buffer(leaf, t, persistent=persistent)
 
 
-def _inputs_first(graph: fx.Graph) -> fx.Graph:
+def _arrange(graph: fx.Graph, params: Params) -> None:
+    """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
+
+    What the program does not use is among them: counters, spare layers, second names of tied tensors.
+    """
+    read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
     first = next(iter(graph.nodes))
-    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+    with graph.inserting_before(first):
+        tensors = [read.get(name) or graph.get_attr(name) for name in params]
+    for node in reversed([*inputs, *tensors]):
         if node is not first:
             first.prepend(node)
-    return graph
+        first = node
 
 
 def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
@@ -90,6 +110,3 @@ def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
     args, kwargs = spec.program.in_spec.children()
     names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
     return _PyTreeCodeGen(_PyTreeInfo(names, spec.program.in_spec, spec.program.out_spec))
-
-
-__all__ = ["pytree", "to_module"]

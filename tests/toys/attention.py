@@ -289,6 +289,21 @@ class EncoderLayer(nn.Module):
         return self.head(self.layer(self.enter(x)))
 
 
+class Memory(nn.Module):
+    """Keys and values of learned tokens, which the softmax runs over: they are no units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.q = nn.Parameter(torch.zeros(1, 7, WIDTH)), nn.Linear(WIDTH, 8)
+        self.kv, self.o = nn.Linear(WIDTH, 16), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(self.memory).chunk(2, -1)
+        q, k, v = (z.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for z in (self.q(x), k, v))
+        y = F.scaled_dot_product_attention(q, k.expand(x.shape[0], -1, -1, -1), v.expand(x.shape[0], -1, -1, -1))
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
 class TokenPick(nn.Module):
     """The tokens with the largest scores go on."""
 
@@ -322,6 +337,7 @@ CASES = {
     "talking_heads": Case(TalkingHeads, tokens(WIDTH)),
     "linear_attention": Case(LinearAttention, tokens(WIDTH)),
     "rotary_complex": Case(ComplexRotary, tokens(WIDTH)),
+    "memory": Case(Memory, tokens(WIDTH)),
     "token_pick": Case(TokenPick, tokens(3)),
     "encoder_layer": Case(EncoderLayer, tokens(3)),
 }

@@ -56,6 +56,7 @@ GROUPS = {
     "talking_heads": "q.heads heads 2, q.head_dim head_dim 4, mix heads 3, v.head_dim head_dim 4",
     "linear_attention": "q.heads heads 2, q.head_dim head_dim 4, v.head_dim head_dim 3",
     "rotary_complex": "q.heads heads 2*, q.head_dim head_dim 2",
+    "memory": "kv.heads heads 2, kv.head_dim head_dim 4, kv.head_dim.1 head_dim 4, memory hidden 6",
     "token_pick": "enter hidden 6",
     "encoder_layer": (
         "enter residual 8*, layer.self_attn.in_proj_weight.heads heads 2, "
@@ -358,6 +359,12 @@ AXES = {
         "q.weight": "(heads head_dim_0) 6",
         "k.weight": "(heads head_dim_0) 6",
         "v.weight": "(heads head_dim_1) 6",
+        "o.weight": "2 (heads head_dim_1)",
+    },
+    "memory": {
+        "memory": "1 7 hidden",
+        "kv.weight": "((heads head_dim_0) + (heads head_dim_1)) hidden",
+        "q.weight": "(heads head_dim_0) 6",
         "o.weight": "2 (heads head_dim_1)",
     },
     "rotary_complex": {

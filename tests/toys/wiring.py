@@ -261,7 +261,7 @@ class Alike(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x).relu().type_as(x)
         wide = self.b(y).unsqueeze(-1).expand(-1, -1, 4)
-        return self.head((self.c(y).relu().view_as(wide) * wide).sum(-1))
+        return self.head(self.c(y).relu().view_as(wide).sum(-1))
 
 
 def overlap(x: Tensor) -> Tensor:

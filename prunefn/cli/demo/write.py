@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import prunefn as pf
 
@@ -24,7 +24,8 @@ CLASSES = 10
 HOW_TO_READ = """\
 Every row is measured right after pruning; nothing is trained again. *Retention* is top-1 over the dense top-1. *MACs* are
 multiply-accumulates for one image, *params* the elements of all parameters; both are exact. *ms per batch* is the median
-latency of a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's. Where the middle half of the batches spreads widely, the machine was busy with other things.
+latency of a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's.
+Where the middle half of the batches spreads widely, the machine was busy with other things.
 
 * One image is {image:.2f} points of top-1, and the standard error at 97 % is {error:.1f} points: smaller differences say nothing.
 * The networks are tiny. Much of their time goes into starting ops, so the latency may hardly fall where the MACs do, and
@@ -193,7 +194,9 @@ def _kept(study: Study) -> plots.Kept:
         name: {g: int(m.sum()) for g, m in _result(study, name).mask.items()}
         for name in (MAGNITUDE.name, VARIANCE.name)
     }
-    return plots.Kept(f"{study.network.name}: units kept in each hidden group", before, after)
+    return plots.Kept(
+        f"{study.network.name}: units kept in each hidden group, with or without compensation", before, after
+    )
 
 
 def _curves(study: Study) -> plots.Curves:
@@ -216,4 +219,4 @@ def _save(study: Study, run: Run, path: Path) -> None:
         "prunefn": pf.__version__,
         "torch": str(torch.__version__),
     }
-    save_file({name: t.cpu().contiguous() for name, t in result.params.items()}, path, notes)
+    path.write_bytes(save({name: t.cpu().contiguous() for name, t in result.params.items()}, notes))

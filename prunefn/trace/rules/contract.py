@@ -70,7 +70,7 @@ def matmul(call: Call) -> Axes:
         axes = call.broadcast([Value("", axes, True), extra])
     _attention_marks(call, a, b, batch, [inner])
     weight, x, dim = (b, a, -1) if a.active else (a, b, max(-2, -len(b.axes)))
-    simple = len(weight.axes) == 2 and not weight.active and call["alpha"] in (None, 1) and call["alpha"] in (None, 1)
+    simple = len(weight.axes) == 2 and not weight.active and call["alpha"] in (None, 1)
     pattern = "" if not simple else "i o -> 1 o i 1" if dim == -1 else "o i -> 1 o i 1"
     is_bias = extra is not None and len(extra.axes) == 1 and dim == -1 and call["beta"] in (None, 1)
     out = right[-1] if weight is b else left[-2]

@@ -95,7 +95,6 @@ def slice_(call: Call) -> Axes:
     if step > 1 and not frozen and n % step == 0 and start < step and end > n - step + start:
         outer, inner = call.alg.split(x.axes[d], [n // step, step])  # (1 2)(1 2)(1 2) → 1 1 1
         call.freeze(inner, "every other position is taken")
-        call.resize("end", x.axes[d])
         return replaced(x.axes, {d: outer})
     if step != 1 or end == start or frozen:
         call.freeze(x.axes[d], "a slice with a step is taken" if step != 1 else "a slice is taken")
