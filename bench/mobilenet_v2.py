@@ -1,6 +1,6 @@
 """ImageNet's MobileNetV2 (torchvision's official weights), pruned without any training: how much of it survives?
 
-python bench/mobilenet_v2.py [--crops N] [--scope NAME …] [--seed S] [--out]
+python bench/mobilenet_v2.py [--crops N] [--calibration N] [--scope NAME …] [--seed S] [--out]
 
 Nothing here is an accuracy on ImageNet: the pruned network is compared with the dense one, on crops of a few photos.
 """
@@ -140,14 +140,15 @@ def remarks(seed: int, check: str, calibration: photos.Crops, measurement: photo
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crops", type=int, default=2000, help="crops in all; half of them for calibration")
+    parser.add_argument("--crops", type=int, default=1000, help="crops that networks are compared on")
+    parser.add_argument("--calibration", type=int, default=500, help="crops for statistics and recalibration")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scope", nargs="+", choices=SCOPES, default=["local"], help="what is ranked against what")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--out", action="store_true", help="write bench/results/mobilenet_v2.{md,csv}")
     args = parser.parse_args()
     model = dense_model()
-    calibration, measurement = photos.split(args.crops, seed=args.seed, batch=args.batch)
+    calibration, measurement = photos.split(args.calibration, args.crops, seed=args.seed, batch=args.batch)
     spec = pf.trace(model, (next(iter(calibration)),))
     stats = pf.collect_stats(pf.params(model), calibration, spec=spec, where=pf.kind("hidden"), progress=True)
     text = remarks(args.seed, sanity(model), calibration, measurement)

@@ -71,20 +71,18 @@ def unlabelled() -> list[Path]:
     return [found[name] for name in SCIKIT_IMAGE]
 
 
-def split(crops: int, *, seed: int, batch: int) -> tuple[Crops, Crops]:
-    """Crops for calibration and crops for measurement, half and half of either package's photos."""
+def split(calibration: int, measurement: int, *, seed: int, batch: int) -> tuple[Crops, Crops]:
+    """Crops for calibration and crops for measurement, each of half of either package's photos."""
     generator = torch.Generator().manual_seed(seed)
     parts: tuple[list[Path], list[Path]] = ([], [])
     for photos in ([p for p, _ in labelled()], unlabelled()):
         order = torch.randperm(len(photos), generator=generator).tolist()
         for part, numbers in zip(parts, (order[::2], order[1::2]), strict=True):
             part += [photos[i] for i in numbers]
-    first, second = (_crops(part, n, generator, batch) for part, n in zip(parts, _halves(crops), strict=True))
+    first, second = (
+        _crops(part, n, generator, batch) for part, n in zip(parts, (calibration, measurement), strict=True)
+    )
     return first, second
-
-
-def _halves(n: int) -> tuple[int, int]:
-    return n - n // 2, n // 2
 
 
 def _crops(paths: list[Path], n: int, generator: torch.Generator, batch: int) -> Crops:

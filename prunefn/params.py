@@ -142,13 +142,15 @@ def compose(first: Mask, second: Mask) -> Mask:
     {'a': tensor([False, False,  True])}
 
     Raises:
-        MaskError: a group of `second` has another size than what `first` left.
+        MaskError: a mask of `second` is not bool, or of another size than what `first` left.
     """
     out = dict(first)
     for name, m in second.items():
         if name not in first:
             out[name] = m
             continue
+        if m.dtype != torch.bool:
+            raise MaskError(f"the second mask of group {name!r} has dtype {m.dtype}; it must be bool, True = kept")
         left = int(first[name].sum())
         if tuple(m.shape) != (left,):
             raise MaskError(

@@ -23,7 +23,7 @@ from .trace.spec import Spec
 from .types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
 from .where import matches
 
-FAR, NEAR = 30.0, 3.0
+FAR, NEAR = 30.0, 10.0
 """Means further from zero than this many standard deviations are taken out before the sums (of rows, of maps)."""
 
 SMALL = 1 << 15

@@ -43,6 +43,17 @@ class RawLeft(nn.Module):
         return self.W @ x.transpose(-1, -2)
 
 
+class Einsum(nn.Module):
+    """A product with a parameter of three outputs by its letters."""
+
+    def __init__(self, equation: str, *shape: int) -> None:
+        super().__init__()
+        self.equation, self.W = equation, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum(self.equation, x, self.W)
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weight is standardised over its inputs: without some, the others change, too."""
 
@@ -101,6 +112,9 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "computed weight": (Scaled, TOKENS),
     "x @ W": (RawRight, TOKENS),
     "W @ x": (RawLeft, TOKENS),
+    "einsum": (lambda: Einsum("bti,io->bto", 6, 3), TOKENS),
+    "einsum, transposed": (lambda: Einsum("...i,oi->...o", 3, 6), TOKENS),
+    "einsum over channels": (lambda: Einsum("bihw,oi->bohw", 3, 6), MAP),
     "1x1": (lambda: nn.Conv2d(6, 3, 1), MAP),
     "1x1 without bias": (lambda: nn.Conv2d(6, 3, 1, bias=False), MAP),
     "1x1 strided": (lambda: nn.Conv2d(6, 3, 1, stride=2), MAP),
@@ -602,9 +616,22 @@ class Alpha(nn.Module):
         return torch.addmm(self.b, F.relu(self.stem(x)), self.W, alpha=3)
 
 
-def test_a_scaled_product_has_no_site() -> None:
-    """Its shift would have to be scaled: better no shift than a wrong one."""
-    t = traced(Alpha(), randn(5, 3))
+class SumsTokens(nn.Module):
+    """An einsum that also sums over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.W = nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bti,io->bo", F.relu(self.stem(x)), self.W)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(Alpha(), (5, 3)), (SumsTokens(), (5, 7, 3))])
+def test_a_product_whose_shift_would_have_to_be_scaled_has_no_site(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Better no shift than a wrong one."""
+    t = traced(model, randn(*shape))
     assert set(t.spec.groups) == {"stem"}
     assert not t.spec.sites
 

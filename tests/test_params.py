@@ -15,7 +15,23 @@ from torch import Tensor, nn
 
 import prunefn as pf
 
-from .small import Attention, Recurrent, Residual, Tied, Traced, Twice, bits, close, cnn, laws, masks, mlp, randn, same, traced
+from .small import (
+    Attention,
+    Recurrent,
+    Residual,
+    Tied,
+    Traced,
+    Twice,
+    bits,
+    close,
+    cnn,
+    laws,
+    masks,
+    mlp,
+    randn,
+    same,
+    traced,
+)
 
 
 class Halves(nn.Module):
@@ -310,9 +326,13 @@ def test_gradients_flow_through_removal() -> None:
     t, x = case("mlp")
     mask = {"0": bits("10110"), "2": bits("0111")}
     spec = pf.shrink(t.spec, mask)
-    through = torch.func.grad(lambda p: pf.forward(pf.apply(p, mask, spec=t.spec), x, spec=spec).square().sum())(t.params)
+    through = torch.func.grad(lambda p: pf.forward(pf.apply(p, mask, spec=t.spec), x, spec=spec).square().sum())(
+        t.params
+    )
     zeroed = pf.zero(t.params, mask, spec=t.spec)
-    expected = torch.func.grad(lambda p: pf.forward(pf.zero(p, mask, spec=t.spec), x, spec=t.spec).square().sum())(zeroed)
+    expected = torch.func.grad(lambda p: pf.forward(pf.zero(p, mask, spec=t.spec), x, spec=t.spec).square().sum())(
+        zeroed
+    )
     for n, g in through.items():
         close(g, expected[n], 1e-10)
     assert bool((through["0.weight"][1] == 0).all())
@@ -323,7 +343,9 @@ def test_params_on_meta() -> None:
     t, _ = case("channels")
     mask = {g.name: torch.arange(g.size) == 0 for g in t.spec.groups.values()}
     small = pf.apply({n: v.to("meta") for n, v in t.params.items()}, mask, spec=t.spec)
-    assert {n: v.shape for n, v in small.items()} == {n: v.shape for n, v in pf.apply(t.params, mask, spec=t.spec).items()}
+    assert {n: v.shape for n, v in small.items()} == {
+        n: v.shape for n, v in pf.apply(t.params, mask, spec=t.spec).items()
+    }
 
 
 # ---- specs

@@ -131,17 +131,15 @@ class Spec:
         return {s.tensor for s in self.program.slots}
 
     def explain(self, name: str) -> str:
-        """Why each dim of a tensor (or of a group's members) is prunable or not; `name` may be a glob.
+        """Why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.
 
         Raises:
             ParamsError: no tensor or group has this name.
         """
-        if name in self.groups:
-            g = self.groups[name]
-            head = f"{name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
-            members = [f"  {m.tensor} dim {m.dim} ({m.role}): {self.einops(m.tensor)}" for m in g.members]
-            sites = [f"  measured at {s}" for s in g.sites]
-            return "\n".join([head, *members, *sites])
+        if name in self.groups:  # a bare parameter may have the name of its group
+            return "\n".join(
+                [*self._explain_group(self.groups[name]), *(self._explain(name) if name in self.axes else [])]
+            )
         tensors = [
             t
             for t in self.axes
@@ -150,6 +148,11 @@ class Spec:
         if not tensors:
             raise ParamsError(f"no tensor or group is called {name!r}{nearest(name, [*self.groups, *self.axes])}")
         return "\n".join(line for t in tensors for line in self._explain(t))
+
+    def _explain_group(self, g: Group) -> list[str]:
+        head = f"{g.name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+        members = [f"  {m.tensor} dim {m.dim} ({m.role}): {self.einops(m.tensor)}" for m in g.members]
+        return [head, *members, *(f"  measured at {s}" for s in g.sites)]
 
     def _explain(self, tensor: str) -> list[str]:
         lines = [f"{tensor}: {self.einops(tensor) or '()'}"]

@@ -246,7 +246,8 @@ def _as_layer(names: list[list[str]], output: list[str], values: list[Value], ax
     summed = [c for c in w if c in x and c not in output]
     out = [c for c in w if c not in x and c in output]
     known: dict[str, Any] = {"x": values[1 - i], "weight": values[i], "out": Times(tuple(axis[c] for c in out))}
-    if len(summed) == len(out) == 1 and len(w) == 2:
+    along = set(x) - set(summed) <= set(output) and len(set(x)) == len(x)  # what else is summed would scale a shift
+    if len(summed) == len(out) == 1 and len(w) == 2 and along:
         dim = x.index(summed[0]) - len(x)
         if output.index(out[0]) - len(output) == dim:
             known |= {"dim": dim, "pattern": "i o -> 1 o i 1" if w[0] == summed[0] else "o i -> 1 o i 1"}
