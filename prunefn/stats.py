@@ -7,6 +7,7 @@ run. Within a batch, sums run in the data's precision about a pivot; across batc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -231,18 +232,12 @@ def tap_sums(x: Tensor, dim: int, g: Geometry) -> tuple[Tensor, int]:
             (n + p[0] + p[1] - d * (k - 1) - 1) // s + 1
             for n, s, p, d, k in zip(spatial, g.stride, g.padding, g.dilation, g.kernel, strict=True)
         ]
-    sums = []
-    for tap in torch.cartesian_prod(*(torch.arange(k) for k in g.kernel)).reshape(-1, rank).tolist():
-        view = image
-        for i, t in enumerate(tap):
-            view = view.narrow(i + 1, *_reach(i, t, spatial[i], out[i], g))[
-                _every(i, 1 if g.transposed else g.stride[i])
-            ]
-        sums.append(view.sum(tuple(range(1, rank + 1))))
-    positions = batch
-    for n in out:
-        positions *= n
-    return torch.stack(sums, 1), positions
+    taps = [image]
+    for i, kernel in enumerate(g.kernel):  # one spatial dim (now dim 1) after the other
+        windows = [_reach(i, t, spatial[i], out[i], g) for t in range(kernel)]
+        step = 1 if g.transposed else g.stride[i]
+        taps = [v.narrow(1, start, length)[:, ::step].sum(1) for v in taps for start, length in windows]
+    return torch.stack(taps, 1), batch * prod(out)
 
 
 def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
@@ -253,10 +248,6 @@ def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
     first = max(0, -(offset // g.stride[i]))
     last = min(n - 1, (out - 1 - offset) // g.stride[i])
     return min(first, n), max(0, last - first + 1)
-
-
-def _every(i: int, step: int) -> tuple[slice, ...]:
-    return (*[slice(None)] * (i + 1), slice(None, None, step))
 
 
 # ---- merging
