@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +19,11 @@ import prunefn as pf
 
 
 def megabytes() -> float:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this program; Linux's `ru_maxrss` also counts that of the process which started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
