@@ -22,9 +22,15 @@ from .errors import StatsError as StatsError
 from .errors import TraceError as TraceError
 from .forward import forward as forward
 from .forward import forward_train as forward_train
+from .io.checkpoint import load as load
+from .io.checkpoint import save as save
 from .io.module import to_module as to_module
+from .masks import mask as mask
 from .params import apply as apply
 from .params import compose as compose
+from .params import expand as expand
+from .params import kept as kept
+from .params import kept_positions as kept_positions
 from .params import params as params
 from .params import shrink as shrink
 from .params import zero as zero
@@ -43,8 +49,11 @@ from .types import Criterion as Criterion
 from .types import Mask as Mask
 from .types import Params as Params
 from .types import Scores as Scores
+from .where import exact as exact
 from .where import glob as glob
 from .where import kind as kind
+from .where import module as module
 from .where import only as only
+from .where import touches as touches
 
 __version__ = "0.1.0"

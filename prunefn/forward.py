@@ -15,7 +15,7 @@ from .errors import BatchError, ParamsError, nearest
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
-from .trace.spec import Spec, check_params
+from .trace.spec import Spec, check_params, check_runnable
 from .types import Params
 
 
@@ -157,7 +157,9 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
     Raises:
         BatchError: their number, a name or a shape does not fit.
+        TraceError: the spec was recorded, so that it has no program that runs.
     """
+    check_runnable(spec)
     known = _signature(spec)
     given = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     for name in _in_order(kwargs, known):
@@ -206,6 +208,7 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
 
     Raises:
         ParamsError, BatchError: something does not fit; the message names tensor and shapes.
+        TraceError: the spec was recorded, so that it has no program that runs.
 
     >>> import prunefn as pf
     >>> model = nn.Linear(4, 2)
@@ -233,7 +236,9 @@ def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tu
 
     Raises:
         ParamsError: the spec was traced in eval mode.
+        TraceError: the spec was recorded, so that it has no program that runs.
     """
+    check_runnable(spec)
     if not spec.train:
         raise ParamsError("this spec was traced in eval mode; forward_train needs trace(model, args, train=True)")
     flat = flat_inputs(spec, inputs, kwargs)

@@ -1,14 +1,15 @@
-"""Pure functions on params and masks: read, remove, zero, compose."""
+"""Pure functions on params and masks: read, remove, zero, expand, compose."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from .errors import MaskError, ParamsError, nearest
-from .trace.expr import keep, leaves
+from .trace.expr import Leaf, keep, leaves
 from .trace.spec import Spec, check_params, resize, take
 from .types import Mask, Params
 
@@ -96,9 +97,13 @@ def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
     return _map(params, mask, spec, zeroed)
 
 
-def _map(params: Params, mask: Mask, spec: Spec, change) -> Params:
-    """Change every tensor once, also where it stands under several names."""
+def _map(params: Params, mask: Mask, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
     check_mask(mask, spec)
+    return _each(params, spec, change)
+
+
+def _each(params: Params, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
+    """Change every tensor of these params once, also where it stands under several names."""
     check_names(params, spec)
     first = tied_names(params, spec)
     out: Params = {}
@@ -135,15 +140,19 @@ def shrink(spec: Spec, mask: Mask) -> Spec:
     return resize(spec, mask)
 
 
-def compose(first: Mask, second: Mask) -> Mask:
-    """One mask for two rounds: `second` is over what `first` left.
+def compose(first: Mask, second: Mask, *more: Mask) -> Mask:
+    """One mask for several rounds: each mask is over what those before it left.
 
     >>> compose({"a": torch.tensor([True, False, True])}, {"a": torch.tensor([False, True])})
     {'a': tensor([False, False,  True])}
 
     Raises:
-        MaskError: a mask of `second` is not bool, or of another size than what `first` left.
+        MaskError: a mask is not bool, or of another size than what those before it left.
     """
+    return reduce(_then, (second, *more), first)
+
+
+def _then(first: Mask, second: Mask) -> Mask:
     out = dict(first)
     for name, m in second.items():
         if name not in first:
@@ -160,3 +169,71 @@ def compose(first: Mask, second: Mask) -> Mask:
         both[first[name]] = m.to(both.device)
         out[name] = both
     return out
+
+
+def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
+    """Which units are left: group → int64 [units left], the index of each in the groups of `spec`.
+
+    After several rounds, `kept(compose(first, second, …), spec)` with the spec of the first counts in the dense network.
+
+    Raises:
+        MaskError: the mask does not fit the spec.
+
+    >>> import prunefn as pf
+    >>> spec = pf.trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (torch.randn(2, 4),))
+    >>> kept({"0": torch.tensor([True, False, True])}, spec)
+    {'0': tensor([0, 2])}
+    """
+    check_mask(mask, spec)
+    return {g: keep(Leaf(g), mask, spec.sizes).nonzero()[:, 0] for g in spec.groups}
+
+
+def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
+    """Which positions of each tensor are left: tensor → one int64 vector per dim, in the positions of `spec`.
+
+    `params[t][torch.meshgrid(*positions, indexing="ij")]` is the tensor that `apply` leaves. Biases that a compensation may
+    create are included.
+
+    Raises:
+        MaskError: the mask does not fit the spec.
+
+    >>> import prunefn as pf
+    >>> spec = pf.trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (torch.randn(2, 4),))
+    >>> kept_positions({"0": torch.tensor([True, False, True])}, spec)["2.weight"]
+    (tensor([0, 1]), tensor([0, 2]))
+    """
+    check_mask(mask, spec)
+    return {t: tuple(keep(a, mask, spec.sizes).nonzero()[:, 0] for a in axes) for t, axes in spec.axes.items()}
+
+
+def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
+    """Back to the dense shapes: the inverse of `apply`, with zeros where it removed something.
+
+    Args:
+        params: that `apply(…, mask, spec=spec)` left, trained further or not; biases created by a compensation are welcome.
+        mask: group → bool [units] of `spec`; for several rounds, `compose` them.
+        spec: the dense one, before `shrink`.
+
+    Returns:
+        New dict; it goes with `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied.
+
+    Raises:
+        MaskError, ParamsError: something does not fit the spec.
+
+    >>> import prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec, mask = pf.trace(model, (torch.randn(2, 4),)), {"0": torch.tensor([True, False, True])}
+    >>> dense = expand(apply(pf.params(model), mask, spec=spec), mask, spec=spec)
+    >>> dense["2.weight"].shape, dense["2.weight"][:, 1].tolist()
+    (torch.Size([2, 3]), [0.0, 0.0])
+    """
+
+    def spread(t: Tensor, name: str) -> Tensor:
+        for d, axis in enumerate(spec.axes[name]):
+            at = keep(axis, mask, spec.sizes)
+            if not bool(at.all()):
+                zeros = t.new_zeros((*t.shape[:d], len(at), *t.shape[d + 1 :]))
+                t = zeros.index_copy(d, at.nonzero()[:, 0].to(t.device), t)
+        return t
+
+    return _each(params, shrink(spec, mask), spread)

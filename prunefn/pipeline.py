@@ -8,14 +8,16 @@ from typing import Protocol, runtime_checkable
 from . import compensation as compensations
 from . import criteria
 from .compensation import compensate
-from .errors import BatchError, StatsError
+from .errors import BatchError, PruneError, StatsError
 from .params import apply, check_mask, shrink
 from .score import score
 from .select import select
 from .stats import collect_stats
+from .trace.freeze import chosen as frozen_names
+from .trace.freeze import unchangeable, unwritten
 from .trace.spec import Spec
 from .types import Batch, Budget, Compensation, Cost, Criterion, Info, Mask, Params, Pruned, Scope, Where
-from .where import matches, only
+from .where import choice, matches, only, touches
 
 
 @runtime_checkable
@@ -48,6 +50,7 @@ def pipeline(
     max_ratio: float = 1.0,
     min_units: int = 1,
     max_batches: int | None = None,
+    freeze: Sequence[str] | str = (),
 ) -> Prune:
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
@@ -57,6 +60,8 @@ def pipeline(
         ratio, scope, round_to, max_ratio, min_units: as for `select`.
         compensation: default `compensation.mean()`; `compensation.none()` for none.
         max_batches: as for `collect_stats`.
+        freeze: tensors that stay as they are, to the bit: names, module paths, or globs for either. Their groups stay whole,
+            and what a compensation would add to one of them goes into a new bias.
 
     Returns:
         `prune(params, batches, *, spec) → Pruned(params, spec, mask, info)`.
@@ -64,6 +69,7 @@ def pipeline(
     Raises:
         StatsError: (when called) a group that `where` chooses has no score; it names the groups.
         BatchError: (when called) the criterion or the compensation needs batches, and there are none.
+        ParamsError: (when called) a pattern of `freeze` matches nothing.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -79,19 +85,21 @@ def pipeline(
     def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False) -> Pruned:
         if batches is None and method.shift is not None and not chosen.data:
             raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
+        spec, may = _freeze(spec, where, freeze)
         stats = collect_stats(
             params,
             batches if chosen.data or method.shift is not None else None,
             spec=spec,
             criterion=chosen,
-            where=where,
+            where=may,
             max_batches=max_batches,
             progress=progress,
         )
         scores = score(stats, criterion=chosen)
         if where is not None:
-            _check_scored([g.name for g in spec.groups.values() if matches(where, g)], scores, chosen)
-            scores = only(scores, where, spec=spec)
+            _check_scored([g.name for g in spec.groups.values() if matches(may, g)], scores, chosen)
+        if may is not None:
+            scores = only(scores, may, spec=spec)
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
@@ -101,6 +109,18 @@ def pipeline(
         return Pruned(apply(filled, mask, spec=spec), small, mask, Info(cost(spec), cost(small), removed))
 
     return prune
+
+
+def _freeze(spec: Spec, where: Where | str | None, patterns: Sequence[str] | str) -> tuple[Spec, Where | str | None]:
+    """The spec in which nothing writes to the frozen tensors, and the groups that are left to choose from."""
+    names = frozen_names(patterns, [t for t in spec.axes if t not in spec._slots()])
+    if not names:
+        return spec, where
+    free = ~touches(*unchangeable(spec, names))
+    may = free if where is None else choice(where) & free
+    if not any(may(g) for g in spec.groups.values()):
+        raise PruneError(f"freeze={patterns!r} leaves no group" + ("" if where is None else f" that matches {where!r}"))
+    return unwritten(spec, names), may
 
 
 def _check_scored(wanted: Sequence[str], scores: dict, criterion: Criterion) -> None:

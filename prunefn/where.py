@@ -1,20 +1,91 @@
-"""Predicates on groups: by kind, by glob on the name, or any function."""
+"""Predicates on groups: by kind, glob, module, tensor or function; they combine with `&`, `|` and `~`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor
 
 from .errors import PruneError, nearest
+from .trace.freeze import named
 from .trace.spec import Spec
 from .types import Group, Scores, Where
 
 KINDS = ("hidden", "residual", "heads", "head_dim", "groups")
 
 
-def kind(*kinds: str) -> Where:
+class Choice:
+    """A predicate that combines with other predicates, with functions `Group → bool` and with globs.
+
+    >>> kind("hidden") & ~module("head") | "blocks.0.*"
+    kind('hidden') & ~module('head') | glob('blocks.0.*')
+    """
+
+    __slots__ = ("_rank", "_test", "_text")
+
+    def __init__(self, test: Callable[[Group], bool], text: str, rank: int = 2) -> None:
+        self._test, self._text, self._rank = test, text, rank
+
+    def __call__(self, group: Group) -> bool:
+        return bool(self._test(group))
+
+    def __and__(self, other: Where | str) -> Choice:
+        return _both(self, other)
+
+    def __rand__(self, other: Where | str) -> Choice:
+        return _both(other, self)
+
+    def __or__(self, other: Where | str) -> Choice:
+        return _either(self, other)
+
+    def __ror__(self, other: Where | str) -> Choice:
+        return _either(other, self)
+
+    def __invert__(self) -> Choice:
+        return Choice(lambda group: not self(group), f"~{self.text(2)}")
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def text(self, rank: int) -> str:
+        """As an operand: in brackets if it binds less than `rank` (`|` 0, `&` 1, all else 2)."""
+        return self._text if self._rank >= rank else f"({self._text})"
+
+
+def _both(a: Where | str, b: Where | str) -> Choice:
+    x, y = choice(a), choice(b)
+    return Choice(lambda group: x(group) and y(group), f"{x.text(1)} & {y.text(1)}", 1)
+
+
+def _either(a: Where | str, b: Where | str) -> Choice:
+    x, y = choice(a), choice(b)
+    return Choice(lambda group: x(group) or y(group), f"{x.text(0)} | {y.text(0)}", 0)
+
+
+def choice(where: Where | str) -> Choice:
+    """A glob or a function as a predicate that combines.
+
+    Raises:
+        PruneError: it is neither.
+
+    >>> choice(lambda group: group.size >= 64) & "layer1.*"
+    <lambda> & glob('layer1.*')
+    """
+    if isinstance(where, Choice):
+        return where
+    if isinstance(where, str):
+        return glob(where)
+    if not callable(where):
+        raise PruneError(f"{where!r} does not choose groups; give a glob, pf.kind(…), or a function Group -> bool")
+    return Choice(where, getattr(where, "__name__", repr(where)))
+
+
+def _called(name: str, *args: str) -> str:
+    return f"{name}({', '.join(map(repr, args))})"
+
+
+def kind(*kinds: str) -> Choice:
     """Groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
 
     Raises:
@@ -22,12 +93,43 @@ def kind(*kinds: str) -> Where:
     """
     if unknown := [k for k in kinds if k not in KINDS]:
         raise PruneError(f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}{nearest(unknown[0], KINDS)}")
-    return lambda group: group.kind in kinds
+    return Choice(lambda group: group.kind in kinds, _called("kind", *kinds))
 
 
-def glob(*patterns: str) -> Where:
+def glob(*patterns: str) -> Choice:
     """Groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
-    return lambda group: any(fnmatchcase(group.name, p) for p in patterns)
+    return Choice(lambda group: any(fnmatchcase(group.name, p) for p in patterns), _called("glob", *patterns))
+
+
+def module(*paths: str) -> Choice:
+    """Groups that come from these modules or from below them; a path may be a glob, such as `blocks.*.mlp`.
+
+    A group comes from its first producer, whose module path its name begins with. A residual stream thus belongs to the module
+    that opens it, and not to those that add to it; those are found by `touches`.
+
+    >>> [module("layer1")(Group(name, "hidden", 4, (), ())) for name in ("layer1.0.conv1", "layer1", "layer10.0.conv1")]
+    [True, True, False]
+    """
+    return Choice(lambda group: any(named(group.name, p) for p in paths), _called("module", *paths))
+
+
+def touches(*tensors: str) -> Choice:
+    """Groups that have one of these tensors as a member: a tensor's name, a module's (all that is in it), or a glob.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> [g for g, group in spec.groups.items() if touches("1.weight")(group)]
+    ['0', '1']
+    """
+    return Choice(
+        lambda group: any(named(m.tensor, p) for m in group.members for p in tensors), _called("touches", *tensors)
+    )
+
+
+def exact() -> Choice:
+    """Groups without an op that runs over their units (norms, means): removing one leaves the others as they are."""
+    return Choice(lambda group: group.exact, "exact()")
 
 
 def matches(where: Where | str | None, group: Group) -> bool:
@@ -40,7 +142,7 @@ def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Sco
 
     Args:
         scores: group → [units].
-        where: a glob on the name, `kind(…)`, or any predicate on `Group`.
+        where: a glob on the name, `kind(…)`, or any predicate on `Group`; they combine with `&`, `|` and `~`.
         spec: needed by predicates that look at more than the name.
 
     Raises:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
 
+from .orders import permuted
 from .zoo import NAMES, SIDE, Subject, double, random_mask, randomize, subject
 
 each = mark.parametrize("name", NAMES)
@@ -78,6 +79,16 @@ def test_law_3_removing_units_is_zeroing_them(name: str) -> None:
         small = pf.forward(pf.apply(params, mask, spec=s.spec), x, spec=pf.shrink(s.spec, mask))
         zeroed = pf.forward(pf.zero(params, mask, spec=s.spec), x, spec=s.spec)
     close(small, zeroed, tolerance)
+
+
+@each
+def test_the_order_of_the_units_does_not_matter(name: str) -> None:
+    s = subject(name)
+    params, x, tolerance = precision(name, s)
+    other, spec = permuted(params, s.spec, 12)
+    with torch.no_grad():
+        close(pf.forward(other, x, spec=spec), pf.forward(params, x, spec=s.spec), tolerance)
+    assert any(not torch.equal(t, params[n]) for n, t in other.items())
 
 
 @each

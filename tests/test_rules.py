@@ -48,7 +48,6 @@ def operator(name: str) -> torch._ops.OpOverload:
 NO_RULE = {
     "aten.sym_size.int": "a size, not a tensor",
     "aten._assert_tensor_metadata.default": "a check, which is removed",
-    "aten.lstm.input": "frozen, and reported",
 }
 
 

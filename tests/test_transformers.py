@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import runpy
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pytest import fixture, mark
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.trace.expr import Concat, Fixed, Leaf
 
+from .orders import permuted
 from .zoo import double, random_mask, randomize
 
 transformers = __import__("pytest").importorskip("transformers")
@@ -113,3 +118,117 @@ def test_grouped_queries_have_heads_and_repeats(heads: tuple[int, int]) -> None:
     q, k = (spec.einops(f"model.layers.0.self_attn.{n}_proj.weight") for n in "qk")
     assert q != k or heads[0] == heads[1]
     assert spec.shape("model.layers.0.self_attn.k_proj.weight") == (32 // heads[0] * heads[1], 32)
+
+
+# ---- a sample of the models that bench/coverage goes through
+
+models = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "coverage" / "hf.py"))["models"]
+
+SAMPLE = {
+    "bert_masked": 0.95,
+    "llama": 0.95,
+    "mixtral": 0.95,
+    "mixtral_batched": 0.95,
+    "mamba": 0.95,
+    "t5": 0.9,
+    "whisper": 0.9,
+}
+"""Model → least share of its parameters that have a prunable axis."""
+FLOAT32_INSIDE = ("llama", "mixtral", "mixtral_batched", "t5", "mamba")
+"""Norms or rotary tables in float32, whatever the model is in; Mamba runs in nothing else."""
+
+
+class Sampled(NamedTuple):
+    """A traced model of the list, and two inputs: of the example, and of another batch size."""
+
+    name: str
+    model: nn.Module
+    spec: pf.Spec
+    x: dict[str, Tensor]
+    other: dict[str, Tensor]
+
+
+@fixture(scope="module", params=SAMPLE)
+def sampled(request) -> Sampled:
+    torch.manual_seed(0)
+    c = models()[request.param]
+    model = randomize(c.build(), 1).eval().requires_grad_(False)
+    x, other = c.inputs(2)[1], c.inputs(3)[1]
+    return Sampled(request.param, model, pf.trace(model, (), x), x, other)
+
+
+def run(s: Sampled, params: pf.Params, spec: pf.Spec) -> Tensor:
+    """In float64, where the model can."""
+    if s.name == "mamba":
+        return pf.forward(params, spec=spec, **s.x)["logits"]
+    return pf.forward(double(params), spec=spec, **double(s.x))["logits"]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> None:
+    scale = float(b.abs().max())
+    assert scale > 1e-3
+    assert float((a - b).abs().max()) <= tolerance * scale
+
+
+def test_sampled_forward_is_the_model_at_another_batch_size(sampled: Sampled) -> None:
+    mine = pf.forward(pf.params(sampled.model), spec=sampled.spec, **sampled.other)
+    assert torch.equal(mine["logits"], sampled.model(**sampled.other)["logits"])
+    assert not sampled.spec.unknown
+
+
+def test_sampled_removing_is_zeroing(sampled: Sampled) -> None:
+    spec, params = sampled.spec, pf.params(sampled.model)
+    mask = random_mask(spec, 4, groups=[g.name for g in spec.groups.values() if g.exact])
+    small = run(sampled, pf.apply(params, mask, spec=spec), pf.shrink(spec, mask))
+    close(
+        small, run(sampled, pf.zero(params, mask, spec=spec), spec), 1e-4 if sampled.name in FLOAT32_INSIDE else 1e-10
+    )
+    assert not torch.allclose(small, run(sampled, params, spec))
+
+
+def test_sampled_order_of_units_changes_nothing(sampled: Sampled) -> None:
+    params = pf.params(sampled.model)
+    tolerance = 1e-4 if sampled.name in FLOAT32_INSIDE else 1e-10
+    got = run(sampled, *permuted(params, sampled.spec, 6))
+    close(got, run(sampled, params, sampled.spec), tolerance)
+
+
+UNCOUNTED = {"mixtral": 2 * 11 * 2}
+"""Rows that meet one expert's matrices each (layers × tokens × experts per token), which torch's counter leaves out."""
+
+
+def test_sampled_costs_and_half_of_every_group(sampled: Sampled) -> None:
+    spec, name = sampled.spec, sampled.name
+    mask = random_mask(spec, 5)
+    small, less = pf.shrink(spec, mask), pf.apply(pf.params(sampled.model), mask, spec=spec)
+    with FlopCounterMode(display=False) as counter:
+        pf.forward(less, spec=small, **{n: t[:1] for n, t in sampled.x.items()})
+    matrices = [less[n][0].numel() for n in less if ".layers.0.mlp.experts." in n]
+    assert pf.cost(small).macs == counter.get_total_flops() // 2 + UNCOUNTED.get(name, 0) * sum(matrices)
+    own = [n for n in spec.parameters if n not in spec.tied]
+    assert pf.cost(small).params == sum(less[n].numel() for n in own)
+    touched = {m.tensor for g in spec.groups.values() for m in g.members}
+    numel = {n: pf.params(sampled.model)[n].numel() for n in own}
+    assert sum(numel[n] for n in own if n in touched) >= SAMPLE[name] * sum(numel.values())
+
+
+def test_experts_stay_and_their_hidden_width_goes(sampled: Sampled) -> None:
+    spec, tensor = sampled.spec, "model.layers.0.mlp.experts.down_proj"
+    if tensor not in spec.axes:
+        return
+    experts, stream, width = spec.axes[tensor]
+    assert experts == Fixed(4) and isinstance(width, Leaf) and spec.sizes[width.name] == 80
+    assert spec.axes["model.layers.0.mlp.experts.gate_up_proj"] == (experts, Concat((width, width)), stream)
+    assert "softmax runs over it" in spec.explain("model.layers.0.mlp.gate.weight")
+    small = pf.shrink(spec, random_mask(spec, 5, groups=[width.name]))
+    assert small.shape(tensor) == (4, 48, 40)
+
+
+def test_tokens_per_expert_are_not_taken_for_the_batch() -> None:
+    """Experts per token and the example's batch have the same size."""
+    c = models()["mixtral"]
+    model = c.build().eval().requires_grad_(False)
+    spec = pf.trace(model, (), c.inputs(2)[1])
+    for batch in (1, 4):
+        x = c.inputs(batch)[1]
+        assert torch.equal(pf.forward(pf.params(model), spec=spec, **x)["logits"], model(**x)["logits"])

@@ -2,111 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-
-from ..batches import device_of
-from ..forward import result
-from ..params import check_names, tied_names
-from ..trace.program import build
-from ..trace.spec import Spec
+from ..trace.spec import Spec, check_runnable
 from ..types import Params
+from .graph import graph_module
+from .rebuild import rebuild
 
 
-def to_module(params: Params, *, spec: Spec) -> fx.GraphModule:
-    """A graph module at the spec's sizes whose parameters have their original names.
+def to_module(params: Params, *, spec: Spec, model: nn.Module | None = None) -> nn.Module:
+    """A module at the spec's sizes whose parameters have their original names.
 
-    It takes and returns what the traced model does; it trains, compiles, exports, and `load_state_dict` works. It runs in the
-    mode that was traced, whatever `train()` or `eval()` says; traced with `train=True`, it updates its BatchNorm buffers.
-    Tied parameters stay tied. The params are copied: training the module does not write to them.
+    Without `model`, a graph module: it takes and returns what the traced model does; it trains, compiles, exports, and
+    `load_state_dict` works. It runs in the mode that was traced, whatever `train()` or `eval()` says; traced with
+    `train=True`, it updates its BatchNorm buffers.
+
+    With `model`, the original class: a copy of its module tree with new tensors, and the attributes that size its ops set
+    to the new sizes. It is confirmed by running it against `forward` on random inputs like the traced ones. Where the class
+    computes a scale from its width (attention's 1 / √head_dim), the scale of the traced width is kept by folding the ratio
+    into the layer that feeds it.
+
+    The params are copied: training the module does not write to them. Tied parameters stay tied.
+
+    Args:
+        params: of the spec.
+        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        model: the module that was traced, at its sizes of then; it is not changed.
 
     Raises:
-        ParamsError: the params do not fit the spec.
+        ParamsError: the params or the model do not fit the spec.
+        TraceError: the spec was recorded, and no `model` is given.
+        PruneError: the class cannot run at these sizes; the message says where in its source.
 
-    >>> import prunefn as pf
+    >>> import torch, prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> spec = pf.trace(model, (torch.randn(2, 4),))
-    >>> module = pf.to_module(pf.params(model), spec=spec)
-    >>> sorted(module.state_dict()) == sorted(model.state_dict())
-    True
+    >>> mask = {"0": torch.tensor([True, False, True])}
+    >>> to_module(pf.apply(pf.params(model), mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
     """
-    check_names(params, spec)
-    device = device_of(params)
-    constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
-    inputs = [i.name for i in spec.program.inputs]
-    updates = dict(spec.program.updates)
-
-    def load(graph: fx.Graph, name: str) -> fx.Node:
-        if name in inputs:
-            return graph.placeholder(name)
-        node = graph.get_attr(
-            constants.get(name, name)
-        )  # autograd may keep it: what is written to later is read as a copy
-        return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
-
-    def emit(graph: fx.Graph, env: Any) -> Any:
-        for name, ref in updates.items():
-            graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
-        return list(result(spec, env))
-
-    root = nn.Module()
-    for name, t in _copies(params, spec).items():
-        _register(root, name, t, persistent=True)
-    for n, path in constants.items():
-        _register(root, path, spec.constants.tensors[n].to(device).clone(), persistent=False)
-    present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
-    graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
-    _arrange(graph, params)
-    graph.set_codegen(_signature(spec, inputs))
-    return fx.GraphModule(root, graph)
-
-
-def _copies(params: Params, spec: Spec) -> dict[str, Tensor]:
-    """Parameters and buffers of a module; tied ones are one."""
-    first = tied_names(params, spec)
-    slots = {s.tensor for s in spec.program.slots}
-    out: dict[str, Tensor] = {}
-    for name, t in params.items():
-        if name not in first:
-            copy = t.detach().clone()
-            is_parameter = name in spec.parameters or name in slots
-            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
-    return {name: out[first.get(name, name)] for name in params}
-
-
-def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> None:
-    *parents, leaf = path.split(".")
-    for p in parents:
-        if not hasattr(root, p):
-            root.add_module(p, nn.Module())
-        root = getattr(root, p)
-    if isinstance(t, nn.Parameter):
-        root.register_parameter(leaf, t)
-    else:
-        root.register_buffer(leaf, t, persistent=persistent)
-
-
-def _arrange(graph: fx.Graph, params: Params) -> None:
-    """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
-
-    What the program does not use is among them: counters, spare layers, second names of tied tensors.
-    """
-    read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    first = next(iter(graph.nodes))
-    with graph.inserting_before(first):
-        tensors = [read.get(name) or graph.get_attr(name) for name in params]
-    for node in reversed([*inputs, *tensors]):
-        if node is not first:
-            first.prepend(node)
-        first = node
-
-
-def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
-    """Arguments and results nested as in the traced model."""
-    args, kwargs = spec.program.in_spec.children()
-    names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
-    return _PyTreeCodeGen(_PyTreeInfo(names, spec.program.in_spec, spec.program.out_spec))
+    if model is not None:
+        return rebuild(params, spec, model)
+    check_runnable(spec)
+    return graph_module(params, spec)

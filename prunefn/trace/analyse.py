@@ -13,12 +13,13 @@ from torch import Tensor, fx
 
 from ..errors import TraceError
 from . import rules
-from .axes import Algebra, Term, Times, Var
+from .axes import Algebra, Term, Var
 from .capture import Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, Value
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
+MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')
 
 
@@ -59,7 +60,8 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
-    _batches(a, captured)
+    if captured.how == "exported":
+        _batches(a, captured)
     return a
 
 
@@ -87,13 +89,15 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
         return value
     shape = hints(value)
     if node.name in captured.inputs:
-        axes = tuple(a.alg.leaf(n, INPUT if d else BATCH) for d, n in enumerate(shape))
+        batch = BATCH if captured.how == "exported" else INPUT
+        axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
         first: Any = value.shape[0] if axes else None
         if isinstance(first, torch.SymInt):
             a.alg.unify(axes[0], a.symbols.setdefault(first.node.expr, axes[0]))
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
-    axes = tuple(a.alg.leaf(n, None if floating else INTEGER) for n in shape)
+    made = captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
+    axes = tuple(a.alg.leaf(n, MADE if made else None if floating else INTEGER) for n in shape)
     name = captured.tensors.get(node.name)
     if name is not None and (node.users or name in captured.updates):
         if name in a.tensors:  # one tensor under two placeholders
@@ -177,9 +181,9 @@ def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
     if "sym_size" in str(node.target) and isinstance(args[0], Value):
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
-        terms = [x.axis if isinstance(x, SizeOf) else a.alg.leaf(x) for x in args if isinstance(x, SizeOf | int)]
-        if len(terms) == 2:
-            return SizeOf(Times(tuple(terms)))
+        sizes = [a.alg.size(x.axis) if isinstance(x, SizeOf) else x for x in args if isinstance(x, SizeOf | int)]
+        if len(sizes) == 2:  # of which factor comes first, a number says nothing
+            return SizeOf(a.alg.leaf(sizes[0] * sizes[1]))
     return meta
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import TraceError
 from ..types import FrozenDict
 from .analyse import Analysis, analyse
 from .capture import Captured, capture
 from .cost import Costs, polynomial
+from .example import example_of
+from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
+from .record import record
 from .rules import Reason, Rule, Value
 from .spec import Constants, Spec
 
@@ -28,21 +32,25 @@ def trace(
     *,
     train: bool = False,
     rules: Mapping[str, Rule] | None = None,
+    freeze: Sequence[str] | str = (),
 ) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.
 
     Args:
-        model: any module that `torch.export` can capture, on any device, `meta` included. It comes back as it was.
+        model: any module, on any device, `meta` included. It comes back as it was. Where `torch.export` cannot capture it
+            (control flow that depends on data), one run on the example is recorded: see `Spec.capture`.
         args: example inputs, a tuple as for `torch.export`; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"` or `"aten.foo.default"`), before the built-in ones.
+        freeze: tensors that stay as they are in every dim: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
 
     Returns:
         A `Spec`: groups with kinds, members and sites; the program; exact costs. Hashable, picklable, comparable.
 
     Raises:
-        TraceError: `torch.export` cannot capture the model; its message is passed on.
+        TraceError: the model can be neither exported nor recorded; both messages are passed on.
+        ParamsError: a pattern of `freeze` matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -58,16 +66,18 @@ def trace(
     """
     if not isinstance(args, tuple):
         args = (args,)
-    captured = capture(model, args, kwargs or {}, train)
-    analysis = analyse(captured, rules or {})
+    captured, analysis, reason = _captured(model, args, kwargs or {}, train, rules or {})
     tied = _tie(model, analysis)
+    fixed = chosen(freeze, analysis.tensors)
+    freeze_tensors(captured, analysis, fixed)
     found = find_groups(captured, analysis)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, found, device)
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False))
-    return Spec(
+    spec = Spec(
         program,
         found.axes,
+        found.sizes,
         found.sizes,
         found.groups,
         found.sites,
@@ -77,8 +87,30 @@ def trace(
         tied,
         found.frozen,
         FrozenDict(analysis.unknown),
+        example_of(args, kwargs or {}, captured.in_spec),
         train,
+        captured.how,
+        reason,
     )
+    return unwritten(spec, fixed) if fixed else spec
+
+
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, rules: Mapping[str, Rule]
+) -> tuple[Captured, Analysis, str]:
+    """By `torch.export`, or else by recording a run; with the reason for that."""
+    try:
+        captured = capture(model, args, kwargs, train)
+        return captured, analyse(captured, rules), ""
+    except TraceError as error:
+        reason = " ".join(str(error).split())[:2000]
+    try:
+        captured = record(model, args, kwargs, train)
+        return captured, analyse(captured, rules), reason
+    except Exception as error:  # the model's own code may raise anything
+        raise TraceError(
+            f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _tie(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:
@@ -112,7 +144,10 @@ def _constants(captured: Captured, a: Analysis, found: Found, used: tuple[str, .
         value = a.values[captured.nodes[name]]
         assert isinstance(value, Value)
         axes[name] = tuple(found.axis_of(x) for x in value.axes)
-    return Constants(FrozenDict({n: captured.constants[n].detach() for n in used}), FrozenDict(axes))
+    tensors = FrozenDict({n: captured.constants[n].detach() for n in used})
+    return Constants(
+        tensors, FrozenDict(axes), FrozenDict({n: captured.sources[n] for n in used if n in captured.sources})
+    )
 
 
 def _costs(a: Analysis, found: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ class Captured(NamedTuple):
     """Placeholder → name of the parameter or buffer."""
     constants: dict[str, Tensor]
     """Placeholder → value that is in no state dict."""
+    sources: dict[str, str]
+    """Placeholder of a constant → path of the buffer or attribute that holds it."""
     inputs: list[str]
     """Placeholders of the tensor inputs, in order of the flattened arguments."""
     in_spec: pytree.TreeSpec
@@ -38,12 +41,14 @@ class Captured(NamedTuple):
     """Buffer → its new value, in train mode."""
     nodes: dict[str, fx.Node]
     """All nodes by name."""
+    how: str = "exported"
+    """Or `recorded`: then all sizes are those of the example, and the outputs hold all that Python has read."""
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
     """Export in the given mode; the model comes back as it was."""
     placed, named = _on_device_of(model, (args, dict(kwargs)))
-    with _mode(model, train), torch.no_grad():
+    with in_mode(model, train), restored(model), torch.no_grad():  # an export that fails leaves its traces
         program = _export(model, placed, named)
     _tidy(program)
     if train or not make_functional(program.graph):
@@ -84,7 +89,8 @@ def _one_output(graph: fx.Graph, norm: fx.Node) -> None:
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, train: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
+    """The whole module in train or eval mode, and afterwards as it was."""
     flags = {m: m.training for m in model.modules()}
     try:
         model.train(train)
@@ -92,6 +98,22 @@ def _mode(model: nn.Module, train: bool) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Attributes that a run assigns, entries that it adds to dicts of modules, and numbers that it draws are undone."""
+    tables = [t for m in model.modules() for t in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
+    before = [dict(t) for t in tables]
+    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)):
+        try:
+            yield
+        finally:
+            for table, entries in zip(tables, before, strict=True):
+                if list(table) != list(entries) or any(table[k] is not v for k, v in entries.items()):
+                    table.clear()
+                    table.update(entries)
 
 
 def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -115,8 +137,8 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             if isinstance(t, Tensor) and t.ndim:
                 shapes[t] = {0: Dim.AUTO}
         try:
-            with warnings.catch_warnings():  # caches that a model fills; export puts them back
-                warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a failure prints its graph
+                warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # it undoes that
                 return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
         except Exception as e:  # torch.export raises many kinds
             error = e
@@ -147,14 +169,14 @@ def _inline_regions(gm: fx.GraphModule) -> None:
 
 def _read(program: ExportedProgram) -> Captured:
     signature, graph = program.graph_signature, program.graph
-    tensors, constants, inputs = {}, {}, []
+    tensors, constants, sources, inputs = {}, {}, {}, []
     values = {**program.constants}
     for spec in signature.input_specs:
         name = str(getattr(spec.arg, "name", ""))
         if spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
             tensors[name] = str(spec.target)
         elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            constants[name] = values[str(spec.target)]
+            constants[name], sources[name] = values[str(spec.target)], str(spec.target)
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
@@ -174,4 +196,4 @@ def _read(program: ExportedProgram) -> Captured:
             )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(graph, tensors, constants, inputs, in_spec, out_spec, outputs, updates, nodes)
+    return Captured(graph, tensors, constants, sources, inputs, in_spec, out_spec, outputs, updates, nodes)

@@ -124,6 +124,27 @@ def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, "
             return torch.cat([keep(p, mask, sizes) for p in parts])
 
 
+def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Tensor, " positions"]:
+    """Where each position of `axis` comes from when the units of its leaves are put in another order: int64 [size].
+
+    >>> reorder(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([2, 0, 1])}, {"c": 3}).tolist()
+    [2, 0, 1, 5, 3, 4]
+    """
+    match axis:
+        case Leaf(name) if name in orders:
+            return orders[name].cpu()
+        case Leaf() | Fixed():
+            return torch.arange(size(axis, sizes))
+        case Product(factors):
+            out = torch.zeros(1, dtype=torch.int64)
+            for f in factors:
+                out = (out[:, None] * size(f, sizes) + reorder(f, orders, sizes)).flatten()
+            return out
+        case Concat(parts):
+            starts = torch.tensor([0, *(size(p, sizes) for p in parts)]).cumsum(0).tolist()
+            return torch.cat([s + reorder(p, orders, sizes) for s, p in zip(starts, parts, strict=False)])
+
+
 def positions(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, "units k"]:
     """The index map of a leaf in an axis: int64 [units, k], the k positions at which each unit stands.
 

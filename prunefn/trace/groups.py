@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import count
@@ -215,9 +216,11 @@ def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> 
             t = captured.tensors[c.weight.name]
             out = set(a.alg.vars(c.out))
             inner = set(a.alg.vars(c.x.axes[c.dim])) if c.x is not None else set()
-            for d, axis in enumerate(a.tensors[t]):
+            words = re.findall(r"\([^)]*\)|\S+", c.pattern.partition("->")[0]) or [""] * len(a.tensors[t])
+            for d, (axis, word) in enumerate(zip(a.tensors[t], words, strict=True)):
                 variables = set(a.alg.vars(axis))
-                role = "out" if variables and variables <= out else "in" if variables & inner else "along"
+                is_out = "o" in word if "i" in word or "o" in word else variables and variables <= out
+                role = "out" if is_out else "in" if variables & inner else "along"
                 roles.setdefault((t, d), role)
         if c.bias is not None and c.bias.name in captured.tensors:
             roles.setdefault((captured.tensors[c.bias.name], 0), "out")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..errors import ParamsError, nearest
+from ..errors import ParamsError, TraceError, nearest
 from ..types import FrozenDict, Group, Params, Site
 from .cost import Costs
+from .example import Example
 from .expr import Axis, einops_form, keep, leaves, size
 from .program import Program
 
@@ -24,6 +26,8 @@ class Constants:
 
     tensors: FrozenDict[str, Tensor]
     axes: FrozenDict[str, tuple[Axis, ...]]
+    sources: FrozenDict[str, str]
+    """Path of the buffer or attribute that holds each."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Constants) or self.axes != other.axes:
@@ -47,6 +51,8 @@ class Spec:
     """Tensor → axis of each dim; biases that a compensation may create are included."""
     sizes: FrozenDict[str, int]
     """Group → number of units now."""
+    traced: FrozenDict[str, int]
+    """Group → number of units in the model that was traced."""
     groups: FrozenDict[str, Group]
     sites: FrozenDict[str, Site]
     constants: Constants
@@ -58,8 +64,13 @@ class Spec:
     frozen: FrozenDict[tuple[str, int], tuple[str, ...]] = field(repr=False)
     unknown: FrozenDict[str, str] = field(repr=False)
     """Op without a rule → where it stands in the source."""
+    example: Example
+    """Stands for the inputs of the trace."""
     train: bool = False
     capture: str = "exported"
+    """`exported`, or `recorded`: known from one real run, so that the program cannot be run on other inputs."""
+    capture_reason: str = ""
+    """Why the model could not be exported."""
 
     def _key(self) -> tuple[Any, ...]:
         return (
@@ -73,6 +84,7 @@ class Spec:
             self.parameters,
             self.tied,
             self.train,
+            self.capture,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -115,7 +127,12 @@ class Spec:
         return f"Spec({len(self.groups)} groups: {counts or 'none'}; {self.costs(self.sizes)})"
 
     def __str__(self) -> str:
-        lines = [repr(self), "", "groups (label: name, kind, units, members, MACs that it takes part in)"]
+        lines = [
+            repr(self),
+            *self._recorded(),
+            "",
+            "groups (label: name, kind, units, members, MACs that it takes part in)",
+        ]
         for g in self.groups.values():
             share = self.macs_of(g.name) / max(self.costs.macs(self.sizes), 1)
             mixed = f"  [mixed by {', '.join(g.mixed_by)}]" if g.mixed_by else ""
@@ -127,8 +144,67 @@ class Spec:
             lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
         return "\n".join(lines)
 
+    def _recorded(self) -> list[str]:
+        """What a reader should know of a recorded spec."""
+        if self.capture == "exported":
+            return []
+        lines = [f"recorded from one run on the example, whose costs these are: {first_sentence(self.capture_reason)}"]
+        if idle := [t for t in self.axes if t in self.parameters and t not in self.program.tensors]:
+            lines.append(f"parameters that this run did not use, and that stay as they are: {', '.join(idle)}")
+        return lines
+
     def _slots(self) -> set[str]:
         return {s.tensor for s in self.program.slots}
+
+    def table(self) -> str:
+        """One line per group, for print: name, kind, units, members, sites, the MACs and params it takes part in, what mixes it.
+
+        >>> import prunefn as pf
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> print(pf.trace(model, (torch.randn(2, 4),)).table().splitlines()[-3])
+        0      hidden      8        3      1  100.0 %  96.6 %
+        """
+        from ..report.spec_table import table
+
+        return table(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain data that `json.dumps` takes, for other tools; what it takes to prune without prunefn.
+
+        An axis is the name of a group (or of the batch), a number (frozen, so many positions), `{"product": [axis, …]}`
+        (row-major) or `{"concat": [axis, …]}`. A position is kept iff all the units on its path are. The keys:
+
+        * `format`: 1, until keys change their meaning; `versions` of prunefn and torch; `capture` and `capture_reason`;
+          `train`
+        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] whose size it has
+        * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: for each of them a list of terms
+          `{"times": int, "axes": […]}`, whose sum of products of sizes is the cost of any mask
+        * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,
+          `role`, `size` of that dim), `sites`, and the `macs` and `params` that its units take part in
+        * `sites`: name → `axis` that is summed over, `out`, `einops`, `weight` (None: computed from parameters), `pattern`
+          (einops, weight → [groups, out, in, taps]), `bias`, `norm` (a running mean), `new_bias`, number of `calls`
+        * `tensors`: name → `shape`, `axes`, `einops`, `parameter` (else a buffer), `tied_to`, `frozen` (reasons for each dim)
+        * `new_biases` that a compensation may create, and `constants` that are in no state dict: `shape`, `axes`, `einops`
+        * `unknown_ops`: op without a rule → where it stands in the source
+
+        >>> import prunefn as pf
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> pf.trace(model, (torch.randn(2, 4),)).to_dict()["tensors"]["2.weight"]["axes"]
+        [2, '0']
+        """
+        from ..report.spec_table import to_dict
+
+        return to_dict(self)
+
+    def picture(self, path: Path | str) -> None:
+        """Draw the groups and what flows between them; the ending of `path` says how: `.svg`, `.png` or `.pdf`.
+
+        Raises:
+            PruneError: matplotlib is not there, or it cannot write such a file.
+        """
+        from ..report.spec_picture import picture
+
+        picture(self, path)
 
     def explain(self, name: str) -> str:
         """Why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.
@@ -186,6 +262,29 @@ def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: M
             if not bool(kept.all()):
                 t = t.index_select(d, kept.nonzero()[:, 0].to(t.device))
     return t
+
+
+def first_sentence(text: str) -> str:
+    """torch's messages go on for long.
+
+    >>> first_sentence("It cannot be. Please consider 1. this, 2. that")
+    'It cannot be'
+    """
+    return text.partition(". ")[0][:300]
+
+
+def check_runnable(spec: Spec) -> None:
+    """The spec's program stands for the model on any input.
+
+    Raises:
+        TraceError: the model was recorded, not exported.
+    """
+    if spec.capture == "recorded":
+        raise TraceError(
+            "this spec was recorded from one run, because the model's control flow depends on data "
+            f"({first_sentence(spec.capture_reason)}); such a program cannot be run on other inputs: use "
+            "to_module(params, spec=spec, model=model), the original class at the spec's sizes"
+        )
 
 
 def check_params(params: Params, spec: Spec, names: tuple[str, ...]) -> None:

@@ -148,8 +148,19 @@ class Embedding(nn.Module):
         return self.out(x + self.fc2(self.fc1(x).relu()))
 
 
-class Lstm(nn.Module):
+class NoRule(nn.Module):
     """An op without a rule: all that it touches stays, the rest can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.fc1, self.fc2 = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(torch.renorm(self.enter(x), 2, 1, 1.0)).relu())
+
+
+class Lstm(nn.Module):
+    """A recurrent layer: the state is an axis, which the gates and the matrix that feeds it back share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,6 +291,7 @@ CASES = {
     "embedding": Case(Embedding, lambda n: (torch.randint(11, (n, 7)),)),
     "tied": Case(lambda: Embedding(tied=True), lambda n: (torch.randint(11, (n, 7)),)),
     "lstm": Case(Lstm, tokens(4)),
+    "no_rule": Case(NoRule, tokens(4)),
     "tied_transpose": Case(TiedTranspose, vectors),
     "masked": Case(Masked, vectors),
     "weight_norm": Case(WeightNorm, vectors),

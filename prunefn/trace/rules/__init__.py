@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tag
 from torch._ops import OpOverload
 
-from . import contract, create, norm, pointwise, reduce, shape, slicing, spatial  # noqa: F401  (each enters its rules)
+from . import contract, create, detection, experts, norm, pointwise, recurrent, reduce, shape, slicing, spatial  # noqa: F401  (each enters its rules)
 from .base import TABLE, Axes, Call, Contraction, Geometry, Reason, Rule, Value
 from .create import SizeOf
 from .shape import freeze_all

@@ -54,7 +54,7 @@ def over_last_dims(call: Call) -> Axes | list[Axes]:
 
 @rule("aten.group_norm", "aten.native_group_norm")
 def group_norm(call: Call) -> Axes | list[Axes]:
-    """Channels are (groups, c): whole groups go without a trace, single positions of every group do not."""
+    """Channels are (groups, c): whole groups go without a trace; mean and variance run over c and the dims behind."""
     x = call["input"]
     key = "num_groups" if call["num_groups"] is not None else "group"
     groups = call[key]
@@ -63,7 +63,7 @@ def group_norm(call: Call) -> Axes | list[Axes]:
         if v is not x:
             call.unify(x.axes[1], v.axes[0])
     call.mark([g], "groups")
-    call.mark([c], f"mixed:{call.op}")
+    call.mark([c, *x.axes[2:]], f"mixed:{call.op}")
     call.resize(key, g)
     if len(call.shapes) == 1:
         return x.axes

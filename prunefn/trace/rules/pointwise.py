@@ -64,6 +64,7 @@ def add(call: Call) -> Axes:
     "aten.float",
     "aten.half",
     "aten.square",
+    "aten.floor_divide",
     "aten.positive",
     "aten.rrelu",
     "aten.hardshrink",

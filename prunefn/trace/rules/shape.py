@@ -7,6 +7,7 @@ from math import prod
 
 from ..axes import ONE, Term, Times
 from .base import Axes, Call, Value, replaced, rule
+from .create import SizeOf
 
 
 def regroup(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
@@ -14,6 +15,8 @@ def regroup(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
     alg, out, i, j = call.alg, list[Term](), 0, 0
     axes = [a for a in axes if alg.size(a) != 1]
     todo = [n for n in sizes if n != 1]
+    if todo.count(0) == 1 and [alg.size(a) for a in axes].count(0) == 1:
+        return _around_empty(call, axes, sizes)
     if 0 in todo or prod(todo) != prod(alg.size(a) for a in axes):
         call.freeze(axes, "reshape of an empty tensor")
         return call.frozen(sizes, "reshape of an empty tensor")
@@ -33,6 +36,18 @@ def regroup(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
             out += _block(call, left, right)
     dealt = iter(out)
     return tuple(ONE if n == 1 else next(dealt) for n in sizes)
+
+
+def _around_empty(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
+    """No box was found, say: the dim of size 0 stays where it is, and each side of it is a reshape of its own."""
+    alg = call.alg
+    i, j = [alg.size(a) for a in axes].index(0), list(sizes).index(0)
+    sides = ((axes[:i], sizes[:j]), (axes[i + 1 :], sizes[j + 1 :]))
+    if any(prod(alg.size(a) for a in old) != prod(new) for old, new in sides):
+        call.freeze(axes, "reshape of an empty tensor")
+        return call.frozen(sizes, "reshape of an empty tensor")
+    before, after = (regroup(call, old, new) for old, new in sides)
+    return (*before, axes[i], *after)
 
 
 def _block(call: Call, left: list[Term], right: list[int]) -> list[Term]:
@@ -124,8 +139,10 @@ def repeat(call: Call) -> Axes:
     counts = list(call["repeats"] if call["repeats"] is not None else call["dims"])
     counts = [1] * (len(call.shape) - len(counts)) + counts
     axes = (ONE,) * (len(call.shape) - len(x.axes)) + x.axes
-    times = [n if call.alg.size(a) != 1 else m for n, a, m in zip(counts, axes, call.shape, strict=True)]
-    lead = [call.alg.leaf(n) for n in times]
+    lead = [
+        n.axis if isinstance(n, SizeOf) else call.alg.leaf(m // max(call.alg.size(a), 1))
+        for n, a, m in zip(counts, axes, call.shape, strict=True)
+    ]
     call.resize("repeats" if call["repeats"] is not None else "dims", lead)
     return tuple(_times(n, a) for n, a in zip(lead, axes, strict=True))
 

@@ -18,7 +18,7 @@ def cat(call: Call) -> Axes:
         call.broadcast([v._replace(axes=replaced(v.axes, {d: ONE})) for v in values], replaced(call.shape, {d: 1}))
     )  # type: ignore[arg-type]
     parts = tuple(v.axes[d] for v in values if call.alg.size(v.axes[d]) > 0)
-    out[d] = parts[0] if len(parts) == 1 else Plus(parts)
+    out[d] = Plus(parts) if len(parts) > 1 else parts[0] if parts else values[0].axes[d]
     return tuple(out)
 
 
@@ -45,8 +45,10 @@ def split(call: Call) -> list[Axes]:
     """A dim is cut into parts; the program is rewritten to name each part's size."""
     x = call["self"]
     (d,) = call.dims(x, call["dim"] or 0)
-    parts = call.alg.cut(x.axes[d], [s[d] for s in call.shapes])
-    call.resize("split_sizes", list(parts))
+    sizes = [s[d] for s in call.shapes]
+    cut = iter(call.alg.cut(x.axes[d], [n for n in sizes if n]) if any(sizes) else ())
+    parts = [next(cut) if n else call.frozen([0], "it is empty")[0] for n in sizes]
+    call.resize("split_sizes", parts)
     return [replaced(x.axes, {d: p}) for p in parts]
 
 

@@ -1,0 +1,69 @@
+"""`python -m bench.coverage`: every architecture, each in a process of its own with a time limit; resumable."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from .cases import CAP, cases, choose_timm
+from .process import run
+from .table import markdown
+
+SUITES = ("timm", "timm-2", "torchvision", "transformers")
+PEERS = ("torch-pruning", "torch-kirigami")
+RESULTS = Path(__file__).parent.parent / "results"
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
+
+
+def main(
+    suite: Annotated[list[str] | None, typer.Option(help="timm, timm-2, torchvision or transformers; all by default")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="these models only")] = None,
+    limit: Annotated[float, typer.Option(help="seconds for one model")] = 180,
+    peer_limit: Annotated[float, typer.Option(help="seconds for one model with a peer; 0: no peers")] = 8,
+    threads: Annotated[int, typer.Option(help="of torch")] = os.cpu_count() or 1,
+    out: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
+    choose: Annotated[bool, typer.Option(help="choose timm's representatives afresh, and stop")] = False,
+) -> None:
+    """Write coverage.csv and coverage.md; models that are in the file already are left as they are."""
+    if choose:
+        choose_timm()
+        return
+    path = out / "coverage.csv"
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    done = {(r["suite"], r["model"]) for r in rows}
+    wanted = [c for s in suite or SUITES for c in cases(s) if only is None or c.name in only]
+    todo = [c for c in wanted if (c.suite, c.name) not in done]
+    for case in (bar := tqdm(todo, dynamic_ncols=True)):
+        bar.set_postfix_str(case.name)
+        start = time.perf_counter()
+        row: dict[str, Any] = {"suite": case.suite, "model": case.name}
+        row |= run(case.suite, case.name, "prunefn", threads, limit)
+        for peer in PEERS if peer_limit else ():
+            row |= run(case.suite, case.name, peer, threads, peer_limit)
+        row["all_s"] = round(time.perf_counter() - start, 1)
+        rows.append(row)
+        write(path, rows)
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
+    (out / "coverage.md").write_text(markdown(rows, versions, CAP))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows at once: the file is never half-written."""
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as f:
+        out = csv.DictWriter(f, columns, lineterminator="\n")
+        out.writeheader()
+        out.writerows(rows)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

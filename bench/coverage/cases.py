@@ -1,0 +1,135 @@
+"""What is covered: models of timm, torchvision and transformers, chosen by rule."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+CAP = 45e6
+"""Models with more parameters are left out, unless they are the smallest of their series."""
+TIMM = Path(__file__).with_name("timm.csv")
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Case(NamedTuple):
+    """A model and how to feed it."""
+
+    suite: str
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int, int], Inputs]
+    """(batch size, attempt) → (args, kwargs); the first attempt that the model takes is used."""
+    attempts: int = 1
+
+
+def cases(suite: str) -> list[Case]:
+    """All cases of `timm`, `timm-2`, `torchvision` or `transformers`."""
+    if suite == "transformers":
+        from .hf import models
+
+        return [Case(suite, n, c.build, lambda b, _, c=c: c.inputs(b)) for n, c in models().items()]
+    return list(_torchvision() if suite == "torchvision" else _timm(suite))
+
+
+# ---- timm: a small representative per module, and a second, different one
+
+
+def _timm(suite: str) -> Iterator[Case]:
+    import timm
+
+    with TIMM.open() as f:
+        for row in csv.DictReader(f):
+            name = row["first"] if suite == "timm" else row["second"]
+            if name:
+                yield Case(suite, name, partial(timm.create_model, name), partial(_images_for, name), 3)
+
+
+def _images_for(name: str, batch: int, attempt: int) -> Inputs:
+    """Small images where the model takes them, else those of its configuration."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    channels, side = (config.input_size[0], config.input_size[-1]) if config else (3, 224)
+    return _images(batch, (96, side, 256)[attempt], channels)
+
+
+def _images(batch: int, side: int, channels: int = 3) -> Inputs:
+    generator = torch.Generator().manual_seed(batch)
+    return (torch.randn(batch, channels, side, side, generator=generator),), {}
+
+
+def choose_timm() -> None:
+    """Write down, for each module of timm, its smallest architecture and its largest one under the cap."""
+    import timm
+    from timm.models._registry import _model_to_module
+    from tqdm import tqdm
+
+    modules: dict[str, list[tuple[int, str]]] = {}
+    for name in tqdm([n for n in timm.list_models() if not n.startswith("test_")]):
+        with torch.device("meta"):
+            count = sum(p.numel() for p in timm.create_model(name).parameters())
+        modules.setdefault(_model_to_module[name], []).append((count, name))
+    with TIMM.open("w", newline="") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(["module", "first", "second"])
+        for module, found in sorted(modules.items()):
+            first, *rest = sorted(found)
+            fit = [c for c in rest if c[0] <= CAP and c[0] > 1.05 * first[0]] or rest[:1]
+            out.writerow([module, first[1], fit[-1][1] if fit else ""])
+
+
+# ---- torchvision: everything
+
+
+def _torchvision() -> Iterator[Case]:
+    from torchvision import models
+
+    series: dict[str, list[tuple[float, str]]] = {}
+    for name in models.list_models():
+        if not name.startswith("quantized_"):
+            builder = models.get_model_builder(name)
+            size = max(w.meta["num_params"] for w in models.get_model_weights(name))
+            series.setdefault(builder.__module__, []).append((size, name))
+    for found in series.values():
+        for size, name in sorted(found):
+            if size <= CAP or size == min(found)[0]:
+                yield _torchvision_case(name)
+
+
+def _torchvision_case(name: str) -> Case:
+    from torchvision import models
+
+    kind = models.get_model_builder(name).__module__.removeprefix("torchvision.models.").split(".")[0]
+    options: dict[str, Any] = {"weights": None}
+    if kind in ("segmentation", "detection"):
+        options["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    inputs = {"detection": _photos, "video": _clips, "optical_flow": _pairs}.get(kind)
+    build = partial(models.get_model, name, **options)
+    if inputs is not None:
+        return Case("torchvision", name, build, inputs, 2)
+    sides = (96, 224, 256, 299)
+    return Case("torchvision", name, build, lambda b, i: _images(b, sides[i]), len(sides))
+
+
+def _photos(batch: int, _: int) -> Inputs:
+    generator = torch.Generator().manual_seed(batch)
+    return ([torch.rand(3, 160, 128 + 32 * i, generator=generator) for i in range(batch)],), {}
+
+
+def _clips(batch: int, attempt: int) -> Inputs:
+    frames, side = ((8, 64), (16, 224))[attempt]
+    return (torch.randn(batch, 3, frames, side, side, generator=torch.Generator().manual_seed(batch)),), {}
+
+
+def _pairs(batch: int, _: int) -> Inputs:
+    generator = torch.Generator().manual_seed(batch)
+    return tuple(torch.rand(batch, 3, 128, 128, generator=generator) for _ in range(2)), {}

@@ -1,0 +1,147 @@
+"""Scales that a class computes from its width (attention's 1 / √head_dim) stay those of the traced width.
+
+In the program such a scale is a constant, so that removing units means the same as zeroing them. The rebuilt class computes
+it afresh from the smaller width; the ratio of the two is folded into the rows of the layer that feeds the scaled value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isclose
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import device_of
+from ..forward import compiled, flat_inputs
+from ..trace.api import trace
+from ..trace.program import Instruction, Program, Ref, refs
+from ..trace.spec import Spec
+from ..types import Params
+
+SCALED = ("aten.mul.", "aten.div.", "aten.scaled_dot_product_attention.")
+LINEAR = frozenset(
+    f"aten.{op}"
+    for op in (
+        "reshape view permute transpose t unbind split split_with_sizes chunk slice select expand squeeze unsqueeze flatten "
+        "unflatten clone contiguous to _to_copy alias roll flip cat stack add sub mul div neg view_as_complex view_as_real "
+        "matmul bmm einsum repeat repeat_interleave index index_select movedim constant_pad_nd dropout type_as"
+    ).split()
+)
+"""Ops whose result scales with their first active argument."""
+LAYERS = {
+    "aten.linear": (1, 2, -1),
+    "aten.addmm": (2, 0, -1),
+    "aten.layer_norm": (2, 3, -1),
+    "aten.rms_norm": (2, None, -1),
+    "aten.group_norm": (2, 3, 1),
+    "aten.batch_norm": (1, 2, 1),
+    "aten.conv1d": (1, 2, 1),
+    "aten.conv2d": (1, 2, 1),
+    "aten.conv3d": (1, 2, 1),
+}
+"""Op → positions of weight and bias, and the channel dim of the result."""
+
+
+class Fold(NamedTuple):
+    """Rows of a tensor times a factor."""
+
+    tensor: str
+    dim: int
+    rows: Tensor
+    factor: float
+
+
+def fold(module: nn.Module, folds: Sequence[Fold]) -> None:
+    """Multiply the rows, in the module's own tensors."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for f in folds:
+            own[f.tensor].index_copy_(f.dim, f.rows, own[f.tensor].index_select(f.dim, f.rows) * f.factor)
+
+
+def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
+    """What makes up for the scales in which the rebuilt module's program differs; empty if nothing does."""
+    args, kwargs = spec.example.draw(device=device_of(params))
+    other = trace(module, args, kwargs, train=spec.train)
+    pairs = list(zip(spec.program.instructions, other.program.instructions, strict=False))
+    if len(spec.program.instructions) != len(other.program.instructions) or any(a.op != b.op for a, b in pairs):
+        return []
+    folds = dict[tuple[Any, ...], Fold]()
+    for a, b in pairs:
+        if a.op.startswith(SCALED) and (factor := _ratio(a, b)) is not None:
+            found = _through(a, params, spec, factor)
+            if not found:
+                return []
+            folds.update({(f.tensor, f.dim, tuple(f.rows.tolist())): f for f in found})
+    return list(folds.values())
+
+
+def _ratio(a: Instruction, b: Instruction) -> float | None:
+    """By how much the value that goes into `b` must grow so that it gives what `a` gives."""
+    mine, theirs = ([*_floats(i.args), *_floats(tuple(v for _, v in i.kwargs))] for i in (a, b))
+    if len(mine) != len(theirs) or len(mine) != 1 or isclose(mine[0], theirs[0], rel_tol=1e-9):
+        return None
+    return theirs[0] / mine[0] if a.op.startswith("aten.div.") else mine[0] / theirs[0]
+
+
+def _floats(args: Any) -> list[float]:
+    if isinstance(args, tuple):
+        return [f for a in args for f in _floats(a)]
+    return [args] if isinstance(args, float) else []
+
+
+def _through(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
+    """The rows of the layers that feed the first argument of an op; empty if it does not scale with them."""
+    by_name = {f"%{i.name}": i for i in spec.program.instructions}
+    layers = _layers(ins.args[0].name, by_name, _active(spec.program))
+    return [] if layers is None else [f for i in layers for f in _rows(i, ins, params, spec, factor)]
+
+
+def _active(program: Program) -> set[str]:
+    """Names of the values that depend on the inputs."""
+    active = {i.name for i in program.inputs}
+    for i in program.instructions:
+        if active.intersection(refs((i.args, tuple(v for _, v in i.kwargs)))):
+            active.add(f"%{i.name}")
+    return active
+
+
+def _layers(name: str, by_name: dict[str, Instruction], active: set[str]) -> list[Instruction] | None:
+    """The layers from which a value comes by ops that scale; None if another op is between."""
+    found: dict[str, Instruction] = {}
+    todo = [name]
+    while todo:
+        ins = by_name.get(todo.pop())
+        op = None if ins is None else ins.op.rpartition(".")[0]
+        if ins is None or not (op in LAYERS or op in LINEAR or ins.op == "operator.getitem"):
+            return None
+        if op in LAYERS:
+            found[ins.name] = ins
+        else:
+            inputs = [r for r in refs(ins.args) if r in active]
+            todo += inputs if op in ("aten.cat", "aten.stack", "aten.add", "aten.sub") else inputs[:1]
+    return list(found.values())
+
+
+def _rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
+    """The rows of a layer that reach the first argument of the scaled op, found by a gradient."""
+    weight, bias, dim = LAYERS[layer.op.rpartition(".")[0]]
+    tensors = [layer.args[i].name for i in (weight, bias) if i is not None and i < len(layer.args) and layer.args[i]]
+    slots = [s.tensor for s in spec.program.slots if s.instruction == layer.name and s.tensor in params]
+    if any(t not in params for t in tensors):
+        return []
+    values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
+    args, kwargs = spec.example.draw(device=device_of(params))
+    wanted = f"%{layer.name}", scaled.args[0].name
+    run = compiled(spec, values, ("fold", *wanted), lambda _, env: tuple(env[w] for w in wanted), only=wanted)
+    with torch.enable_grad():
+        out, reached = run(values, flat_inputs(spec, args, kwargs))
+        noise = torch.rand(reached.shape, generator=torch.Generator().manual_seed(0)).to(reached)
+        (grad,) = torch.autograd.grad((reached * (noise + 1)).sum(), out)
+    rows = grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0]
+    transposed = layer.op.startswith("aten.addmm")
+    return [
+        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor) for t in dict.fromkeys([*tensors, *slots])
+    ]

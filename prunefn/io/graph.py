@@ -1,0 +1,97 @@
+"""params + spec → a graph module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from ..batches import device_of
+from ..forward import result
+from ..params import check_names, tied_names
+from ..trace.program import build
+from ..trace.spec import Spec
+from ..types import Params
+
+
+def graph_module(params: Params, spec: Spec) -> fx.GraphModule:
+    """The program as a graph module; see `to_module`."""
+    check_names(params, spec)
+    device = device_of(params)
+    constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
+    inputs = [i.name for i in spec.program.inputs]
+    updates = dict(spec.program.updates)
+
+    def load(graph: fx.Graph, name: str) -> fx.Node:
+        if name in inputs:
+            return graph.placeholder(name)
+        node = graph.get_attr(
+            constants.get(name, name)
+        )  # autograd may keep it: what is written to later is read as a copy
+        return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
+
+    def emit(graph: fx.Graph, env: Any) -> Any:
+        for name, ref in updates.items():
+            graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
+        return list(result(spec, env))
+
+    root = nn.Module()
+    for name, t in copies(params, spec).items():
+        _register(root, name, t, persistent=True)
+    for n, path in constants.items():
+        _register(root, path, spec.constants.tensors[n].to(device).clone(), persistent=False)
+    present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
+    graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    _arrange(graph, params)
+    graph.set_codegen(_signature(spec, inputs))
+    return fx.GraphModule(root, graph)
+
+
+def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
+    """Parameters and buffers for a module, by name; tied ones are one."""
+    first = tied_names(params, spec)
+    slots = {s.tensor for s in spec.program.slots}
+    out: dict[str, Tensor] = {}
+    for name, t in params.items():
+        if name not in first:
+            copy = t.detach().clone()
+            is_parameter = name in spec.parameters or name in slots
+            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
+    return {name: out[first.get(name, name)] for name in params}
+
+
+def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> None:
+    *parents, leaf = path.split(".")
+    for p in parents:
+        if not hasattr(root, p):
+            root.add_module(p, nn.Module())
+        root = getattr(root, p)
+    if isinstance(t, nn.Parameter):
+        root.register_parameter(leaf, t)
+    else:
+        root.register_buffer(leaf, t, persistent=persistent)
+
+
+def _arrange(graph: fx.Graph, params: Params) -> None:
+    """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
+
+    What the program does not use is among them: counters, spare layers, second names of tied tensors.
+    """
+    read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        tensors = [read.get(name) or graph.get_attr(name) for name in params]
+    for node in reversed([*inputs, *tensors]):
+        if node is not first:
+            first.prepend(node)
+        first = node
+
+
+def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
+    """Arguments and results nested as in the traced model."""
+    args, kwargs = spec.program.in_spec.children()
+    names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
+    return _PyTreeCodeGen(_PyTreeInfo(names, spec.program.in_spec, spec.program.out_spec))

@@ -1,0 +1,160 @@
+"""params + spec + the traced model → the original class at the new sizes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ParamsError, PruneError
+from ..params import check_names
+from ..trace.expr import leaves, size
+from ..trace.spec import Spec
+from ..types import Params
+from .attributes import Choice, choices, table, ways
+from .config import settle_config
+from .confirm import DIFFERS, confirm, confirm_by_twin
+from .fold import find_folds, fold
+from .graph import copies
+from .plan import remember
+
+TRIES = 64
+"""How many ways to set the attributes are run before giving up."""
+
+
+def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
+    """A copy of the module tree that computes what `forward` does; see `to_module`."""
+    check_names(params, spec)
+
+    def problem_of(module: nn.Module) -> str | None:
+        if spec.capture != "exported":
+            return confirm_by_twin(module, params, spec, model)
+        problem = confirm(module, params, spec, ())
+        if problem is not None and problem.startswith(DIFFERS) and (folds := find_folds(module, params, spec)):
+            problem = confirm(module, params, spec, folds)
+            if problem is None:
+                fold(module, folds)
+        return problem
+
+    return resized(copies(params, spec), spec, model, problem_of)
+
+
+def resized(
+    tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, problem_of: Callable[[nn.Module], str | None]
+) -> nn.Module:
+    """The traced model with other tensors, and the likeliest attributes with which `problem_of` finds nothing wrong.
+
+    Raises:
+        ParamsError: the model is not the one that was traced.
+        PruneError: nothing works; says what was wrong with the likeliest.
+    """
+    check_model(model, spec)
+    found = choices(model, spec)
+    new = with_tensors(model, tensors, _constants(model, spec))
+    first: str | None = None
+    for values in itertools.islice(_ways(found), TRIES):
+        settle(new, [(c.path, c.attribute, v) for c, v in zip(found, values, strict=True)])
+        problem = problem_of(new)
+        if problem is None:
+            settle_config(new, spec, problem_of)
+            changed = [(c, v) for c, v in zip(found, values, strict=True) if c.now != v]
+            remember(new, [(c.path, c.attribute, v) for c, v in changed])
+            return new
+        first = first or problem
+    raise PruneError(
+        f"{type(model).__name__} cannot be rebuilt at these sizes: {first}. Its code may tie sizes together: prune fewer "
+        "kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
+    )
+
+
+def _ways(found: list[Choice]) -> Iterator[tuple[Any, ...]]:
+    """Values for all choices, the likeliest first; attributes of one class and name are decided alike."""
+    kinds: dict[str, int] = {}
+    for c in found:
+        kinds[c.kind] = max(kinds.get(c.kind, 1), len(c.values))
+    for ranks in ways(list(kinds.values())):
+        rank = dict(zip(kinds, ranks, strict=True))
+        yield tuple(c.values[min(rank[c.kind], len(c.values) - 1)] for c in found)
+
+
+def check_model(model: nn.Module, spec: Spec) -> None:
+    """The model is the one that was traced.
+
+    Raises:
+        ParamsError: names the tensor and both shapes.
+    """
+    tensors = own_tensors(model)
+    slots = {s.tensor for s in spec.program.slots}
+    for name, axes in spec.axes.items():
+        shape = tuple(size(a, spec.traced) for a in axes)
+        if name not in slots and (name not in tensors or tuple(tensors[name].shape) != shape):
+            has = "no such tensor" if name not in tensors else f"shape {tuple(tensors[name].shape)}"
+            raise ParamsError(
+                f"{name!r} was traced with shape {shape}, but {type(model).__name__} has {has}; "
+                "model= takes the model that was traced"
+            )
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers by name, tied ones under every name."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+# ---- a copy with other tensors and attributes
+
+
+def with_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], constants: Iterable[tuple[Tensor, Tensor]] = ()
+) -> nn.Module:
+    """A copy of the module tree with other tensors in the place of the old, wherever they are referred to.
+
+    Args:
+        model: what is copied; none of its own tensors is, if it has another.
+        tensors: by name; parameters are `nn.Parameter`s. They are taken as they are.
+        constants: (tensor of the model, what replaces it), for tensors that are in no state dict.
+
+    Raises:
+        PruneError: the class has no room for a tensor.
+    """
+    memo: dict[int, Any] = {id(old): new for old, new in constants}
+    for name, t in own_tensors(model).items():
+        if name in tensors:
+            memo[id(t)] = tensors[name].requires_grad_(t.requires_grad)
+    module = copy.deepcopy(model, memo)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for name, t in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner = modules.get(path)
+        if owner is None or not (leaf in owner._parameters or leaf in owner._buffers):
+            raise PruneError(
+                f"{type(module).__name__} has no room for {name!r}, such as a bias that a compensation created; "
+                "without model=, to_module gives a graph module, which has"
+            )
+        if getattr(owner, leaf) is not t:
+            setattr(owner, leaf, t)
+    return module
+
+
+def _constants(model: nn.Module, spec: Spec) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of the model that are in no state dict and lost units, with what is left of them."""
+    modules, out = dict(model.named_modules(remove_duplicate=False)), []
+    for name, path in spec.constants.sources.items():
+        lost = any(spec.sizes[g] != spec.traced[g] for a in spec.constants.axes[name] for g in leaves(a))
+        owner, _, leaf = path.rpartition(".")
+        t = getattr(modules.get(owner), leaf, None)  # None: made in `forward`
+        if lost and isinstance(t, Tensor):
+            out.append((t, spec.constants.tensors[name].to(t.device).clone()))
+    return out
+
+
+def settle(module: nn.Module, values: Iterable[tuple[str, str, Any]]) -> None:
+    """Set attributes (path, name, value), then those of torch.nn's layers by their tensors."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for path, name, value in values:
+        setattr(modules[path], name, value)
+    for m in module.modules():
+        for name, value in table(m).items():
+            setattr(m, name, value)

@@ -1,0 +1,289 @@
+"""model → functional graph, by recording one real run: for models whose control flow depends on data.
+
+Every op of the run is seen above autograd, autocast and decompositions, the level at which `torch.export` works: `linear`,
+`conv2d`, `layer_norm` and attention are whole. Numbers that Python reads from tensors (`.item()`, `if t.any()`, `tolist()`)
+simply are what they were in this run, so that the graph holds for the example input alone: the axes that it shows are those of
+every run, but it cannot be run on other inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..errors import TraceError
+from .capture import Captured, in_mode, restored
+from .functional import functional_twin
+from .memory import Memory, memory, shadow
+
+METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
+"""They tell Python of types and sizes, not of values."""
+READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+"""They hand values to Python past the dispatcher."""
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
+    """Run the model once in the given mode and write down what it does; the model comes back as it was.
+
+    Args:
+        model: any module that runs.
+        args, kwargs: example inputs, nested as the model takes them.
+        train: run in train mode.
+
+    Returns:
+        The graph at the sizes of the example, with `how = "recorded"`. Values that Python reads are among the outputs.
+
+    Raises:
+        TraceError: an op writes to several tensors. Errors of the model itself pass through.
+    """
+    graph = fx.Graph()
+    tape = _Tape(model, graph)
+    inputs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the model may write to them
+    buffers = _copies(model)
+    tape.placeholders(buffers, inputs)
+    with in_mode(model, train), restored(model), torch.no_grad(), _recording(tape):
+        result = torch.func.functional_call(model, buffers, *inputs)
+    leaves, out_spec = pytree.tree_flatten(result)
+    outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _plain(x) for x in leaves]
+    hidden = [tape.memory.node(t) for x in leaves if not isinstance(x, Tensor) for t in tensors_in(x)]
+    known = {x for x in outputs if isinstance(x, fx.Node)}
+    outputs += [n for n in dict.fromkeys([*hidden, *tape.read, *tape.ends()]) if n not in known]
+    graph.output(tuple(outputs))
+    _, in_spec = pytree.tree_flatten(inputs)
+    nodes = {n.name: n for n in graph.nodes}
+    return Captured(
+        graph,
+        tape.tensors,
+        tape.constants,
+        tape.sources,
+        tape.inputs,
+        in_spec,
+        out_spec,
+        outputs,
+        {},
+        nodes,
+        "recorded",
+    )
+
+
+class _Tape:
+    """A growing graph, and where the run is in the model."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self.graph, self.memory = graph, Memory(graph, self.constant)
+        self.model = model
+        self.paths = {m: name for name, m in model.named_modules()}
+        self.stack: list[nn.Module] = []
+        self.tensors: dict[str, str] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.sources: dict[str, str] = {}
+        """Constant → path of the buffer or attribute that holds it."""
+        self.attributes = {id(t): path for path, t in _attributes(model)}
+        self.inputs: list[str] = []
+        self.last: fx.Node | None = None
+        """The last placeholder."""
+        self.results: list[fx.Node] = []
+        """Values that ops have made anew."""
+        self.read: list[fx.Node] = []
+        """Values that Python has read."""
+
+    # ---- what the run starts with
+
+    def placeholders(self, buffers: Mapping[str, Tensor], inputs: Any) -> None:
+        """Parameters, buffers and inputs, in this order."""
+        for name, t in self.model.named_parameters():
+            self.tensors[self.placeholder(f"p_{name}", t).name] = name
+        for name, t in buffers.items():
+            if t in self.memory:
+                continue
+            node = self.placeholder(f"b_{name}", t)
+            path, _, leaf = name.rpartition(".")
+            if leaf in self.model.get_submodule(path)._non_persistent_buffers_set:
+                self.constants[node.name], self.sources[node.name] = t, name
+            else:
+                self.tensors[node.name] = name
+        for t in tensors_in(inputs):
+            if t not in self.memory:
+                self.inputs.append(self.placeholder("x", t).name)
+
+    def placeholder(self, name: str, t: Tensor) -> fx.Node:
+        """At the beginning of the graph; named after what it holds."""
+        name = "".join(c if c.isalnum() else "_" for c in name)
+        with self.graph.inserting_after(self.last) if self.last is not None else contextlib.nullcontext():
+            self.last = node = self.graph.placeholder(name)
+        node.target = node.name
+        node.meta["val"] = shadow(t)
+        self.memory.add(t, node)
+        return node
+
+    def constant(self, t: Tensor) -> fx.Node:
+        """A tensor that Python has made, or found in an attribute."""
+        node = self.placeholder("c", t)
+        self.constants[node.name] = t.detach().clone()
+        if id(t) in self.attributes:
+            self.sources[node.name] = self.attributes[id(t)]
+        return node
+
+    # ---- what happens
+
+    def reads(self, value: Any) -> None:
+        """Python has read the values of these tensors."""
+        self.read += [self.memory.node(t) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+    def ends(self) -> list[fx.Node]:
+        """Values that nothing reads: the class computes them all the same, so that this must keep working."""
+        unread = [n for n in self.results if not any(u.users or u.target is not operator.getitem for u in n.users)]
+        return [n for n in unread if n not in self.memory.replaced]
+
+    def op(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op and write it down."""
+        if str(func).startswith(METADATA):
+            return func(*args, **kwargs)
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        nodes = pytree.tree_map_only(Tensor, self.memory.node, (args, kwargs))
+        out = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            self.write(func, _written(func, args, kwargs), nodes)
+        elif not (made := [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]):
+            self.reads(given)
+        elif any(all(t is not g for g in given) for t in made):  # or else it had nothing to do
+            self.results.append(self.node(func, nodes, out))
+            self.add(out, self.results[-1], given)
+        return out
+
+    def node(self, func: Any, nodes: tuple[Any, ...], out: Any) -> fx.Node:
+        """A new node with the metadata that export would give it."""
+        name = func._schema.name.rpartition("::")[2]
+        node = self.graph.create_node("call_function", func, *nodes, name=name)
+        stack = {self.paths.get(m, ""): (self.paths.get(m, ""), type(m).__qualname__) for m in self.stack}
+        node.meta |= {
+            "val": pytree.tree_map_only(Tensor, shadow, out),
+            "nn_module_stack": stack,
+            "stack_trace": _source(),
+        }
+        return node
+
+    def add(self, out: Any, node: fx.Node, given: list[Tensor]) -> None:
+        """The results of an op."""
+        items: list[tuple[Any, fx.Node]] = [(out, node)]
+        if not isinstance(out, Tensor):
+            items = [(t, self.graph.call_function(operator.getitem, (node, i))) for i, t in enumerate(out)]
+        for t, n in items:
+            if isinstance(t, Tensor) and not any(t is g for g in given):
+                n.meta = {**node.meta, "val": shadow(t)}
+                parent = next((g for g in given if memory(g) == memory(t)), None)
+                self.memory.add(t, n, parent, None if parent is None else self.memory.node(parent))
+
+    def write(self, func: OpOverload, written: list[Tensor], nodes: tuple[Any, ...]) -> None:
+        """An in-place op, as its functional twin where it has one."""
+        if len(written) != 1:
+            raise TraceError(f"{func} writes to {len(written)} tensors at once, which a recording cannot follow")
+        self.memory.write(written[0], self.node(functional_twin(func) or func, nodes, written[0]))
+
+
+class _Mode(ProxyTorchDispatchMode):
+    """Sees all ops at the pre-dispatch level; torch lets only modes of a few classes in there."""
+
+    def __init__(self, tape: _Tape) -> None:
+        super().__init__(None, "real", pre_dispatch=True)  # type: ignore[arg-type]
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.tape.op(func, args, kwargs or {})
+
+
+class _Readers(TorchFunctionMode):
+    """Sees tensors whose values go to Python at once."""
+
+    def __init__(self, tape: _Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READERS:
+            with _disable_current_modes():
+                self.tape.reads(args[:1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _recording(tape: _Tape) -> Iterator[None]:
+    """All ops go to the tape, and it knows which module they are called in."""
+    call, fused = nn.Module.__call__, torch.backends.mha.get_fastpath_enabled()
+
+    def enter(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tape.stack.append(module)
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            tape.stack.pop()
+
+    try:
+        nn.Module.__call__ = enter  # type: ignore[method-assign]
+        torch.backends.mha.set_fastpath_enabled(False)  # one op for a whole encoder layer
+        with enable_python_dispatcher(), _Readers(tape), _Mode(tape):
+            yield
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the run may write to; one that stands under two names is one."""
+    once: dict[Tensor, Tensor] = {}
+    named = model.named_buffers(remove_duplicate=False)
+    return {name: once.setdefault(t, t.detach().clone()) for name, t in named}
+
+
+def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an in-place op writes to."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [t for n in names for t in pytree.tree_leaves(given.get(n)) if isinstance(t, Tensor)]
+
+
+def _source() -> str:
+    """The innermost line outside of torch and of this file, as export writes it."""
+    frame, inner = sys._getframe(1), ""
+    while frame is not None and frame.f_code is not record.__code__:
+        path = frame.f_code.co_filename
+        if path != __file__:
+            inner = inner or f'File "{path}", line {frame.f_lineno}'
+            if "/site-packages/torch/" not in path:
+                return f'File "{path}", line {frame.f_lineno}'
+        frame = frame.f_back
+    return inner
+
+
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """All tensors in a nest of containers and plain objects."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            yield from tensors_in(list(vars(leaf).values()), depth - 1)
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are plain attributes of modules."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield (f"{path}.{name}" if path else name), value
+
+
+def _plain(x: Any) -> Any:
+    """A constant result; an object that torch's pytree does not know is none."""
+    return x if isinstance(x, int | float | str | bool | None) else None

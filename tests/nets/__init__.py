@@ -1,0 +1,1 @@
+"""Blocks of random networks: each a small recipe that can be printed and read."""
