@@ -248,10 +248,37 @@ def test_einops_forms() -> None:
     assert {(m.dim, m.role) for m in hidden.members if m.tensor == "rnn.bias_hh_l1"} == {(0, "out")}
 
 
-def test_train_mode_and_packed_steps() -> None:
-    """Without a batch dim, dim 0 is the steps."""
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 5)), torch.randn(7, 2, 3, dtype=torch.float64)
-    t = traced(model, x, train=True)
+class Packed(nn.Module):
+    """Sequences of several lengths; such a model is recorded, not exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.rnn, self.fc = (
+            nn.Linear(4, 6),
+            nn.GRU(6, 5, batch_first=True, bidirectional=True),
+            nn.Linear(10, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(x.shape[1], x.shape[1] - len(x), -1)
+        packed = nn.utils.rnn.pack_padded_sequence(self.enter(x), lengths, batch_first=True)
+        return self.fc(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+
+def test_packed_sequences() -> None:
+    x = torch.randn(3, 7, 4, dtype=torch.float64)
+    t = traced(Packed().requires_grad_(False), x)
+    assert [g.size for g in t.spec.groups.values()] == [6, 5]
+    assert not t.spec.unknown
+    mask = random_mask(t.spec, 2)
+    small = pf.to_module(pf.apply(t.params, mask, spec=t.spec), spec=pf.shrink(t.spec, mask), model=t.model)
+    zeroed = torch.func.functional_call(t.model, dict(pf.zero(t.params, mask, spec=t.spec)), (x,))
+    close(small(x), zeroed, 1e-10)
+    assert small.rnn.hidden_size < 5
+
+
+def test_a_trace_in_train_mode_knows_the_layers_too() -> None:
+    t = traced(nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 5)), torch.randn(7, 2, 3, dtype=torch.float64), train=True)
     assert [g.size for g in t.spec.groups.values()] == [4]
     assert not t.spec.unknown
 

@@ -351,3 +351,29 @@ def test_a_rule_that_returns_wrong_sizes_is_caught() -> None:
     args, _ = CASES["unused"].inputs()
     with pytest.raises(AssertionError, match=r"the rule for aten\.relu\.default returned axes of sizes .* at "):
         pf.trace(CASES["unused"].model(), args, rules={"aten.relu": lambda call: call["self"].axes[:1]})
+
+
+class Product(nn.Module):
+    """Two activations are multiplied over a hidden axis after any function of one."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.o, self.function = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(5, 3), function
+
+    def forward(self, x: Any) -> Any:
+        return self.o((self.function(self.q(x)) @ self.function(self.k(x)).mT).softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [(torch.relu, True), (torch.sigmoid, False), (lambda x: x + 1, False), (lambda x: x * x, True), (torch.exp, False)],
+)
+def test_a_product_of_activations_is_exact_if_zero_stays_zero(function: Any, exact: bool) -> None:
+    model, x = Product(function).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    spec = pf.trace(model, (x,))
+    assert spec.groups["q"].exact == exact
+    mask = {"q": torch.arange(6) < 4}
+    params = pf.params(model)
+    removed = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    zeroed = pf.forward(pf.zero(params, mask, spec=spec), x, spec=spec)
+    assert torch.allclose(removed, zeroed, rtol=0, atol=1e-10) or not exact

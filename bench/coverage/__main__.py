@@ -23,7 +23,9 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "to
 
 
 def main(
-    suite: Annotated[list[str] | None, typer.Option(help="timm, timm-2, torchvision or transformers; all by default")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="timm, timm-2, torchvision or transformers; all by default")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="these models only")] = None,
     limit: Annotated[float, typer.Option(help="seconds for one model")] = 180,
     peer_limit: Annotated[float, typer.Option(help="seconds for one model with a peer; 0: no peers")] = 8,

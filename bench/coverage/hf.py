@@ -105,8 +105,8 @@ def _image_and_text(batch: int) -> Inputs:
 
 # ---- what is built
 
-ENCODER = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
-DECODER = {
+ENCODER: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
+DECODER: dict[str, Any] = {
     **ENCODER,
     "vocab_size": VOCABULARY,
     "use_cache": False,
@@ -114,14 +114,21 @@ DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-GROUPED = {**DECODER, "num_key_value_heads": 2}
+GROUPED: dict[str, Any] = {**DECODER, "num_key_value_heads": 2}
 
 
 def _vision() -> dict[str, Case]:
-    vit = {**ENCODER, "image_size": 32, "patch_size": 8, "num_labels": 5}
-    swin = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 5}
+    vit: dict[str, Any] = {**ENCODER, "image_size": 32, "patch_size": 8, "num_labels": 5}
+    swin: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 24,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "num_labels": 5,
+    }
     swin |= {"window_size": 4, "mlp_ratio": 3.0}
-    stages = {
+    stages: dict[str, Any] = {
         "num_encoder_blocks": 2,
         "depths": [1, 2],
         "sr_ratios": [2, 1],
@@ -129,10 +136,16 @@ def _vision() -> dict[str, Case]:
         "strides": [4, 2],
     }
     stages |= {"patch_sizes": [7, 3], "num_attention_heads": [1, 4], "mlp_ratios": [2, 3], "decoder_hidden_size": 36}
-    clip = {**vit, "projection_dim": 28}
-    words = {**ENCODER, "hidden_size": 32, "vocab_size": VOCABULARY, "projection_dim": 28, "eos_token_id": 2}
-    next_ = {"hidden_sizes": [16, 24, 40], "depths": [1, 2, 1], "num_stages": 3, "num_labels": 5}
-    both = {"text_config": words, "vision_config": clip, "projection_dim": 28}
+    clip: dict[str, Any] = {**vit, "projection_dim": 28}
+    words: dict[str, Any] = {
+        **ENCODER,
+        "hidden_size": 32,
+        "vocab_size": VOCABULARY,
+        "projection_dim": 28,
+        "eos_token_id": 2,
+    }
+    next_: dict[str, Any] = {"hidden_sizes": [16, 24, 40], "depths": [1, 2, 1], "num_stages": 3, "num_labels": 5}
+    both: dict[str, Any] = {"text_config": words, "vision_config": clip, "projection_dim": 28}
     return {
         "vit": _case("ViTForImageClassification", _images, **vit),
         "deit": _case("DeiTForImageClassification", _images, **vit),
@@ -150,11 +163,18 @@ def _vision() -> dict[str, Case]:
 
 
 def _encoders() -> dict[str, Case]:
-    text = {**ENCODER, "vocab_size": VOCABULARY, "num_labels": 3}
-    relative = {**text, "relative_attention": True, "max_relative_positions": 16, "type_vocab_size": 0}
+    text: dict[str, Any] = {**ENCODER, "vocab_size": VOCABULARY, "num_labels": 3}
+    relative: dict[str, Any] = {**text, "relative_attention": True, "max_relative_positions": 16, "type_vocab_size": 0}
     relative |= {"pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
-    v2 = {**relative, "share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
-    distil = {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80, "vocab_size": VOCABULARY, "num_labels": 3}
+    v2: dict[str, Any] = {**relative, "share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
+    distil: dict[str, Any] = {
+        "dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 80,
+        "vocab_size": VOCABULARY,
+        "num_labels": 3,
+    }
     return {
         "bert": _case("BertForSequenceClassification", _text, **text),
         "bert_masked": _case("BertForMaskedLM", _masked_text, **text),
@@ -168,13 +188,26 @@ def _encoders() -> dict[str, Case]:
 
 
 def _decoders() -> dict[str, Case]:
-    gpt2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_inner": 80, "vocab_size": VOCABULARY, "use_cache": False}
-    opt = {**DECODER, "ffn_dim": 80, "word_embed_proj_dim": 28}
+    gpt2: dict[str, Any] = {
+        "n_embd": 48,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 80,
+        "vocab_size": VOCABULARY,
+        "use_cache": False,
+    }
+    opt: dict[str, Any] = {**DECODER, "ffn_dim": 80, "word_embed_proj_dim": 28}
     opt.pop("intermediate_size")
-    bloom = {"hidden_size": 48, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "use_cache": False}
-    gemma = {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6}
-    mamba = {"hidden_size": 32, "state_size": 6, "num_hidden_layers": 2, "expand": 2, "time_step_rank": 5}
-    experts = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+    bloom: dict[str, Any] = {"hidden_size": 48, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "use_cache": False}
+    gemma: dict[str, Any] = {**GROUPED, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 6}
+    mamba: dict[str, Any] = {
+        "hidden_size": 32,
+        "state_size": 6,
+        "num_hidden_layers": 2,
+        "expand": 2,
+        "time_step_rank": 5,
+    }
+    experts: dict[str, Any] = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
     return {
         "gpt2": _case("GPT2LMHeadModel", _text, **gpt2),
         "gpt_neox": _case("GPTNeoXForCausalLM", _text, **DECODER, rotary_pct=0.5),
@@ -193,12 +226,31 @@ def _decoders() -> dict[str, Case]:
 
 
 def _other() -> dict[str, Case]:
-    t5 = {"d_model": 48, "d_kv": 10, "num_heads": 4, "d_ff": 80, "num_layers": 2, "vocab_size": VOCABULARY}
-    pair = {"d_model": 48, "vocab_size": VOCABULARY, "use_cache": False, "decoder_layers": 2, "encoder_layers": 2}
+    t5: dict[str, Any] = {
+        "d_model": 48,
+        "d_kv": 10,
+        "num_heads": 4,
+        "d_ff": 80,
+        "num_layers": 2,
+        "vocab_size": VOCABULARY,
+    }
+    pair: dict[str, Any] = {
+        "d_model": 48,
+        "vocab_size": VOCABULARY,
+        "use_cache": False,
+        "decoder_layers": 2,
+        "encoder_layers": 2,
+    }
     pair |= {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 80, "decoder_ffn_dim": 64}
     pair |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-    whisper = {**pair, "num_mel_bins": 12, "max_source_positions": 16, "max_target_positions": 20}
-    wave = {**ENCODER, "vocab_size": 32, "conv_dim": (24, 32, 20), "conv_kernel": (10, 3, 2), "conv_stride": (5, 2, 2)}
+    whisper: dict[str, Any] = {**pair, "num_mel_bins": 12, "max_source_positions": 16, "max_target_positions": 20}
+    wave: dict[str, Any] = {
+        **ENCODER,
+        "vocab_size": 32,
+        "conv_dim": (24, 32, 20),
+        "conv_kernel": (10, 3, 2),
+        "conv_stride": (5, 2, 2),
+    }
     wave |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
     found = {
         "t5": _case("T5ForConditionalGeneration", _pairs, **t5, use_cache=False),

@@ -10,7 +10,15 @@ from typing import Any
 
 from .cases import cases
 
-PRELOAD = ["torch", "timm", "torchvision.models", "transformers", "prunefn", "bench.coverage.check", "bench.coverage.others"]
+PRELOAD = [
+    "torch",
+    "timm",
+    "torchvision.models",
+    "transformers",
+    "prunefn",
+    "bench.coverage.check",
+    "bench.coverage.others",
+]
 
 
 def work(suite: str, name: str, tool: str, threads: int, path: str) -> None:

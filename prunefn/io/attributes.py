@@ -22,9 +22,13 @@ from ..trace.expr import Axis, Concat, Fixed, Leaf, Product, leaves, size
 from ..trace.program import Size
 from ..trace.spec import Spec
 
-OTHER = re.compile(r"kernel|window|stride|pad|patch|img|image|grid|resolution|classes|labels|dilation|depth|layers|vocab|position")
+OTHER = re.compile(
+    r"kernel|window|stride|pad|patch|img|image|grid|resolution|classes|labels|dilation|depth|layers|vocab|position"
+)
 """Attributes that speak of something else than channels: they change only if nothing else works."""
-CHANNELS = re.compile(r"dim|feat|chan|chs|width|hidden|size|embed|planes|head|inner|group|planes|filters|expan|_c$|^c$|^c\d$|split")
+CHANNELS = re.compile(
+    r"dim|feat|chan|chs|width|hidden|size|embed|planes|head|inner|group|planes|filters|expan|_c$|^c$|^c\d$|split"
+)
 """Attributes that speak of channels."""
 
 
@@ -77,23 +81,21 @@ class _Nearby:
         self.tensors: dict[str, list[Axis]] = {}
         for name, axes in spec.axes.items():
             self.tensors.setdefault(name.rpartition(".")[0], []).extend(axes)
+        self.inside: dict[str, list[str]] = {}
+        for path in self.tensors:
+            self.inside.setdefault(path.rpartition(".")[0], []).append(path)
 
     def levels(self, module: nn.Module, names: list[str]) -> list[list[Resized]]:
         """The nearest first: in the module's own ops, their factors, its tensors, its children's, those around."""
         children = [f"{n}.{c}" if n else c for n in names for c, _ in module.named_children()]
         parents = [n.rpartition(".")[0] for n in names if n]
-        below_children = [f"{n}.{g}" if n else g for n in names for g in _grandchildren(module)]
-        ops, tensors, below, deeper = (
-            [a for n in at for a in where.get(n, ())]
-            for at, where in (
-                (names, self.ops),
-                (names, self.tensors),
-                (children, self.tensors),
-                (below_children, self.tensors),
-            )
+        grandchildren = [f"{n}.{g}" if n else g for n in names for g in _grandchildren(module)]
+        siblings = [s for p in parents for s in self.inside.get(p, ())]
+        ops, around = ([a for n in at for a in self.ops.get(n, ())] for at in (names, (*children, *parents)))
+        tensors, below, deeper, beside = (
+            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, grandchildren, siblings)
         )
-        around = [a for n in (*children, *parents) for a in self.ops.get(n, ())]
-        levels = (ops, factors(ops), tensors, factors(tensors), below, factors(below), around, deeper)
+        levels = (ops, factors(ops), tensors, factors(tensors), below, factors(below), around, deeper, beside)
         return [found(axes, self.spec) for axes in levels]
 
 

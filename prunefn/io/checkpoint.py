@@ -152,7 +152,9 @@ def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> d
 def _like(t: Tensor, old: Tensor | None) -> Tensor:
     """A parameter or buffer with the values of `t`, of the type and on the device of what it replaces."""
     copy = t.detach().clone() if old is None else t.detach().to(old.device, old.dtype, copy=True)
-    return copy if old is not None and not isinstance(old, nn.Parameter) else nn.Parameter(copy, copy.is_floating_point())
+    return (
+        copy if old is not None and not isinstance(old, nn.Parameter) else nn.Parameter(copy, copy.is_floating_point())
+    )
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
@@ -163,7 +165,9 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 def _shapes(state: Mapping[str, Tensor], spec: Spec) -> dict[str, tuple[int, ...]]:
     if foreign := [n for n, t in state.items() if n not in spec.axes or len(spec.axes[n]) != t.ndim]:
-        raise ParamsError(f"the spec has no tensor {foreign[0]!r} of {state[foreign[0]].ndim} dims; is it of this model?")
+        raise ParamsError(
+            f"the spec has no tensor {foreign[0]!r} of {state[foreign[0]].ndim} dims; is it of this model?"
+        )
     return {n: tuple(t.shape) for n, t in state.items()}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..batches import device_of
 from ..forward import forward, forward_train
+from ..params import tied_names
 from ..trace.api import trace
 from ..trace.capture import in_mode
 from ..trace.expr import size
@@ -25,17 +26,50 @@ from .twin import dense_twin
 DIFFERS = "its output differs from forward's"
 
 
-def confirm(module: nn.Module, params: Params, spec: Spec, folds: Sequence[Fold]) -> str | None:
-    """What is wrong with a rebuilt module; None if it gives `forward`'s output on random inputs of two batch sizes.
+class Expected(NamedTuple):
+    """What a rebuilt module has to give."""
 
-    Meanwhile the folds are in force, and tensors that are constant (fresh norms, branches that start at zero) have random
-    values, so that nothing hides behind a zero.
-    """
-    with _exercised(module, params, folds) as values:
-        for batch in (2, 1):
-            if (problem := _compare(module, values, spec, batch)) is not None:
+    changed: Params
+    """Random values for tensors that are constant (fresh norms, branches that start at zero): nothing hides behind a zero."""
+    runs: tuple[tuple[Any, Any, Any], ...]
+    """(args, kwargs, output of `forward`), at two batch sizes."""
+
+
+def expect(params: Params, spec: Spec) -> Expected:
+    """Run `forward` on random inputs like the traced ones."""
+    generator, first = torch.Generator().manual_seed(0), tied_names(params, spec)
+    changed = {n: t + _noise(t, generator) for n, t in params.items() if n not in first and _constant(t)}
+    values = {**params, **changed}
+    values |= {second: values[name] for second, name in first.items()}
+    runs = []
+    for batch in (2, 1):
+        args, kwargs = spec.example.draw(batch=batch, device=device_of(params))
+        with torch.no_grad(), _seeded():
+            run = forward_train if spec.train else forward
+            y = run(values, *args, spec=spec, **kwargs)
+        runs.append((args, kwargs, y[0] if spec.train else y))
+    return Expected(changed, tuple(runs))
+
+
+def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> str | None:
+    """What is wrong with a rebuilt module in which the folds are in force; None if it gives what is expected."""
+    with _exercised(module, expected.changed, folds), in_mode(module, train):
+        for args, kwargs, output in expected.runs:
+            with torch.no_grad(), _seeded():
+                try:
+                    got = module(*args, **kwargs)
+                except Exception as e:  # the class's own code may raise anything at wrong sizes
+                    return f"{type(e).__name__} at {_source(e)}: {str(e)[:300]}"
+            if (problem := _difference(got, output)) is not None:
                 return problem
     return None
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def confirm_by_trace(module: nn.Module, spec: Spec) -> str | None:
@@ -44,7 +78,7 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> str | None:
     For specs that cannot be run, and for tensors that were not made by this library, whose scales are the class's own.
     """
     args, kwargs = spec.example.draw(device=next((t.device for t in module.parameters()), "cpu"))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(module, spec.train):
+    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
         try:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
@@ -60,49 +94,31 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> str | None:
 
 
 @contextlib.contextmanager
-def _exercised(module: nn.Module, params: Params, folds: Sequence[Fold]) -> Iterator[Params]:
-    """Params without constant tensors, also in the module, which is put back afterwards, buffers included."""
+def _exercised(module: nn.Module, changed: Params, folds: Sequence[Fold]) -> Iterator[None]:
+    """The module with other values and the folds, and afterwards as it was, buffers included."""
     own = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
-    values, once = dict(params), dict[Tensor, Tensor]()
-    generator = torch.Generator().manual_seed(0)
-    for name, t in params.items():
-        if t.is_floating_point() and not t.is_meta and t.numel() > 1 and bool((t == t.flatten()[0]).all()):
-            if own[name] not in once:
-                once[own[name]] = t + _noise(t, generator)
-            values[name] = once[own[name]]
-    folded = [own[f.tensor] for f in folds]
-    buffers = [t for t in module.buffers() if not t.is_meta]
-    saved = {t: t.detach().clone() for t in {*once, *folded, *buffers}}
+    touched = {*(own[n] for n in changed), *(own[f.tensor] for f in folds)}
+    saved = {t: t.detach().clone() for t in {*touched, *module.buffers()} if not t.is_meta}
     try:
         with torch.no_grad():
-            for t, value in once.items():
-                t.copy_(value)
+            for name, value in changed.items():
+                own[name].copy_(value)
         fold(module, folds)
-        yield values
+        yield
     finally:
         with torch.no_grad():
             for t, value in saved.items():
                 t.copy_(value)
 
 
+def _constant(t: Tensor) -> bool:
+    return t.is_floating_point() and not t.is_meta and t.numel() > 1 and bool((t == t.flatten()[0]).all())
+
+
 def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
     if t.ndim < 2:
         return (torch.rand(t.shape, generator=generator) / 4).to(t)
     return (torch.randn(t.shape, generator=generator) / t[0].numel() ** 0.5).to(t)
-
-
-def _compare(module: nn.Module, params: Params, spec: Spec, batch: int | None) -> str | None:
-    args, kwargs = spec.example.draw(batch=batch, device=device_of(params))
-    run = forward_train if spec.train else forward
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(module, spec.train):
-        torch.manual_seed(0)
-        expected = run(params, *args, spec=spec, **kwargs)
-        torch.manual_seed(0)
-        try:
-            got = module(*args, **kwargs)
-        except Exception as e:  # the class's own code may raise anything at wrong sizes
-            return f"{type(e).__name__} at {_source(e)}: {str(e)[:300]}"
-    return _difference(got, expected[0] if spec.train else expected)
 
 
 def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Module) -> str | None:
@@ -117,8 +133,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
     results = []
     for m in (module, twin):
         wide = copy.deepcopy(m).double()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), in_mode(wide, spec.train):
-            torch.manual_seed(0)
+        with torch.no_grad(), _seeded(), in_mode(wide, spec.train):
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes

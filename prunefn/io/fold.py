@@ -143,5 +143,6 @@ def _rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, f
     rows = grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0]
     transposed = layer.op.startswith("aten.addmm")
     return [
-        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor) for t in dict.fromkeys([*tensors, *slots])
+        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor)
+        for t in dict.fromkeys([*tensors, *slots])
     ]

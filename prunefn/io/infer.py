@@ -60,7 +60,9 @@ def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> 
                 (leaf,) = unknown
                 fits = [k for k in range(1, spec.traced[leaf] + 1) if size(axis, {**known, leaf: k}) == n]
                 if not fits:
-                    raise ParamsError(f"{place} has size {n}: no size of group {leaf!r} up to {spec.traced[leaf]} gives that")
+                    raise ParamsError(
+                        f"{place} has size {n}: no size of group {leaf!r} up to {spec.traced[leaf]} gives that"
+                    )
                 known[leaf] = fits[0]
     return known
 

@@ -16,30 +16,33 @@ from ..trace.spec import Spec
 from ..types import Params
 from .attributes import Choice, choices, table, ways
 from .config import settle_config
-from .confirm import DIFFERS, confirm, confirm_by_twin
-from .fold import find_folds, fold
+from .confirm import DIFFERS, confirm, confirm_by_twin, expect
+from .fold import Fold, find_folds, fold
 from .graph import copies
 from .plan import remember
 
-TRIES = 64
+TRIES = 48
 """How many ways to set the attributes are run before giving up."""
 
 
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """A copy of the module tree that computes what `forward` does; see `to_module`."""
     check_names(params, spec)
+    if spec.capture != "exported":
+        return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
+    expected, folds = expect(params, spec), list[Fold]()
 
     def problem_of(module: nn.Module) -> str | None:
-        if spec.capture != "exported":
-            return confirm_by_twin(module, params, spec, model)
-        problem = confirm(module, params, spec, ())
-        if problem is not None and problem.startswith(DIFFERS) and (folds := find_folds(module, params, spec)):
-            problem = confirm(module, params, spec, folds)
-            if problem is None:
-                fold(module, folds)
+        folds.clear()
+        problem = confirm(module, expected, folds, train=spec.train)
+        if problem is not None and problem.startswith(DIFFERS):
+            folds.extend(find_folds(module, params, spec))
+            problem = confirm(module, expected, folds, train=spec.train) if folds else problem
         return problem
 
-    return resized(copies(params, spec), spec, model, problem_of)
+    new = resized(copies(params, spec), spec, model, problem_of)
+    fold(new, folds)
+    return new
 
 
 def resized(
@@ -54,7 +57,7 @@ def resized(
     check_model(model, spec)
     found = choices(model, spec)
     new = with_tensors(model, tensors, _constants(model, spec))
-    first: str | None = None
+    problems: list[str] = []
     for values in itertools.islice(_ways(found), TRIES):
         settle(new, [(c.path, c.attribute, v) for c, v in zip(found, values, strict=True)])
         problem = problem_of(new)
@@ -63,9 +66,11 @@ def resized(
             changed = [(c, v) for c, v in zip(found, values, strict=True) if c.now != v]
             remember(new, [(c.path, c.attribute, v) for c, v in changed])
             return new
-        first = first or problem
+        problems.append(problem)
+        if len(problems) > len({c.kind for c in found}) and len(set(problems)) == 1:
+            break  # it does not hang on any one of them
     raise PruneError(
-        f"{type(model).__name__} cannot be rebuilt at these sizes: {first}. Its code may tie sizes together: prune fewer "
+        f"{type(model).__name__} cannot be rebuilt at these sizes: {problems[0]}. Its code may tie sizes together: prune fewer "
         "kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
     )
 

@@ -94,7 +94,7 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
         first: Any = value.shape[0] if axes else None
         if isinstance(first, torch.SymInt):
             a.alg.unify(axes[0], a.symbols.setdefault(first.node.expr, axes[0]))
-        return Value(node.name, axes, True, boolean=value.dtype == torch.bool)
+        return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     made = captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
     axes = tuple(a.alg.leaf(n, MADE if made else None if floating else INTEGER) for n in shape)
@@ -104,7 +104,7 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
             for x, y in zip(axes, a.tensors[name], strict=True):
                 a.alg.unify(x, y)
         a.tensors[name] = axes
-    return Value(node.name, axes, False, boolean=value.dtype == torch.bool)
+    return Value(node.name, axes, False, boolean=value.dtype == torch.bool, zero=name is not None)
 
 
 def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
@@ -160,7 +160,7 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
         a.written += out
     values = [
-        Value(node.name, axes, active, sources, boolean=m.dtype == torch.bool)
+        Value(node.name, axes, active, sources, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
         for axes, m in zip(out, metas, strict=True)
     ]
     return values[0] if single else values

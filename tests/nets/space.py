@@ -47,7 +47,7 @@ class PixelUp(NamedTuple):
 
     def layers(self, c: int, h: int, w: int) -> Layers:
         r = 2 if max(h, w) <= 4 else 1
-        return {"enter": nn.Conv2d(c, self.width * r * r, 1), "leave": nn.Conv2d(self.width, self.width, 3, padding=1)}
+        return {"enter": nn.Conv2d(c, self.width * r * r, 1), "leave": nn.Conv2d(self.width, self.width, 1)}
 
     def run(self, m: Any, x: Tensor) -> Tensor:
         y = m.enter(x)

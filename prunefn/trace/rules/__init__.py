@@ -12,7 +12,19 @@ from .base import TABLE, Axes, Call, Contraction, Geometry, Reason, Rule, Value
 from .create import SizeOf
 from .shape import freeze_all
 
-__all__ = ["Axes", "Call", "Contraction", "Geometry", "Reason", "Rule", "SizeOf", "Value", "find", "no_rule"]
+__all__ = [
+    "Axes",
+    "Call",
+    "Contraction",
+    "Geometry",
+    "Reason",
+    "Rule",
+    "SizeOf",
+    "Value",
+    "find",
+    "keeps_zero",
+    "no_rule",
+]
 
 
 def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
@@ -26,6 +38,19 @@ def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
         plain = bare.removesuffix("_")
         return TABLE.get(plain, pointwise.pointwise)
     return TABLE.get(bare.removesuffix("_")) if bare.endswith("_") else None
+
+
+def keeps_zero(op: OpOverload, call: Call) -> bool:
+    """Whether the result is zero for a unit all of whose parameters are zero."""
+    inputs, bare = call.tensors(), call.op.rpartition(".")[0]
+    if call.contractions and any(c.weight is not None and not c.weight.active for c in call.contractions):
+        return True
+    if not inputs:
+        return bare in ("aten.zeros", "aten.new_zeros")
+    module = (find(op, {}) or no_rule).__module__
+    if module == norm.__name__:
+        return True
+    return pointwise.keeps_zero(call) if module == pointwise.__name__ else all(v.zero for v in inputs)
 
 
 def no_rule(call: Call) -> list[Axes]:

@@ -28,6 +28,8 @@ class Value(NamedTuple):
     """The contractions (or residual additions) that it comes from."""
     boolean: bool = False
     """It holds truth values: as an index it is a mask."""
+    zero: bool = True
+    """Where all tensors of a unit are zero, it is zero, too."""
 
 
 class Reason(NamedTuple):
@@ -112,7 +114,7 @@ class Call:
 
     def unify(self, a: Term, b: Term) -> Term:
         """The two axes are one; returns it."""
-        self.alg.unify(a, b, self.at)
+        self.alg.unify(a, b, self.at._replace(text="the sizes do not factor alike"))
         return a
 
     def freeze(self, axes: Sequence[Term] | Term, text: str) -> None:

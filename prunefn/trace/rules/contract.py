@@ -94,6 +94,8 @@ def _attention_marks(call: Call, a: Value, b: Value, batch: Sequence[Term], inne
     if a.active and b.active:
         call.mark(batch, "heads")
         call.mark(inner, "head_dim")
+        if not (a.zero or b.zero):
+            call.mark(inner, "mixed:product")  # a unit of zeros adds to the sum all the same
 
 
 @rule(
@@ -281,6 +283,8 @@ def attention(call: Call) -> Axes:
         call.resize("scale", 1 / sqrt(call.alg.size(inner)))  # to the bit, what torch computes
     call.mark(batch, "heads")
     call.mark([inner, v.axes[-1]], "head_dim")
+    if not (q.zero or k.zero):
+        call.mark([inner], "mixed:product")
     call.contract(macs=(*scores, inner))
     call.contract(macs=(*scores, v.axes[-1]))
     return (*batch, q.axes[-2], v.axes[-1])

@@ -5,6 +5,48 @@ from __future__ import annotations
 from ..axes import ONE
 from .base import Axes, Call, Value, replaced, rule
 
+KEEPS_ZERO = frozenset(
+    f"aten.{op}"
+    for op in (
+        "relu relu6 gelu silu tanh neg abs leaky_relu elu celu selu hardswish mish sqrt sin tan sinh asinh atan erf sign square "
+        "div clone alias detach contiguous _to_copy dropout feature_dropout alpha_dropout native_dropout lift_fresh_copy "
+        "lift_fresh float half positive hardshrink softshrink nan_to_num real imag _conj resolve_conj prelu _prelu_kernel "
+        "expand_copy zeros_like add sub _add_relu rrelu floor ceil round trunc expm1 log1p glu cumsum flip roll "
+        "to type_as isnan isinf"
+    ).split()
+)
+"""Pointwise ops that give zero for zero."""
+ADDITIONS = ("aten.add", "aten.sub", "aten._add_relu")
+
+
+def keeps_zero(call: Call) -> bool:
+    """Whether a pointwise op gives zero wherever the tensors that carry an axis are zero."""
+    bare, inputs = call.op.rpartition(".")[0], call.tensors()
+    if bare in ("aten.mul", "aten.__and__"):
+        return any(v.zero for v in inputs)
+    if bare == "aten.div":
+        return inputs[0].zero
+    if bare == "aten.pow":
+        return inputs[0].zero and isinstance(call["exponent"], (int, float)) and call["exponent"] > 0
+    if bare in ("aten.clamp", "aten.hardtanh"):
+        low, high = (
+            call[k] if call[k] is not None else 0
+            for k in (("min", "max") if "clamp" in bare else ("min_val", "max_val"))
+        )
+        return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= 0 <= high and inputs[0].zero
+    if bare not in KEEPS_ZERO or not all(v.zero for v in inputs):
+        return False
+    return bare not in ADDITIONS or (len(inputs) == 2 and not any(_broadcast(call, v) for v in inputs))
+
+
+def _broadcast(call: Call, v: Value) -> bool:
+    """Whether a value is spread over an axis that may be pruned."""
+    shape = [call.alg.size(a) for a in v.axes]
+    whole = [1] * (len(call.shape) - len(shape)) + shape
+    spread = [d for d, (n, m) in enumerate(zip(whole, call.shape, strict=True)) if n == 1 and m != 1]
+    others = [w for w in call.tensors() if w is not v and len(w.axes) == len(call.shape)]
+    return any(not call.alg.is_frozen(w.axes[d]) for d in spread for w in others)
+
 
 def pointwise(call: Call) -> Axes:
     """Any op with torch's pointwise tag, and those that lack it in POINTWISE."""

@@ -64,6 +64,15 @@ def cell(call: Call) -> Axes | list[Axes]:
     return out if len(out) > 1 else out[0]
 
 
+@rule("aten._pack_padded_sequence", "aten._pad_packed_sequence")
+def packing(call: Call) -> list[Axes]:
+    """Steps of sequences of several lengths, one row after the other, and back: the last dim passes."""
+    x, *others = call.tensors()
+    call.freeze([*x.axes[:-1], *(a for v in others for a in v.axes)], "steps of several sequences are packed")
+    lead, rest = call.shapes[0][:-1], call.shapes[1]
+    return [(*call.frozen(lead, "packed steps"), x.axes[-1]), call.frozen(rest, "packed steps")]
+
+
 def _gates(call: Call) -> list[Term]:
     """The axis of the gates, frozen; a plain network has none."""
     n = GATES[call.op.split(".")[1].removesuffix("_cell")]

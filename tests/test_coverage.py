@@ -1,0 +1,35 @@
+"""A sample of bench/coverage: a model of each suite through everything; the whole of it is a bench."""
+
+from __future__ import annotations
+
+from pytest import mark
+
+from bench.coverage.cases import cases
+from bench.coverage.check import check
+from bench.coverage.table import markdown
+
+SAMPLE = (
+    ("timm", "mobilenetv3_small_050"), ("timm", "resnet10t"), ("timm", "cs3darknet_focus_s"), ("timm", "gmlp_ti16_224"),
+    ("torchvision", "squeezenet1_1"), ("torchvision", "mnasnet0_5"), ("transformers", "bert"), ("transformers", "llama"),
+)  # fmt: skip
+
+
+@mark.parametrize(("suite", "name"), SAMPLE)
+def test_a_model_through_everything(suite: str, name: str) -> None:
+    row = check(next(c for c in cases(suite) if c.name == name))
+    assert not row["wrong"]
+    assert not row["unknown"]
+    assert row["prunable"] > 0.8
+    assert row["removed"] > 0.5
+    assert row["class"]
+    assert row["capture"] == "exported"
+    assert f"| `{name}` | exported |" in markdown([row], "versions", 1e6)
+
+
+def test_every_family_and_series_is_among_the_cases() -> None:
+    assert len(cases("timm")) >= 98
+    assert len(cases("timm-2")) >= 90
+    assert {"raft_small", "mvit_v2_s", "maskrcnn_resnet50_fpn", "fcn_resnet50"} <= {
+        c.name for c in cases("torchvision")
+    }
+    assert not [c for c in cases("timm") if c.name in {d.name for d in cases("timm-2")}]
