@@ -255,7 +255,7 @@ def test_a_plain_state_dict_needs_a_spec_for_its_heads(sized: Traced, tmp_path: 
     save_file(plain, tmp_path / "plain.safetensors")
     with raises(pf.ParamsError, match=r"'qkv.weight' has shape \(36, 12\) instead of \(72, 12\).*give spec="):
         pf.load(Sized().double(), plain)
-    with raises(pf.ParamsError, match="leave several sizes open .*'qkv.heads': "):
+    with raises(pf.ParamsError, match=r"leave several sizes open .*'qkv.heads': "):
         pf.load(Sized().double(), tmp_path / "plain.safetensors", spec=sized.spec)
     back = pf.load(Sized().double(), tmp_path / "plain.safetensors", spec=sized.spec, sizes={"qkv.heads": 2})
     x = randn(2, 5, 12)
@@ -269,7 +269,7 @@ def test_sizes_that_the_shapes_determine_are_inferred() -> None:
     back = pf.load(cnn().double(), params, spec=t.spec)
     x = randn(2, 3, 6, 6)
     close(back.eval()(x), pf.forward(params, x, spec=spec))
-    with raises(pf.ParamsError, match="'1.weight' dim 0 has size 5, but the other tensors say 2"):
+    with raises(pf.ParamsError, match=r"'1.weight' dim 0 has size 5, but the other tensors say 2"):
         infer_sizes({n: tuple(p.shape) for n, p in {**params, "1.weight": torch.ones(5)}.items()}, t.spec)
 
 
@@ -278,10 +278,10 @@ def test_load_drops_no_key_silently() -> None:
     new = small(t)
     state = new.state_dict()
     lacking = {n: p for n, p in state.items() if n != "up.bias"}
-    with raises(pf.ParamsError, match="lacks up.bias"):
+    with raises(pf.ParamsError, match=r"lacks up.bias"):
         pf.load(Residual(3, 6, 8, 2), lacking)
     state["upp.bias"] = state["up.bias"]
-    with raises(pf.ParamsError, match="has upp.bias, for which Residual has no place"):
+    with raises(pf.ParamsError, match=r"has upp.bias, for which Residual has no place"):
         pf.load(Residual(3, 6, 8, 2), state)
     assert "upp.bias" not in pf.load(Residual(3, 6, 8, 2), state, strict=False).state_dict()
 

@@ -47,8 +47,9 @@ def _timm(suite: str) -> Iterator[Case]:
     with TIMM.open() as f:
         for row in csv.DictReader(f):
             name = row["first"] if suite == "timm" else row["second"]
+            depth = {"depth": int(row["depth"])} if row["depth"] and suite == "timm" else {}
             if name:
-                yield Case(suite, name, partial(timm.create_model, name), partial(_images_for, name), 3)
+                yield Case(suite, name, partial(timm.create_model, name, **depth), partial(_images_for, name), 3)
 
 
 def _images_for(name: str, batch: int, attempt: int) -> Inputs:
@@ -66,7 +67,10 @@ def _images(batch: int, side: int, channels: int = 3) -> Inputs:
 
 
 def choose_timm() -> None:
-    """Write down, for each module of timm, its smallest architecture and its largest one under the cap."""
+    """Write down, for each module of timm, its smallest architecture and its largest one under the cap.
+
+    Where the smallest is over the cap, too, it gets two blocks, if its constructor takes a depth.
+    """
     import timm
     from timm.models._registry import _model_to_module
     from tqdm import tqdm
@@ -78,11 +82,23 @@ def choose_timm() -> None:
         modules.setdefault(_model_to_module[name], []).append((count, name))
     with TIMM.open("w", newline="") as f:
         out = csv.writer(f, lineterminator="\n")
-        out.writerow(["module", "first", "second"])
+        out.writerow(["module", "first", "depth", "second"])
         for module, found in sorted(modules.items()):
             first, *rest = sorted(found)
             fit = [c for c in rest if c[0] <= CAP and c[0] > 1.05 * first[0]] or rest[:1]
-            out.writerow([module, first[1], fit[-1][1] if fit else ""])
+            depth = 2 if first[0] > CAP and _takes_depth(first[1]) else ""
+            out.writerow([module, first[1], depth, fit[-1][1] if fit else ""])
+
+
+def _takes_depth(name: str) -> bool:
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, depth=2)
+    except TypeError:
+        return False
+    return True
 
 
 # ---- torchvision: everything

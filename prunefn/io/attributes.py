@@ -8,7 +8,7 @@ the name of the attribute and the nearness of the evidence), and the rebuilt mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class Choice(NamedTuple):
     kind: str
     """Class of the module and name of the attribute: modules of one class are decided alike."""
     values: tuple[Any, ...]
+
+    def ranked(self, ranks: Mapping[str, int]) -> Any:
+        """The value at the rank of its kind."""
+        return self.values[min(ranks[self.kind], len(self.values) - 1)]
 
 
 def choices(model: nn.Module, spec: Spec) -> list[Choice]:
@@ -133,10 +137,11 @@ def candidates(name: str, value: Any, levels: list[list[Resized]], spec: Spec) -
     """Candidates for an attribute, the likeliest first, what it is now among them; empty where nothing fits."""
     if isinstance(value, int) and not isinstance(value, bool):
         return _candidates(name, value, levels, spec)
-    if type(value) in (list, tuple, torch.Size) and value and all(type(v) is int for v in value):
-        each = [_candidates(name, v, levels[:2], spec) or (v,) for v in value]
+    row: Any = value if type(value) in (list, tuple, torch.Size) else ()
+    if row and all(type(v) is int for v in row):
+        each = [_candidates(name, v, levels[:2], spec) or (v,) for v in row]
         rows = [[c[min(i, len(c) - 1)] for c in each] for i in range(max(map(len, each)))]
-        return tuple(type(value)(r) for i, r in enumerate(rows) if r not in rows[:i])
+        return tuple(type(row)(r) for i, r in enumerate(rows) if r not in rows[:i])
     return ()
 
 
@@ -251,5 +256,5 @@ def _(m: nn.RNNBase) -> dict[str, Any]:
 @table.register
 def _(m: nn.MultiheadAttention) -> dict[str, Any]:
     e = m.out_proj.weight.shape[0]
-    k, v = (e, e) if m.k_proj_weight is None else (m.k_proj_weight.shape[1], m.v_proj_weight.shape[1])
+    k, v = (e if t is None else t.shape[1] for t in (m.k_proj_weight, m.v_proj_weight))
     return {"embed_dim": e, "kdim": k, "vdim": v}

@@ -14,11 +14,12 @@ from torch import nn
 from ..errors import PruneError
 from ..trace.spec import Spec
 from .attributes import candidates, factors, found, ways
+from .confirm import Problem
 
 TRIES = 64
 
 
-def settle_config(module: nn.Module, spec: Spec, problem_of: Callable[[nn.Module], str | None]) -> None:
+def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> None:
     """Set the fields of `module.config` so that a fresh model of it has the module's shapes.
 
     Where no config has them (layers of different sizes), the config stays as it is and `save_pretrained` raises.
@@ -33,7 +34,7 @@ def settle_config(module: nn.Module, spec: Spec, problem_of: Callable[[nn.Module
         for (holder, name, values), i in zip(fields, ranks, strict=True):
             setattr(holder, name, values[i])
         differs = _difference(type(module), config, wanted)
-        if differs is None and problem_of(module) is None:
+        if differs is None and judge(module) is None:
             return
         first = first or differs or "the class reads a field of the config that must stay"
     for (holder, name, _), value in zip(fields, before, strict=True):

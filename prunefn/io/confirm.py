@@ -23,7 +23,13 @@ from ..types import Params
 from .fold import Fold, fold
 from .twin import dense_twin
 
-DIFFERS = "its output differs from forward's"
+
+class Problem(NamedTuple):
+    """What is wrong with a rebuilt module."""
+
+    text: str
+    owner: str = ""
+    """Class of the module whose code failed; empty where it runs, but not rightly."""
 
 
 class Expected(NamedTuple):
@@ -51,7 +57,7 @@ def expect(params: Params, spec: Spec) -> Expected:
     return Expected(changed, tuple(runs))
 
 
-def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> str | None:
+def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> Problem | None:
     """What is wrong with a rebuilt module in which the folds are in force; None if it gives what is expected."""
     with _exercised(module, expected.changed, folds), in_mode(module, train):
         for args, kwargs, output in expected.runs:
@@ -59,7 +65,7 @@ def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, tra
                 try:
                     got = module(*args, **kwargs)
                 except Exception as e:  # the class's own code may raise anything at wrong sizes
-                    return f"{type(e).__name__} at {_source(e)}: {str(e)[:300]}"
+                    return _failure(e)
             if (problem := _difference(got, output)) is not None:
                 return problem
     return None
@@ -72,7 +78,7 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def confirm_by_trace(module: nn.Module, spec: Spec) -> str | None:
+def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
     """What is wrong with a rebuilt module; None if it runs, and its own trace has the axes and sizes of the spec.
 
     For specs that cannot be run, and for tensors that were not made by this library, whose scales are the class's own.
@@ -82,15 +88,17 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> str | None:
         try:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
-            return f"{type(e).__name__} at {_source(e)}: {str(e)[:300]}"
+            return _failure(e)
     other = trace(module, args, kwargs, train=spec.train)
     for name, axes in spec.axes.items():
         mine = tuple(size(a, spec.sizes) for a in axes)
         theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
         if name in other.axes and mine != theirs:
-            return f"{name!r} has shape {theirs} instead of {mine}"
+            return Problem(f"{name!r} has shape {theirs} instead of {mine}")
     wrong = [g for g, n in spec.sizes.items() if other.sizes.get(g, n) != n]  # groups of one unit are groups no more
-    return f"group {wrong[0]!r} has {other.sizes[wrong[0]]} units instead of {spec.sizes[wrong[0]]}" if wrong else None
+    if wrong:
+        return Problem(f"group {wrong[0]!r} has {other.sizes[wrong[0]]} units instead of {spec.sizes[wrong[0]]}")
+    return None
 
 
 @contextlib.contextmanager
@@ -121,7 +129,7 @@ def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randn(t.shape, generator=generator) / t[0].numel() ** 0.5).to(t)
 
 
-def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Module) -> str | None:
+def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Module) -> Problem | None:
     """What is wrong with a rebuilt module; None if it gives what the traced model gives with zeros for what was removed.
 
     For recorded specs, which have no `forward`. In float64, because rounding decides what a detector picks. Where a group
@@ -137,7 +145,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes
-                return f"{type(e).__name__} at {_source(e)}: {str(e)[:300]}"
+                return _failure(e)
     return _difference(*results)
 
 
@@ -145,22 +153,28 @@ def _widened(t: Tensor) -> Tensor:
     return t.double() if t.is_floating_point() else t
 
 
-def _source(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/prunefn/" not in f.filename]
-    frame = (own or frames)[-1]
-    return f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno}"
+def _failure(error: Exception) -> Problem:
+    """The innermost line outside of torch, and the class of the module that it belongs to."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [f for f in frames if not {"torch", "prunefn"}.intersection(f[0].f_code.co_filename.split("/"))] or frames
+    frame, line = own[-1]
+    owners = [type(m).__qualname__ for f, _ in own if isinstance(m := f.f_locals.get("self"), nn.Module)]
+    source = f"{frame.f_code.co_filename.rpartition('site-packages/')[2]}:{line}"
+    text = f"{type(error).__name__} at {source}: {str(error)[:300]}"
+    return Problem(text, owners[-1] if owners else "")
 
 
-def _difference(got: Any, expected: Any) -> str | None:
+def _difference(got: Any, expected: Any) -> Problem | None:
     a, b = ([x for x in pytree.tree_leaves(y) if isinstance(x, Tensor)] for y in (got, expected))
     if [tuple(x.shape) for x in a] != [tuple(x.shape) for x in b]:
-        return f"its outputs have shapes {[tuple(x.shape) for x in a]} instead of {[tuple(x.shape) for x in b]}"
+        return Problem(
+            f"its outputs have shapes {[tuple(x.shape) for x in a]} instead of {[tuple(x.shape) for x in b]}"
+        )
     for x, y in zip(a, b, strict=True):
         if x.is_meta or not x.numel() or not (x.is_floating_point() or x.is_complex()):
             continue
         limit = torch.finfo(x.dtype).eps ** 0.5 * max(1.0, float(y.abs().nan_to_num(0, 0).max()))
         gap = (x - y).abs().nan_to_num(0.0 if torch.equal(x.isnan(), y.isnan()) else float("inf"))
         if float(gap.max()) > limit:
-            return f"{DIFFERS} by {float(gap.max()):.3g}"
+            return Problem(f"its output differs by {float(gap.max()):.3g}")
     return None

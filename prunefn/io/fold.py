@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..batches import device_of
 from ..forward import compiled, flat_inputs
 from ..trace.api import trace
-from ..trace.program import Instruction, Program, Ref, refs
+from ..trace.program import Instruction, Program, refs
 from ..trace.spec import Spec
 from ..types import Params
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,15 +14,19 @@ from ..params import check_names
 from ..trace.expr import leaves, size
 from ..trace.spec import Spec
 from ..types import Params
-from .attributes import Choice, choices, table, ways
+from .attributes import choices, table, ways
 from .config import settle_config
-from .confirm import DIFFERS, confirm, confirm_by_twin, expect
+from .confirm import Problem, confirm, confirm_by_twin, expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .plan import remember
 
 TRIES = 48
 """How many ways to set the attributes are run before giving up."""
+TRACES = 2
+"""How many of them are traced, because they run, but not rightly: a scale may have to be folded."""
+
+Judge = Callable[[nn.Module], Problem | None]
 
 
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
@@ -30,25 +34,23 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     check_names(params, spec)
     if spec.capture != "exported":
         return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
-    expected, folds = expect(params, spec), list[Fold]()
+    expected, folds, traces = expect(params, spec), list[Fold](), itertools.count()
 
-    def problem_of(module: nn.Module) -> str | None:
+    def judge(module: nn.Module) -> Problem | None:
         folds.clear()
         problem = confirm(module, expected, folds, train=spec.train)
-        if problem is not None and problem.startswith(DIFFERS):
+        if problem is not None and not problem.owner and next(traces) < TRACES:
             folds.extend(find_folds(module, params, spec))
             problem = confirm(module, expected, folds, train=spec.train) if folds else problem
         return problem
 
-    new = resized(copies(params, spec), spec, model, problem_of)
+    new = resized(copies(params, spec), spec, model, judge)
     fold(new, folds)
     return new
 
 
-def resized(
-    tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, problem_of: Callable[[nn.Module], str | None]
-) -> nn.Module:
-    """The traced model with other tensors, and the likeliest attributes with which `problem_of` finds nothing wrong.
+def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge) -> nn.Module:
+    """The traced model with other tensors, and the likeliest attributes in which the judge finds nothing wrong.
 
     Raises:
         ParamsError: the model is not the one that was traced.
@@ -57,32 +59,49 @@ def resized(
     check_model(model, spec)
     found = choices(model, spec)
     new = with_tensors(model, tensors, _constants(model, spec))
-    problems: list[str] = []
-    for values in itertools.islice(_ways(found), TRIES):
-        settle(new, [(c.path, c.attribute, v) for c, v in zip(found, values, strict=True)])
-        problem = problem_of(new)
-        if problem is None:
-            settle_config(new, spec, problem_of)
-            changed = [(c, v) for c, v in zip(found, values, strict=True) if c.now != v]
-            remember(new, [(c.path, c.attribute, v) for c, v in changed])
-            return new
-        problems.append(problem)
-        if len(problems) > len({c.kind for c in found}) and len(set(problems)) == 1:
-            break  # it does not hang on any one of them
-    raise PruneError(
-        f"{type(model).__name__} cannot be rebuilt at these sizes: {problems[0]}. Its code may tie sizes together: prune fewer "
-        "kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
-    )
 
+    def attempt(ranks: Mapping[str, int]) -> Problem | None:
+        settle(new, [(c.path, c.attribute, c.ranked(ranks)) for c in found])
+        return judge(new)
 
-def _ways(found: list[Choice]) -> Iterator[tuple[Any, ...]]:
-    """Values for all choices, the likeliest first; attributes of one class and name are decided alike."""
-    kinds: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for c in found:
-        kinds[c.kind] = max(kinds.get(c.kind, 1), len(c.values))
-    for ranks in ways(list(kinds.values())):
-        rank = dict(zip(kinds, ranks, strict=True))
-        yield tuple(c.values[min(rank[c.kind], len(c.values) - 1)] for c in found)
+        limits[c.kind] = max(limits.get(c.kind, 1), len(c.values))
+    ranks, problem = _search(limits, attempt)
+    if problem is not None:
+        raise PruneError(
+            f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
+            "fewer kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
+        )
+    settle_config(new, spec, judge)
+    remember(new, [(c.path, c.attribute, c.ranked(ranks)) for c in found if c.ranked(ranks) != c.now])
+    return new
+
+
+def _search(
+    limits: Mapping[str, int], attempt: Callable[[Mapping[str, int]], Problem | None]
+) -> tuple[dict[str, int], Problem | None]:
+    """Ranks of all kinds of choices that work, or the first problem.
+
+    Where a class fails, its own attributes are varied until it does not; then what fails next. The likeliest come first.
+    """
+    ranks, tries = dict.fromkeys(limits, 0), 1
+    first = problem = attempt(ranks)
+    while problem is not None:
+        kinds = [k for k in limits if not problem.owner or k.startswith(f"{problem.owner}.")]
+        for row in ways([limits[k] for k in kinds]):
+            other = {**ranks, **dict(zip(kinds, row, strict=True))}
+            if other == ranks:
+                continue
+            if (tries := tries + 1) > TRIES:
+                return ranks, first
+            found = attempt(other)
+            if found is None or (problem.owner and found.owner != problem.owner):
+                ranks, problem = other, found
+                break
+        else:
+            return ranks, first
+    return ranks, None
 
 
 def check_model(model: nn.Module, spec: Spec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tag
 from torch._ops import OpOverload
@@ -40,7 +41,7 @@ def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
     return TABLE.get(bare.removesuffix("_")) if bare.endswith("_") else None
 
 
-def keeps_zero(op: OpOverload, call: Call) -> bool:
+def keeps_zero(op: Any, call: Call) -> bool:
     """Whether the result is zero for a unit all of whose parameters are zero."""
     inputs, bare = call.tensors(), call.op.rpartition(".")[0]
     if call.contractions and any(c.weight is not None and not c.weight.active for c in call.contractions):
