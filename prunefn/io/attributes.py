@@ -248,13 +248,14 @@ def _(m: nn.PReLU) -> dict[str, Any]:
 
 @table.register
 def _(m: nn.RNNBase) -> dict[str, Any]:
-    hidden = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
-    projected = {"proj_size": m.weight_hr_l0.shape[0]} if m.proj_size else {}
-    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_ih_l0.shape[0] // hidden, **projected}
+    own, gates = dict(m.named_parameters(recurse=False)), {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    rows, inputs = own["weight_ih_l0"].shape
+    projected = {"proj_size": own["weight_hr_l0"].shape[0]} if m.proj_size else {}
+    return {"input_size": inputs, "hidden_size": rows // gates, **projected}
 
 
 @table.register
 def _(m: nn.MultiheadAttention) -> dict[str, Any]:
-    e = m.out_proj.weight.shape[0]
-    k, v = (e if t is None else t.shape[1] for t in (m.k_proj_weight, m.v_proj_weight))
+    own, e = dict(m.named_parameters(recurse=False)), m.out_proj.weight.shape[0]
+    k, v = (own[n].shape[1] if n in own else e for n in ("k_proj_weight", "v_proj_weight"))
     return {"embed_dim": e, "kdim": k, "vdim": v}

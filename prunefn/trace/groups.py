@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple
-
-from torch import fx
 
 from ..types import FrozenDict, Group, Member, Site
 from .analyse import Analysis
@@ -17,8 +14,7 @@ from .capture import Captured
 from .expr import Axis, Fixed, Leaf, leaves
 from .program import Slot
 from .rules import Contraction
-
-AxisOf = Callable[[Term], Axis]
+from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
 
 
 class Found(NamedTuple):
@@ -56,8 +52,8 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
 
     axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in order}
     sizes = {n: a.alg.size(v) for v, (n, _) in names.items()}
-    sites = _sites(captured, a, contractions, axis_of, sizes)
-    slots = _slots(captured, contractions, sites, axis_of)
+    sites = find_sites(captured, a, contractions, axis_of, sizes)
+    slots = find_slots(captured, contractions, sites, axis_of)
     axes.update({s.tensor: (s.axis,) for s in slots})
     groups = _groups(a, names, users, sites, contractions, captured)
     frozen = {(t, d): r for t in order for d, x in enumerate(a.tensors[t]) if (r := _reasons(a, x))}
@@ -101,25 +97,6 @@ def _users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
 # ---- names and kinds
 
 
-def base_name(tensor: str) -> str:
-    """`fc.weight` → `fc`; other parameters keep their own name."""
-    return tensor.removesuffix(".weight") if tensor.endswith(".weight") else tensor
-
-
-def _owner(captured: Captured, c: Contraction) -> str:
-    """The name of a contraction: its weight's module, or the module that it is called in where the weight is computed."""
-    assert c.weight is not None
-    if c.weight.name in captured.tensors:
-        return base_name(captured.tensors[c.weight.name])
-    return module_path(captured.nodes[c.node]) or c.node
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that a node belongs to."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0].replace("@1", "") if stack else ""
-
-
 def _names(
     captured: Captured, a: Analysis, contractions: list[Contraction], users: dict[Var, list[tuple[str, int]]]
 ) -> dict[Var, tuple[str, str]]:
@@ -128,7 +105,7 @@ def _names(
     for c in contractions:
         for v in a.alg.vars(c.out):
             if v in users and v not in producer:
-                producer[v] = (_owner(captured, c), c.out)
+                producer[v] = (owner_of(captured, c), c.out)
     for v, places in users.items():
         if v not in producer:
             t, d = places[0]
@@ -225,103 +202,3 @@ def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> 
         if c.bias is not None and c.bias.name in captured.tensors:
             roles.setdefault((captured.tensors[c.bias.name], 0), "out")
     return roles
-
-
-def _sites(
-    captured: Captured, a: Analysis, contractions: list[Contraction], axis_of: AxisOf, groups: Collection[str]
-) -> dict[str, Site]:
-    """One site per weight and bias (or norm that follows): a contraction that is called twice has two values and one site."""
-    sites: dict[str, Site] = {}
-    nodes, norms = captured.nodes, _norms(captured, a, contractions)
-    for c in contractions:
-        if c.weight is None or c.x is None or not c.x.active or c.weight.active or not c.pattern:
-            continue
-        axis = axis_of(c.x.axes[c.dim])
-        if not any(leaf in groups for leaf in leaves(axis)):
-            continue
-        name = owner = _owner(captured, c)
-        weight, value = _ref(captured, c.weight.name, nodes), (_ref(captured, c.x.name, nodes), c.dim)
-        bias = captured.tensors.get(c.bias.name) if c.bias is not None else None
-        norm = norms.get(c.node)
-        while name in sites and (sites[name].weight, sites[name].bias, sites[name].norm) != (weight, bias, norm):
-            name += "'"
-        if name in sites:
-            values, calls = sites[name].values, sites[name].calls
-            sites[name] = sites[name]._replace(values=(*values, value), calls=(*calls, c.node))
-            continue
-        slot = (
-            ""
-            if bias is not None or norm is not None
-            else _free(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
-        )
-        sites[name] = Site(
-            name,
-            axis,
-            (value,),
-            (c.node,),
-            weight,
-            c.pattern,
-            axis_of(c.groups),
-            axis_of(c.out),
-            bias,
-            norm,
-            slot,
-            c.geometry,
-        )
-    return sites
-
-
-def _ref(captured: Captured, node: str, nodes: dict[str, fx.Node]) -> str:
-    """The program's name of a value."""
-    if node in captured.tensors:
-        return captured.tensors[node]
-    return node if nodes[node].op == "placeholder" else f"%{node}"
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    while name in taken:
-        name += "_shift"
-    return name
-
-
-def _norms(captured: Captured, a: Analysis, contractions: list[Contraction]) -> dict[str, str]:
-    """Contraction without a bias → running mean of the BatchNorm that follows, where it serves this weight alone."""
-    found: dict[str, str] = {}
-    weights: dict[str, set[str]] = {}
-    for c in contractions:
-        mean = None if c.bias is not None else _running_mean(captured.nodes[c.node], captured)
-        if mean is not None and c.weight is not None:
-            found[c.node] = mean
-            weights.setdefault(mean, set()).add(c.weight.name)
-    calls = Counter(found.values())
-    uses = {t: len(captured.nodes[node].users) for node, t in captured.tensors.items() if t in calls}
-    return {node: t for node, t in found.items() if len(weights[t]) == 1 and uses[t] == calls[t]}
-
-
-def _running_mean(node: fx.Node, captured: Captured) -> str | None:
-    """The running mean of an evaluating BatchNorm that alone uses this node."""
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if (
-        user.op != "call_function"
-        or str(user.target) != "aten.batch_norm.default"
-        or user.args[0] is not node
-        or user.args[5]
-    ):
-        return None
-    mean = user.args[3]
-    return captured.tensors.get(mean.name) if isinstance(mean, fx.Node) else None
-
-
-def _slots(
-    captured: Captured, contractions: list[Contraction], sites: dict[str, Site], axis_of: AxisOf
-) -> tuple[Slot, ...]:
-    """For every call of a contraction without a bias: where one goes that a compensation creates."""
-    slots = []
-    at = {node: s for s in sites.values() for node in s.calls}
-    for c in contractions:
-        if (site := at.get(c.node)) is not None and site.slot:
-            argument, dim = (2, -1) if c.bias_arg and c.bias is None else (-1, c.dim)
-            slots.append(Slot(site.slot, c.node, argument, dim, axis_of(c.out)))
-    return tuple(slots)

@@ -10,8 +10,9 @@ from torch import fx
 from .analyse import Analysis, schema
 from .capture import Captured
 from .expr import Axis, leaves, size
-from .groups import Found, module_path
+from .groups import Found
 from .program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
+from .sites import module_path
 
 SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
 VIEWS = ("aten.view.default", "aten._unsafe_view.default")

@@ -8,7 +8,20 @@ from typing import Any
 from torch import Tag
 from torch._ops import OpOverload
 
-from . import contract, create, detection, experts, norm, pointwise, recurrent, reduce, shape, slicing, spatial  # noqa: F401  (each enters its rules)
+from . import (  # noqa: F401  (each enters its rules)
+    contract,
+    create,
+    detection,
+    experts,
+    indexing,
+    norm,
+    pointwise,
+    recurrent,
+    reduce,
+    shape,
+    slicing,
+    spatial,
+)
 from .base import TABLE, Axes, Call, Contraction, Geometry, Reason, Rule, Value
 from .create import SizeOf
 from .shape import freeze_all
