@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TIMM = ("timm.layers.attention", "timm.models.vision_transformer")
 ATTENTION = ("qkv", "query", "key", "value")
 
 
@@ -77,14 +78,14 @@ def _merging_pruner() -> Any:
 
 
 def _attention(model: nn.Module) -> dict[nn.Module, int]:
-    """Projection → heads. timm's attention gets another forward, as in the peer's example, so that it runs when narrower."""
+    """Projection → heads. timm's ViT attention gets another forward, as in the peer's example, so that it runs when narrower."""
     heads = {}
     for m in model.modules():
         count = getattr(m, "num_heads", getattr(m, "num_attention_heads", None))
         for name in ATTENTION:
             if count and isinstance(getattr(m, name, None), nn.Linear):
                 heads[getattr(m, name)] = count
-        if type(m).__module__.startswith("timm") and isinstance(getattr(m, "qkv", None), nn.Linear):
+        if type(m).__name__ == "Attention" and type(m).__module__ in TIMM and isinstance(m.qkv, nn.Linear):
             m.forward = _forward.__get__(m)
     return heads
 

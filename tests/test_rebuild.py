@@ -152,13 +152,14 @@ def test_train_mode() -> None:
     close(new.state_dict()["1.running_mean"], updated["1.running_mean"])
 
 
-def test_torchscript_of_a_rebuilt_class() -> None:
+def test_a_rebuilt_class_can_be_scripted_and_exported() -> None:
     t = traced(cnn(), randn(2, 3, 6, 6))
     params, spec, _ = half(t)
     new = pf.to_module(params, spec=spec, model=t.model)
     x = randn(3, 3, 6, 6, seed=1)
     with torch.no_grad():
         close(torch.export.export(new, (x,)).module()(x), new(x))
+        close(torch.jit.script(new)(x), new(x))
     assert (new[3].in_channels, new[3].out_channels, new[3].groups) == (new[0].out_channels, new[4].num_features, 1)
 
 

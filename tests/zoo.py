@@ -47,7 +47,8 @@ def build(name: str) -> nn.Module:
 def randomize(model: nn.Module, seed: int) -> nn.Module:
     """Constant tensors (norms, layer scales, zero heads, running statistics) get values at which nothing is dead or trivial."""
     generator = torch.Generator().manual_seed(seed)
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+    running = [(n, t) for n, t in model.named_buffers() if "running" in n]
+    for name, t in [*model.named_parameters(), *running]:
         if t.is_floating_point() and t.numel() > 1 and bool((t == t.flatten()[0]).all()):
             positive = t.ndim < 2 and name.endswith(("weight", "gamma", "var"))
             noise = (

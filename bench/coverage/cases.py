@@ -127,7 +127,7 @@ def _torchvision_case(name: str) -> Case:
     if kind in ("segmentation", "detection"):
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False
+        options |= {"init_weights": False, "aux_logits": False}  # which evaluation does not run
     inputs = {"detection": _photos, "video": _clips, "optical_flow": _pairs}.get(kind)
     build = partial(models.get_model, name, **options)
     if inputs is not None:

@@ -12,6 +12,7 @@ from ..errors import TraceError
 from ..types import FrozenDict
 from .analyse import Analysis, analyse
 from .capture import Captured, capture
+from .constants import Constants
 from .cost import Costs, polynomial
 from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
@@ -19,7 +20,7 @@ from .groups import Found, find_groups
 from .lower import lower
 from .record import record
 from .rules import Reason, Rule, Value
-from .spec import Constants, Spec
+from .spec import Spec
 
 UNUSED = Reason("the program does not use it")
 TIED = Reason("two tied tensors of it have different axes")

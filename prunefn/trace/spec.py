@@ -8,38 +8,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import ParamsError, TraceError, nearest
 from ..types import FrozenDict, Group, Params, Site
+from .constants import Constants
 from .cost import Costs
 from .example import Example
 from .expr import Axis, einops_form, keep, leaves, size
 from .program import Program
-
-
-@dataclass(frozen=True, eq=False)
-class Constants:
-    """Tensors that are in no state dict: rotary tables, position grids, masks built in `forward`. Compared by value."""
-
-    tensors: FrozenDict[str, Tensor]
-    axes: FrozenDict[str, tuple[Axis, ...]]
-    sources: FrozenDict[str, str]
-    """Path of the buffer or attribute that holds each."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Constants) or self.axes != other.axes:
-            return NotImplemented if not isinstance(other, Constants) else False
-        pairs = [(t, other.tensors[n]) for n, t in self.tensors.items()]
-        return all(
-            a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu()))
-            for a, b in pairs
-        )
-
-    def __hash__(self) -> int:
-        return hash(tuple((n, tuple(t.shape)) for n, t in self.tensors.items()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 
 from . import (  # noqa: F401  (each enters its rules)
     contract,
+    convolution,
     create,
     detection,
     experts,
