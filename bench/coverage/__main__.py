@@ -16,7 +16,7 @@ from .cases import CAP, cases, choose_timm
 from .process import run
 from .table import markdown
 
-SUITES = ("timm", "timm-2", "torchvision", "transformers")
+SUITES = ("timm", "timm-2", "torchvision", "transformers", "ultralytics")
 PEERS = ("torch-pruning", "torch-kirigami")
 RESULTS = Path(__file__).parent.parent / "results"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
@@ -24,7 +24,10 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "to
 
 def main(
     suite: Annotated[
-        list[str] | None, typer.Option(help="timm, timm-2, torchvision or transformers; all by default")
+        list[str] | None,
+        typer.Option(
+            help="timm, timm-2, torchvision, transformers or ultralytics (where it is installed); all by default"
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="these models only")] = None,
     limit: Annotated[float, typer.Option(help="seconds for one model")] = 180,

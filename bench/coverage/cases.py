@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import nn
 
 CAP = 45e6
 """Models with more parameters are left out, unless they are the smallest of their series."""
+YOLO = ("yolov8n", "yolov8n-seg", "yolov8n-cls", "yolo11n", "yolo11n-pose")
 TIMM = Path(__file__).with_name("timm.csv")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -30,12 +32,21 @@ class Case(NamedTuple):
 
 
 def cases(suite: str) -> list[Case]:
-    """All cases of `timm`, `timm-2`, `torchvision` or `transformers`."""
+    """All cases of `timm`, `timm-2`, `torchvision`, `transformers`, or of `ultralytics` where it is installed."""
+    if suite == "ultralytics":
+        return [Case(suite, n, partial(_yolo, n), lambda b, _: _images(b, 96)) for n in YOLO if find_spec(suite)]
     if suite == "transformers":
         from .hf import models
 
         return [Case(suite, n, c.build, lambda b, _, c=c: c.inputs(b)) for n, c in models().items()]
     return list(_torchvision() if suite == "torchvision" else _timm(suite))
+
+
+def _yolo(name: str) -> nn.Module:
+    """From its YAML, with random weights."""
+    from ultralytics import YOLO as Yolo  # type: ignore[import-not-found]
+
+    return Yolo(f"{name}.yaml", verbose=False).model
 
 
 # ---- timm: a small representative per module, and a second, different one

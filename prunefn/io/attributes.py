@@ -40,7 +40,7 @@ class Resized(NamedTuple):
     axis: Axis
 
 
-class Choice(NamedTuple):
+class Setting(NamedTuple):
     """An attribute of one module with the values that it may get, the likeliest first."""
 
     path: str
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
         return self.values[min(ranks[self.kind], len(self.values) - 1)]
 
 
-def choices(model: nn.Module, spec: Spec) -> list[Choice]:
+def settings(model: nn.Module, spec: Spec) -> list[Setting]:
     """Every attribute of the traced model that may have to change. The model has its old sizes."""
     nearby = _Nearby(model, spec)
     out = []
@@ -66,7 +66,7 @@ def choices(model: nn.Module, spec: Spec) -> list[Choice]:
                 continue
             values = candidates(name, value, levels, spec)
             if len(values) > 1:
-                out.append(Choice(names[0], name, value, f"{type(module).__qualname__}.{name}", values))
+                out.append(Setting(names[0], name, value, f"{type(module).__qualname__}.{name}", values))
     return out
 
 

@@ -14,7 +14,7 @@ from ..params import check_names
 from ..trace.expr import leaves, size
 from ..trace.spec import Spec
 from ..types import Params
-from .attributes import choices, table, ways
+from .attributes import settings, table, ways
 from .config import settle_config
 from .confirm import Problem, confirm, confirm_by_twin, expect
 from .fold import Fold, find_folds, fold
@@ -57,7 +57,7 @@ def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: 
         PruneError: nothing works; says what was wrong with the likeliest.
     """
     check_model(model, spec)
-    found = choices(model, spec)
+    found = settings(model, spec)
     new = with_tensors(model, tensors, _constants(model, spec))
 
     def attempt(ranks: Mapping[str, int]) -> Problem | None:
@@ -81,7 +81,7 @@ def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: 
 def _search(
     limits: Mapping[str, int], attempt: Callable[[Mapping[str, int]], Problem | None]
 ) -> tuple[dict[str, int], Problem | None]:
-    """Ranks of all kinds of choices that work, or the first problem.
+    """Ranks of all kinds of settings that work, or the first problem.
 
     Where a class fails, its own attributes are varied until it does not; then what fails next. The likeliest come first.
     """

@@ -12,6 +12,7 @@ from .analyse import Analysis
 from .capture import Captured
 from .program import Instruction, Slot, op_name, target
 from .rules import Reason
+from .sites import free_name
 from .spec import Spec
 
 CALLER = Reason("by the caller")
@@ -76,21 +77,13 @@ def unwritten(spec: Spec, names: Collection[str]) -> Spec:
     calls = {i.name: i for i in spec.program.instructions}
     for site in spec.sites.values():
         if site.bias in names or site.norm in names:
-            slot = _free(site, axes)
+            slot = free_name(f"{site.name.rstrip(chr(39))}.bias", axes)
             sites[site.name] = site._replace(bias=None, norm=None, slot=slot)
             dims = [dim for _, dim in site.values]
             slots += [_slot(site, slot, calls[c], d) for c, d in zip(site.calls, dims, strict=True) if c in calls]
             axes[slot] = (site.out,)
     program = spec.program._replace(slots=tuple(slots))
     return replace(spec, program=program, sites=FrozenDict(sites), axes=FrozenDict(axes))
-
-
-def _free(site: Site, taken: Collection[str]) -> str:
-    """A name for the new bias."""
-    name = f"{site.name.rstrip(chr(39))}.bias"
-    while name in taken:
-        name += "_shift"
-    return name
 
 
 def _slot(site: Site, tensor: str, call: Instruction, dim: int) -> Slot:

@@ -62,7 +62,7 @@ def find_sites(
         slot = (
             ""
             if bias is not None or norm is not None
-            else _free(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
+            else free_name(f"{owner}.bias", {*a.tensors, *(s.slot for s in sites.values())})
         )
         sites[name] = Site(
             name,
@@ -88,7 +88,8 @@ def _ref(captured: Captured, node: str, nodes: dict[str, fx.Node]) -> str:
     return node if nodes[node].op == "placeholder" else f"%{node}"
 
 
-def _free(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or a longer one that is not taken."""
     while name in taken:
         name += "_shift"
     return name
