@@ -377,3 +377,20 @@ def test_a_product_of_activations_is_exact_if_zero_stays_zero(function: Any, exa
     removed = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
     zeroed = pf.forward(pf.zero(params, mask, spec=spec), x, spec=spec)
     assert torch.allclose(removed, zeroed, rtol=0, atol=1e-10) or not exact
+
+
+class Positions(nn.Module):
+    """A table of positions of which as many are taken as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.o = nn.Parameter(torch.randn(9, 6)), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.o((self.up(x) + self.table[: x.shape[1]]).relu())
+
+
+def test_rows_of_a_table_that_the_example_does_not_reach_stay() -> None:
+    spec = pf.trace(Positions(), (torch.randn(2, 5, 4),))
+    assert spec.einops("table") == "9 hidden"
+    assert "nothing reads it at this size of the inputs" in spec.explain("table")

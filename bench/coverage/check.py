@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.trace.expr import Leaf
 from tests.orders import permuted
 from tests.zoo import double, random_mask, randomize
 
@@ -31,6 +32,9 @@ VARIANTS: dict[str, Callable[[pf.Spec], list[str]]] = {
     "heads, odd sizes whole": lambda s: [g.name for g in s.groups.values() if g.kind != "heads" and g.size % 2 == 0],
     "head_dim whole": lambda s: [g.name for g in s.groups.values() if g.kind != "head_dim"],
     "hidden": lambda s: [g.name for g in s.groups.values() if g.kind == "hidden"],
+    "lone axes": lambda s: [
+        g.name for g in s.groups.values() if all(isinstance(s.axes[m.tensor][m.dim], Leaf) for m in g.members)
+    ],
 }
 """What is pruned by half when the original class is rebuilt; the first that the class's own code can run is reported."""
 
@@ -129,7 +133,9 @@ def _costs(params: pf.Params, spec: pf.Spec, one: Inputs) -> list[str]:
     with FlopCounterMode(display=False) as counter:
         pf.forward(less, *one[0], spec=small, **one[1])
     cost, counted = pf.cost(spec, mask), counter.get_total_flops() // 2
-    uncounted = any("grouped_mm" in i.op for i in spec.program.instructions)  # the counter does not look into it
+    single = any(t.dtype == torch.float32 for t in params.values())
+    unseen = ("grouped_mm", "aten.lstm") if single else ("grouped_mm",)  # the counter does not look into them
+    uncounted = any(u in i.op for i in spec.program.instructions for u in unseen)
     if cost.macs != counted and not uncounted:
         wrong.append(f"cost says {cost.macs} MACs, a counter says {counted}")
     numel = sum(t.numel() for n, t in less.items() if n in spec.parameters and n not in spec.tied)
@@ -168,7 +174,7 @@ def _rebuilt(new: nn.Module, model: nn.Module, params: pf.Params, spec: pf.Spec,
         wrong.append("a deep copy of the rebuilt class differs")
     try:
         pickle.dumps(model)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):
         pass
     else:
         pickle.dumps(new)

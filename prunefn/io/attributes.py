@@ -32,6 +32,10 @@ CHANNELS = re.compile(
 """Attributes that speak of channels."""
 
 
+MANY = 40
+"""Modules below one, above which it is no block but a network."""
+
+
 class Resized(NamedTuple):
     """A size that may be behind an attribute: what it was, what it is, and its axis."""
 
@@ -93,24 +97,28 @@ class _Nearby:
         """The nearest first: in the module's own ops, their factors, its tensors, its children's, those around."""
         children = [f"{n}.{c}" if n else c for n in names for c, _ in module.named_children()]
         parents = [n.rpartition(".")[0] for n in names if n]
-        grandchildren = [f"{n}.{g}" if n else g for n in names for g in _grandchildren(module)]
+        deep = [f"{n}.{m}" if n else m for n in names for m in _below_children(module)]
         siblings = [s for p in parents for s in self.inside.get(p, ())]
         ops, around = ([a for n in at for a in self.ops.get(n, ())] for at in (names, (*children, *parents)))
         tensors, below, deeper, beside = (
-            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, grandchildren, siblings)
+            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, deep, siblings)
         )
         levels = (ops, factors(ops), tensors, factors(tensors), below, factors(below), around, deeper, beside)
         return [found(axes, self.spec) for axes in levels]
 
 
-def _grandchildren(module: nn.Module) -> list[str]:
-    return [f"{c}.{g}" for c, child in module.named_children() for g, _ in child.named_children()]
+def _below_children(module: nn.Module) -> list[str]:
+    """Modules in modules of it, unless there are many."""
+    found = [path for path, _ in module.named_modules() if "." in path]
+    return found if len(found) <= MANY else []
 
 
 def _sizes_in(args: Any) -> Iterable[Axis]:
     if isinstance(args, Size):
         yield args.axis
     elif isinstance(args, tuple):
+        if len(args) > 1 and all(isinstance(a, Size) for a in args):
+            yield Concat(tuple(a.axis for a in args))  # what is split
         for a in args:
             yield from _sizes_in(a)
 

@@ -13,8 +13,11 @@ from .axes import Plus, Term, Times, Var
 from .capture import Captured
 from .expr import Axis, Fixed, Leaf, leaves
 from .program import Slot
-from .rules import Contraction
+from .rules import Contraction, Reason
+from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
+
+NOT_READ = Reason("nothing reads it at this size of the inputs")
 
 
 class Found(NamedTuple):
@@ -35,6 +38,7 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     """Name every leaf, then write every axis down as an expression."""
     contractions = [c for c in a.contractions if c.weight is not None]
     order = _tensor_order(captured, a)
+    _freeze_outside(a, _users(a, order))
     users = _users(a, order)
     names = _names(captured, a, contractions, users)
     taken = {n for n, _ in names.values()}
@@ -92,6 +96,13 @@ def _users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
                 if a.alg.reason(v) is None:
                     users.setdefault(v, []).append((t, d))
     return users
+
+
+def _freeze_outside(a: Analysis, users: dict[Var, list[tuple[str, int]]]) -> None:
+    """Rows of a table that nothing reads at this size of the inputs, such as those for farther positions."""
+    for v, places in users.items():
+        if OUTSIDE in a.alg.marks(v) and len(places) == 1:
+            a.alg.freeze(v, NOT_READ)
 
 
 # ---- names and kinds

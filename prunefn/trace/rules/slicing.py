@@ -6,6 +6,9 @@ from ..axes import ONE, Plus
 from .base import Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
+OUTSIDE = "outside"
+"""Mark of positions of a parameter that a slice leaves out; at another size of the inputs it may take them."""
+
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")
 def cat(call: Call) -> Axes:
@@ -100,9 +103,10 @@ def slice_(call: Call) -> Axes:
         call.freeze(x.axes[d], "a slice with a step is taken" if step != 1 else "a slice is taken")
         return replaced(x.axes, dict(zip([d], call.frozen([call.shape[d]], "a slice"), strict=True)))
     sizes = [n for n in (start, end - start, n - end) if n]
-    parts = iter(call.alg.cut(x.axes[d], sizes))
-    before = [next(parts)] if start else []
-    middle = next(parts)
+    cut = call.alg.cut(x.axes[d], sizes)
+    before, (middle, *after) = cut[: bool(start)], cut[bool(start) :]
+    if not x.active:
+        call.mark([*before, *after], OUTSIDE)
     call.resize("start", before[0] if before else 0)
     call.resize(*(("length", middle) if "length" in call.args else ("end", Plus((*before, middle)))))
     return replaced(x.axes, {d: middle})
