@@ -23,7 +23,7 @@ def test_a_model_through_everything(suite: str, name: str) -> None:
     assert row["removed"] > 0.5
     assert row["class"]
     assert row["capture"] == "exported"
-    assert f"| `{name}` | exported |" in markdown([row], "versions", 1e6)
+    assert f"| `{name}` | exported |" in markdown([row], "setting", 1e6)
 
 
 def test_every_family_and_series_is_among_the_cases() -> None:

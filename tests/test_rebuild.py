@@ -152,6 +152,7 @@ def test_train_mode() -> None:
     close(new.state_dict()["1.running_mean"], updated["1.running_mean"])
 
 
+@mark.filterwarnings("ignore::FutureWarning")  # torch says that TorchScript is deprecated
 def test_a_rebuilt_class_can_be_scripted_and_exported() -> None:
     t = traced(cnn(), randn(2, 3, 6, 6))
     params, spec, _ = half(t)

@@ -56,7 +56,8 @@ def main(
         rows.append(row)
         write(path, rows)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    (out / "coverage.md").write_text(markdown(rows, versions, CAP))
+    setting = f"Time limits {limit:.0f} s, a peer {peer_limit:.0f} s; {threads} thread(s). {versions}"
+    (out / "coverage.md").write_text(markdown(rows, setting, CAP))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

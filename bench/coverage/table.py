@@ -9,7 +9,7 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def markdown(rows: Sequence[Row], versions: str, cap: float) -> str:
+def markdown(rows: Sequence[Row], setting: str, cap: float) -> str:
     """Totals for each suite, every model that is not whole, and a line for each model."""
     rows = [{k: "" if v is None else str(v) for k, v in r.items()} for r in rows]
     suites = list(dict.fromkeys(r["suite"] for r in rows))
@@ -21,9 +21,10 @@ def markdown(rows: Sequence[Row], versions: str, cap: float) -> str:
         "of the units of all groups gives the same output, the cost is what a counter counts, and nothing else was wrong. "
         "**Class**: the original class was rebuilt, gives `forward`'s output, and can be copied, pickled and traced again; "
         "*in part*: its own code ties sizes together (heads × head_dim to the width, halves of a chunk), so that some kinds "
-        "of groups were left whole there. A peer's model *runs* when it takes another batch and gives finite numbers.",
+        "of groups were left whole there. A peer's model *runs* when it takes another batch and gives finite numbers within "
+        "the time limit; nothing else is checked of it. Seconds are CPU seconds.",
         "",
-        f"Of a series, models of more than {cap / 1e6:.0f} M parameters are left out, unless they are its smallest. {versions}.",
+        f"Of a series, models of more than {cap / 1e6:.0f} M parameters are left out, unless they are its smallest. {setting}.",
         "",
         "| suite | models | right | prunable (median) | under 60 % | removed (median) | class | in part | "
         "Torch-Pruning runs | removed (median) | torch-kirigami runs | removed (median) |",
@@ -56,8 +57,8 @@ def _total(name: str, rows: Sequence[Row]) -> str:
     cells += [sum(float(r["prunable"]) < 0.6 for r in ok), _median(ok, "removed")]
     cells += [sum(r["class"] == "all" for r in ok), sum(r["class"] not in ("", "all") for r in ok)]
     for peer in ("torch-pruning", "torch-kirigami"):
-        runs = [r for r in rows if r.get(peer) == "runs"]
-        cells += [len(runs), _median(runs, f"{peer} removed")]
+        tried, runs = [r for r in rows if r.get(peer)], [r for r in rows if r.get(peer) == "runs"]
+        cells += [f"{len(runs)} of {len(tried)}" if tried else "not tried", _median(runs, f"{peer} removed")]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
