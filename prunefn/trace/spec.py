@@ -137,7 +137,7 @@ class Spec:
     def table(self) -> str:
         """One line per group, for print: name, kind, units, members, sites, the MACs and params it takes part in, what mixes it.
 
-        >>> import prunefn as pf
+        >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> print(pf.trace(model, (torch.randn(2, 4),)).table().splitlines()[-3])
         0      hidden      8        3      1  100.0 %  96.6 %
@@ -165,7 +165,7 @@ class Spec:
         * `new_biases` that a compensation may create, and `constants` that are in no state dict: `shape`, `axes`, `einops`
         * `unknown_ops`: op without a rule → where it stands in the source
 
-        >>> import prunefn as pf
+        >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> pf.trace(model, (torch.randn(2, 4),)).to_dict()["tensors"]["2.weight"]["axes"]
         [2, '0']
