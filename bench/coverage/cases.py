@@ -58,7 +58,7 @@ def _timm(suite: str) -> Iterator[Case]:
     with TIMM.open() as f:
         for row in csv.DictReader(f):
             name = row["first"] if suite == "timm" else row["second"]
-            depth = {"depth": int(row["depth"])} if row["depth"] and suite == "timm" else {}
+            depth = {"depth": int(row["depth"])} if row["depth"] else {}
             if name:
                 yield Case(suite, name, partial(timm.create_model, name, **depth), partial(_images_for, name), 3)
 
@@ -80,7 +80,7 @@ def _images(batch: int, side: int, channels: int = 3) -> Inputs:
 def choose_timm() -> None:
     """Write down, for each module of timm, its smallest architecture and its largest one under the cap.
 
-    Where the smallest is over the cap, too, it gets two blocks, if its constructor takes a depth.
+    Where the smallest is over the cap, too, both get two blocks, if the constructor takes a depth.
     """
     import timm
     from timm.models._registry import _model_to_module

@@ -73,7 +73,10 @@ def _not_whole(rows: Sequence[Row]) -> list[str]:
         if not r.get("error"):
             why += [f"{float(r['prunable']):.0%} prunable ({r['frozen'][:200]})"] if float(r["prunable"]) < 0.6 else []
             why += [f"no rule: {r['unknown']}"] if r.get("unknown") else []
-            why += [f"class: {r['class'] or 'no'}: {r['class_error'][:250]}"] if r["class"] != "all" else []
+            error = (
+                r["class_error"].partition(" cannot be rebuilt at these sizes: ")[2].partition(". Its code may tie")[0]
+            )
+            why += [f"class: {r['class'] or 'no'}, because all: {error}"] if r["class"] != "all" else []
         if any(why):
             out.append(f"- `{r['model']}`: " + "; ".join(w for w in why if w).replace("|", "/").replace("\n", " "))
     return out
