@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..axes import Plus, Term, Times
+from ..axes import ONE, Plus, Term, Times
 from .base import Axes, Call, Value, rule
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -46,7 +46,9 @@ def layers(call: Call) -> list[Axes]:
             _layer(call, w, y, gates, state, hidden)
         inner = state if len(layer) == 1 else Plus((state,) * len(layer))
         y = y._replace(axes=(*x.axes[:-1], inner), active=False)
-    return [y.axes, *((states[0].axes[0], batch, s.axes[2]) for s in states)]
+    # torch 2.11 says that the states of an LSTM have a dim more than they have
+    ones = (ONE,) * (len(call.shapes[-1]) - 3)
+    return [y.axes, *((states[0].axes[0], *ones, batch, s.axes[2]) for s in states)]
 
 
 @rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
