@@ -44,6 +44,7 @@ from .stats import collect_stats as collect_stats
 from .stats import merge_stats as merge_stats
 from .trace.api import trace as trace
 from .trace.spec import Spec as Spec
+from .types import Collector as Collector
 from .types import Cost as Cost
 from .types import Criterion as Criterion
 from .types import Mask as Mask

@@ -46,8 +46,10 @@ class Stats(NamedTuple):
     sites: Mapping[str, Moments] = FrozenDict()
     """Site → moments of its input, [size of the site's axis]."""
     sums: Mapping[str, Mapping[str, Tensor]] = FrozenDict()
-    """Criterion → group → what it collected, summed over batches."""
+    """Collector → group or tensor → what it collected, summed over batches."""
     batches: int = 0
+    samples: int = 0
+    """Of all batches: the sum of their sizes."""
 
 
 def collect_stats(
@@ -97,12 +99,14 @@ def collect_stats(
         for s in spec.sites.values()
         if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
     ]
+    collectors = list({c.name: c for one in chosen for c in one.collectors}.values())
     device, total = device_of(params), start
     for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
         inputs = inputs_of(batch, spec=spec, device=device)
-        sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in chosen if c.collect is not None}
+        sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
+        size = next((len(x) for x in inputs if x.ndim), 1)
         measured = FrozenDict(_measure(params, inputs, sites, spec))
-        total = merge_stats(total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1))
+        total = merge_stats(total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=size))
     return total
 
 
@@ -282,7 +286,7 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
     for name, groups in b.sums.items():
         old = sums.get(name, {})
         sums[name] = FrozenDict({g: old[g] + v if g in old else v for g, v in groups.items()})
-    return Stats(a.spec, a.params, FrozenDict(sites), FrozenDict(sums), a.batches + b.batches)
+    return Stats(a.spec, a.params, FrozenDict(sites), FrozenDict(sums), a.batches + b.batches, a.samples + b.samples)
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:

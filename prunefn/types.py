@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, r
 
 from torch import Tensor
 
+from .errors import StatsError
+
 if TYPE_CHECKING:
     from .stats import Stats
     from .trace.expr import Axis
@@ -144,7 +146,7 @@ class Cost(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations of the samples at a site, in float64; merged by Chan's formula."""
+    """What was measured at a site, in float64; merged by Chan's formula."""
 
     count: int
     mean: Tensor
@@ -154,22 +156,62 @@ class Moments(NamedTuple):
     taps: Tensor | None = None
     """[d, taps]: mean of the zero-padded input over output positions, for convolutions where it differs from the mean"""
     tap_count: int = 0
+    absolute: Tensor | None = None
+    """[d], mean of |x|"""
+    scatter: Tensor | None = None
+    """[d, d], sum of outer products of deviations from the mean; sites that read the same value share it"""
 
     @property
     def variance(self) -> Tensor:
         """Unbiased variance [d]; zero for a single sample."""
         return self.m2 / max(self.count - 1, 1)
 
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance [d, d]; zero for a single sample.
+
+        Raises:
+            StatsError: it was not collected.
+        """
+        return self._scatter() / max(self.count - 1, 1)
+
+    @property
+    def gram(self) -> Tensor:
+        """Mean of the outer products of the inputs, [d, d].
+
+        Raises:
+            StatsError: the covariance was not collected.
+        """
+        return self._scatter() / self.count + self.mean[:, None] * self.mean
+
+    def _scatter(self) -> Tensor:
+        if self.scatter is None:
+            raise StatsError("there is no covariance: use collect_stats(…, covariance=True)")
+        return self.scatter
+
+
+class Collector(NamedTuple):
+    """What a criterion gathers from a batch beyond what is measured at sites; the same name means the same thing."""
+
+    name: str
+    """Key in `stats.sums`."""
+    collect: Callable[[Params, Batch, Spec], Mapping[str, Tensor]]
+    """(params, batch, spec) → name of a group or tensor → tensor, summed over batches."""
+
 
 class Criterion(NamedTuple):
-    """How units are scored: what to collect from a batch, and a pure function of what was collected."""
+    """How units are scored: what to gather, and a pure function of what was gathered."""
 
     name: str
     score: Callable[[Stats], Scores]
-    collect: Callable[[Params, Batch, Spec], Mapping[str, Tensor]] | None = None
-    """(params, batch, spec) → group → [units], summed over batches into `stats.sums[name]`; None: moments and weights are enough."""
-    data: bool = True
-    """Whether it needs batches at all."""
+    needs: tuple[str, ...] = ("moments",)
+    """What is measured at sites: "moments", "absolute", "covariance"; nothing for criteria on weights."""
+    collectors: tuple[Collector, ...] = ()
+
+    @property
+    def data(self) -> bool:
+        """Whether it needs batches at all."""
+        return bool(self.needs or self.collectors)
 
 
 class Scope(NamedTuple):

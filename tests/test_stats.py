@@ -435,7 +435,11 @@ def taylor() -> pf.Criterion:
         g = torch.func.grad(lambda p: F.cross_entropy(pf.forward(p, x, spec=spec), y, reduction="sum"))(params)
         return {"0": (params["0.weight"] * g["0.weight"]).sum(1)}
 
-    return pf.Criterion("taylor", lambda stats: {g: v.abs() for g, v in stats.sums["taylor"].items()}, collect)
+    return pf.Criterion(
+        "taylor",
+        lambda stats: {g: v.abs() for g, v in stats.sums["taylor"].items()},
+        collectors=(pf.Collector("taylor", collect),),
+    )
 
 
 def test_a_criterion_of_ones_own_is_summed_over_batches() -> None:
@@ -458,10 +462,12 @@ def test_a_criterion_of_ones_own_is_summed_over_batches() -> None:
 def test_several_criteria_collect_in_one_pass() -> None:
     x, y = randn(6, 3), torch.arange(6) % 2
     t = traced(mlp(3, 4, 2), x)
-    count = pf.Criterion("count", lambda s: dict(s.sums["count"]), lambda p, b, s: {"0": torch.full((4,), len(b[0]))})
+    counter = pf.Collector("count", lambda p, b, s: {"0": torch.full((4,), len(b[0]))})
+    count = pf.Criterion("count", lambda s: dict(s.sums["count"]), collectors=(counter,))
     chosen = [taylor(), count, pf.criteria.variance()]
     stats = pf.collect_stats(t.params, [(x[:4], y[:4]), (x[4:], y[4:])], spec=t.spec, criterion=chosen)
     assert set(stats.sums) == {"taylor", "count"}
+    assert (stats.batches, stats.samples) == (2, 6)
     assert pf.score(stats, criterion=count)["0"].tolist() == [6] * 4
 
 

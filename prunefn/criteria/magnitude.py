@@ -25,7 +25,7 @@ def magnitude(p: float = 2.0, *, bias: bool = False) -> Criterion:
     """
     if not p > 0:
         raise ValueError(f"magnitude's p is {p}; it must be above 0")
-    return Criterion("magnitude", partial(_score, p=p, bias=bias), data=False)
+    return Criterion("magnitude", partial(_score, p=p, bias=bias), needs=())
 
 
 def _score(stats: Stats, *, p: float, bias: bool) -> Scores:

@@ -13,7 +13,7 @@ from .base import spec_of
 
 def random(seed: int = 0) -> Criterion:
     """Uniform in [0, 1), from a generator of its own; the same seed gives the same scores. Needs no data."""
-    return Criterion("random", partial(_score, seed=seed), data=False)
+    return Criterion("random", partial(_score, seed=seed), needs=())
 
 
 def _score(stats: Stats, *, seed: int) -> Scores:
