@@ -13,6 +13,7 @@ from . import compensation as compensation
 from . import criteria as criteria
 from . import scope as scope
 from .compensation import compensate as compensate
+from .compensation import residual as residual
 from .errors import BatchError as BatchError
 from .errors import BudgetError as BudgetError
 from .errors import MaskError as MaskError
@@ -42,6 +43,7 @@ from .select import select as select
 from .stats import Stats as Stats
 from .stats import collect_stats as collect_stats
 from .stats import merge_stats as merge_stats
+from .stats import stats_bytes as stats_bytes
 from .trace.api import trace as trace
 from .trace.spec import Spec as Spec
 from .types import Collector as Collector

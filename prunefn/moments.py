@@ -5,6 +5,7 @@ Within a batch, sums run in the data's precision about a pivot; what leaves this
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -47,15 +48,7 @@ def site_moments(
         covariance: also the scatter [d, d].
     """
     taps, n = (None, 0) if geometry is None else tap_means(x, dim, geometry)
-    flat = x.ndim < 3 or x.stride(dim) == 1
-    rows = x.movedim(dim, -1).reshape(-1, x.shape[dim]) if flat else x.movedim(dim, 1)
-    rows = (
-        rows.double()
-        if rows.numel() <= SMALL
-        else rows.float()
-        if rows.dtype in (torch.float16, torch.bfloat16)
-        else rows
-    )
+    rows = _rows(x, dim, flat=x.ndim < 3 or x.stride(dim) == 1)
     count = rows.numel() // rows.shape[1]
     mean, variance = _centred(rows)
     return Moments(
@@ -76,6 +69,14 @@ def tap_means(x: Tensor, dim: int, geometry: Geometry) -> tuple[Tensor, int]:
     return sums / n, n
 
 
+def _rows(x: Tensor, dim: int, *, flat: bool) -> Tensor:
+    """Channels at dim 1, in a precision to add up in: [n, d] if flat, else maps [n, d, …]."""
+    rows = x.movedim(dim, -1).reshape(-1, x.shape[dim]) if flat else x.movedim(dim, 1)
+    if rows.numel() <= SMALL:
+        return rows.double()
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+
+
 def _absolute(rows: Tensor) -> Tensor:
     """Σ|x| per channel (dim 1), in float64."""
     if rows.ndim > 2:
@@ -92,16 +93,37 @@ def _scatter(rows: Tensor, mean: Tensor) -> Tensor:
     d = rows.shape[1]
     pivot = mean.to(rows.dtype)
     out = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    each = max(1, SAMPLES // max(1, rows[0, 0].numel()))
-    for part in rows.split(each):
-        centred = part - pivot.reshape(-1, *(1,) * (rows.ndim - 2))
-        columns = centred.mT if rows.ndim == 2 else centred.movedim(1, 0).reshape(d, -1)
+    for columns in _deviations(rows, pivot):
         for start in range(0, d, STRIP):
             stop = min(start + STRIP, d)
             out[start:stop, :stop] += columns[start:stop] @ columns[:stop].mT
     low = out.tril_()
     off = mean - pivot.double()  # the pivot is the mean, rounded
     return (low + low.tril(-1).mT).addr_(off, off, alpha=-(rows.numel() // d))
+
+
+def cross_scatter(a: Tensor, b: Tensor, dim: int, mean_a: Tensor, mean_b: Tensor) -> Tensor:
+    """Sum of outer products of the deviations of two values from their means, float64 [d, d]: rows of a, columns of b.
+
+    Args:
+        a, b: [..., d at `dim`, ...] of the same shape.
+        dim: counted from the right.
+        mean_a, mean_b: [d], float64.
+    """
+    flat = a.ndim < 3 or a.stride(dim) == 1
+    x, y = (_rows(v, dim, flat=flat) for v in (a, b))
+    p, q = mean_a.to(x.dtype), mean_b.to(y.dtype)
+    out = torch.zeros(len(p), len(q), dtype=torch.float64, device=x.device)
+    for left, right in zip(_deviations(x, p), _deviations(y, q), strict=True):
+        out += left @ right.mT
+    return out.addr_(mean_a - p.double(), mean_b - q.double(), alpha=-(x.numel() // x.shape[1]))
+
+
+def _deviations(rows: Tensor, pivot: Tensor) -> Iterator[Tensor]:
+    """Deviations from a pivot, channels first: [d, samples], `SAMPLES` at a time."""
+    for part in rows.split(max(1, SAMPLES // max(1, rows[0, 0].numel()))):
+        centred = part - pivot.reshape(-1, *(1,) * (rows.ndim - 2))
+        yield centred.mT if rows.ndim == 2 else centred.movedim(1, 0).flatten(1)
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
-from .compensation import compensate
+from .compensation import Repaired, affected, repairs, residuals, written
 from .errors import BatchError, PruneError, StatsError
 from .params import apply, check_mask, shrink
+from .recalibrate import recalibrate as recalibrated
 from .score import score
 from .select import select
+from .sequential import collect_pairs, steps
 from .stats import collect_stats
 from .trace.freeze import chosen as frozen_names
 from .trace.freeze import unchangeable, unwritten
 from .trace.spec import Spec
-from .types import Batch, Budget, Compensation, Cost, Criterion, Info, Mask, Params, Pruned, Scope, Where
+from .types import (
+    Batch,
+    Budget,
+    Compensation,
+    Cost,
+    Criterion,
+    FrozenDict,
+    Info,
+    Mask,
+    Params,
+    Pruned,
+    Residual,
+    Scope,
+    Where,
+)
 from .where import choice, matches, only, touches
 
 
@@ -51,6 +68,8 @@ def pipeline(
     min_units: int = 1,
     max_batches: int | None = None,
     freeze: Sequence[str] | str = (),
+    sequential: bool = False,
+    recalibrate: bool = False,
 ) -> Prune:
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
@@ -62,6 +81,10 @@ def pipeline(
         max_batches: as for `collect_stats`.
         freeze: tensors that stay as they are, to the bit: names, module paths, or globs for either. Their groups stay whole,
             and what a compensation would add to one of them goes into a new bias.
+        sequential: remove block by block from the input on. Each block is measured on what is left of those before it, and
+            compensated towards the dense network's outputs, so that errors do not pile up. Reads the batches once for the
+            scores, and once more for each block; nothing is traced again.
+        recalibrate: replace the running statistics of every BatchNorm at the end, by the same batches.
 
     Returns:
         `prune(params, batches, *, spec) → Pruned(params, spec, mask, info)`.
@@ -83,17 +106,14 @@ def pipeline(
     method: Compensation = compensations.mean() if compensation is None else compensation
 
     def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False) -> Pruned:
-        if batches is None and method.shift is not None and not chosen.data:
-            raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
+        _check_batches(batches, chosen, method, sequential, recalibrate)
         spec, may = _freeze(spec, where, freeze)
-        stats = collect_stats(
-            params,
-            batches if chosen.data or method.shift is not None else None,
-            spec=spec,
-            criterion=chosen,
-            where=may,
-            max_batches=max_batches,
-            progress=progress,
+        measure = partial(collect_stats, batches=batches, max_batches=max_batches, progress=progress)
+        covariance = "covariance" in method.needs
+        stats = (
+            measure(params, spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
+            if chosen.data or (method.needs and not sequential)
+            else collect_stats(params, None, spec=spec)
         )
         scores = score(stats, criterion=chosen)
         if where is not None:
@@ -103,12 +123,52 @@ def pipeline(
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
-        filled = compensate(params, stats, mask, spec=spec, method=method)
+        lost: dict[str, Residual] = {}
+        small, now = params, spec
+        for part in steps(spec, mask) if sequential else [mask]:
+            done: list[Repaired] = []
+            if not sequential and method.needs:
+                done = repairs(small, stats, part, spec=now, method=method)
+            elif method.needs and (sites := affected(now, part)):
+                pairs = collect_pairs(
+                    (params, spec),
+                    (small, now),
+                    batches or (),
+                    sites=sites,
+                    covariance=covariance,
+                    max_batches=max_batches,
+                    progress=progress,
+                )
+                moments = {name: p.small for name, p in pairs.items()}
+                done = repairs(small, moments, part, spec=now, method=method, dense=pairs)
+            lost |= residuals(done)
+            small, now = apply(written(small, done, now), part, spec=now), shrink(now, part)
+        if recalibrate and batches is not None:
+            small = recalibrated(small, batches, spec=now, max_batches=max_batches, progress=progress)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
-        small = shrink(spec, mask)
-        return Pruned(apply(filled, mask, spec=spec), small, mask, Info(cost(spec), cost(small), removed))
+        return Pruned(small, now, mask, Info(cost(spec), cost(now), removed, FrozenDict(lost)))
 
     return prune
+
+
+def _check_batches(
+    batches: Iterable[Batch] | None, criterion: Criterion, method: Compensation, sequential: bool, recalibrate: bool
+) -> None:
+    """There are batches if something needs them, and they can be read as often as needed.
+
+    Raises:
+        BatchError: says what needs them.
+    """
+    if batches is None:
+        if method.needs and not criterion.data:
+            raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
+        if recalibrate:
+            raise BatchError("recalibrate=True needs batches")
+    elif (sequential or recalibrate) and iter(batches) is batches:
+        what = "sequential=True" if sequential else "recalibrate=True"
+        raise BatchError(
+            f"{what} reads the batches several times, but this is an iterator; give a list or a DataLoader"
+        )
 
 
 def _freeze(spec: Spec, where: Where | str | None, patterns: Sequence[str] | str) -> tuple[Spec, Where | str | None]:

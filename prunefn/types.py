@@ -190,6 +190,15 @@ class Moments(NamedTuple):
         return self.scatter
 
 
+class Paired(NamedTuple):
+    """A site in the dense network beside the same site after others lost units."""
+
+    small: Moments
+    dense: Moments
+    cross: Tensor | None = None
+    """[d, d], sum of outer products of deviations: dense (rows) with small (columns)"""
+
+
 class Collector(NamedTuple):
     """What a criterion gathers from a batch beyond what is measured at sites; the same name means the same thing."""
 
@@ -232,12 +241,65 @@ class Budget(NamedTuple):
     keep: float
 
 
+class Inputs(NamedTuple):
+    """What is known of the inputs of a contraction of which some are about to go; float64, over the samples that were measured."""
+
+    kept: Tensor
+    """bool [g, i]: groups of the contraction, inputs of each"""
+    mean: Tensor
+    """[g, i, taps or 1]"""
+    variance: Tensor | None
+    """[g, i]"""
+    covariance: Tensor | None
+    """[g, i, i]"""
+    dense: Dense | None = None
+    """The same inputs in the dense network, where others were removed before; None: nothing was."""
+
+
+class Dense(NamedTuple):
+    """Inputs in the dense network, beside what they have become."""
+
+    mean: Tensor
+    """[g, i, taps or 1]"""
+    covariance: Tensor | None = None
+    """[g, i, i]"""
+    cross: Tensor | None = None
+    """[g, i, i], covariance of dense inputs (rows) with what they have become (columns)"""
+
+
+class Repair(NamedTuple):
+    """What a compensation does to a contraction."""
+
+    weight: Tensor | None
+    """The new weight [g, out, in, taps]; None: as it was. What it has at removed inputs does not matter."""
+    shift: Tensor | None
+    """[g, out], added to the output; None: nothing is."""
+
+
 class Compensation(NamedTuple):
     """How a contraction makes up for removed inputs."""
 
     name: str
-    shift: Callable[[Tensor, Tensor], Tensor] | None
-    """(weight [g, out, in, taps], means of the removed inputs, zero at kept ones [g, in, taps]) → what the output lacks [g, out]."""
+    repair: Callable[[Tensor, Inputs], Repair] | None
+    """(weight [g, out, in, taps], inputs) → repair; float64. None: nothing is done."""
+    needs: tuple[str, ...] = ("moments",)
+    """What must have been measured at the site, as for a criterion."""
+    otherwise: Compensation | None = None
+    """What to do where the weight cannot be rewritten (it is computed, or serves others, too); None: an error."""
+
+
+class Residual(NamedTuple):
+    """What a site's output loses, summed over the outputs."""
+
+    error: float
+    """Mean squared difference to the dense output."""
+    signal: float
+    """Variance of the dense output that comes through the site."""
+
+    @property
+    def relative(self) -> float:
+        """Share of the variance that is lost; 0 where there is none."""
+        return self.error / self.signal if self.signal else 0.0
 
 
 @runtime_checkable
@@ -254,6 +316,8 @@ class Info(NamedTuple):
     after: Cost
     removed: Mapping[str, tuple[int, int]]
     """Group → (units removed, units)."""
+    residuals: Mapping[str, Residual] = FrozenDict()
+    """Site that lost inputs → what its output loses, as predicted from the statistics that it was compensated with."""
 
 
 class Pruned(NamedTuple):
