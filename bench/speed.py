@@ -176,6 +176,27 @@ def statistics(rounds: int) -> Iterator[Row]:
             yield ratio_row("collect_stats / forward", f"{name}, {what} sites", pair, 1.15)
 
 
+@torch.no_grad()
+def covariances(rounds: int) -> Iterator[Row]:
+    """With covariances of the hidden sites, against what their multiplications alone would cost beside those of a forward."""
+    batches = [images(16, seed) for seed in range(2)]
+    for name, model in [
+        ("timm deit_tiny", timm_model("deit_tiny_patch16_224")),
+        ("torchvision resnet50", torchvision_model("resnet50")),
+        ("torchvision convnext_tiny", torchvision_model("convnext_tiny")),
+    ]:
+        params, spec = pf.params(model), pf.trace(model, (batches[0],))
+        run = partial(pf.collect_stats, params, batches, spec=spec, where=pf.kind("hidden"), covariance=True)
+        stats = run()
+        widths = {id(m.scatter): (m.count // stats.samples, len(m.mean)) for m in stats.sites.values()}
+        products = sum(n * d * (d + 1) // 2 for n, d in widths.values())
+        bound = 1 + products / pf.cost(spec).macs
+        both = {"covariance": run, "plain": lambda m=model: [m(x) for x in batches]}
+        times = interleaved(both, rounds=rounds, warm_up=1, text=f"covariances {name}")
+        row = ratio_row("collect_stats with covariance / forward", f"{name}, hidden sites, batch 16", times, 1.3 * bound)
+        yield row._replace(note=f"the multiplications alone make {bound:.2f} ×; {row.value / bound:.2f} of that")
+
+
 def apply(rounds: int) -> Iterator[Row]:
     """Indexing half of everything away against a copy of the same tensors."""
     for name, model in [
@@ -243,6 +264,7 @@ GOALS: dict[str, Callable[[int], Iterator[Row]]] = {
     "trace": trace,
     "forward": forward,
     "statistics": statistics,
+    "covariances": covariances,
     "apply": apply,
     "select": select,
     "llama": llama,

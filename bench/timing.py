@@ -44,7 +44,7 @@ class Row(NamedTuple):
         """The row as text."""
         sign = "≥" if self.at_least else "≤"
         number = f"{self.value:.2f} {self.unit}"
-        goal = f"{sign} {self.limit:g} {self.unit}"
+        goal = f"{sign} {self.limit:.3g} {self.unit}"
         return [self.goal, self.case, self.ours, self.reference, number, goal, "yes" if self.met else "NO", self.note]
 
 

@@ -11,6 +11,7 @@ params, x ─forward▶ y                 ;   params ─to_module▶ nn.Module
 from . import budget as budget
 from . import compensation as compensation
 from . import criteria as criteria
+from . import normalizer as normalizer
 from . import scope as scope
 from .compensation import compensate as compensate
 from .compensation import residual as residual
@@ -26,6 +27,8 @@ from .forward import forward_train as forward_train
 from .io.checkpoint import load as load
 from .io.checkpoint import save as save
 from .io.module import to_module as to_module
+from .io.stats_file import load_stats as load_stats
+from .io.stats_file import save_stats as save_stats
 from .masks import mask as mask
 from .params import apply as apply
 from .params import compose as compose
@@ -44,6 +47,7 @@ from .stats import Stats as Stats
 from .stats import collect_stats as collect_stats
 from .stats import merge_stats as merge_stats
 from .stats import stats_bytes as stats_bytes
+from .sync import sync_stats as sync_stats
 from .trace.api import trace as trace
 from .trace.spec import Spec as Spec
 from .types import Collector as Collector

@@ -24,13 +24,16 @@ SMALL = 1 << 15
 FEW = 64
 """Rows that are looked at first."""
 
+OFF = 8.0
+"""The same for products: rounding errors grow by its square."""
+
 ROWS = 1 << 10
 """So many rows are added up at once."""
 
 SAMPLES = 1 << 13
 """So many samples go into one product of a covariance before it is added up in float64."""
 
-STRIP = 256
+STRIP = 128
 """Rows of a covariance that are computed at once; what lies above the diagonal is mirrored."""
 
 
@@ -58,7 +61,7 @@ def site_moments(
         taps,
         n,
         _absolute(rows) / count if absolute else None,
-        _scatter(rows, mean) if covariance else None,
+        _scatter(rows, mean, variance) if covariance else None,
     )
 
 
@@ -84,61 +87,65 @@ def _absolute(rows: Tensor) -> Tensor:
     return torch.stack([part.abs().sum(0).double() for part in rows.split(ROWS)]).sum(0)
 
 
-def _scatter(rows: Tensor, mean: Tensor) -> Tensor:
+def _scatter(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Sum of outer products of deviations from the mean, float64 [d, d].
 
-    Products run in the rows' own precision over `SAMPLES` deviations at a time, a strip of the lower triangle after the
-    other, so that wide sites need little memory beyond the result.
+    Products run in the rows' own precision over `SAMPLES` at a time, a strip of the lower triangle after the other, so that
+    wide sites need little memory beyond the result.
     """
     d = rows.shape[1]
-    pivot = mean.to(rows.dtype)
     out = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    for columns in _deviations(rows, pivot):
-        for start in range(0, d, STRIP):
-            stop = min(start + STRIP, d)
+    near, pivot = _without(rows, mean, variance, OFF)
+    strips = [(start, min(start + STRIP, d)) for start in range(0, d, STRIP)]
+    for columns in _columns(near):
+        for start, stop in strips:
             out[start:stop, :stop] += columns[start:stop] @ columns[:stop].mT
-    low = out.tril_()
-    off = mean - pivot.double()  # the pivot is the mean, rounded
-    return (low + low.tril(-1).mT).addr_(off, off, alpha=-(rows.numel() // d))
+    out.addr_(mean - pivot, mean - pivot, alpha=-(rows.numel() // d))
+    for start, stop in strips:
+        out[:start, start:stop] = out[start:stop, :start].mT
+        low = out[start:stop, start:stop].tril()
+        out[start:stop, start:stop] = low + low.tril(-1).mT
+    return out
 
 
-def cross_scatter(a: Tensor, b: Tensor, dim: int, mean_a: Tensor, mean_b: Tensor) -> Tensor:
+def cross_scatter(a: Tensor, b: Tensor, dim: int, first: Moments, second: Moments) -> Tensor:
     """Sum of outer products of the deviations of two values from their means, float64 [d, d]: rows of a, columns of b.
 
     Args:
         a, b: [..., d at `dim`, ...] of the same shape.
         dim: counted from the right.
-        mean_a, mean_b: [d], float64.
+        first, second: moments of a and b.
     """
     flat = a.ndim < 3 or a.stride(dim) == 1
-    x, y = (_rows(v, dim, flat=flat) for v in (a, b))
-    p, q = mean_a.to(x.dtype), mean_b.to(y.dtype)
+    (x, p), (y, q) = (
+        _without(_rows(v, dim, flat=flat), m.mean, m.m2 / m.count, OFF) for v, m in ((a, first), (b, second))
+    )
     out = torch.zeros(len(p), len(q), dtype=torch.float64, device=x.device)
-    for left, right in zip(_deviations(x, p), _deviations(y, q), strict=True):
+    for left, right in zip(_columns(x), _columns(y), strict=True):
         out += left @ right.mT
-    return out.addr_(mean_a - p.double(), mean_b - q.double(), alpha=-(x.numel() // x.shape[1]))
+    return out.addr_(first.mean - p, second.mean - q, alpha=-first.count)
 
 
-def _deviations(rows: Tensor, pivot: Tensor) -> Iterator[Tensor]:
-    """Deviations from a pivot, channels first: [d, samples], `SAMPLES` at a time."""
+def _columns(rows: Tensor) -> Iterator[Tensor]:
+    """Channels first: [d, samples], `SAMPLES` at a time."""
     for part in rows.split(max(1, SAMPLES // max(1, rows[0, 0].numel()))):
-        centred = part - pivot.reshape(-1, *(1,) * (rows.ndim - 2))
-        yield centred.mT if rows.ndim == 2 else centred.movedim(1, 0).flatten(1)
+        yield part.mT if rows.ndim == 2 else part.movedim(1, 0).flatten(1)
 
 
 def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel (dim 1), far means taken out of the sums: a few samples say which they are."""
-    centred, pivot = _without(rows, *_mean_variance(rows[: 1 if rows.ndim > 2 else FEW]))
+    few, limit = (1, NEAR) if rows.ndim > 2 else (FEW, FAR)
+    centred, pivot = _without(rows, *_mean_variance(rows[:few]), limit)
     mean, variance = _mean_variance(centred)
-    again, more = _without(centred, mean, variance)
+    again, more = _without(centred, mean, variance, limit)
     if again is not centred:  # the few were not like the rest
         mean, variance = _mean_variance(again)
     return mean + pivot + more, variance
 
 
-def _without(rows: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less the means that are far from zero, and those means."""
-    far = mean.abs() > (NEAR if rows.ndim > 2 else FAR) * variance.sqrt()
+def _without(rows: Tensor, mean: Tensor, variance: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Rows less the means that are further from zero than `limit` standard deviations, and those means, float64 [d]."""
+    far = mean.abs() > limit * variance.sqrt()
     if not bool(far.any()):
         return rows, torch.zeros_like(mean)
     shift = torch.where(far, mean, 0.0).to(rows.dtype)

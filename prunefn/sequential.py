@@ -88,7 +88,7 @@ def _values(
 
 def _pair(dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool) -> Paired:
     a, b = (_moments(x, dim, site, covariance) for x in (dense, small))
-    return Paired(b, a, cross_scatter(dense, small, dim, a.mean, b.mean) if covariance else None)
+    return Paired(b, a, cross_scatter(dense, small, dim, a, b) if covariance else None)
 
 
 def _moments(x: Tensor, dim: int, site: Site, covariance: bool) -> Moments:

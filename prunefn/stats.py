@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from .errors import BatchError, StatsError
 from .forward import compiled
 from .moments import merge_moments, site_moments, tap_means
 from .params import check_names
+from .saved import Plan, resumed
 from .trace.expr import leaves, size
 from .trace.spec import Spec
 from .types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
@@ -55,6 +57,8 @@ def collect_stats(
     where: Where | str | None = None,
     max_batches: int | None = None,
     progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: int = 50,
 ) -> Stats:
     """Measure the inputs of all contractions in one pass over the batches.
 
@@ -68,13 +72,17 @@ def collect_stats(
         where: only sites of groups that match (`pf.kind("hidden")`, a glob, any predicate).
         max_batches: stop after so many.
         progress: show a bar.
+        resume: a file that the statistics so far are written to, one for each process. Where it is there, the pass goes on where
+            the file ends, to the same bits: the batches that it is of are read from the iterable, but not measured again.
+        save_every: batches from one writing to the next; what was measured since the last is lost if the process dies.
 
     Returns:
         Stats that hold the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed.
 
     Raises:
         BatchError: no batches, or a batch that does not fit.
-        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows.
+        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows;
+            the file is of something else, or is not what these batches begin with.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -92,17 +100,23 @@ def collect_stats(
         return start
     needs = _needs(chosen, covariance)
     sites = _chosen_sites(spec, where)
-    device, total = device_of(params), start
+    device = device_of(params)
     if "covariance" in needs:
         _check_memory(stats_bytes(spec, where=where, covariance=True), device)
     collectors = list({c.name: c for one in chosen for c in one.collectors}.values())
-    for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
+
+    def step(total: Stats, batch: Batch) -> Stats:
         inputs = inputs_of(batch, spec=spec, device=device)
         sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
         count = next((len(x) for x in inputs if x.ndim), 1)
         measured = FrozenDict(_measure(params, inputs, sites, spec, needs))
-        total = merge_stats(total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=count))
-    return total
+        return merge_stats(total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=count))
+
+    stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
+    if resume is None:
+        return reduce(step, stream, start)
+    plan = Plan([s.name for s in sites], needs, [c.name for c in collectors])
+    return resumed(step, stream, start, path=resume, every=save_every, most=max_batches, plan=plan)
 
 
 def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: bool = True) -> int:

@@ -6,7 +6,7 @@ small value: a NamedTuple of pure functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -224,21 +224,39 @@ class Criterion(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What is ranked against what: one order over all units, the lowest removed first."""
+    """What is ranked against what. The scored groups fall into classes; units are ranked within their class.
+
+    A ratio is a share of each class's units, rounded down; under a budget, the classes shrink alike.
+    """
 
     name: str
-    priority: Callable[[Scores], Scores]
-    """Scores → priorities that can be compared across groups."""
-    count: Callable[[Scores, float], int]
-    """(priorities, ratio) → how many units are removed."""
+    classes: Callable[[Sequence[str], Spec | None], Sequence[Hashable]] | None = None
+    """(groups, spec) → the class of each; None: all are one class."""
+    normalize: Callable[[Tensor], Tensor] | None = None
+    """Scores of a group [units] → scores that can be compared with those of other groups [units]; None: as they are."""
+    per: str | None = None
+    """Not the lowest score goes next, but the lowest score per saved unit of this quantity, a field of `Cost`."""
 
 
 class Budget(NamedTuple):
-    """An upper bound on one of the costs, as a share of what the spec costs now."""
+    """An upper bound on a cost, as a share of what the spec costs now."""
 
     quantity: str
-    """A field of `Cost`."""
+    """A field of `Cost`, `latency`, or any other name."""
     keep: float
+    cost: Callable[[Mapping[str, int], Spec], float]
+    """(size of each group, spec) → cost."""
+    falls: bool = True
+    """Whether the cost never rises when a unit goes; else the whole order is searched for where the budget is met."""
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What predicts the cost of a network from the sizes of its groups, such as a table of latencies."""
+
+    def predict(self, sizes: Mapping[str, int]) -> float:
+        """Size of each group → cost."""
+        ...
 
 
 class Inputs(NamedTuple):
