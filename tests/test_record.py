@@ -518,6 +518,7 @@ def test_there_is_no_program_to_run() -> None:
             run()
 
 
+@mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch 2.11 unpickles it so
 def test_a_recorded_spec_is_a_value() -> None:
     model = Item().double()
     spec = recorded(model, X)
