@@ -47,7 +47,7 @@ def each(
     """
     if isinstance(batches, Tensor | Mapping):
         raise BatchError("batches must be an iterable of batches; wrap a single batch in a list")
-    total = len(batches) if isinstance(batches, Sized) else None
+    total = _length(batches)
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
     seen = False
@@ -56,6 +56,14 @@ def each(
         yield batch
     if not seen:
         raise BatchError("there are no batches: the iterable is empty (a generator can be read only once)")
+
+
+def _length(batches: Iterable[Batch]) -> int | None:
+    """How many there are; None if nobody knows (a DataLoader over a stream has a length that raises)."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:
+        return None
 
 
 def device_of(params: Params) -> torch.device:

@@ -228,7 +228,7 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
     sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
     for name, groups in b.sums.items():
         old = sums.get(name, {})
-        sums[name] = FrozenDict({g: old[g] + v if g in old else v for g, v in groups.items()})
+        sums[name] = FrozenDict({**old, **{g: old[g] + v if g in old else v for g, v in groups.items()}})
     return Stats(
         a.spec,
         a.params,

@@ -479,3 +479,16 @@ def test_criteria_on_weights_need_no_batches() -> None:
     same(dict(stats.params), t.params)
     with pytest.raises(pf.BatchError, match="criterion 'variance' needs batches"):
         pf.collect_stats(t.params, None, spec=t.spec, criterion=pf.criteria.variance())
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Of unknown length."""
+
+    def __iter__(self) -> Any:
+        return iter(randn(7, 3))
+
+
+def test_a_loader_over_a_stream() -> None:
+    t = traced(mlp(3, 4, 2), randn(2, 3))
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=3)
+    assert pf.collect_stats(t.params, loader, spec=t.spec).samples == 7

@@ -1,0 +1,55 @@
+"""Statistics on disk."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import StatsError
+from ..fingerprint import origin
+from ..saved import read, write
+from ..stats import Stats
+from ..trace.spec import Spec
+from ..types import FrozenDict, Params
+
+
+def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
+    """Write statistics as safetensors, to a new file or over an old one.
+
+    The spec and the parameters are not in the file, but fingerprints of them are (sha256), which `load_stats` checks.
+
+    Args:
+        stats: of `collect_stats`, `merge_stats` or `sync_stats`.
+        path: written elsewhere in the same folder first and then renamed, so that it is never half-written.
+
+    Raises:
+        StatsError: the statistics are empty.
+
+    >>> import torch, prunefn as pf, tempfile
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec, params = pf.trace(model, (torch.randn(2, 4),)), pf.params(model)
+    >>> stats = pf.collect_stats(params, [torch.randn(8, 4)], spec=spec)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_stats(stats, f"{folder}/stats.safetensors")
+    ...     again = load_stats(f"{folder}/stats.safetensors", spec=spec, params=params)
+    >>> torch.equal(again.sites["2"].m2, stats.sites["2"].m2), again.samples
+    (True, 8)
+    """
+    if stats.spec is None:
+        raise StatsError(
+            "the statistics are empty, there is nothing to save; use collect_stats(params, batches, spec=spec)"
+        )
+    write(path, stats, origin(stats.spec, stats.params))
+
+
+def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> Stats:
+    """Statistics of a file, to the bit; covariances that sites shared are shared again.
+
+    Args:
+        path: a file of `save_stats`, or of `collect_stats(…, resume=path)`, finished or not.
+        spec: that they were measured with; in another process, trace the same model again.
+        params: that they were measured with. The statistics are put on their device.
+
+    Raises:
+        StatsError: it is no such file, it is damaged, or of another spec or other parameters (names what differs).
+    """
+    return read(path, Stats(spec, FrozenDict(params)), origin(spec, params))[0]
