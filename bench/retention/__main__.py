@@ -2,33 +2,35 @@
 
 python -m bench.retention [--only NETWORK …] [--seeds N] [--calibration N] [--report]
 
-First `python -m bench.retention.train`. What is computed is kept in bench/cache/retention/rows.jsonl, so that a run that is
-interrupted goes on where it was. `--report` only writes the table and the plot.
+First `python -m bench.retention.train`. What is computed is kept in bench/results/retention.jsonl, so that a run that is
+interrupted goes on where it was; a network is measured afresh when its lines there are deleted. `--report` only writes the
+table and the plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import prunefn as pf
 
 from . import data
 from .methods import METHODS, PEERS, SCOPES, Case, Result, collect, ours, theirs
-from .networks import CACHE, NETWORKS, load
-from .report import report
+from .networks import NETWORKS, load
+from .report import DENSE, RESULTS, report
 
 KEEP = (0.8, 0.65, 0.5, 0.35)
-ROWS = CACHE / "rows.jsonl"
-CHOICES = 2000
-"""So many validation images choose the variant of each method; the test images are only measured on."""
+ROWS = RESULTS / "retention.jsonl"
+CHOICES = (0.65, 0.5)
+"""The budgets at which the variant of each method is chosen."""
+VALIDATION, TEST = 1000, 5000
+"""So many validation images choose; so many test images are measured on, and nothing else is done with them."""
 
 
 class Job(NamedTuple):
@@ -79,8 +81,8 @@ class Bench:
         self.case = cache(self._case)
         self.stats = cache(lambda network, seed: collect(self.case(network, seed)))
         self.images = {
-            "validation": data.Images(*(t[:CHOICES] for t in data.validation())),
-            "test": data.test(),
+            "validation": data.Images(*(t[:VALIDATION] for t in data.validation())),
+            "test": data.Images(*(t[:TEST] for t in data.test())),
         }
 
     def _case(self, network: str, seed: int) -> Case:
@@ -92,6 +94,8 @@ class Bench:
     def run(self, job: Job) -> Row:
         """Prune and measure."""
         case = self.case(job.network, job.seed)
+        if job.method == DENSE:
+            return Row(job, pf.cost(case.spec).macs, load(job.network).accuracy, None)
         try:
             result = self._prune(case, job)
         except ValueError as error:
@@ -100,7 +104,7 @@ class Bench:
         images = self.images[job.part]
         norms = any("running_mean" in name for name in case.params)
         top1 = data.accuracy(result.network, images)
-        anew = data.accuracy(result.recalibrated(), images) if norms else None
+        anew = data.accuracy(result.recalibrated(), images) if norms and job.part == "test" else None
         return Row(job, result.macs, top1, anew)
 
     def _prune(self, case: Case, job: Job) -> Result:
@@ -129,13 +133,16 @@ def choosing(network: str) -> Iterator[Job]:
     """Every variant on validation images."""
     for method, names in variants().items():
         for variant in names:
-            yield from (Job(network, method, variant, keep, 0, "validation") for keep in KEEP)
+            yield from (Job(network, method, variant, keep, 0, "validation") for keep in CHOICES)
 
 
 def measuring(network: str, done: dict[Job, Row], seeds: int) -> Iterator[Job]:
     """The best variant of each method, on the test images."""
+    yield Job(network, DENSE, "", 1.0, 0, "test")
     for method, names in variants().items():
-        best = max(names, key=lambda v: sum(done[Job(network, method, v, k, 0, "validation")].top1 or 0 for k in KEEP))
+        best = max(
+            names, key=lambda v: sum(done[Job(network, method, v, k, 0, "validation")].top1 or 0 for k in CHOICES)
+        )
         for seed in range(seeds if seeded(method) else 1):
             yield from (Job(network, method, best, keep, seed, "test") for keep in KEEP)
 
@@ -161,15 +168,8 @@ def main() -> None:
         for network in args.only:
             work(bench, choosing(network), done, f"{network}, choosing")
             work(bench, measuring(network, done, args.seeds), done, network)
-    report(list(done.values()), {n: (load(n).accuracy, _macs(n)) for n in args.only}, args.calibration)
+    report(list(done.values()), args.calibration)
 
-
-def _macs(network: str) -> int:
-    model = load(network).model
-    return pf.cost(pf.trace(model, (torch.zeros(2, 1, 28, 28),))).macs
-
-
-Network = Callable[[Tensor], Tensor]
 
 if __name__ == "__main__":
     main()

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from .__main__ import Row
 
 RESULTS = Path(__file__).parent.parent / "results"
+DENSE = "dense"
 HEADER = ["network", "method", "variant", "MACs kept", "top-1", "spread", "top-1, BatchNorm anew", "spread"]
 SHORT = {"VBP (variance + mean)": "VBP", "variance + affine": "affine"}
 
 
-def report(rows: Sequence[Any], dense: Mapping[str, tuple[float, int]], calibration: int) -> None:
+def report(rows: Sequence[Any], calibration: int) -> None:
     """Write bench/results/retention.{md,csv,png}.
 
     Args:
         rows: of all jobs; those on test images are shown.
-        dense: network → (top-1, MACs).
         calibration: images of the statistics.
     """
-    shown = [r for r in rows if r.job.part == "test" and r.job.network in dense]
+    dense = {r.job.network: (r.top1, r.macs) for r in rows if r.job.method == DENSE}
+    shown = [r for r in rows if r.job.part == "test" and r.job.network in dense and r.job.method != DENSE]
     lines = [_line(cell) for cell in _cells(shown)]
     write(RESULTS, "retention", "Retention on Fashion-MNIST", HEADER, lines, _remarks(shown, dense, calibration))
     plots.accuracy([_curves(n, shown, *dense[n]) for n in dense], RESULTS / "retention.png")
@@ -64,9 +65,9 @@ def _numbers(values: Sequence[float | None]) -> tuple[str, str]:
 def _remarks(rows: Sequence[Row], dense: Mapping[str, tuple[float, int]], calibration: int) -> str:
     """What the numbers are, and a small table for each network."""
     text = [
-        f"Top-1 on the 10 000 test images right after pruning, without any training. Calibration: {calibration} training "
+        f"Top-1 on 5000 test images right after pruning, without any training. Calibration: {calibration} training "
         "images, drawn anew for each of three seeds (mean, and half of the range); methods that see no images have one run. "
-        "The variant of every method, Torch-Pruning's included, was chosen on 2000 validation images. Our methods prune "
+        "The variant of every method, Torch-Pruning's included, was chosen on 1000 validation images. Our methods prune "
         "hidden units and heads; the peer prunes what its variant says. –: the peer did not come within 1 % of the MACs. "
         "One pass of statistics serves all budgets and methods of ours but the sequential one."
     ]
