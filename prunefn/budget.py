@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from math import ceil, isfinite, sqrt
+from math import inf, isfinite, sqrt
 
 from .errors import BudgetError, PruneError
 from .trace.cost import Polynomial
@@ -81,7 +81,9 @@ def custom(
     {'0': tensor([ True, False, False,  True])}
     """
     if name in Cost._fields:
-        raise PruneError(f"budget.custom(name={name!r}): this is the name of a cost of the spec; use budget.{name}({keep})")
+        raise PruneError(
+            f"budget.custom(name={name!r}): this is the name of a cost of the spec; use budget.{name}({keep})"
+        )
     return _budget(name, keep, cost, falls=falls)
 
 
@@ -108,14 +110,14 @@ def _activations(sizes: Mapping[str, int], spec: Spec) -> int:
 
 
 def _predicted(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
-    return table.predict(sizes)
+    return float(table.predict(sizes))
 
 
 # ---- meeting budgets
 
 
 def shares(budgets: Iterable[Budget], spec: Spec) -> Callable[[Mapping[str, int]], list[float]]:
-    """Sizes → for each budget, what share is kept of its cost; 1 where the cost is nothing.
+    """Sizes → for each budget, what share is kept of its cost; of nothing, nothing is kept.
 
     Raises:
         PruneError: (also when called) a cost is negative or not finite.
@@ -123,15 +125,18 @@ def shares(budgets: Iterable[Budget], spec: Spec) -> Callable[[Mapping[str, int]
     chosen = list(budgets)
 
     def cost(budget: Budget, sizes: Mapping[str, int]) -> float:
-        value = budget.cost(sizes, spec)
+        value = float(budget.cost(sizes, spec))
         if not isfinite(value) or value < 0:
-            raise PruneError(f"budget.{budget.quantity}({budget.keep}): the cost is {value}; it must be a finite number ≥ 0")
+            raise PruneError(
+                f"budget.{budget.quantity}({budget.keep}): the cost is {value}; it must be a finite number ≥ 0"
+            )
         return value
 
     dense = [cost(b, spec.sizes) for b in chosen]
 
     def kept(sizes: Mapping[str, int]) -> list[float]:
-        return [cost(b, sizes) / d if d else 1.0 for b, d in zip(chosen, dense, strict=True)]
+        values = [cost(b, sizes) for b in chosen]
+        return [v / d if d else inf if v else 0.0 for v, d in zip(values, dense, strict=True)]
 
     return kept
 
@@ -191,12 +196,23 @@ def _cannot(budgets: list[Budget], kept: list[float], when: str) -> str:
     out = []
     for b, share in zip(budgets, kept, strict=True):
         if share > b.keep * SLACK:
-            least = ceil(share * 10_000 - 1e-6) / 10_000
+            least = at_least(share)
+            fix = f"or allow at least {least}" if least <= 1 else "or loosen the other budgets"
             out.append(
                 f"budget.{b.quantity}({b.keep}) cannot be met: {when}, {least} of the {b.quantity} stay; "
-                f"score more groups, or allow at least {least}"
+                f"score more groups, {fix}"
             )
     return "; and ".join(out)
+
+
+def at_least(share: float) -> float:
+    """A share of four digits that is no less.
+
+    >>> at_least(0.75), at_least(0.750001)
+    (0.75, 0.7501)
+    """
+    near = round(share, 4)
+    return near if share <= near * SLACK else round(near + 1e-4, 4)
 
 
 # ---- one ratio for all groups, in closed form
@@ -223,9 +239,9 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
         BudgetError: the budget cannot be met; the message says what can.
 
     >>> import torch, prunefn as pf
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> spec = pf.trace(model, (torch.randn(2, 2),))
-    >>> uniform_ratio(spec, pf.budget.macs(0.3125))  # 30 = 16 q + 64 q² + 16 q of 96
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
+    >>> spec = pf.trace(model, (torch.randn(2, 1),))
+    >>> round(uniform_ratio(spec, pf.budget.macs(0.3)), 6)  # 24 of 80 = 8 q + 64 q² + 8 q
     0.5
     """
     names = [g for g, group in spec.groups.items() if matches(where, group)]
@@ -236,7 +252,7 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
     coefficients = degrees(getattr(spec.costs, budget.quantity), spec.sizes, names)
     total, rest = sum(coefficients), coefficients[0]
     if rest >= budget.keep * total and budget.keep < 1:
-        least = (int(rest / total * 10_000) + 1) / 10_000
+        least = min(at_least(rest / total + 1e-5), 1.0)
         raise BudgetError(
             f"budget.{budget.quantity}({budget.keep}) cannot be met: {rest / total:.4f} of the {budget.quantity} are "
             f"outside the {len(names)} chosen groups; choose more groups, or allow at least {least}"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
-from .compensation import Repaired, affected, repairs, residuals, written
+from .caps import RoundTo
 from .errors import BatchError, PruneError, StatsError
 from .params import apply, check_mask, shrink
 from .recalibrate import recalibrate as recalibrated
+from .repair import Repaired, affected, repairs, residuals, written
 from .score import score
-from .select import select
+from .select import Ratio, select
 from .sequential import collect_pairs, steps
 from .stats import collect_stats
 from .trace.freeze import chosen as frozen_names
@@ -21,7 +22,6 @@ from .trace.freeze import unchangeable, unwritten
 from .trace.spec import Spec
 from .types import (
     Batch,
-    Budget,
     Compensation,
     Cost,
     Criterion,
@@ -60,12 +60,12 @@ def pipeline(
     *,
     criterion: Criterion | None = None,
     where: Where | str | None = None,
-    ratio: float | Budget = 0.5,
+    ratio: Ratio = 0.5,
     scope: Scope | None = None,
     compensation: Compensation | None = None,
-    round_to: int = 1,
-    max_ratio: float = 1.0,
-    min_units: int = 1,
+    round_to: RoundTo = 1,
+    max_ratio: float | Mapping[str, float] = 1.0,
+    min_units: int | Mapping[str, int] = 1,
     max_batches: int | None = None,
     freeze: Sequence[str] | str = (),
     sequential: bool = False,

@@ -2,101 +2,113 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from math import ceil
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import scope as scopes
+from .budget import fewest
+from .caps import TINY, Caps, RoundTo, caps, patterns
 from .errors import BudgetError, MaskError, PruneError, nearest
+from .knapsack import by_saving
+from .order import Order, by_share
 from .trace.spec import Spec
 from .types import Budget, Mask, Scope, Scores
-
-log = logging.getLogger(__name__)
 
 DIGITS = 10_000
 """What a message promises, it promises to four digits."""
 
-
-class Order(NamedTuple):
-    """All units that may go, the first to go first."""
-
-    names: list[str]
-    sizes: np.ndarray
-    """Units of each group."""
-    group: np.ndarray
-    """Group number of each unit in the order."""
-    unit: np.ndarray
-    """Index of each unit in its group."""
-    round_to: int
-
-    def kept(self, k: int) -> np.ndarray:
-        """Units that each group keeps when the first k of the order go; rounded up to multiples of `round_to`."""
-        left = self.sizes - np.bincount(self.group[:k], minlength=len(self.names))
-        return np.minimum(self.sizes, -(-left // self.round_to) * self.round_to)
-
-    def mask(self, k: int) -> Mask:
-        """The mask for the first k of the order."""
-        kept, out = self.kept(k), {}
-        by_group = np.argsort(self.group, kind="stable")
-        ends = np.cumsum(np.bincount(self.group, minlength=len(self.names)))
-        for i, name in enumerate(self.names):
-            m = torch.ones(int(self.sizes[i]), dtype=torch.bool)
-            start = ends[i - 1] if i else 0
-            m[torch.from_numpy(self.unit[by_group[start : start + self.sizes[i] - kept[i]]])] = False
-            out[name] = m
-        return out
+Ratio = float | Budget | Sequence[Budget] | Mapping[str, float]
+"""The share removed, what is kept of one or more costs, or the share removed of the groups that match each glob."""
 
 
 def select(
     scores: Scores,
-    ratio: float | Budget,
+    ratio: Ratio,
     *,
     spec: Spec | None = None,
     scope: Scope | None = None,
-    round_to: int = 1,
-    max_ratio: float = 1.0,
-    min_units: int = 1,
+    round_to: RoundTo = 1,
+    max_ratio: float | Mapping[str, float] = 1.0,
+    min_units: int | Mapping[str, int] = 1,
 ) -> Mask:
     """Choose which units stay.
 
     Args:
         scores: group → [units]; higher = keep.
-        ratio: share of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`.
-        spec: needed for budgets; with it, the scores are checked against its groups.
-        scope: `scope.global_()` (default) or `scope.local()`.
+        ratio: share of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`, or
+            several, which are all met; or a share for each glob on the groups' names, `{"layer1.*": 0.2, "*": 0.5}`: a
+            group's own name decides, else the first glob that matches, and groups that match none stay whole. The groups of
+            a glob are ranked among themselves.
+        spec: needed for budgets and by most scopes; with it, the scores are checked against its groups.
+        scope: what is ranked against what; default `scope.global_()`.
         round_to: kept counts are multiples of this; rounded so that never more is removed than asked. A group that is
-            smaller stays whole.
+            smaller stays whole. A dtype (`torch.float16`) is the multiple that tensor cores want for it.
         max_ratio: no group loses more than this share.
         min_units: every group keeps at least so many.
+            These three may be mappings from globs, too; what matches none has no such limit.
 
     Returns:
         Group → bool [units], True = kept, for the groups in `scores`.
 
     Raises:
-        PruneError: a bad ratio, or scores that do not fit or are not finite.
+        PruneError: a bad ratio, a pattern that matches nothing, or scores that do not fit or are not finite.
         BudgetError: the demand cannot be met; the message says what can.
 
     >>> select({"a": torch.tensor([3.0, 1.0, 2.0, 1.0])}, 0.5)
     {'a': tensor([ True, False,  True, False])}
     """
-    if round_to < 1 or min_units < 1 or not 0 <= max_ratio <= 1:
-        raise PruneError(
-            f"round_to ({round_to}) and min_units ({min_units}) must be at least 1, max_ratio ({max_ratio}) in [0, 1]"
-        )
     scope = scopes.global_() if scope is None else scope
+    names = list(scores)
+    limits = caps(
+        names,
+        np.array([len(s) if s.ndim else 0 for s in scores.values()], dtype=np.int64),
+        round_to=round_to,
+        max_ratio=max_ratio,
+        min_units=min_units,
+    )
     _check_scores(scores, spec)
-    priorities = scope.priority({g: s.detach().double().cpu() for g, s in scores.items()})
-    order = _order(priorities, round_to, max_ratio, min_units)
-    if isinstance(ratio, Budget):
+    if budgets := _budgets(ratio):
         if spec is None:
             raise PruneError("a budget needs the spec: select(scores, budget, spec=spec)")
-        return order.mask(_fewest(order, ratio, spec))
-    return order.mask(_asked(order, scope, priorities, ratio))
+        order = _order(scores, scope, [""] * len(names), limits, spec)
+        return order.mask(order.first(_fewest(order, budgets, spec)))
+    ratios = _ratios(ratio)
+    decides = patterns("ratio", ratios, names) if isinstance(ratio, Mapping) else [""] * len(names)
+    order = _order(scores, scope, decides, limits, spec)
+    return order.mask(order.first_of_classes(_asked(order, scope, decides, ratios, limits)))
+
+
+def _budgets(ratio: Any) -> list[Budget]:
+    """The budgets, if the ratio is one or several.
+
+    Raises:
+        PruneError: there are none in the sequence, or other things.
+    """
+    if isinstance(ratio, Budget):
+        return [ratio]
+    if not isinstance(ratio, Sequence):
+        return []
+    if not ratio or not all(isinstance(b, Budget) for b in ratio):
+        raise PruneError(f"the ratio is {ratio!r}; several demands must all be budgets, such as [budget.macs(0.65)]")
+    return list(ratio)
+
+
+def _ratios(ratio: Any) -> dict[str, float]:
+    """Pattern → ratio; the pattern of a plain one is empty.
+
+    Raises:
+        PruneError: one of them is no share.
+    """
+    ratios = dict(ratio) if isinstance(ratio, Mapping) else {"": ratio}
+    for pattern, r in ratios.items():
+        if not isinstance(r, Real) or not 0 <= float(r) < 1:
+            of = f" of {pattern!r}" if pattern else ""
+            raise PruneError(f"the ratio{of} is {r}; it is the share of units removed and must be in [0, 1)")
+    return ratios
 
 
 def _check_scores(scores: Scores, spec: Spec | None) -> None:
@@ -112,93 +124,92 @@ def _check_scores(scores: Scores, spec: Spec | None) -> None:
             raise PruneError(f"the scores of group {name!r} are not finite")
 
 
-def _order(priorities: Scores, round_to: int, max_ratio: float, min_units: int) -> Order:
-    """Sort all units once; those that a cap keeps are left out."""
-    names = list(priorities)
-    sizes = np.array([len(priorities[n]) for n in names], dtype=np.int64)
-    if not names:
-        return Order([], sizes, sizes, sizes, round_to)
-    values = torch.cat([priorities[n] for n in names]).numpy()
-    group = np.repeat(np.arange(len(names)), sizes)
-    unit = np.concatenate([np.arange(n) for n in sizes])
-    order = np.argsort(values, kind="stable")
-    group, unit = group[order], unit[order]
-    by_group = np.argsort(group, kind="stable")
-    rank = np.empty_like(unit)
-    rank[by_group] = np.concatenate([np.arange(n) for n in sizes])
-    floor = np.minimum(sizes, max(min_units, round_to))
-    cap = np.minimum(sizes - floor, (max_ratio * sizes + scopes.TINY).astype(np.int64))
-    for name, n in zip(names, sizes, strict=True):
-        if n < round_to:
-            log.info("group %r has %d units, fewer than round_to=%d: it stays whole", name, n, round_to)
-    allowed = rank < cap[group]
-    return Order(names, sizes, group[allowed], unit[allowed], round_to)
+def _order(scores: Scores, scope: Scope, decides: Sequence[str | None], limits: Caps, spec: Spec | None) -> Order:
+    """Rank all units once. `decides`: the pattern that each group falls under; patterns are ranked apart."""
+    names = list(scores)
+    if scope.per is not None and spec is None:
+        raise PruneError(f"scope.{scope.name}() needs the spec: select(scores, ratio, spec=spec, scope=…)")
+    keys = [None] * len(names) if scope.classes is None else scope.classes(names, spec)
+    number: dict[object, int] = {}
+    classes = [-1 if d is None else number.setdefault((d, k), len(number)) for d, k in zip(decides, keys, strict=True)]
+    values = [_comparable(name, s, scope) for name, s in scores.items()]
+    numbered = np.array(classes, dtype=np.int64)
+    if scope.per is not None and spec is not None:
+        return by_saving(names, values, numbered, limits, getattr(spec.costs, scope.per), spec.sizes)
+    return by_share(names, values, numbered, limits)
 
 
-def _asked(order: Order, scope: Scope, priorities: Scores, ratio: float) -> int:
-    """How many units of the order a ratio removes."""
-    if not 0 <= ratio < 1:
-        raise PruneError(f"the ratio is {ratio}; it is the share of units removed and must be in [0, 1)")
-    k = scope.count(priorities, ratio)
-    possible = _possible(order, scope, priorities, ratio)
-    if k > possible:
-        short = min(order.names, key=lambda n: len(priorities[n]))
-        raise BudgetError(
-            f"a ratio of {ratio} removes {k} of {order.sizes.sum()} units, but min_units, max_ratio and round_to let only "
-            f"{possible} go (the smallest group is {short!r} with {len(priorities[short])}); "
-            f"a ratio up to {_highest(order, scope, priorities)} works"
-        )
-    return k
+def _comparable(name: str, scores: torch.Tensor, scope: Scope) -> np.ndarray:
+    """The scores of a group on the scale of its class."""
+    s = scores.detach().double().cpu()
+    if scope.normalize is not None and len(s):
+        s = scope.normalize(s)
+        if tuple(s.shape) != tuple(scores.shape) or not bool(torch.isfinite(s).all()):
+            what = getattr(scope.normalize, "__name__", repr(scope.normalize))
+            raise PruneError(
+                f"the normaliser {what!r} makes {tuple(s.shape)} of the scores of group {name!r}, {tuple(scores.shape)}, or "
+                "numbers that are not finite; it must return a finite number per unit"
+            )
+    return s.numpy()
 
 
-def _highest(order: Order, scope: Scope, priorities: Scores) -> float:
+# ---- ratios
+
+
+def _asked(
+    order: Order, scope: Scope, decides: Sequence[str | None], ratios: Mapping[str, float], limits: Caps
+) -> list[int]:
+    """How many units the ratios remove from each class.
+
+    Raises:
+        BudgetError: more than may go.
+    """
+    ruled = order.classes >= 0
+    last = int(order.classes.max(initial=-1))
+    units = np.bincount(order.classes[ruled], weights=order.sizes[ruled], minlength=last + 1).astype(np.int64)
+    possible = np.bincount(order.classes[ruled], weights=limits.most[ruled], minlength=last + 1).astype(np.int64)
+    out = np.zeros(last + 1, dtype=np.int64)
+    for pattern, ratio in ratios.items():
+        mine = np.array([d == pattern for d in decides], dtype=bool)
+        classes = np.unique(order.classes[mine])
+        asked = _share(ratio, units[classes], scope)
+        if (asked > possible[classes]).any():
+            tight = np.flatnonzero(mine & np.isin(order.classes, classes[asked > possible[classes]]))
+            short = min(tight.tolist(), key=lambda i: int(order.sizes[i]))
+            of = f" for {pattern!r}" if pattern else ""
+            raise BudgetError(
+                f"a ratio of {ratio}{of} removes {asked.sum()} of {units[classes].sum()} units, but min_units, max_ratio and "
+                f"round_to let only {np.minimum(asked, possible[classes]).sum()} go (the smallest group is "
+                f"{order.names[short]!r} with {order.sizes[short]}); "
+                f"a ratio up to {_highest(units[classes], possible[classes], scope)} works"
+            )
+        out[classes] = asked
+    return out.tolist()
+
+
+def _share(ratio: float, units: np.ndarray, scope: Scope) -> np.ndarray:
+    """The share of each class, rounded down; never the whole of a class by a rounding error."""
+    asked = (ratio * units + TINY).astype(np.int64)
+    return asked if scope.classes is None else np.minimum(asked, units - 1)
+
+
+def _highest(units: np.ndarray, possible: np.ndarray, scope: Scope) -> float:
     """The highest ratio of four digits that can be met."""
     low, high = 0, DIGITS
     while high - low > 1:
-        ratio = (middle := (low + high) // 2) / DIGITS
-        met = scope.count(priorities, ratio) <= _possible(order, scope, priorities, ratio)
+        middle = (low + high) // 2
+        met = bool((_share(middle / DIGITS, units, scope) <= possible).all())
         low, high = (middle, high) if met else (low, middle)
     return low / DIGITS
 
 
-def _possible(order: Order, scope: Scope, priorities: Scores, ratio: float) -> int:
-    """How many of the units that a ratio asks for may go."""
-    chosen = {g: torch.full_like(p, torch.inf) for g, p in priorities.items()}
-    for i, name in enumerate(order.names):
-        units = torch.from_numpy(order.unit[order.group == i])
-        chosen[name][units] = priorities[name][units]
-    allowed = {g: p[torch.isfinite(p)] for g, p in chosen.items()}
-    return min(len(order.unit), scope.count(allowed, ratio)) if scope.name != "global" else len(order.unit)
+# ---- budgets
 
 
-def _fewest(order: Order, budget: Budget, spec: Spec) -> int:
-    """The fewest units of the order whose removal meets the budget: bisection on the exact cost, which falls with each unit."""
-    cost = _cost(order, budget, spec)
-    dense = getattr(spec.costs, budget.quantity)(spec.sizes)
-    target = budget.keep * dense * (1 + 1e-12)
-    low, high = 0, len(order.unit)
-    if (least := cost(high)) > target:
-        share = ceil(least / dense * DIGITS - 1e-6) / DIGITS
-        raise BudgetError(
-            f"budget.{budget.quantity}({budget.keep}) cannot be met: with all that may go removed, {share} of the "
-            f"{budget.quantity} stay; score more groups, or allow at least {share}"
-        )
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= target else (middle + 1, high)
-    return low
+def _fewest(order: Order, budgets: list[Budget], spec: Spec) -> int:
+    """The fewest units of the order whose removal meets the budgets."""
 
+    def sizes(k: int) -> Mapping[str, int]:
+        return {**spec.sizes, **dict(zip(order.names, order.kept(order.first(k)).tolist(), strict=True))}
 
-def _cost(order: Order, budget: Budget, spec: Spec) -> Callable[[int], int]:
-    polynomial = getattr(spec.costs, budget.quantity)
-    sizes: Mapping[str, int] = spec.sizes
-
-    def cost(k: int) -> int:
-        return polynomial({**sizes, **dict(zip(order.names, order.kept(k).tolist(), strict=True))})
-
-    return cost
-
-
-def mask_of(kept: Mapping[str, Tensor]) -> Mask:
-    """A mask from any mapping of bool tensors."""
-    return dict(kept)
+    return fewest(budgets, spec, sizes, len(order.unit))

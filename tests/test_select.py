@@ -313,7 +313,11 @@ def share(s: pf.Spec, quantity: str, mask: pf.Mask | None = None) -> float:
 
 def removal_order(s: Scores, mask: pf.Mask, scope: Scope) -> tuple[str, int]:
     """The unit that went last."""
-    p = scope.priority(s)
+    p = dict(s)
+    if scope.name == "local":
+        p = {g: (v.argsort(stable=True).argsort() + 1) / len(v) for g, v in s.items()}
+    elif scope.normalize is not None:
+        p = {g: scope.normalize(v) for g, v in s.items()}
     gone = [(float(p[g][u]), i, u, g) for i, g in enumerate(s) for u in range(len(s[g])) if not mask[g][u]]
     _, _, u, g = max(gone)
     return g, u
