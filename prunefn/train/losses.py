@@ -1,0 +1,176 @@
+"""Losses around pruning, as functions of params or outputs: add them up, and differentiate by `torch.func.grad` or backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..criteria.base import index_map, member_sums
+from ..errors import PruneError, StatsError
+from ..shapes import Float
+from ..trace.spec import Spec
+from ..types import Params, Scores, Where
+from ..where import matches
+
+
+def distillation(
+    student: Float[Tensor, "batch classes"],
+    teacher: Float[Tensor, "batch classes"],
+    labels: Tensor,
+    *,
+    alpha: float = 0.7,
+    temperature: float = 2.0,
+) -> Tensor:
+    """α · cross entropy + (1 − α) · T² · KL(teacher ‖ student), both at temperature T (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        student: logits.
+        teacher: logits; no gradient goes into them.
+        labels: [batch] classes, or [batch, classes] shares (mixup).
+        alpha: share of the labels, in [0, 1].
+        temperature: above zero.
+
+    Raises:
+        PruneError: alpha or temperature out of range.
+
+    >>> y = torch.tensor([[2.0, 0.0]])
+    >>> bool(distillation(y, y, torch.tensor([0])) == 0.7 * F.cross_entropy(y, torch.tensor([0])))
+    True
+    """
+    if not 0 <= alpha <= 1 or not temperature > 0:
+        raise PruneError(f"distillation's alpha ({alpha}) must be in [0, 1], its temperature ({temperature}) above 0")
+    target = F.log_softmax(teacher.detach() / temperature, -1)
+    soft = F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="batchmean", log_target=True)
+    return alpha * F.cross_entropy(student, labels) + (1 - alpha) * temperature**2 * soft
+
+
+def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
+    """Σ over units of the L2 norm of all coupled weights: whole units go to zero (Yuan and Lin, 2006; DepGraph's sparse learning).
+
+    Args:
+        params: of the spec.
+        spec: says what is coupled.
+        where: only groups that match.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.constant_(m.weight, w) for m, w in zip(model, (3.0, 4.0))]
+    >>> float(group_lasso(pf.params(model), spec=pf.trace(model, (torch.randn(2, 1),))))
+    10.0
+    """
+    squares = _squares(params, spec, where)
+    return _total(_norm(s.sum(0)).sum() for s in squares.values())
+
+
+def l21(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
+    """Σ over the weights that produce a group of the L2 norms of their rows: `group_lasso` without coupling.
+
+    Args:
+        params, spec, where: as for `group_lasso`.
+    """
+    chosen = {g.name for g in spec.groups.values() if matches(where, g)}
+    rows = []
+    for g in spec.groups.values():
+        for tensor, dim, role in g.members:
+            if g.name in chosen and role == "out" and tensor in spec.parameters and params[tensor].ndim > 1:
+                at = index_map(spec.axes[tensor][dim], g.name, spec.sizes).flatten().to(params[tensor].device)
+                rows.append(_norm(params[tensor].movedim(dim, 0)[at].flatten(1).square().sum(1)).sum())
+    return _total(rows)
+
+
+def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
+    """Σ |γ| over the scales of norms of prunable channels: network slimming (Liu et al., ICCV 2017, arXiv 1708.06519).
+
+    Args:
+        params, spec, where: as for `group_lasso`.
+
+    Raises:
+        PruneError: no chosen group has a norm with a scale.
+    """
+    names = dict.fromkeys(
+        m.tensor
+        for g in spec.groups.values()
+        if matches(where, g)
+        for m in g.members
+        if m.role == "along"
+        and m.tensor in spec.parameters
+        and m.tensor.endswith("weight")
+        and params[m.tensor].ndim == 1
+    )
+    if not names:
+        raise PruneError("bn_l1 finds no norm with a scale among the chosen groups; use group_lasso, or other groups")
+    return _total(params[n].abs().sum() for n in names)
+
+
+def growing(
+    params: Params, scores: Scores, *, spec: Spec, alpha: float = 4.0, where: Where | str | None = None
+) -> Tensor:
+    """½ Σ γ ‖w‖² over units, γ = 2^{α (g_max − g) / (g_max − g_min)} with g = √score: unimportant units shrink up to 2^α times as fast.
+
+    Its gradient is γ w on rows, columns and norms; multiply the loss by a rate such as 5e-4. After DepGraph (Fang et al., CVPR
+    2023) and GReg (Wang et al., ICLR 2021).
+
+    Args:
+        params: of the spec.
+        scores: group → [units], zero or more; no gradient goes through them.
+        spec: says what is coupled.
+        alpha: 0 is plain weight decay on the chosen groups.
+        where: only groups that match; groups without scores are left out.
+
+    Raises:
+        PruneError: a score is negative.
+    """
+    terms = []
+    for name, squares in _squares(params, spec, where).items():
+        if name not in scores:
+            continue
+        g = scores[name].detach().to(squares)
+        if bool((g < 0).any()):
+            raise PruneError(f"growing needs scores of zero or more, but group {name!r} has {float(g.min()):.3g}")
+        g = g.sqrt()
+        span = (g.max() - g.min()).clamp_min(torch.finfo(g.dtype).tiny)
+        terms.append((2 ** (alpha * (g.max() - g) / span) * squares.sum(0)).sum() / 2)
+    return _total(terms)
+
+
+def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
+    """Σ over sites of the entropy H = −Σ p log p of p = σ² / Σσ²: lowered, the variance gathers in few units.
+
+    Args:
+        variances: site → [units], with a gradient: of the same forward pass as the loss, so that no BatchNorm runs twice.
+
+    Raises:
+        StatsError: they carry no gradient, so that the loss would do nothing.
+
+    >>> s = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> variance_concentration({"a": s}).detach()  # log 2
+    tensor(0.6931)
+    """
+    if not any(v.requires_grad for v in variances.values()):
+        raise StatsError("the variances carry no gradient; take them from the forward pass that the loss belongs to")
+    terms = []
+    for v in variances.values():
+        p = v / v.sum().clamp_min(torch.finfo(v.dtype).tiny)
+        terms.append(-torch.xlogy(p, p).sum())
+    return _total(terms)
+
+
+def _squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
+    """Group → [members, units]: sums of squares of all parameters, biases too."""
+    found = member_sums(spec, lambda t: params[t].square())
+    return {g: s for g, s in found.items() if matches(where, spec.groups[g])}
+
+
+def _norm(squares: Tensor) -> Tensor:
+    """Square root with a gradient of zero, not of infinity, at zero."""
+    zero = squares == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum; zero of nothing."""
+    found = list(terms)
+    return torch.stack(found).sum() if found else torch.zeros(())
