@@ -25,8 +25,6 @@ MEAN, STD = 0.2860, 0.3530
 """Of the training pixels, from 0 to 1."""
 BACKGROUND = -MEAN / STD
 """An empty pixel after normalisation."""
-MARGIN = 2
-"""Pixels on each side for the random crop."""
 
 
 class Images(NamedTuple):
@@ -60,11 +58,11 @@ def calibration(n: int = 2048) -> Images:
     return _part("train", slice(None, n))
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [n, c, h, w] at a random place of its frame widened by `MARGIN`, mirrored half of the time."""
+def augmented(images: Tensor, generator: torch.Generator, margin: int = 2) -> Tensor:
+    """Each image [n, c, h, w] at a random place of its frame widened by a margin of pixels, mirrored half of the time."""
     n, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [MARGIN] * 4, value=BACKGROUND)
-    top, left = torch.randint(2 * MARGIN + 1, (2, n, 1), generator=generator)
+    padded = torch.nn.functional.pad(images, [margin] * 4, value=BACKGROUND)
+    top, left = torch.randint(2 * margin + 1, (2, n, 1), generator=generator)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     mirrored = torch.rand(n, 1, generator=generator) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)

@@ -32,10 +32,12 @@ class Recipe(NamedTuple):
     decay: float = 0.05
     batch: int = 128
     rising: float = 0.2
+    margin: int = 2
+    """Pixels that an image may be shifted by."""
     seed: int = 0
 
 
-RECIPES = {"vit": Recipe(rate=1e-3), "mobilenet_v2": Recipe(epochs=12, rate=4e-3)}
+RECIPES = {"vit": Recipe(epochs=12, rate=2e-3, rising=0.1, margin=0), "mobilenet_v2": Recipe(epochs=12, rate=4e-3)}
 
 
 class Run(NamedTuple):
@@ -108,7 +110,7 @@ def learn(run: Run, data: Images, recipe: Recipe, text: str) -> float:
     steps = len(order) // recipe.batch
     total = 0.0
     for chosen in tqdm(order[: steps * recipe.batch].split(recipe.batch), desc=text, leave=False, disable=None):
-        total += step(run, augmented(data.images[chosen], run.generator), data.labels[chosen])
+        total += step(run, augmented(data.images[chosen], run.generator, recipe.margin), data.labels[chosen])
     return total / steps
 
 
