@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import StatsError
+from ..forward import value_of
 from ..shapes import Float, Int64
 from ..stats import Stats
-from ..trace.expr import Axis, positions
+from ..trace.expr import Axis, leaves, positions, size
 from ..trace.spec import Spec
-from ..types import FrozenDict
+from ..types import Collector, Criterion, FrozenDict, Moments, Scores, Site
+
+CHUNK = 512
+"""So many units are compared with all others at once."""
 
 
 @lru_cache(maxsize=4096)
@@ -34,3 +41,142 @@ def spec_of(stats: Stats) -> Spec:
     if stats.spec is None:
         raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
     return stats.spec
+
+
+def groups_of(axis: Axis, spec: Spec) -> list[str]:
+    """The groups in an axis, each once."""
+    return [g for g in dict.fromkeys(leaves(axis)) if g in spec.groups]
+
+
+def wrapped(name: str, score: Callable[[Stats], Scores], *inner: Criterion) -> Criterion:
+    """A criterion on the scores of others: it needs all that they need."""
+    needs = tuple(dict.fromkeys(n for c in inner for n in c.needs))
+    collectors: dict[Collector, None] = dict.fromkeys(k for c in inner for k in c.collectors)
+    return Criterion(name, score, needs, tuple(collectors))
+
+
+# ---- weights
+
+
+def members(spec: Spec, *, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Parameters with the dims in which groups occur, in program order; tied ones once."""
+    for tensor in dict.fromkeys(spec.tied.get(t, t) for t in spec.axes):
+        dims = tuple(d for d, axis in enumerate(spec.axes[tensor]) if groups_of(axis, spec))
+        if dims and tensor in spec.parameters and (bias or not tensor.endswith("bias")):
+            yield tensor, dims
+
+
+def member_sums(spec: Spec, values: Callable[[str], Tensor], *, bias: bool = True) -> dict[str, Tensor]:
+    """Sum over the unit's slice of every member: group → [members, units].
+
+    Args:
+        spec: whose groups.
+        values: parameter → numbers of its shape; called once for each.
+        bias: count biases, too.
+    """
+    sums: dict[str, list[Tensor]] = {}
+    for tensor, dims in members(spec, bias=bias):
+        elements = values(tensor)
+        for d in dims:
+            others = [other for other in range(elements.ndim) if other != d]
+            slices = elements.sum(others) if others else elements
+            for group in groups_of(spec.axes[tensor][d], spec):
+                sums.setdefault(group, []).append(per_unit(slices, spec.axes[tensor][d], group, spec).sum(1))
+    return {g: torch.stack(sums[g]) for g in spec.groups if g in sums}
+
+
+def filters(stats: Stats, group: str) -> Float[Tensor, "units weights"] | None:
+    """The signed weights that produce each unit: its slices of the weights (not biases) whose output dim it stands in, one
+    after the other; without such weights (embeddings, computed weights), of all weights of two dims and more; else None."""
+    spec = spec_of(stats)
+    wide = [m for m in spec.groups[group].members if m.tensor in spec.parameters and len(spec.axes[m.tensor]) > 1]
+    wide = [m for m in wide if m.tensor not in spec.tied]
+    chosen = [m for m in wide if m.role == "out"] or wide
+    if not chosen:
+        return None
+    slices = []
+    for tensor, dim, _ in chosen:
+        w = stats.params[tensor].detach().double().movedim(dim, 0)
+        slices.append(w[index_map(spec.axes[tensor][dim], group, spec.sizes).to(w.device)].flatten(1))
+    return torch.cat(slices, 1)
+
+
+# ---- sites
+
+
+def measured(stats: Stats, criterion: str, call: str, need: str = "moments") -> Mapping[str, Moments]:
+    """The sites' moments, with what the criterion needs.
+
+    Raises:
+        StatsError: something was not collected; it says how to.
+    """
+    fix = f"use collect_stats(params, batches, spec=spec, criterion=criteria.{call})"
+    if not stats.sites:
+        raise StatsError(
+            f"criterion {criterion!r} needs {need}: give collect_stats batches, and sites that `where` does not leave out; {fix}"
+        )
+    for name, m in stats.sites.items():
+        if (need == "absolute" and m.absolute is None) or (need == "covariance" and m.scatter is None):
+            what = {"absolute": "mean of |x|", "covariance": "covariance"}[need]
+            raise StatsError(f"criterion {criterion!r} needs the {what} of site {name!r}; {fix}")
+        if bool(torch.isnan(m.m2).any()):
+            raise StatsError(f"the moments of site {name!r} contain NaN")
+    return stats.sites
+
+
+def over_sites(
+    sites: Mapping[str, Moments],
+    spec: Spec,
+    values: Callable[[Site, Moments], Tensor],
+    positions: Callable[[Tensor], Tensor],
+) -> Scores:
+    """A number for each position of each site → the mean over sites of what `positions` [units, k] → [units] makes of them."""
+    found: dict[str, list[Tensor]] = {}
+    for name, moments in sites.items():
+        site = spec.sites[name]
+        at = values(site, moments)
+        for group in groups_of(site.axis, spec):
+            found.setdefault(group, []).append(positions(per_unit(at, site.axis, group, spec)))
+    return {g: torch.stack(found[g]).mean(0) for g in spec.groups if g in found}
+
+
+def mean_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:
+    """The mean over a unit's positions, so that units that stand once and often compare."""
+    return values.mean(1)
+
+
+def sum_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:
+    """The sum over a unit's positions: they go together."""
+    return values.sum(1)
+
+
+def site_weight(stats: Stats, site: Site) -> Float[Tensor, "g o i t"]:
+    """The weight of a site's contraction in float64, also where it is computed from parameters."""
+    spec = spec_of(stats)
+    g = {"g": size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}
+    weight = value_of(dict(stats.params), site.weight, spec=spec)
+    return rearrange(weight.detach().double(), site.pattern, **g)
+
+
+def column_squares(stats: Stats, site: Site) -> Float[Tensor, " positions"]:
+    """‖W[:, j]‖² at each position j of a site's axis, over outputs and taps."""
+    return site_weight(stats, site).square().sum((1, 3)).flatten()
+
+
+# ---- collectors
+
+
+def collected(stats: Stats, collector: Collector, criterion: str, call: str) -> Mapping[str, Tensor]:
+    """What a collector gathered: sums over samples.
+
+    Raises:
+        StatsError: it was not there when the statistics were collected.
+    """
+    spec_of(stats)
+    if collector.name not in stats.sums:
+        there = f"; the statistics have {', '.join(map(repr, stats.sums))}" if stats.sums else ""
+        raise StatsError(
+            f"criterion {criterion!r} needs {collector.name!r}, which was not collected{there}; use "
+            f"collect_stats(params, batches, spec=spec, criterion=criteria.{call})"
+        )
+    return stats.sums[collector.name]

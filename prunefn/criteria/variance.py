@@ -5,13 +5,9 @@ Replacing a unit h by its mean μ costs E[(h − μ)²] = σ²: the units of lea
 
 from __future__ import annotations
 
-import torch
-
-from ..errors import StatsError
 from ..stats import Stats
-from ..trace.expr import leaves
 from ..types import Criterion, Scores
-from .base import per_unit, spec_of
+from .base import mean_positions, measured, over_sites, spec_of
 
 
 def variance() -> Criterion:
@@ -21,16 +17,5 @@ def variance() -> Criterion:
 
 def _score(stats: Stats) -> Scores:
     spec = spec_of(stats)
-    if not stats.sites:
-        raise StatsError(
-            "criterion 'variance' needs moments: give collect_stats batches, and sites that `where` does not leave out"
-        )
-    found: dict[str, list[torch.Tensor]] = {}
-    for name, moments in stats.sites.items():
-        axis = spec.sites[name].axis
-        if bool(torch.isnan(moments.m2).any()):
-            raise StatsError(f"the moments of site {name!r} contain NaN")
-        for group in dict.fromkeys(leaves(axis)):
-            if group in spec.groups:
-                found.setdefault(group, []).append(per_unit(moments.variance, axis, group, spec).mean(1))
-    return {g: torch.stack(found[g]).mean(0) for g in spec.groups if g in found}
+    sites = measured(stats, "variance", "variance()")
+    return over_sites(sites, spec, lambda _, m: m.variance, mean_positions)
