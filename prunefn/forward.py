@@ -8,15 +8,17 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import BatchError, ParamsError, nearest
+from .shapes import Float
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
 from .trace.spec import Spec, check_params, check_runnable
-from .types import Params
+from .types import Params, Site
 
 
 class Compiled(NamedTuple):
@@ -258,3 +260,14 @@ def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
         raise ParamsError(f"{name!r} depends on the inputs")
     no_inputs = [None] * len(spec.program.inputs)
     return compiled(spec, params, ("value", name), lambda _, env: env[name], only=[name])(params, no_inputs)
+
+
+def site_weight(params: Mapping[str, Tensor], site: Site, *, spec: Spec) -> Float[Tensor, "g o i t"]:
+    """The weight of a site's contraction in float64, [groups, out, in, taps]; also where it is computed from parameters."""
+    weight = value_of(dict(params), site.weight, spec=spec)
+    return rearrange(weight.detach().double(), site.pattern, **conv_groups(site, spec))
+
+
+def conv_groups(site: Site, spec: Spec) -> dict[str, int]:
+    """The number of groups, where the site's pattern needs it."""
+    return {"g": axis_size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}

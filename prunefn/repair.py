@@ -13,7 +13,7 @@ from torch import Tensor
 from . import compensation as compensations
 from .compensation import output_variance, weighted_sum
 from .errors import ParamsError, StatsError, nearest
-from .forward import value_of
+from .forward import conv_groups, site_weight
 from .params import check_mask, check_names
 from .shapes import Float
 from .stats import Stats, check_stats
@@ -129,7 +129,7 @@ def repairs(
     given = means.sites if isinstance(means, Stats) else means
     out = []
     for site in affected(spec, mask):
-        inputs, weight = _inputs(site, given, mask, params, spec), _weight(params, site, spec)
+        inputs, weight = _inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
         if dense is not None:
             inputs = inputs._replace(dense=_dense(dense[site.name], site, spec, inputs))
         out.append(Repaired(site, weight, inputs, _repair(weight, inputs, site, spec, method)))
@@ -201,14 +201,6 @@ def _not_ours(site: Site, spec: Spec) -> str:
     return ""
 
 
-def _weight(params: Params, site: Site, spec: Spec) -> Float[Tensor, "g o i t"]:
-    return rearrange(value_of(params, site.weight, spec=spec).double(), site.pattern, **_groups(site, spec))
-
-
-def _groups(site: Site, spec: Spec) -> dict[str, int]:
-    return {"g": size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}
-
-
 def _inputs(site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, params: Params, spec: Spec) -> Inputs:
     """What is known of a site, arranged as its weight is."""
     device = next(t.device for n, t in params.items() if n in spec.parameters)
@@ -268,7 +260,7 @@ def _rewrite(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spec: Sp
     left, right = (side.strip() for side in site.pattern.split("->"))
     kernel = [c for c in left.split() if c.startswith("k")]
     known = dict(zip(kernel, old.shape[old.ndim - len(kernel) :], strict=True))
-    new = rearrange(weight, f"{right} -> {left}", **_groups(site, spec), **known).to(old.dtype)
+    new = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **known).to(old.dtype)
     for name in [site.weight, *(n for n, first in spec.tied.items() if first == site.weight and n in out)]:
         out[name] = new
 

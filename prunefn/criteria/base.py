@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..errors import StatsError
-from ..forward import value_of
+from ..forward import site_weight
 from ..shapes import Float, Int64
 from ..stats import Stats
-from ..trace.expr import Axis, leaves, positions, size
+from ..trace.expr import Axis, leaves, positions
 from ..trace.spec import Spec
 from ..types import Collector, Criterion, FrozenDict, Moments, Scores, Site
 
@@ -150,17 +149,9 @@ def sum_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:
     return values.sum(1)
 
 
-def site_weight(stats: Stats, site: Site) -> Float[Tensor, "g o i t"]:
-    """The weight of a site's contraction in float64, also where it is computed from parameters."""
-    spec = spec_of(stats)
-    g = {"g": size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}
-    weight = value_of(dict(stats.params), site.weight, spec=spec)
-    return rearrange(weight.detach().double(), site.pattern, **g)
-
-
 def column_squares(stats: Stats, site: Site) -> Float[Tensor, " positions"]:
     """‖W[:, j]‖² at each position j of a site's axis, over outputs and taps."""
-    return site_weight(stats, site).square().sum((1, 3)).flatten()
+    return site_weight(stats.params, site, spec=spec_of(stats)).square().sum((1, 3)).flatten()
 
 
 # ---- collectors
