@@ -193,7 +193,9 @@ def covariances(rounds: int) -> Iterator[Row]:
         bound = 1 + products / pf.cost(spec).macs
         both = {"covariance": run, "plain": lambda m=model: [m(x) for x in batches]}
         times = interleaved(both, rounds=rounds, warm_up=1, text=f"covariances {name}")
-        row = ratio_row("collect_stats with covariance / forward", f"{name}, hidden sites, batch 16", times, 1.3 * bound)
+        row = ratio_row(
+            "collect_stats with covariance / forward", f"{name}, hidden sites, batch 16", times, 1.3 * bound
+        )
         yield row._replace(note=f"the multiplications alone make {bound:.2f} ×; {row.value / bound:.2f} of that")
 
 

@@ -12,9 +12,10 @@ from . import budget as budget
 from . import compensation as compensation
 from . import criteria as criteria
 from . import normalizer as normalizer
+from . import recipes as recipes
+from . import reduction as reduction
 from . import scope as scope
-from .compensation import compensate as compensate
-from .compensation import residual as residual
+from .budget import uniform_ratio as uniform_ratio
 from .errors import BatchError as BatchError
 from .errors import BudgetError as BudgetError
 from .errors import MaskError as MaskError
@@ -29,6 +30,11 @@ from .io.checkpoint import save as save
 from .io.module import to_module as to_module
 from .io.stats_file import load_stats as load_stats
 from .io.stats_file import save_stats as save_stats
+from .latency import Call as Call
+from .latency import Clock as Clock
+from .latency import LatencyTable as LatencyTable
+from .latency import latency as latency
+from .latency import latency_table as latency_table
 from .masks import mask as mask
 from .params import apply as apply
 from .params import compose as compose
@@ -41,6 +47,8 @@ from .params import zero as zero
 from .pipeline import cost as cost
 from .pipeline import pipeline as pipeline
 from .recalibrate import recalibrate as recalibrate
+from .repair import compensate as compensate
+from .repair import residual as residual
 from .score import score as score
 from .select import select as select
 from .stats import Stats as Stats

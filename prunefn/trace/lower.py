@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..types import FrozenDict
 from .analyse import Analysis, schema
 from .capture import Captured
 from .expr import Axis, leaves, size
 from .groups import Found
 from .program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
+from .rules import Value
 from .sites import module_path
 
 SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
@@ -44,6 +46,8 @@ class _Lowering:
         used = {name for i in live for name in refs((i.args, tuple(v for _, v in i.kwargs)))} | set(refs(outputs))
         constants = tuple(n for n in c.constants if n in used)
         tensors = tuple(t for t in self.found.axes if t in self.a.tensors and t in used)
+        values = {i.name: self.a.values[c.nodes[i.name]] for i in live}
+        axes = {f"%{n}": tuple(map(self.found.axis_of, v.axes)) for n, v in values.items() if isinstance(v, Value)}
         return Program(
             tensors,
             constants,
@@ -55,6 +59,7 @@ class _Lowering:
             self.found.batch,
             c.in_spec,
             c.out_spec,
+            FrozenDict(axes),
         )
 
     def instruction(self, node: fx.Node) -> Instruction:

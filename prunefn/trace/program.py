@@ -83,6 +83,8 @@ class Program(NamedTuple):
     """Leaf whose size is known at run time only → (input, dim)."""
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
+    axes: FrozenDict[str, tuple[Axis, ...]]
+    """Result of an instruction (`%name`) → the axis of each of its dims, where it is one tensor."""
 
 
 def target(op: str) -> Callable[..., Any]:
