@@ -10,10 +10,8 @@ table and the plot.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -23,54 +21,14 @@ import prunefn as pf
 from . import data
 from .methods import METHODS, PEERS, SCOPES, Case, Result, collect, ours, theirs
 from .networks import NETWORKS, load
-from .report import DENSE, RESULTS, report
+from .report import report
+from .rows import DENSE, Job, Row, add, rows
 
 KEEP = (0.8, 0.65, 0.5, 0.35)
-ROWS = RESULTS / "retention.jsonl"
 CHOICES = (0.65, 0.5)
 """The budgets at which the variant of each method is chosen."""
 VALIDATION, TEST = 1000, 5000
 """So many validation images choose; so many test images are measured on, and nothing else is done with them."""
-
-
-class Job(NamedTuple):
-    """A cell of the table, or one that is computed to choose."""
-
-    network: str
-    method: str
-    variant: str
-    """What is ranked against what: our scope, or the peer's ranking and layers."""
-    keep: float
-    seed: int
-    part: str
-    """`validation` or `test`."""
-
-
-class Row(NamedTuple):
-    """A job, done."""
-
-    job: Job
-    macs: int
-    top1: float | None
-    """None: the peer did not reach these MACs."""
-    recalibrated: float | None
-    """With BatchNorms measured anew; None where there are none."""
-
-
-def rows() -> dict[Job, Row]:
-    """What has been computed."""
-    if not ROWS.exists():
-        return {}
-    lines = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    found = [Row(Job(*job), *rest) for job, *rest in lines]
-    return {r.job: r for r in found}
-
-
-def add(row: Row) -> None:
-    """One line, at once."""
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps([list(row.job), *row[1:]]) + "\n")
 
 
 class Bench:

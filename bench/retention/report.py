@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunefn.report import plots
 
 from ..timing import write
+from .rows import DENSE, RESULTS, Row
 
-if TYPE_CHECKING:
-    from .__main__ import Row
-
-RESULTS = Path(__file__).parent.parent / "results"
-DENSE = "dense"
 HEADER = ["network", "method", "variant", "MACs kept", "top-1", "spread", "top-1, BatchNorm anew", "spread"]
 SHORT = {"VBP (variance + mean)": "VBP", "variance + affine": "affine"}
 
 
-def report(rows: Sequence[Any], calibration: int) -> None:
+def report(rows: Sequence[Row], calibration: int) -> None:
     """Write bench/results/retention.{md,csv,png}.
 
     Args:
