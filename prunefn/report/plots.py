@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860")
+COLOURS = (
+    *("#4C72B0", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860"),
+    *("#64B5CD", "#B8860B", "#D67BB3", "#1B5E20", "#444444", "#999999"),
+)
 """One for each method, in the order in which they are given."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
+MANY = 6
+"""More lines than this have their legend beside the picture."""
 DENSE = "#BFBFBF"
 INK = "#333333"
 DPI = 150
@@ -80,13 +85,22 @@ def accuracy(panels: Sequence[Curves], path: Path | str) -> None:
     The axis of top-1 starts below the worst point, not always at zero.
 
     Args:
-        panels: side by side.
+        panels: side by side; more than three in rows of two.
         path: of the PNG.
     """
-    figure = canvas(5.4 * len(panels), 4.4)
+    across = len(panels) if len(panels) <= 3 else 2
+    down = -(-len(panels) // across)
+    beside = max(len(p.lines) for p in panels) > MANY
+    figure = canvas(5.4 * across + 2.6 * beside, 4.4 * down)
     for i, panel in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), i + 1)
+        axes = figure.add_subplot(down, across, i + 1)
         _lines(axes, panel)
+        if not beside:
+            axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="lower right")
+    if beside:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        place: Any = "outside center right"
+        figure.legend(handles, labels, loc=place, frameon=False, fontsize=9)
     save(figure, path)
 
 
@@ -111,7 +125,6 @@ def _lines(axes: Axes, panel: Curves) -> None:
     share.set_xlabel("MACs kept (% of dense)", fontsize=9)
     share.tick_params(labelsize=8)
     _head(axes, panel.title)
-    axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="lower right")
 
 
 def _scales(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
