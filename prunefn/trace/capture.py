@@ -104,7 +104,8 @@ def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
 def restored(model: nn.Module) -> Iterator[None]:
     """Attributes that a run assigns, entries that it adds to dicts of modules, and numbers that it draws are undone."""
     tables = [t for m in model.modules() for t in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
-    tables.append(getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {}))  # torch 2.11 leaves one behind
+    # torch 2.11 leaves a hook behind
+    tables.append(getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {}))
     before = [dict(t) for t in tables]
     devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     with torch.random.fork_rng(list(devices)):
