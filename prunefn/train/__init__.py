@@ -1,5 +1,5 @@
 """Training around pruning: pure losses and schedules, and the state of optimizers."""
 
-from . import losses, schedule
+from . import losses, optimizer, schedule
 
-__all__ = ["losses", "schedule"]
+__all__ = ["losses", "optimizer", "schedule"]
