@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache as cache_results
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
+from prunefn.latency import cache, measure
 from prunefn.latency.clock import WARM_UP, clock_for, device_name, quiet, typical
-from prunefn.latency.measure import MULTIPLE
 from prunefn.latency.points import coordinates, mesh
 from prunefn.latency.walk import machine, walk
 from prunefn.trace.expr import Concat, Fixed, Leaf, Product
@@ -158,6 +159,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@cache_results
 def traced(name: str) -> tuple[pf.Spec, pf.Params]:
     """Spec and params of a net."""
     build, shape = NETS[name]
@@ -245,7 +247,9 @@ def blocks(call: pf.Call, result: Any) -> float:
     if "conv" not in call.op:
         return 0.0
     channels = result.shape[1]
-    return float(call.args[1][0].numel() * (-(-channels // MULTIPLE) * MULTIPLE if channels < 40 else 40))
+    return float(
+        call.args[1][0].numel() * (-(-channels // measure.MULTIPLE) * measure.MULTIPLE if channels < 40 else 40)
+    )
 
 
 def test_even_sizes_are_predicted_from_even_ones(tmp_path: Path) -> None:
@@ -362,7 +366,7 @@ def test_a_measurement_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 def test_it_is_written_while_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunefn.latency.cache.EVERY", 0.0)
+    monkeypatch.setattr(cache, "EVERY", 0.0)
     seen: list[int] = []
 
     def cost(call: pf.Call, result: Any) -> float:
@@ -384,7 +388,7 @@ def test_what_the_seconds_depend_on_has_a_file_of_its_own(
     spec, params = traced("plain")
     clock = second.clock
     if what == "device":
-        monkeypatch.setattr("prunefn.latency.measure.device_name", lambda device: "another one")
+        monkeypatch.setattr(measure, "device_name", lambda device: "another one")
     elif what == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0")
     elif what == "threads":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,16 +60,17 @@ def networks(
 
 
 def in_place(
-    nets: Sequence[Network], clock: Clock, store: Cache, digest: str, rounds: int, progress: bool
+    nets: Sequence[Network], clock: Clock, store: Cache, program: str, rounds: int, progress: bool
 ) -> list[Placed]:
     """Measure all of them in turns, after a round that warms up.
 
     Args:
-        digest: tells the program apart from others in the cache.
+        program: tells it apart from others in the cache.
         rounds: of each network, op by op and whole.
     """
     names = [i.name for i in nets[0].machine.spec.program.instructions]
-    keys = {(k, n): f"{digest} {net.machine.sizes} {n}" for k, net in enumerate(nets) for n in names}
+    marks = [sha256(f"{program} {net.machine.sizes}".encode()).hexdigest()[:16] for net in nets]
+    keys = {(k, n): f"{mark} {n}" for k, mark in enumerate(marks) for n in names}
     if any(key not in store.seconds for key in keys.values()):
         times: dict[tuple[int, str], list[float]] = {}
         for i in tqdm(range(-1, rounds), desc="latency of the whole", disable=not progress, leave=False):

@@ -1,0 +1,225 @@
+"""Predicted against measured latency of randomly pruned networks.
+
+python bench/latency.py [--only MODEL …] [--masks N] [--rounds N] [--batch N] [--cache FOLDER] [--out]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from timing import CLOCK, interleaved, markdown, seconds, versions, write
+from torch import nn
+from tqdm import tqdm
+
+import prunefn as pf
+
+HERE = Path(__file__).parent
+MODELS = ("resnet50", "deit_tiny_patch16_224", "mobilenet_v2")
+GOAL = 0.10
+HEADER = [
+    "model",
+    "batch",
+    "mask",
+    "MACs left",
+    "predicted",
+    "measured",
+    "dense",
+    "predicted / measured",
+    "the same, raw",
+]
+SUMMARY = [
+    "model",
+    "batch",
+    "masks",
+    "median |error|",
+    "worst",
+    "goal",
+    "met",
+    "raw",
+    "by MACs alone",
+    "table in",
+    "predict",
+]
+
+
+class Network(NamedTuple):
+    """A traced model with its table."""
+
+    name: str
+    spec: pf.Spec
+    params: pf.Params
+    table: pf.LatencyTable
+    took: float
+    """Seconds of wall time that the table took."""
+
+
+class Case(NamedTuple):
+    """One mask."""
+
+    macs: float
+    """Share that is left."""
+    predicted: float
+    measured: float
+    dense: float
+    """Measured in the same rounds."""
+    table: float
+    """The dense network, when the table was made."""
+
+    @property
+    def raw(self) -> float:
+        """1: right, and the machine is as busy as when the table was made."""
+        return self.predicted / self.measured
+
+    @property
+    def ratio(self) -> float:
+        """1: right; the dense network says how much slower the machine is now."""
+        return self.raw * self.dense / self.table
+
+    @property
+    def naive(self) -> float:
+        """The same for a prediction from the MACs alone."""
+        return self.macs * self.dense / self.measured
+
+
+def build(name: str) -> nn.Module:
+    """A model with random weights: latency does not depend on them."""
+    if name == "mobilenet_v2":
+        import torchvision
+
+        return torchvision.models.mobilenet_v2().eval()
+    import timm
+
+    return timm.create_model(name).eval()
+
+
+def network(name: str, batch: int, cache: Path | None) -> Network:
+    """Trace and measure."""
+    model = build(name)
+    spec, params = pf.trace(model, (torch.randn(2, 3, 224, 224),)), pf.params(model)
+    start = time.perf_counter()
+    table = pf.latency_table(spec, params, batch=batch, cache=cache)
+    return Network(name, spec, params, table, time.perf_counter() - start)
+
+
+def masks(spec: pf.Spec, n: int) -> Iterator[pf.Mask]:
+    """Random units of every group go: a ratio of its own for each group, spread around one of the mask."""
+    for seed in range(n):
+        generator = torch.Generator().manual_seed(seed)
+        centre = 0.8 * (seed + 0.5) / n
+        mask = {}
+        for g, units in spec.sizes.items():
+            ratio = min(max(centre + 0.4 * (float(torch.rand((), generator=generator)) - 0.5), 0.0), 0.95)
+            order = torch.randperm(units, generator=generator)
+            mask[g] = order >= min(round(ratio * units), units - 1)
+        yield mask
+
+
+@torch.no_grad()
+def measure(net: Network, mask: pf.Mask, batch: int, rounds: int) -> Case:
+    """The really pruned network and the dense one take turns."""
+    small, spec = pf.apply(net.params, mask, spec=net.spec), pf.shrink(net.spec, mask)
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    both: dict[str, Any] = {
+        "pruned": lambda: pf.forward(small, x, spec=spec),
+        "dense": lambda: pf.forward(net.params, x, spec=net.spec),
+    }
+    times = interleaved(both, rounds=rounds, warm_up=2)
+    macs = pf.cost(net.spec, mask).macs / pf.cost(net.spec).macs
+    return Case(macs, pf.latency(net.table, mask), quiet(times["pruned"]), quiet(times["dense"]), pf.latency(net.table))
+
+
+def quiet(times: list[float]) -> float:
+    """The lower quartile: what else runs on the machine only adds."""
+    return sorted(times)[len(times) // 4]
+
+
+def speed(net: Network) -> float:
+    """Seconds of one prediction."""
+    start = CLOCK()
+    for _ in range(50):
+        net.table.predict(net.spec.sizes)
+    return (CLOCK() - start) / 50
+
+
+def rows_of(net: Network, cases: list[Case], batch: int) -> list[list[str]]:
+    """One for each mask."""
+    return [
+        [
+            net.name,
+            str(batch),
+            str(i),
+            f"{c.macs:.0%}",
+            seconds(c.predicted),
+            seconds(c.measured),
+            seconds(c.dense),
+            f"{c.ratio:.3f}",
+            f"{c.raw:.3f}",
+        ]
+        for i, c in enumerate(cases)
+    ]
+
+
+def summary_of(net: Network, cases: list[Case], batch: int) -> list[str]:
+    """All masks together."""
+    errors, naive = [abs(c.ratio - 1) for c in cases], median(abs(c.naive - 1) for c in cases)
+    middle = median(errors)
+    return [
+        net.name,
+        str(batch),
+        str(len(cases)),
+        f"{middle:.1%}",
+        f"{max(errors):.1%}",
+        f"< {GOAL:.0%}",
+        "yes" if middle < GOAL else "NO",
+        f"{median(abs(c.raw - 1) for c in cases):.1%}",
+        f"{naive:.1%}",
+        f"{net.took:.0f} s",
+        seconds(speed(net)),
+    ]
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--masks", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--out", action="store_true", help="write bench/results/latency.md and .csv")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, summary = [], []
+    for name in args.only:
+        net = network(name, args.batch, args.cache)
+        cases = [
+            measure(net, mask, args.batch, args.rounds)
+            for mask in tqdm(masks(net.spec, args.masks), total=args.masks, desc=name, leave=False)
+        ]
+        rows += rows_of(net, cases, args.batch)
+        summary.append(summary_of(net, cases, args.batch))
+        print(
+            f"\n{markdown(HEADER, rows_of(net, cases, args.batch))}\n\n{markdown(SUMMARY, [summary[-1]])}", flush=True
+        )
+    remarks = (
+        "Every group loses random units, each group a share of its own; the table has never seen these sizes. Measured: the "
+        f"lower quartile of {args.rounds} forwards of the really pruned network, in turns with the dense one, in CPU seconds "
+        "with one thread: what wall time would be on a machine of one's own. Other work on the machine still slows memory "
+        "and caches, by another factor when the table is made than when it is checked; the dense network, which takes turns "
+        "with the pruned one, says by how much, and that is divided out. Raw: without this. By MACs alone: the median error "
+        "of dense latency × share of MACs left. A table that was measured before is read from the cache.\n\n"
+        f"{markdown(SUMMARY, summary)}"
+    )
+    print(f"\n{remarks}\n{versions()}")
+    if args.out:
+        write(HERE / "results", "latency", "Latency, predicted and measured", HEADER, rows, remarks)
+
+
+if __name__ == "__main__":
+    main()
