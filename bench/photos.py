@@ -17,7 +17,21 @@ from tqdm import tqdm
 SIDE = 224
 SHORT = (256, 384)
 """The shorter side before the crop; ImageNet's eval transform has 256."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Scaling(NamedTuple):
+    """What a network expects of pixels from 0 to 1."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Bytes [batch, 3, height, width] → the network's input, channels last, which is faster on a CPU."""
+        x = F.normalize(pixels.float() / 255, self.mean, self.std)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+IMAGENET = Scaling()
 SCIKIT_IMAGE = (
     *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png"),
     *("coffee.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
@@ -33,17 +47,13 @@ class Crops(NamedTuple):
     """[n, 3, 224, 224], uint8"""
     photos: int
     batch: int
+    scaling: Scaling
 
     def __len__(self) -> int:
         return -(-len(self.pixels) // self.batch)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (normal(part) for part in self.pixels.split(self.batch))
-
-
-def normal(pixels: Tensor) -> Tensor:
-    """Bytes → the network's input."""
-    return F.normalize(pixels.float() / 255, MEAN, STD)
+        return (self.scaling(part) for part in self.pixels.split(self.batch))
 
 
 def installed(package: str, install: str) -> list[Path]:
@@ -71,8 +81,10 @@ def unlabelled() -> list[Path]:
     return [found[name] for name in SCIKIT_IMAGE]
 
 
-def split(calibration: int, measurement: int, *, seed: int, batch: int) -> tuple[Crops, Crops]:
-    """Crops for calibration and crops for measurement, each of half of either package's photos."""
+def split(
+    calibration: int, measurement: int, *, seed: int, batches: tuple[int, int], scaling: Scaling
+) -> tuple[Crops, Crops]:
+    """Crops for calibration and crops for measurement, each of half of either package's photos, in batches of so many."""
     generator = torch.Generator().manual_seed(seed)
     parts: tuple[list[Path], list[Path]] = ([], [])
     for photos in ([p for p, _ in labelled()], unlabelled()):
@@ -80,12 +92,13 @@ def split(calibration: int, measurement: int, *, seed: int, batch: int) -> tuple
         for part, numbers in zip(parts, (order[::2], order[1::2]), strict=True):
             part += [photos[i] for i in numbers]
     first, second = (
-        _crops(part, n, generator, batch) for part, n in zip(parts, (calibration, measurement), strict=True)
+        Crops(_crops(part, n, generator), len(part), batch, scaling)
+        for part, n, batch in zip(parts, (calibration, measurement), batches, strict=True)
     )
     return first, second
 
 
-def _crops(paths: list[Path], n: int, generator: torch.Generator, batch: int) -> Crops:
+def _crops(paths: list[Path], n: int, generator: torch.Generator) -> Tensor:
     """n crops; the photos take turns, in an order that changes from round to round, so that every batch is mixed."""
     images = [Image.open(p).convert("RGB") for p in paths]
     out = torch.empty(n, 3, SIDE, SIDE, dtype=torch.uint8)
@@ -93,7 +106,7 @@ def _crops(paths: list[Path], n: int, generator: torch.Generator, batch: int) ->
     for i in tqdm(range(n), desc="crops", leave=False):
         order = order or torch.randperm(len(images), generator=generator).tolist()
         out[i] = _crop(images[order.pop()], generator)
-    return Crops(out, len(paths), batch)
+    return out
 
 
 def _crop(image: Image.Image, generator: torch.Generator) -> Tensor:
@@ -106,7 +119,7 @@ def _crop(image: Image.Image, generator: torch.Generator) -> Tensor:
     return F.hflip(x) if flip < 0.5 else x
 
 
-def eval_transform(path: Path) -> Tensor:
-    """ImageNet's own: shorter side 256, central crop 224."""
+def eval_transform(path: Path, scaling: Scaling) -> Tensor:
+    """ImageNet's own: shorter side 256, central crop 224; a batch of one."""
     image = F.resize(Image.open(path).convert("RGB"), 256, InterpolationMode.BILINEAR)
-    return normal(F.center_crop(F.pil_to_tensor(image), SIDE))
+    return scaling(F.center_crop(F.pil_to_tensor(image), SIDE)[None])
