@@ -220,6 +220,8 @@ def test_median_agrees_with_noise() -> None:
     x = randn(2000, 500)
     values = torch.linalg.eigvalsh(x.mT @ x / 2000)
     assert abs(float(values.median()) - marchenko_pastur_median(0.25)) < 0.01
+    few = torch.linalg.eigvalsh(x.T[:500] @ x.T[:500].mT / 2000)  # 500 samples of 2000 channels: the same without zeros
+    assert abs(4 * float(few.median()) - marchenko_pastur_median(4.0)) < 0.04
 
 
 def test_golden_denoised() -> None:
@@ -247,13 +249,19 @@ def test_a_signal_that_several_channels_share_outlives_noise_of_the_same_varianc
     assert float((cov.diagonal()[:8].mean() - cov.diagonal()[8:].mean()).abs()) < 0.6
 
 
-def test_denoised_variance_counts_images_and_needs_as_many_as_channels() -> None:
+@pytest.mark.parametrize(("samples", "channels"), [(400, 40), (60, 240)])
+def test_noise_alone_is_taken_away(samples: int, channels: int) -> None:
+    """Also where there are fewer samples than channels; a strong shared signal stays in either case."""
+    x = randn(samples, channels)
+    s = denoised(torch.cov(x.mT), channels / samples)
+    assert float(s.sum()) < 0.1 * channels
+    x[:, :8] += 6 * randn(samples, 1, seed=2)
+    s = denoised(torch.cov(x.mT), channels / samples)
+    assert float(s[:8].min()) > 20 > 2 > float(s[8:].max())
+
+
+def test_denoised_variance_counts_images() -> None:
     t = traced(mlp(2, 4, 2), randn(2, 2))
-    stats = at_sites(t, 3, _2=moments(covariance(4)))
-    with pytest.raises(
-        pf.StatsError, match="at least as many samples as site '2' has channels, 4, but 3 were measured"
-    ):
-        pf.score(stats, criterion=c.denoised_variance())
     cov = torch.tensor([3.0, 1.0, 1.0, 1.0]).double().diag()
     few, many = at_sites(t, 4, _2=moments(cov)), at_sites(t, 40_000, _2=moments(cov))
     assert lists(pf.score(few, criterion=c.denoised_variance(1.0))) == {"0": [0.0] * 4}

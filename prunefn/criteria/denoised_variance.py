@@ -5,13 +5,13 @@ The covariance of pure noise has eigenvalues that follow the Marchenko–Pastur 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import StatsError
 from ..shapes import Float
 from ..stats import Stats
 from ..types import Criterion, Moments, Scores, Site
@@ -25,14 +25,14 @@ def denoised_variance(p: float = 0.5) -> Criterion:
     """(1 − p) σ² + p σ²_denoised, averaged over a unit's positions and over sites.
 
     With λ = width / samples (images, not tokens or pixels), the noise is σ̂² = median eigenvalue of the covariance / median of
-    the Marchenko–Pastur law; σ²_denoised is the variance in the eigenvectors whose eigenvalue is above σ̂² (1 + √λ)².
+    the Marchenko–Pastur law; σ²_denoised is the variance in the eigenvectors whose eigenvalue is above σ̂² (1 + √λ)². With
+    fewer samples than units most eigenvalues of noise are zero, and both medians are over the others.
 
     Args:
         p: share of the denoised variance, in [0, 1]; 0 is `variance()`.
 
     Raises:
         ValueError: p is not in [0, 1].
-        StatsError: (when scored) there are fewer samples than units, so that the law says nothing about the median.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"denoised_variance's p is {p}; it must be in [0, 1]")
@@ -45,14 +45,8 @@ def _score(stats: Stats, *, p: float) -> Scores:
     known: dict[int, Tensor] = {}  # sites that read the same value share the covariance
 
     def values(site: Site, m: Moments) -> Tensor:
-        d = len(m.mean)
-        if d > stats.samples:
-            raise StatsError(
-                f"criterion 'denoised_variance' needs at least as many samples as site {site.name!r} has channels, {d}, but "
-                f"{stats.samples} were measured; give more batches, or leave wide sites out by `where`"
-            )
         if id(m.scatter) not in known:
-            known[id(m.scatter)] = (1 - p) * m.variance + p * denoised(m.covariance, d / stats.samples)
+            known[id(m.scatter)] = (1 - p) * m.variance + p * denoised(m.covariance, len(m.mean) / stats.samples)
         return known[id(m.scatter)]
 
     return over_sites(sites, spec, values, mean_positions)
@@ -63,20 +57,21 @@ def denoised(c: Float[Tensor, "d d"], aspect: float) -> Float[Tensor, " d"]:
 
     Args:
         c: covariance.
-        aspect: λ, width over samples, in (0, 1].
+        aspect: λ, width over samples.
     """
     values, vectors = torch.linalg.eigh(c)
-    noise = values.quantile(0.5) / marchenko_pastur_median(aspect)
+    free = math.ceil(len(values) / max(aspect, 1.0))  # the others are zero for want of samples
+    noise = values[-free:].quantile(0.5) / marchenko_pastur_median(aspect)
     signal = torch.where(values > noise * (1 + aspect**0.5) ** 2, values, 0.0)
     return vectors.square() @ signal.clamp_min(0)
 
 
 @lru_cache(maxsize=256)
 def marchenko_pastur_median(aspect: float) -> float:
-    """Median of the Marchenko–Pastur law of unit variance: of the eigenvalues of the covariance of noise.
+    """Median of the Marchenko–Pastur law of unit variance: of the non-zero eigenvalues of the covariance of noise.
 
     Args:
-        aspect: λ, width over samples, in (0, 1].
+        aspect: λ, width over samples.
 
     >>> round(marchenko_pastur_median(1.0), 3)  # Gavish and Donoho, IEEE Trans. Inf. Theory 2014: (4/√3 / 2.858)²
     0.653
