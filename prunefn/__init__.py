@@ -8,6 +8,9 @@ params, mask ─apply▶ smaller params   ;   spec, mask ─shrink▶ smaller sp
 params, x ─forward▶ y                 ;   params ─to_module▶ nn.Module
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import budget as budget
 from . import compensation as compensation
 from . import criteria as criteria
@@ -15,6 +18,7 @@ from . import normalizer as normalizer
 from . import recipes as recipes
 from . import reduction as reduction
 from . import scope as scope
+from . import sharded as sharded
 from .budget import uniform_ratio as uniform_ratio
 from .errors import BatchError as BatchError
 from .errors import BudgetError as BudgetError
@@ -71,4 +75,17 @@ from .where import module as module
 from .where import only as only
 from .where import touches as touches
 
+if TYPE_CHECKING:
+    from . import config as config
+    from . import data as data
+    from . import sparse as sparse
+    from . import train as train
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that need extras are opened when somebody enters."""
+    if name in ("config", "data", "sparse", "train"):
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
@@ -16,7 +16,9 @@ from .repair import Repaired, affected, repairs, residuals, written
 from .score import score
 from .select import Ratio, select
 from .sequential import collect_pairs, steps
-from .stats import collect_stats
+from .sharded import is_sharded
+from .stats import Stats, collect_stats
+from .sync import sync_stats
 from .trace.freeze import chosen as frozen_names
 from .trace.freeze import unchangeable, unwritten
 from .trace.spec import Spec
@@ -42,8 +44,22 @@ class Prune(Protocol):
     """What `pipeline` returns."""
 
     def __call__(
-        self, params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False
-    ) -> Pruned: ...
+        self,
+        params: Params,
+        batches: Iterable[Batch] | None,
+        *,
+        spec: Spec,
+        progress: bool = False,
+        sync: bool = False,
+    ) -> Pruned:
+        """Prune.
+
+        Args:
+            params, batches, spec, progress: as for `collect_stats`.
+            sync: the batches are this process's share, which may be empty (a list without any); what is measured is put
+                together over torch.distributed, so that all processes return the same.
+        """
+        ...
 
 
 def cost(spec: Spec, mask: Mask | None = None) -> Cost:
@@ -105,10 +121,21 @@ def pipeline(
     chosen: Criterion = criteria.variance() if criterion is None else criterion
     method: Compensation = compensations.mean() if compensation is None else compensation
 
-    def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, progress: bool = False) -> Pruned:
+    def prune(
+        params: Params,
+        batches: Iterable[Batch] | None,
+        *,
+        spec: Spec,
+        progress: bool = False,
+        sync: bool = False,
+    ) -> Pruned:
         _check_batches(batches, chosen, method, sequential, recalibrate)
+        if sequential and sync:
+            raise PruneError(
+                "sequential=True measures block by block on one process: give every process the same batches and sync=False"
+            )
         spec, may = _freeze(spec, where, freeze)
-        measure = partial(collect_stats, batches=batches, max_batches=max_batches, progress=progress)
+        measure = partial(_measured, batches=batches, max_batches=max_batches, progress=progress, sync=sync)
         covariance = "covariance" in method.needs
         stats = (
             measure(params, spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
@@ -144,11 +171,19 @@ def pipeline(
             lost |= residuals(done)
             small, now = apply(written(small, done, now), part, spec=now), shrink(now, part)
         if recalibrate and batches is not None:
-            small = recalibrated(small, batches, spec=now, max_batches=max_batches, progress=progress)
+            small = recalibrated(small, batches, spec=now, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
         return Pruned(small, now, mask, Info(cost(spec), cost(now), removed, FrozenDict(lost)))
 
     return prune
+
+
+def _measured(params: Params, *, batches: Iterable[Batch] | None, sync: bool, **options: Any) -> Stats:
+    """`collect_stats`, of all processes if wanted."""
+    if not sync:
+        return collect_stats(params, batches, **options)
+    nothing = isinstance(batches, Sized) and not len(batches) and not any(map(is_sharded, params.values()))
+    return sync_stats(Stats() if nothing else collect_stats(params, batches, **options))
 
 
 def _check_batches(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx
 
 from .batches import device_of, each, inputs_of
 from .errors import BatchError, ParamsError
 from .forward import compiled
 from .params import check_names
+from .sharded import check_plain
 from .trace.program import Instruction, Ref
 from .trace.spec import Spec
 from .types import Batch, Params
@@ -20,7 +22,13 @@ BATCH_NORM = "aten.batch_norm.default"
 
 
 def recalibrate(
-    params: Params, batches: Iterable[Batch], *, spec: Spec, max_batches: int | None = None, progress: bool = False
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    spec: Spec,
+    max_batches: int | None = None,
+    progress: bool = False,
+    sync: bool = False,
 ) -> Params:
     """Replace the running statistics of every BatchNorm by the average over batches of what it sees.
 
@@ -33,6 +41,7 @@ def recalibrate(
         spec: of the params.
         max_batches: stop after so many.
         progress: show a bar.
+        sync: the batches are this process's share, which may be an empty list; the average is over those of all processes.
 
     Returns:
         New params; a network without BatchNorm comes back as it was.
@@ -42,6 +51,7 @@ def recalibrate(
         ParamsError: something does not fit the spec, or it was traced in train mode.
     """
     check_names(params, spec)
+    check_plain(params, "recalibrate", "leave it out")
     if spec.train:
         raise ParamsError("recalibrate needs a spec that was traced in eval mode: trace(model, args)")
     norms = [i for i in spec.program.instructions if i.op == BATCH_NORM and isinstance(i.args[3], Ref)]
@@ -55,17 +65,23 @@ def recalibrate(
         return tuple(graph.call_function(_batch_statistics, (env[i.args[0].name], i.args[3].name)) for i in norms)
 
     run = compiled(spec, params, ("recalibrate",), emit, only=[i.args[0].name for i in norms], program=program)
-    sums: dict[str, Tensor] = {}
-    count: dict[str, int] = {}
     device = device_of(params)
-    for batch in each(batches, max_batches=max_batches, progress=progress, text="recalibration"):
+    names = [ref.name for i in norms for ref in i.args[3:5]]
+    sums = {n: torch.zeros_like(params[n], dtype=torch.float64) for n in names}
+    count = torch.zeros(len(sums), dtype=torch.float64, device=device)
+    at = {n: i for i, n in enumerate(sums)}
+    nothing = sync and isinstance(batches, Sized) and not len(batches)
+    for batch in () if nothing else each(batches, max_batches=max_batches, progress=progress, text="recalibration"):
         with torch.no_grad():
             measured = run(params, inputs_of(batch, spec=spec, device=device))
         for norm, pair in zip(norms, measured, strict=True):
             for ref, value in zip(norm.args[3:5], pair, strict=True):
-                sums[ref.name] = sums[ref.name] + value if ref.name in sums else value
-                count[ref.name] = count.get(ref.name, 0) + 1
-    return {**params, **{n: (sums[n] / count[n]).to(params[n].dtype) for n in sums}}
+                sums[ref.name] += value
+                count[at[ref.name]] += 1
+    if sync and dist.is_available() and dist.is_initialized():
+        for t in (*sums.values(), count):
+            dist.all_reduce(t)
+    return {**params, **{n: (sums[n] / count[at[n]]).to(params[n].dtype) for n in sums}}
 
 
 def _by_batch(i: Instruction) -> Instruction:

@@ -52,7 +52,7 @@ def test_golden_epochs() -> None:
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: schedule.linear(1.0, 2), "ratio is 1.0"),
+        (lambda: schedule.linear(1.1, 2), "ratio is 1.1"),
         (lambda: schedule.linear(-0.1, 2), "ratio is -0.1"),
         (lambda: schedule.geometric(0.5, 0), "0 steps"),
         (lambda: schedule.cubic(0.5, 2, initial=0.6), "starts at 0.6"),
@@ -191,3 +191,10 @@ def test_it_carries_a_gradient() -> None:
     assert float(after.detach()) < float(before.detach()) - 1e-3
     with pytest.raises(pf.StatsError, match="carry no gradient"):
         entropy(w)
+
+
+def test_a_unit_that_never_varies_leaves_the_gradient_finite() -> None:
+    """Dead units: 0 · log 0 is 0, and nothing pulls at them."""
+    v = torch.tensor([1.0, 0.0, 3.0], requires_grad=True)
+    losses.variance_concentration({"a": v}).backward()
+    assert v.grad is not None and bool(v.grad.isfinite().all()) and v.grad[0] > 0 > v.grad[2]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import prunefn as pf
 
 from . import data
-from .methods import METHODS, PEERS, SCOPES, Case, Result, collect, ours, theirs
+from .methods import METHODS, PEERS, VARIANTS, Case, Result, collect, ours, theirs
 from .networks import NETWORKS, load
 from .report import report
 from .rows import DENSE, Job, Row, add, rows
@@ -73,9 +73,10 @@ class Bench:
         return theirs(case, method, job.keep)
 
 
-def variants() -> dict[str, list[str]]:
-    """Method → its variants."""
-    out = {m.name: list(SCOPES) for m in METHODS}
+def variants(network: str) -> dict[str, list[str]]:
+    """Method → its variants: those of attention only where there is some."""
+    mine = [v for v in VARIANTS if network == "vit" or "head_dim" not in v]
+    out = {m.name: mine for m in METHODS}
     for m in PEERS:
         importance, variant = m.name.split(", ", 1)
         out.setdefault(f"Torch-Pruning {importance}", []).append(variant)
@@ -89,7 +90,7 @@ def seeded(method: str) -> bool:
 
 def choosing(network: str) -> Iterator[Job]:
     """Every variant on validation images."""
-    for method, names in variants().items():
+    for method, names in variants(network).items():
         for variant in names:
             yield from (Job(network, method, variant, keep, 0, "validation") for keep in CHOICES)
 
@@ -97,7 +98,7 @@ def choosing(network: str) -> Iterator[Job]:
 def measuring(network: str, done: dict[Job, Row], seeds: int) -> Iterator[Job]:
     """The best variant of each method, on the test images."""
     yield Job(network, DENSE, "", 1.0, 0, "test")
-    for method, names in variants().items():
+    for method, names in variants(network).items():
         best = max(
             names, key=lambda v: sum(done[Job(network, method, v, k, 0, "validation")].top1 or 0 for k in CHOICES)
         )

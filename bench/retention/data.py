@@ -6,20 +6,16 @@ The 60 000 training images are split: the first 55 000 are trained on (calibrati
 
 from __future__ import annotations
 
-import gzip
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-VARIABLE = "PRUNEFN_DATA"
-DISTRIBUTION = Path("/usr/share/datasets/fashion-mnist")
-INSTALL = f"apt-get install dataset-fashion-mnist, or set {VARIABLE} to the folder of its four idx files"
+from prunefn.data.idx import Pictures, fashion_mnist_folder, read_pictures
+from prunefn.errors import PruneError
+
 TRAINING = 55_000
 MEAN, STD = 0.2860, 0.3530
 """Of the training pixels, from 0 to 1."""
@@ -78,32 +74,18 @@ def accuracy(network: Callable[[Tensor], Tensor], data: Images, *, batch: int = 
 
 
 def _part(name: str, part: slice) -> Images:
-    images, labels = _read(name, folder())
-    return Images((images[part].float() / 255 - MEAN) / STD, labels[part].long())
+    images, labels = _read(name)
+    return Images((images[part].float() / 255 - MEAN) / STD, labels[part])
 
 
 @cache
-def _read(name: str, where: Path) -> tuple[Tensor, Tensor]:
-    """Bytes [n, 1, 28, 28] and classes [n]."""
-    images = _idx(where / f"{name}-images-idx3-ubyte", header=16).reshape(-1, 1, 28, 28)
-    return images, _idx(where / f"{name}-labels-idx1-ubyte", header=8)
-
-
-def _idx(path: Path, *, header: int) -> Tensor:
-    """The bytes of an idx file, gzipped or not."""
-    content = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())
-
-
-def folder() -> Path:
-    """Where the data is: the folder of the environment variable if set, else the distribution's.
+def _read(name: str) -> Pictures:
+    """Bytes [n, 1, 28, 28] and classes [n].
 
     Raises:
-        SystemExit: it is not there; says how to install it.
+        SystemExit: the data is not there; says how to install it.
     """
-    where = Path(os.environ.get(VARIABLE) or DISTRIBUTION)
-    stems = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    missing = [s for s in stems if not (where / s).exists() and not (where / f"{s}.gz").exists()]
-    if missing:
-        raise SystemExit(f"Fashion-MNIST: no {missing[0]}[.gz] in {where}; {INSTALL}")
-    return where
+    try:
+        return read_pictures(fashion_mnist_folder(), name)
+    except PruneError as error:
+        raise SystemExit(str(error)) from error

@@ -9,16 +9,23 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.types import Compensation, Scope
+from prunefn.types import Compensation, Scope, Where
 
 from . import torch_pruning as peer
 from .data import Images
 
 BATCH = 128
-KINDS = pf.kind("hidden", "heads")
-"""What our methods may prune: hidden units, and heads where there are any; the residual streams stay."""
-SCOPES: dict[str, Scope] = {"local": pf.scope.local(), "global": pf.scope.global_(normalize=pf.normalizer.mean)}
-"""Variants: the same share of every group, or one ranking of scores that are divided by their group's mean."""
+KINDS = pf.kind("hidden", "heads", "head_dim")
+"""What is measured: all but the residual streams."""
+GLOBAL = pf.scope.global_(normalize=pf.normalizer.mean)
+VARIANTS: dict[str, tuple[Scope, Where]] = {
+    "local": (pf.scope.local(), pf.kind("hidden", "heads")),
+    "global": (GLOBAL, pf.kind("hidden", "heads")),
+    "local, head_dim": (pf.scope.local(), pf.kind("hidden", "head_dim")),
+    "global, head_dim": (GLOBAL, pf.kind("hidden", "head_dim")),
+}
+"""The same share of every group, or one ranking of scores that are divided by their group's mean; in attention, whole heads go, or
+the width of all of them. The peer, too, is tried in several ways."""
 SEQUENTIAL = "sequential affine"
 
 
@@ -73,23 +80,24 @@ def collect(case: Case) -> pf.Stats:
     return pf.collect_stats(case.params, case.batches, spec=case.spec, criterion=criteria, covariance=True, where=KINDS)
 
 
-def ours(case: Case, stats: pf.Stats, method: Method, scope: str, keep: float) -> Result:
+def ours(case: Case, stats: pf.Stats, method: Method, variant: str, keep: float) -> Result:
     """Scores, mask, compensation and removal from statistics at hand; only the sequential mode measures again."""
     spec = case.spec
-    scores = pf.only(pf.score(stats, criterion=method.criterion), KINDS, spec=spec)
+    scope, where = VARIANTS[variant]
+    scores = pf.only(pf.score(stats, criterion=method.criterion), where, spec=spec)
     if method.sequential:
         given = pf.Criterion(method.name, lambda _: scores, needs=())
         prune = pf.pipeline(
             criterion=given,
-            where=KINDS,
+            where=where,
             ratio=pf.budget.macs(keep),
-            scope=SCOPES[scope],
+            scope=scope,
             compensation=method.compensation,
             sequential=True,
         )
         params, spec, _, _ = prune(case.params, case.batches, spec=spec)
     else:
-        mask = pf.select(scores, pf.budget.macs(keep), spec=spec, scope=SCOPES[scope])
+        mask = pf.select(scores, pf.budget.macs(keep), spec=spec, scope=scope)
         params = pf.compensate(case.params, stats, mask, spec=spec, method=method.compensation)
         params, spec = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
 

@@ -9,6 +9,7 @@ from typing import Any
 from prunefn.report import plots
 
 from ..timing import write
+from .methods import METHODS
 from .rows import DENSE, RESULTS, Row
 
 HEADER = ["network", "method", "variant", "MACs kept", "top-1", "spread", "top-1, BatchNorm anew", "spread"]
@@ -23,6 +24,8 @@ def report(rows: Sequence[Row], calibration: int) -> None:
         calibration: images of the statistics.
     """
     dense = {r.job.network: (r.top1, r.macs) for r in rows if r.job.method == DENSE}
+    order = [DENSE, *(m.name for m in METHODS)]  # the peer's last
+    rows = sorted(rows, key=lambda r: order.index(r.job.method) if r.job.method in order else len(order))
     shown = [r for r in rows if r.job.part == "test" and r.job.network in dense and r.job.method != DENSE]
     lines = [_line(cell) for cell in _cells(shown)]
     write(RESULTS, "retention", "Retention on Fashion-MNIST", HEADER, lines, _remarks(shown, dense, calibration))
@@ -63,7 +66,8 @@ def _remarks(rows: Sequence[Row], dense: Mapping[str, tuple[float, int]], calibr
         f"Top-1 on 5000 test images right after pruning, without any training. Calibration: {calibration} training "
         "images, drawn anew for each of three seeds (mean, and half of the range); methods that see no images have one run. "
         "The variant of every method, Torch-Pruning's included, was chosen on 1000 validation images. Our methods prune "
-        "hidden units and heads; the peer prunes what its variant says. –: the peer did not come within 1 % of the MACs. "
+        "hidden units, and in attention either whole heads or the width of all of them; the peer prunes what its variant says. "
+        "–: the peer did not come within 1 % of the MACs. "
         "One pass of statistics serves all budgets and methods of ours but the sequential one.",
         "LAMP, ranked within each group, is magnitude. With BatchNorm, the mean alone helps down to 65 % of the MACs; below, errors pile "
         "up from layer to layer until the network is at chance, with and without it: each layer is compensated for dense inputs that it "

@@ -18,11 +18,12 @@ EVERY = 3.0
 FORMAT = 1
 
 
-def folder_of(cache: str | os.PathLike[str] | None) -> Path:
-    """The folder that is asked for, or the user's."""
+def folder_of(cache: str | os.PathLike[str] | None, kind: str = "latency") -> Path:
+    """The folder that is asked for, or the user's: PRUNEFN_CACHE if set, else prunefn in the system's folder of caches."""
     if cache is not None:
         return Path(cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunefn" / "latency"
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunefn"
+    return Path(os.environ.get("PRUNEFN_CACHE") or users) / kind
 
 
 def file_name(*parts: str) -> str:

@@ -59,6 +59,30 @@ def kept(panels: Sequence[Kept], path: Path | str) -> None:
     save(figure, path)
 
 
+def widths(before: Mapping[str, int], after: Mapping[str, int], path: Path | str) -> None:
+    """Horizontal bars: the units of each group, grey before, coloured after; one line a group, readable at a hundred.
+
+    Args:
+        before, after: group → units.
+        path: of the PNG.
+    """
+    names = list(before)
+    figure = canvas(8.0, 1.1 + 0.2 * len(names))
+    axes = figure.add_subplot(1, 1, 1)
+    at = range(len(names))
+    axes.barh(at, [before[n] for n in names], 0.8, color=DENSE, label="before")
+    axes.barh(at, [after[n] for n in names], 0.8, color=COLOURS[0], label="after")
+    for i, n in enumerate(names):
+        axes.text(before[n], i, f" {after[n]} of {before[n]}", va="center", fontsize=7, color=INK)
+    axes.set_yticks(at, names, fontsize=7)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * max(before.values()))
+    axes.set_xlabel("units")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=2, loc="outside upper right")
+    save(figure, path)
+
+
 def _bars(axes: Axes, panel: Kept) -> None:
     series = {"dense": panel.before, **panel.after}
     width = 0.84 / len(series)

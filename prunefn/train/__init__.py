@@ -1,5 +1,38 @@
-"""Training around pruning: pure losses and schedules, and the state of optimizers."""
+"""Training around pruning: pure losses, schedules and states of optimizers; and the loop, on accelerate, which is loaded when used."""
 
-from . import losses, optimizer, schedule
+from __future__ import annotations
 
-__all__ = ["losses", "optimizer", "schedule"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..extras import needs
+from . import losses as losses
+from . import optimizer as optimizer
+from . import schedule as schedule
+from . import sparsity as sparsity
+from .variances import site_variances as site_variances
+
+if TYPE_CHECKING:
+    from .loop import Trained as Trained
+    from .loop import evaluate as evaluate
+    from .loop import train as train
+    from .objective import Distill as Distill
+    from .phases import Result as Result
+    from .phases import fine_tune as fine_tune
+    from .phases import pat as pat
+    from .phases import sparse_train as sparse_train
+    from .recipe import Recipe as Recipe
+
+_LOADED = {
+    **dict.fromkeys(("Trained", "evaluate", "train"), "loop"),
+    **dict.fromkeys(("Result", "fine_tune", "pat", "sparse_train"), "phases"),
+    "Distill": "objective",
+    "Recipe": "recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needs("train", f"prunefn.train.{name}"):
+        return getattr(import_module(f".{_LOADED[name]}", __name__), name)

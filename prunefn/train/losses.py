@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch import Tensor
 from ..criteria.base import index_map, member_sums
 from ..errors import PruneError, StatsError
 from ..shapes import Float
+from ..sparse.slices import pieces, sliced
 from ..trace.spec import Spec
-from ..types import Params, Scores, Where
+from ..types import Mask, Params, Scores, Where
 from ..where import matches
 
 
@@ -61,7 +62,7 @@ def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None)
     >>> float(group_lasso(pf.params(model), spec=pf.trace(model, (torch.randn(2, 1),))))
     10.0
     """
-    squares = _squares(params, spec, where)
+    squares = group_squares(params, spec, where)
     return _total(_norm(s.sum(0)).sum() for s in squares.values())
 
 
@@ -106,7 +107,13 @@ def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Te
 
 
 def growing(
-    params: Params, scores: Scores, *, spec: Spec, alpha: float = 4.0, where: Where | str | None = None
+    params: Params,
+    scores: Scores,
+    *,
+    spec: Spec,
+    alpha: float = 4.0,
+    where: Where | str | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Tensor:
     """½ Σ γ ‖w‖² over units, γ = 2^{α (g_max − g) / (g_max − g_min)} with g = √score: unimportant units shrink up to 2^α times as fast.
 
@@ -119,12 +126,13 @@ def growing(
         spec: says what is coupled.
         alpha: 0 is plain weight decay on the chosen groups.
         where: only groups that match; groups without scores are left out.
+        weights: group → factor of its terms; default 1.
 
     Raises:
         PruneError: a score is negative.
     """
     terms = []
-    for name, squares in _squares(params, spec, where).items():
+    for name, squares in group_squares(params, spec, where).items():
         if name not in scores:
             continue
         g = scores[name].detach().to(squares)
@@ -132,7 +140,47 @@ def growing(
             raise PruneError(f"growing needs scores of zero or more, but group {name!r} has {float(g.min()):.3g}")
         g = g.sqrt()
         span = (g.max() - g.min()).clamp_min(torch.finfo(g.dtype).tiny)
-        terms.append((2 ** (alpha * (g.max() - g) / span) * squares.sum(0)).sum() / 2)
+        factor = (weights or {}).get(name, 1.0) / 2
+        terms.append(factor * (2 ** (alpha * (g.max() - g) / span) * squares.sum(0)).sum())
+    return _total(terms)
+
+
+def slice_log_norm(
+    params: Params,
+    *,
+    spec: Spec,
+    block: int,
+    depthwise_block: int = 2,
+    mask: Mask | None = None,
+    protect_first: bool = False,
+    short_blocks: bool = False,
+    weights: Sequence[str] | str | None = None,
+) -> Tensor:
+    """Σ log ‖slice‖₂ over the eligible slices of all convolutions: whole slices go to zero, the smallest first.
+
+    The gradient is w / ‖slice‖², so that a slice loses the same share of its square at every step, whatever its size; what is zero
+    already adds nothing. Multiply the loss by a rate such as 1e-4.
+
+    Args:
+        params: of the spec.
+        spec, block, depthwise_block, mask, protect_first, short_blocks, weights: as for `sparse.slices`.
+
+    Raises:
+        PruneError, ParamsError, MaskError: as `sparse.slices`.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, bias=False))
+    >>> spec = pf.trace(model, (torch.randn(1, 1, 4, 4),))
+    >>> w = torch.tensor([3.0, 4.0]).reshape(2, 1, 1, 1)
+    >>> loss = lambda p: slice_log_norm(p, spec=spec, block=2)
+    >>> loss({"0.weight": w}), torch.func.grad(loss)({"0.weight": w})["0.weight"].flatten()  # log 5; w / 25
+    (tensor(1.6094), tensor([0.1200, 0.1600]))
+    """
+    terms = []
+    for s in sliced(spec, block=block, depthwise_block=depthwise_block, mask=mask, weights=weights):
+        for part in pieces(params[s.name], s, protect_first=protect_first, short_blocks=short_blocks):
+            squares = part.float().square().sum(-1) if part.itemsize < 4 else part.square().sum(-1)
+            terms.append(torch.where(squares == 0, 1.0, squares).log().sum() / 2)
     return _total(terms)
 
 
@@ -140,7 +188,8 @@ def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
     """Σ over sites of the entropy H = −Σ p log p of p = σ² / Σσ²: lowered, the variance gathers in few units.
 
     Args:
-        variances: site → [units], with a gradient: of the same forward pass as the loss, so that no BatchNorm runs twice.
+        variances: site → [units], with a gradient: of the same forward pass as the loss, so that no BatchNorm runs twice;
+            such as those of `site_variances`.
 
     Raises:
         StatsError: they carry no gradient, so that the loss would do nothing.
@@ -154,11 +203,14 @@ def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
     terms = []
     for v in variances.values():
         p = v / v.sum().clamp_min(torch.finfo(v.dtype).tiny)
-        terms.append(-torch.xlogy(p, p).sum())
+        some = torch.where(
+            p > 0, p, 1.0
+        )  # units that never vary count nothing, and have no gradient instead of an infinite one
+        terms.append(-(some * some.log()).sum())
     return _total(terms)
 
 
-def _squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
+def group_squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
     """Group → [members, units]: sums of squares of all parameters, biases too."""
     found = member_sums(spec, lambda t: params[t].square())
     return {g: s for g, s in found.items() if matches(where, spec.groups[g])}

@@ -56,6 +56,18 @@ def slice_optimizer(state: State, mask: Mask, *, spec: Spec, names: Sequence[str
     return {**state, "state": out, "param_groups": [{**g} for g in state["param_groups"]]}
 
 
+def slice_state(state: Mapping[str, State], mask: Mask, *, spec: Spec) -> dict[str, dict[str, Any]]:
+    """As `slice_optimizer`, of what an optimizer remembers by parameter: name → key → tensor or number.
+
+    Raises:
+        ParamsError, MaskError: as for `slice_optimizer`.
+    """
+    check_mask(mask, spec)
+    if unknown := [n for n in state if n not in spec.axes]:
+        raise ParamsError(f"the spec has no parameter {unknown[0]!r}{nearest(unknown[0], spec.axes)}")
+    return {n: {k: _sliced(v, k, n, mask, spec) for k, v in of.items()} for n, of in state.items()}
+
+
 def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     """Which elements of each parameter a mask keeps: parameter → bool of its shape; parameters that are whole are left out.
 

@@ -95,8 +95,8 @@ def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
 
 
 def _check(ratio: float, steps: int) -> None:
-    if not 0 <= ratio < 1:
-        raise PruneError(f"the schedule's ratio is {ratio}; it is the share removed at the end and must be in [0, 1)")
+    if not 0 <= ratio <= 1:
+        raise PruneError(f"the schedule's ratio is {ratio}; it is the share removed at the end and must be in [0, 1]")
     if steps < 1:
         raise PruneError(f"the schedule has {steps} steps; it must have at least one")
 

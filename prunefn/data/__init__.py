@@ -1,0 +1,9 @@
+"""Images to train and to measure on, from this machine's disk: small ones in memory, or a folder of ImageNet's layout."""
+
+from .api import NAMES as NAMES
+from .api import Data as Data
+from .api import Preprocessing as Preprocessing
+from .api import open_data as open_data
+from .api import preprocessing_of as preprocessing_of
+from .embedded import Split as Split
+from .embedded import digits as digits

@@ -1,0 +1,47 @@
+"""What opening data gives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Data(NamedTuple):
+    """Datasets by index; an item is (image, float32 of `input_shape`, and class, int).
+
+    Images are normalised: (pixel from 0 to 1 − mean) / std, per channel.
+    """
+
+    train: Dataset[Any]
+    """To learn from; augmented if asked for, drawing from the global generators of torch, numpy and random."""
+    held_out: Dataset[Any]
+    """To measure on; never augmented."""
+    classes: tuple[str, ...]
+    """Names; an item's class is a position here."""
+    input_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    """`cifar10`, or the path of the folder."""
+    validation: Dataset[Any] | None = None
+    """A part of the training images to choose by, taken out of `train` and never augmented."""
+
+
+class Preprocessing(NamedTuple):
+    """How the images of a folder are brought to one size; the defaults are those of most ImageNet models."""
+
+    image_size: int = 224
+    """Pixels of a side after cropping."""
+    interpolation: str = "bicubic"
+    """`nearest`, `bilinear`, `bicubic`, `lanczos`, …"""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop_pct: float = 0.875
+    """To measure on, an image's shorter side becomes image_size / crop_pct before the centre is cut out."""
+    crop_mode: str = "center"
+    """`center`, `squash` or `border`, as timm has them."""

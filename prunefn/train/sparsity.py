@@ -1,0 +1,124 @@
+"""Sparse training: what makes units, or weights, small before they are removed.
+
+Each is a value for `sparse_train`: a penalty on the parameters, masks on the weights that are renewed every epoch, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import PruneError
+from ..trace.spec import Spec
+from ..types import Where
+from ..where import matches
+from . import losses
+
+Variances = Mapping[str, Tensor]
+"""Site → variance of its input in this update [units], with a gradient; empty where no sites are watched."""
+
+
+class Sparsity(NamedTuple):
+    """How a training becomes sparse."""
+
+    name: str
+    penalty: Callable[[Mapping[str, Tensor], Variances], Tensor] | None = None
+    """(parameters, variances) → what is added to the loss."""
+    masks: Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    """(epoch, parameters) → parameter → bool of its shape, True = kept."""
+    sites: Mapping[str, tuple[str, int]] = {}
+    """Site → (the module whose input is measured, the dim of its units)."""
+
+
+def l1_group(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
+    """rate · Σ of the L2 norms of output rows: `losses.l21`."""
+    return Sparsity("l1_group", lambda params, _: rate * losses.l21(dict(params), spec=spec, where=where))
+
+
+def lasso(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
+    """rate · Σ of the L2 norms of units with all that is coupled: `losses.group_lasso`."""
+    return Sparsity("lasso", lambda params, _: rate * losses.group_lasso(dict(params), spec=spec, where=where))
+
+
+def slimming(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
+    """rate · Σ |γ| of the norms: `losses.bn_l1`."""
+    return Sparsity("slimming", lambda params, _: rate * losses.bn_l1(dict(params), spec=spec, where=where))
+
+
+def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Sparsity:
+    """rate · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning)."""
+
+    def penalty(params: Mapping[str, Tensor], _: Variances) -> Tensor:
+        own = dict(params)
+        scores = {g: s.detach().mean(0) for g, s in losses.group_squares(own, spec, where).items()}
+        return rate * losses.growing(own, scores, spec=spec, alpha=alpha, where=where)
+
+    return Sparsity("growing", penalty)
+
+
+def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None = None) -> Sparsity:
+    """rate · `losses.variance_concentration` of the inputs of layers, measured in the same pass as the loss.
+
+    Raises:
+        PruneError: a site is not the input of a module of its own (its weight is computed, or used by a function).
+    """
+    sites = {}
+    for s in spec.sites.values():
+        if any(g.name for g in spec.groups.values() if s.name in g.sites and matches(where, g)):
+            if s.weight not in spec.parameters:
+                raise PruneError(
+                    f"site {s.name!r} has no module whose input can be watched; leave its groups out by `where`"
+                )
+            sites[s.name] = s.weight.rpartition(".")[0], s.values[0][1]
+    return Sparsity("concentration", lambda _, variances: rate * losses.variance_concentration(variances), sites=sites)
+
+
+def gradual(
+    spec: Spec, *, target: float = 0.5, initial: float = 0.0, epochs: int = 5, where: Where | str | None = None
+) -> Sparsity:
+    """Weights of the lowest magnitude are zero: s_f + (s_i − s_f)(1 − e / (E − 1))³ of them in epoch e (Zhu and Gupta, arXiv 1710.01878).
+
+    All weights of the chosen groups' contractions are ranked together; masks are drawn anew each epoch, and the last ones are
+    left in the weights.
+
+    Args:
+        spec: of the network.
+        target: s_f, share of weights that are zero at the end.
+        initial: s_i, in the first epoch.
+        epochs: E.
+        where: only groups that match.
+
+    Raises:
+        PruneError: a share is not in [0, 1), or the start is above the target.
+    """
+    if not 0 <= initial <= target < 1:
+        raise PruneError(
+            f"gradual goes from {initial} to {target} of the weights; it must hold that 0 ≤ initial ≤ target < 1"
+        )
+    names = {
+        m.tensor
+        for g in spec.groups.values()
+        if matches(where, g)
+        for m in g.members
+        if m.role in ("in", "out") and m.tensor in spec.parameters
+    }
+    return Sparsity("gradual", masks=partial(_lowest, names=names, target=target, initial=initial, epochs=epochs))
+
+
+@torch.no_grad()
+def _lowest(
+    epoch: int, params: Mapping[str, Tensor], *, names: set[str], target: float, initial: float, epochs: int
+) -> dict[str, Tensor]:
+    """Masks of an epoch: exactly so many zeros; of equals, those that come first."""
+    t = min(1.0, epoch / max(1, epochs - 1)) if epochs > 1 else 1.0
+    share = target + (initial - target) * (1 - t) ** 3
+    chosen = {n: p for n, p in params.items() if n in names and p.ndim > 1}
+    flat = torch.cat([p.detach().abs().flatten() for p in chosen.values()])
+    kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    kept[flat.sort(stable=True).indices[: int(share * len(flat))]] = False
+    parts = kept.split([p.numel() for p in chosen.values()])
+    return {n: k.reshape(p.shape) for (n, p), k in zip(chosen.items(), parts, strict=True)}

@@ -1,0 +1,87 @@
+"""Variances of what layers read, with a gradient: for `losses.variance_concentration`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import PruneError
+from ..forward import compiled, flat_inputs, result
+from ..trace.expr import leaves
+from ..trace.spec import Spec
+from ..types import Params, Where
+from ..where import matches
+
+
+def site_variances(
+    params: Params, *inputs: Any, spec: Spec, where: Where | str | None = None
+) -> tuple[Any, dict[str, Tensor]]:
+    """Run the network, and measure the inputs of its sites on the way, differentiably.
+
+    Args:
+        params, inputs, spec: as for `forward`; buffers are read, not updated.
+        where: only sites of groups that match.
+
+    Returns:
+        (output, site → variance [units] over samples and positions; the mean over calls where there are several).
+
+    >>> import prunefn as pf
+    >>> from prunefn.train import losses
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> params, x = pf.params(model), torch.randn(8, 4)
+    >>> spec = pf.trace(model, (x,))
+    >>> def loss(params):
+    ...     y, variances = site_variances(params, x, spec=spec)
+    ...     return y.square().mean() + 0.1 * losses.variance_concentration(variances)
+    >>> torch.func.grad(loss)(params)["0.weight"].shape
+    torch.Size([3, 4])
+    """
+    sites = [
+        s
+        for s in spec.sites.values()
+        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
+    ]
+    values = list(dict.fromkeys(v for s in sites for v in s.values))
+
+    def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
+        return result(spec, env), tuple(graph.call_function(variance_along, (env[v], dim)) for v, dim in values)
+
+    flat = flat_inputs(spec, inputs, {})
+    out, found = compiled(spec, params, ("variances", tuple(values)), emit)(params, flat)
+    by_value = dict(zip(values, found, strict=True))
+    return pytree.tree_unflatten(out, spec.program.out_spec), {
+        s.name: torch.stack([by_value[v] for v in s.values]).mean(0) for s in sites
+    }
+
+
+@fx.wrap
+def variance_along(x: Tensor, dim: int) -> Tensor:
+    """Variance [units] of a value over all dims but one, in float32 at least."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide.var([d for d in range(x.ndim) if d != dim % x.ndim], correction=0)
+
+
+def watch(module: nn.Module, sites: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
+    """A dict that every forward pass fills with the variances of some modules' inputs.
+
+    Raises:
+        PruneError: there is no such module; names the site.
+    """
+    found: dict[str, Tensor] = {}
+    modules = dict(module.named_modules(remove_duplicate=False))
+
+    def hook(site: str, dim: int) -> Callable[[nn.Module, Any], None]:
+        def measure(_: nn.Module, args: Any) -> None:
+            found[site] = variance_along(args[0], dim)
+
+        return measure
+
+    for site, (path, dim) in sites.items():
+        if path not in modules:
+            raise PruneError(f"site {site!r}: the model has no module {path!r} whose input can be watched")
+        modules[path].register_forward_pre_hook(hook(site, dim))
+    return found

@@ -1,0 +1,104 @@
+"""Runs of tests/test_training.py and tests/test_phases.py in a process of their own: `python -m tests.ranks.trainer RUN FOLDER`.
+
+KILL=n in the environment: the process kills itself as it is about to rename its n-th file. DIE=rank: this rank ends in the
+middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunefn as pf
+from prunefn.train import Distill, schedule, sparsity
+from prunefn.train.loop import train
+from prunefn.train.phases import pat
+
+from ..training import ALL, PLAIN, calibration, net, points
+
+
+def deadly(after: int) -> None:
+    """SIGKILL instead of the n-th rename."""
+    rename, left = os.replace, [after]
+
+    def replace(*args: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(*args)
+
+    os.replace = replace
+
+
+def stage(folder: Path) -> nn.Module:
+    """Everything at once."""
+    model = net()
+    done = train(
+        model, points(), ALL, held_out=points(61, 1), distill=Distill(model), folder=folder, name="stage", device="cpu"
+    )
+    return done.model
+
+
+def phases(folder: Path) -> nn.Module:
+    """All three phases."""
+    done = pat(
+        net(drop=0.0),
+        points(),
+        held_out=points(61, 1),
+        calibration=calibration(),
+        prune=lambda ratio: pf.recipes.vbp(ratio, where=None, recalibrate=True),
+        schedule=schedule.geometric(0.5, 2),
+        sparse=(lambda spec: sparsity.l1_group(spec, rate=1e-3), PLAIN),
+        between=PLAIN,
+        tuning=PLAIN,
+        distill=(0.7, 2.0),
+        folder=folder,
+        device="cpu",
+    )
+    return done.model
+
+
+def shared(folder: Path) -> nn.Module:
+    """Phases that do not depend on how batches are shared: no BatchNorm, no dropout."""
+    done = pat(
+        net(norm=False, drop=0.0).double(),
+        [(x.double(), y) for x, y in ((points()[i : i + 15]) for i in range(0, 203, 15))],
+        held_out=[(x.double(), y) for x, y in ((points(61, 1)[i : i + 9]) for i in range(0, 61, 9))],
+        calibration=[(x.double(), y) for x, y in calibration()],
+        prune=lambda ratio: pf.recipes.corp(ratio, where=None),
+        schedule=schedule.linear(0.5, 2),
+        sparse=(lambda spec: sparsity.lasso(spec, rate=1e-3), PLAIN),
+        between=PLAIN.model_copy(update={"accumulate": 3}),
+        tuning=PLAIN,
+        folder=folder,
+        device="cpu",
+    )
+    return done.model
+
+
+def mortal(folder: Path) -> nn.Module:
+    """A rank dies on the way."""
+    rank, seen = int(os.environ["RANK"]), [0]
+
+    def loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen[0] += 1
+        if rank == int(os.environ["DIE"]) and seen[0] == 5:
+            os._exit(3)
+        return torch.nn.functional.cross_entropy(output, labels)
+
+    return train(net(), points(), PLAIN, loss=loss, folder=folder, device="cpu").model
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "KILL" in os.environ:
+        deadly(int(os.environ["KILL"]))
+    run, where = sys.argv[1:]
+    model = {"stage": stage, "phases": phases, "shared": shared, "mortal": mortal}[run](Path(where))
+    torch.save(model.state_dict(), Path(where) / f"state.{os.environ.get('RANK', 0)}")

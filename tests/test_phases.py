@@ -1,0 +1,233 @@
+"""Three phases: what each leaves, under a mask or for real, in one process or two, interrupted or not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import prunefn as pf
+from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
+from prunefn.train.phases import PRUNED
+
+from .small import close
+from .test_training import run, weights
+from .training import PLAIN, calibration, files, net, points, same_weights, spec_of
+
+
+def vbp(ratio: Any) -> Any:
+    return pf.recipes.vbp(ratio, where=None, recalibrate=True)
+
+
+def plan(**options: Any) -> Result:
+    given: dict[str, Any] = {
+        "held_out": points(61, 1),
+        "calibration": calibration(),
+        "prune": vbp,
+        "device": "cpu",
+        "schedule": schedule.geometric(0.5, 2),
+    }
+    model = options.pop("model", net(drop=0.0))
+    return pat(model, points(), **given | options)
+
+
+def units(result: Result) -> dict[str, tuple[int, int]]:
+    return {g: (int(m.sum()), len(m)) for g, m in result.mask.items()}
+
+
+def test_one_shot_is_the_pipeline() -> None:
+    """Without training, nothing but pruning happens; the model that was given is as it was."""
+    model = net(drop=0.0)
+    before, spec = deepcopy(model), spec_of(model)
+    done = plan(schedule=0.5)
+    once = vbp(0.5)(pf.params(before.eval()), calibration(), spec=spec)
+    assert {g: m.tolist() for g, m in done.mask.items()} == {g: m.tolist() for g, m in once.mask.items()}
+    assert all(torch.equal(done.params[n], t) for n, t in once.params.items())
+    assert same_weights(model, before)
+    assert [r["phase"] for r in done.rows] == ["dense", "prune 1"]
+    assert done.summary["macs"] == pf.cost(spec, once.mask).macs and done.summary["macs_dense"] == pf.cost(spec).macs
+
+
+def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
+    done = plan(
+        sparse=(lambda spec: sparsity.slimming(spec, where="0"), PLAIN),
+        between=PLAIN.model_copy(update={"epochs": 1}),
+        tuning=PLAIN,
+        distill=(0.7, 2.0),
+        folder=tmp_path,
+    )
+    phases = [r["phase"] for r in done.rows]
+    assert phases == [
+        "dense",
+        *["sparse"] * 2,
+        "prune 1",
+        "round_1",
+        "prune 2",
+        "round_2",
+        *["tuning"] * 2,
+        "tuning, best",
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == done.rows
+    stages = ["sparse", "round_1", "round_2", "tuning"]
+    wanted = [f"{s}/{f}" for s in stages for f in ("best.pt", "last.pt", "metrics.jsonl")]
+    wanted += [f"round_{n}/{PRUNED}" for n in (1, 2)]
+    wanted += [
+        "accuracy.png",
+        "config.json",
+        "final.safetensors",
+        "mask.pt",
+        "metrics.jsonl",
+        "spec.json",
+        "summary.json",
+    ]
+    assert files(tmp_path) == sorted([*wanted, "widths.png"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["schedule"] == {"name": "geometric", "shares": [0.0, 0.292893, 0.5]} and config["of"] == "units"
+    assert config["tuning"]["rate"] == 0.03
+    assert json.loads((tmp_path / "summary.json").read_text()) == done.summary
+    again = pf.load(net(drop=0.0), tmp_path / "final.safetensors")
+    assert same_weights(again, done.model)
+    assert torch.load(tmp_path / "mask.pt", weights_only=True)["mask"].keys() == done.mask.keys()
+
+
+def test_best_is_among_the_final_architecture() -> None:
+    done = plan(tuning=PLAIN, between=PLAIN)
+    tuned = [r for r in done.rows if r["phase"] == "tuning"]
+    assert done.rows[-1]["top1"] == max(r["top1"] for r in tuned)
+    assert done.summary["top1"] == done.rows[-1]["top1"] and done.summary["top1_dense"] == done.rows[0]["top1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "left"), [({}, 0.5), ({"budget": pf.budget.macs}, 0.5), ({"budget": pf.budget.params}, 0.5)]
+)
+def test_what_the_share_is_of(options: dict[str, Any], left: float) -> None:
+    done, spec = plan(between=PLAIN, **options), spec_of(net())
+    if not options:
+        assert sum(k for k, _ in units(done).values()) == 7  # of 14
+        return
+    quantity = options["budget"](0.5).quantity
+    share = getattr(pf.cost(done.spec), quantity) / getattr(pf.cost(spec), quantity)
+    assert left - 0.15 < share <= left
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_rounds_add_up_to_what_one_shot_removes(ratio: float) -> None:
+    """Rounding at each step is made up for at the next."""
+    once, often = plan(schedule=ratio), plan(schedule=schedule.linear(ratio, 5))
+    assert sum(k for k, _ in units(once).values()) == sum(k for k, _ in units(often).values())
+
+
+def test_a_mask_does_what_removing_does() -> None:
+    """Training with zeros is training without; the state of the optimizer goes along in both. (In front of a BatchNorm, a bias
+    has no gradient but rounding, of which Adam makes steps of full size: so there is none here.)"""
+    options: dict[str, Any] = {"between": PLAIN, "budget": pf.budget.macs, "model": net(norm=None, drop=0.0)}
+    real, masked = plan(**options), plan(masked=True, **options)
+    assert units(real) == units(masked)
+    assert masked.rows[-1]["phase"] == "removed" and masked.summary["macs"] == real.summary["macs"]
+    x = points(61, 1).tensors[0]
+    with torch.no_grad():
+        close(masked.model(x), real.model(x), 1e-3)
+
+
+def test_the_state_of_the_optimizer_goes_on_or_starts_anew() -> None:
+    on, anew = plan(between=PLAIN), plan(between=PLAIN, carry=False)
+    assert units(on) == units(anew) or on.rows != anew.rows
+    assert not same_weights(on.model, anew.model) if units(on) == units(anew) else True
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_as_if_everything_were_to_go_until_the_target(masked: bool) -> None:
+    spec = spec_of(net())
+    done = plan(schedule=schedule.linear(1.0, 4), target=0.4, masked=masked, between=PLAIN)
+    share = pf.cost(done.spec).macs / pf.cost(spec).macs
+    assert 0.3 < share <= 0.4
+    assert [r["phase"] for r in done.rows if r["phase"].startswith("prune")] == ["prune 1", "prune 2"]
+
+
+def test_a_target_that_the_schedule_does_not_reach_is_met_by_the_last_step() -> None:
+    done = plan(schedule=schedule.linear(0.1, 2), target=0.5)
+    assert pf.cost(done.spec).macs <= 0.5 * pf.cost(spec_of(net())).macs
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"schedule": schedule.linear(1.0, 2)}, "the schedule removes everything; give target="),
+        ({"target": 1.5}, r"target is 1.5; it is the share of the MACs that is left"),
+        ({"calibration": []}, "there is no calibration batch to trace the model with"),
+    ],
+)
+def test_settings_that_contradict_each_other(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(pf.PruneError, match=text):
+        plan(**options)
+
+
+def test_a_folder_of_another_run(tmp_path: Path) -> None:
+    plan(folder=tmp_path)
+    with pytest.raises(pf.PruneError, match=r"config.json belongs to a run with masked=False, now it is True"):
+        plan(folder=tmp_path, masked=True)
+
+
+def test_sparse_training_alone_and_fine_tuning_alone() -> None:
+    model = net(drop=0.0)
+    spec = spec_of(model)
+    sparse = sparse_train(model, points(), sparsity.l1_group(spec, rate=0.3), PLAIN, device="cpu")
+    plain = fine_tune(model, points(), PLAIN, device="cpu")
+
+    def norm(net: torch.nn.Module) -> float:
+        return float(sum(p.detach().abs().sum() for p in net.parameters()))
+
+    assert norm(sparse.model) < 0.9 * norm(plain.model)
+    assert sparse.best is None
+
+
+def test_killed_between_and_within_phases_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = run("phases", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    for n in (9, 12):
+        assert run("phases", tmp_path / "killed", KILL=n).returncode == -signal.SIGKILL
+    assert run("phases", tmp_path / "killed").returncode == 0
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_several_processes_do_what_one_does(tmp_path: Path, ranks: int, one_process: Callable[[], Path]) -> None:
+    """All phases with uneven shares of batches and calibration: the same masks on every rank, the result of one process."""
+    alone = one_process()
+    together = run("shared", tmp_path, ranks=ranks)
+    assert together.returncode == 0, together.stderr[-3000:]
+    reference, found = weights(alone), [weights(tmp_path, r) for r in range(ranks)]
+    for other in found[1:]:
+        assert all(torch.equal(found[0][n], t) for n, t in other.items())
+    for name, t in reference.items():
+        close(found[0][name], t, 1e-10)
+    assert masks(tmp_path) == masks(alone)
+    assert files(tmp_path) == sorted({*files(alone), *(f"state.{r}" for r in range(ranks))})
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    folder = tmp_path_factory.mktemp("alone")
+
+    def made() -> Path:
+        if not (folder / "state.0").exists():
+            done = run("shared", folder)
+            assert done.returncode == 0, done.stderr[-3000:]
+        return folder
+
+    return made
+
+
+def masks(folder: Path) -> dict[str, list[bool]]:
+    found: dict[str, Tensor] = torch.load(folder / "mask.pt", weights_only=True)["mask"]
+    return {g: m.tolist() for g, m in found.items()}
