@@ -38,12 +38,17 @@ def inputs_of(batch: Batch, *, spec: Spec, device: torch.device | None = None) -
 
 
 def each(
-    batches: Iterable[Batch], *, max_batches: int | None = None, progress: bool = False, text: str = "batches"
+    batches: Iterable[Batch],
+    *,
+    max_batches: int | None = None,
+    progress: bool = False,
+    text: str = "batches",
+    least: int = 1,
 ) -> Iterator[Batch]:
     """Batches one by one, with a bar on request.
 
     Raises:
-        BatchError: there are none, or the iterable is a single tensor or dict by mistake.
+        BatchError: there are none (with `least=0`, that is fine), or the iterable is a single tensor or dict by mistake.
     """
     if isinstance(batches, Tensor | Mapping):
         raise BatchError("batches must be an iterable of batches; wrap a single batch in a list")
@@ -54,7 +59,7 @@ def each(
     for batch in tqdm(islice(batches, max_batches), total=total, desc=text, disable=not progress, leave=False):
         seen = True
         yield batch
-    if not seen:
+    if least and not seen:
         raise BatchError("there are no batches: the iterable is empty (a generator can be read only once)")
 
 

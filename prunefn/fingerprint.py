@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .sharded import gather
 from .trace.spec import Spec
 
 PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "parameters", "tied", "train", "capture")
@@ -29,7 +30,7 @@ class Origin(NamedTuple):
 
 
 def origin(spec: Spec, params: Mapping[str, Tensor]) -> Origin:
-    """Fingerprints of a spec and its parameters.
+    """Fingerprints of a spec and its parameters; DTensors are gathered, so that all processes must call this.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -39,7 +40,8 @@ def origin(spec: Spec, params: Mapping[str, Tensor]) -> Origin:
     "other parameters: '2.bias' differs"
     """
     return Origin(
-        {part: fingerprint(getattr(spec, part)) for part in PARTS}, {n: fingerprint(params[n]) for n in sorted(params)}
+        {part: fingerprint(getattr(spec, part)) for part in PARTS},
+        {n: fingerprint(gather(params[n])) for n in sorted(params)},
     )
 
 

@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .errors import BatchError, ParamsError, nearest
+from .errors import BatchError, ParamsError, TraceError, nearest
 from .shapes import Float
+from .sharded import Gathering, gather, is_sharded
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
@@ -30,6 +31,8 @@ class Compiled(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     """Of the tensors."""
     constants: tuple[Tensor, ...]
+    gathered: tuple[str, ...] = ()
+    """DTensors, in the order in which the function gathers them."""
 
     def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
         return self.call(*[params[n] for n in self.names], *self.constants, *inputs)
@@ -55,7 +58,8 @@ def compiled(
 
     Args:
         spec: whose program.
-        params: only their names and their device are looked at.
+        params: only their names, their device and their kind are looked at; DTensors are gathered just before their first use,
+            and dropped after the last.
         key: says what `emit` does.
         emit: makes the results from the values.
         only: names of the values that are wanted; None: all.
@@ -64,27 +68,33 @@ def compiled(
     return _COMPILED[_cached(spec, *_placed(spec, params), key, emit, only, program)]
 
 
-def _placed(spec: Spec, params: Params) -> tuple[frozenset[str], torch.device]:
-    """The biases that a compensation created, and the device."""
+def _placed(spec: Spec, params: Params) -> tuple[frozenset[str], torch.device, frozenset[str]]:
+    """The biases that a compensation created, the device, and the names of DTensors."""
     slots = _signature(spec).slots
-    return frozenset([n for n in slots if n in params]), next((t.device for t in params.values()), torch.device("cpu"))
+    device = next((t.device for t in params.values()), torch.device("cpu"))
+    return (
+        frozenset([n for n in slots if n in params]),
+        device,
+        frozenset([n for n, t in params.items() if is_sharded(t)]),
+    )
 
 
 def _cached(
     spec: Spec,
     present: frozenset[str],
     device: torch.device,
+    sharded: frozenset[str],
     key: tuple[Any, ...],
     emit: Callable[[fx.Graph, Any], Any],
     only: Iterable[str] | None = None,
     program: Program | None = None,
 ) -> str:
-    full = (spec, present, device, *key)
+    full = (spec, present, device, *key, *([sharded] if sharded else []))
     if full not in _CACHE:
         while len(_CACHE) >= _CACHE_LIMIT:
             del _COMPILED[_CACHE.pop(next(iter(_CACHE)))]
         name = f"program_{next(_NUMBER)}"
-        _COMPILED[name] = _compile(spec, program or spec.program, present, device, emit, only)
+        _COMPILED[name] = _compile(spec, program or spec.program, present, device, sharded, emit, only)
         _CACHE[full] = name
     return _CACHE[full]
 
@@ -94,21 +104,54 @@ def _compile(
     program: Program,
     present: frozenset[str],
     device: torch.device,
+    sharded: frozenset[str],
     emit: Callable[[fx.Graph, Any], Any],
     only: Iterable[str] | None,
 ) -> Compiled:
     names: list[str] = []
+    parts: dict[fx.Node, str] = {}
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         names.append(name)
-        return graph.placeholder("v_" + "".join(c if c.isalnum() else "_" for c in name) + f"_{len(names)}")
+        node = graph.placeholder("v_" + "".join(c if c.isalnum() else "_" for c in name) + f"_{len(names)}")
+        if name in sharded:
+            parts[node] = name
+        return node
 
     graph = build(program, spec.sizes, present=present, device=device, load=load, emit=emit, only=only)
+    gathered = _gather(graph, parts)
     module = fx.GraphModule(nn.Module(), graph)
     inputs = {i.name for i in program.inputs}
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
-    constants = tuple(spec.constants.tensors[n].to(device) for n in names if n in spec.constants.tensors)
-    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants)
+    constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
+    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered)
+
+
+def constant(spec: Spec, name: str, device: torch.device) -> Tensor:
+    """A tensor that is in no state dict, on a device.
+
+    Raises:
+        TraceError: nobody knows its numbers.
+    """
+    t = spec.constants.tensors[name]
+    if t.is_meta and device.type != "meta":
+        raise TraceError(
+            f"the spec's constant {spec.constants.sources.get(name, name)!r} has no numbers, because the model was traced on `meta`; "
+            "take them from a model that has them: spec = pf.sharded.with_constants(spec, model)"
+        )
+    return t.to(device)
+
+
+def _gather(graph: fx.Graph, parts: Mapping[fx.Node, str]) -> tuple[str, ...]:
+    """Gather tensors just before their first use; the code of a graph drops values after their last. Their names, in order."""
+    order: list[str] = []
+    for node in list(graph.nodes):
+        for part in [a for a in node.all_input_nodes if a in parts]:
+            with graph.inserting_before(node):
+                whole = graph.call_function(gather, (part,))
+            part.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+            order.append(parts[part])
+    return tuple(order)
 
 
 # ---- what torch.compile takes as constants; it guards on the spec
@@ -139,16 +182,16 @@ def _signature(spec: Spec) -> Signature:
 
 
 @torch.compiler.assume_constant_result
-def _forward(spec: Spec, present: frozenset[str], device: torch.device) -> str:
-    return _cached(spec, present, device, ("forward",), lambda _, env: result(spec, env))
+def _forward(spec: Spec, present: frozenset[str], device: torch.device, sharded: frozenset[str]) -> str:
+    return _cached(spec, present, device, sharded, ("forward",), lambda _, env: result(spec, env))
 
 
 @torch.compiler.assume_constant_result
-def _forward_train(spec: Spec, present: frozenset[str], device: torch.device) -> str:
+def _forward_train(spec: Spec, present: frozenset[str], device: torch.device, sharded: frozenset[str]) -> str:
     def emit(_: fx.Graph, env: Any) -> Any:
         return result(spec, env), tuple(env[r.name] for _, r in spec.program.updates)
 
-    return _cached(spec, present, device, ("train",), emit)
+    return _cached(spec, present, device, sharded, ("train",), emit)
 
 
 # ---- the public edge
@@ -252,9 +295,9 @@ def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tu
 
 
 def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
-    """A value that the program computes from parameters alone (a standardised weight), or the parameter itself."""
+    """A value that the program computes from parameters alone (a standardised weight), or the parameter itself; in whole."""
     if name in params:
-        return params[name]
+        return gather(params[name])
     needed = needed_by(spec.program, {name}, {})
     if any(i.name in needed for i in spec.program.inputs):
         raise ParamsError(f"{name!r} depends on the inputs")
@@ -264,7 +307,8 @@ def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
 
 def site_weight(params: Mapping[str, Tensor], site: Site, *, spec: Spec) -> Float[Tensor, "g o i t"]:
     """The weight of a site's contraction in float64, [groups, out, in, taps]; also where it is computed from parameters."""
-    weight = value_of(dict(params), site.weight, spec=spec)
+    given = params.params if isinstance(params, Gathering) else params
+    weight = value_of(dict(given), site.weight, spec=spec)
     return rearrange(weight.detach().double(), site.pattern, **conv_groups(site, spec))
 
 

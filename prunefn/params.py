@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MaskError, ParamsError, nearest
+from .sharded import changed, resharded, same_memory
 from .trace.expr import Leaf, keep, leaves
 from .trace.spec import Spec, check_params, resize, take
 from .types import Mask, Params
@@ -17,11 +18,13 @@ from .types import Mask, Params
 def params(model: nn.Module) -> Params:
     """Parameters and persistent buffers by name, as in `state_dict`; they share storage and are never written to.
 
-    Tied tensors stand under all their names, as one and the same tensor object.
+    Tied tensors stand under all their names, as one and the same tensor object. Of a module under `fully_shard` they are
+    DTensors (see `prunefn.sharded`).
 
     >>> sorted(params(nn.BatchNorm1d(2)))
     ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
+    resharded(model)
     hidden = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -108,14 +111,14 @@ def _each(params: Params, spec: Spec, change: Callable[[Tensor, str], Tensor]) -
     first = tied_names(params, spec)
     out: Params = {}
     for name, t in params.items():
-        out[name] = t if name in first else change(t, name)
+        out[name] = t if name in first else changed(t, lambda whole, name=name: change(whole, name))
     return {name: out[first.get(name, name)] for name in params}
 
 
 def tied_names(params: Params, spec: Spec) -> dict[str, str]:
     """Second name → first name of the tensors that are tied in these params, too: the same object or the same memory."""
     both = [(second, name) for second, name in spec.tied.items() if second in params and name in params]
-    return {b: a for b, a in both if params[b] is params[a] or params[b].is_set_to(params[a])}
+    return {b: a for b, a in both if params[b] is params[a] or same_memory(params[b], params[a])}
 
 
 def check_names(params: Params, spec: Spec) -> None:

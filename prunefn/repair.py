@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from .errors import ParamsError, StatsError, nearest
 from .forward import conv_groups, site_weight
 from .params import check_mask, check_names
 from .shapes import Float
+from .sharded import gather, spread
 from .stats import Stats, check_stats
 from .trace.expr import keep, leaves, size
 from .trace.program import refs
@@ -66,7 +67,7 @@ def compensate(
         check_stats(means, spec)
     if method.repair is None:
         return dict(params)
-    return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
+    return written(params, each_repair(params, means, mask, spec=spec, method=method), spec)
 
 
 def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | None = None) -> dict[str, Residual]:
@@ -103,7 +104,7 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
     method = compensations.mean() if method is None else method
     check_mask(mask, spec)
     check_stats(stats, spec)
-    return residuals(repairs(dict(stats.params), stats, mask, spec=spec, method=method))
+    return residuals(each_repair(dict(stats.params), stats, mask, spec=spec, method=method))
 
 
 class Repaired(NamedTuple):
@@ -126,14 +127,25 @@ def repairs(
     dense: Mapping[str, Paired] | None = None,
 ) -> list[Repaired]:
     """What a method does to each of the sites that lose inputs; given what they are in the dense network, towards its outputs."""
+    return list(each_repair(params, means, mask, spec=spec, method=method, dense=dense))
+
+
+def each_repair(
+    params: Params,
+    means: Stats | Mapping[str, Tensor | Moments],
+    mask: Mask,
+    *,
+    spec: Spec,
+    method: Compensation,
+    dense: Mapping[str, Paired] | None = None,
+) -> Iterator[Repaired]:
+    """`repairs` one by one: of DTensors, a single weight is there in whole at any time."""
     given = means.sites if isinstance(means, Stats) else means
-    out = []
     for site in affected(spec, mask):
         inputs, weight = _inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
         if dense is not None:
             inputs = inputs._replace(dense=_dense(dense[site.name], site, spec, inputs))
-        out.append(Repaired(site, weight, inputs, _repair(weight, inputs, site, spec, method)))
-    return out
+        yield Repaired(site, weight, inputs, _repair(weight, inputs, site, spec, method))
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:
@@ -143,7 +155,7 @@ def affected(spec: Spec, mask: Mask) -> list[Site]:
     ]
 
 
-def written(params: Params, repaired: Sequence[Repaired], spec: Spec) -> Params:
+def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:
     """New params with the repairs."""
     out = dict(params)
     for r in repaired:
@@ -154,7 +166,7 @@ def written(params: Params, repaired: Sequence[Repaired], spec: Spec) -> Params:
     return out
 
 
-def residuals(repaired: Sequence[Repaired]) -> dict[str, Residual]:
+def residuals(repaired: Iterable[Repaired]) -> dict[str, Residual]:
     """What the repairs leave of the error."""
     return {r.site.name: _residual(r.weight, r.inputs, r.repair) for r in repaired}
 
@@ -260,7 +272,8 @@ def _rewrite(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spec: Sp
     left, right = (side.strip() for side in site.pattern.split("->"))
     kernel = [c for c in left.split() if c.startswith("k")]
     known = dict(zip(kernel, old.shape[old.ndim - len(kernel) :], strict=True))
-    new = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **known).to(old.dtype)
+    new = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **known)
+    new = spread(new.to(old.dtype), old)
     for name in [site.weight, *(n for n, first in spec.tied.items() if first == site.weight and n in out)]:
         out[name] = new
 
@@ -280,8 +293,8 @@ def _add(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
     else:
         target, sign = site.slot, 1.0
     old = out.get(target)
-    new = sign * shift if old is None else old.double() + sign * shift
+    new = sign * shift if old is None else gather(old).double() + sign * shift
     like = old if old is not None else next(t for n, t in out.items() if n in spec.parameters and t.is_floating_point())
-    new = new.to(like.dtype).to(like.device)
+    new = spread(new.to(like.dtype).to(like.device), like)
     for name in [target, *(n for n, first in spec.tied.items() if first == target and n in out)]:
         out[name] = new

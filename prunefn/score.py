@@ -7,6 +7,7 @@ import torch
 from . import criteria
 from .criteria.base import spec_of
 from .errors import StatsError
+from .sharded import Gathering, is_sharded
 from .stats import Stats, check_stats
 from .types import Criterion, Scores
 
@@ -35,7 +36,8 @@ def score(stats: Stats, *, criterion: Criterion | None = None) -> Scores:
     """
     criterion = criteria.variance() if criterion is None else criterion
     check_stats(stats, spec_of(stats))
-    scores = criterion.score(stats)
+    sharded = any(is_sharded(t) for t in stats.params.values())
+    scores = criterion.score(stats._replace(params=Gathering(stats.params)) if sharded else stats)
     for name, s in scores.items():
         if not bool(torch.isfinite(s).all()):
             raise StatsError(

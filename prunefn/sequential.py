@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from .batches import device_of, each, inputs_of
 from .forward import compiled
 from .moments import cross_scatter, merge_moments, site_moments, tap_means
+from .sharded import check_plain
 from .trace.expr import leaves
 from .trace.spec import Spec
 from .types import Batch, Mask, Moments, Paired, Params, Site
@@ -61,6 +62,7 @@ def collect_pairs(
         covariance: also how the inputs of the two go together.
     """
     params, spec = dense
+    check_plain({**params, **small[0]}, "sequential=True", "leave it out")
     device, out = device_of(params), {}
     for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
         inputs = inputs_of(batch, spec=spec, device=device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor, fx
 
 from .batches import device_of, each, inputs_of
 from .errors import BatchError, StatsError
-from .forward import compiled
+from .forward import Compiled, compiled
 from .moments import merge_moments, site_moments, tap_means
 from .params import check_names
 from .saved import Plan, resumed
+from .sharded import check_plain, gather, is_sharded, together
 from .trace.expr import leaves, size
+from .trace.rules import Geometry
 from .trace.spec import Spec
 from .types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
 from .where import matches
@@ -63,7 +65,8 @@ def collect_stats(
     """Measure the inputs of all contractions in one pass over the batches.
 
     Args:
-        params: of the spec.
+        params: of the spec. Of DTensors, each is gathered just before its first use and dropped after the last, on all processes
+            at once: each process gives its own share of the batches (none is fine), and `sync_stats` puts them together.
         batches: any iterable of tensors, tuples (inputs first) or dicts by input name; None for criteria that need no data.
         spec: of the params.
         criterion: one or several; what they collect besides moments is gathered in the same pass.
@@ -83,6 +86,7 @@ def collect_stats(
         BatchError: no batches, or a batch that does not fit.
         StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows;
             the file is of something else, or is not what these batches begin with.
+        ParamsError: something does not fit the spec; DTensors, with a criterion that needs gradients or with `resume`.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -105,18 +109,47 @@ def collect_stats(
         _check_memory(stats_bytes(spec, where=where, covariance=True), device)
     collectors = list({c.name: c for one in chosen for c in one.collectors}.values())
 
+    if any(is_sharded(t) for t in params.values()):
+        if collectors:
+            what = f"collector {collectors[0].name!r} of criterion {next(c.name for c in chosen if c.collectors)!r}"
+            check_plain(params, what, "use a criterion on activations or on weights")
+        if resume is not None:
+            check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
+        stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
+        ready = (inputs_of(b, spec=spec, device=device) for b in stream)
+        return together(partial(_step_together, start, sites, needs), ready, start, params)
+
     def step(total: Stats, batch: Batch) -> Stats:
         inputs = inputs_of(batch, spec=spec, device=device)
         sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
-        count = next((len(x) for x in inputs if x.ndim), 1)
         measured = FrozenDict(_measure(params, inputs, sites, spec, needs))
-        return merge_stats(total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=count))
+        return merge_stats(
+            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=_samples(inputs))
+        )
 
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
     if resume is None:
         return reduce(step, stream, start)
     plan = Plan([s.name for s in sites], needs, [c.name for c in collectors])
     return resumed(step, stream, start, path=resume, every=save_every, most=max_batches, plan=plan)
+
+
+def _step_together(
+    start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, inputs: list[Tensor] | None
+) -> Stats:
+    """With a batch of this process; without, it takes part in gathering what others need."""
+    assert start.spec is not None
+    if inputs is not None:
+        measured = FrozenDict(_measure(dict(start.params), inputs, sites, start.spec, needs))
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=_samples(inputs)))
+    if sites:
+        for name in _compiled(dict(start.params), sites, start.spec, needs).run.gathered:
+            gather(start.params[name])
+    return total
+
+
+def _samples(inputs: Sequence[Tensor]) -> int:
+    return next((len(x) for x in inputs if x.ndim), 1)
 
 
 def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: bool = True) -> int:
@@ -174,12 +207,16 @@ def _check_memory(needed: int, device: torch.device) -> None:
         )
 
 
-def _measure(
-    params: Params, inputs: list[Tensor], sites: Sequence[Site], spec: Spec, needs: Collection[str]
-) -> dict[str, Moments]:
-    """The moments of one batch: extra outputs of the program, one per distinct value, and one per distinct convolution of it."""
-    if not sites:
-        return {}
+class _Measuring(NamedTuple):
+    """A program whose outputs are moments, and of what."""
+
+    run: Compiled
+    values: list[tuple[str, int]]
+    taps: list[tuple[str, int, Geometry | None]]
+
+
+def _compiled(params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str]) -> _Measuring:
+    """Extra outputs of the program: one per distinct value, and one per distinct convolution of it."""
     values = list(dict.fromkeys(v for s in sites for v in s.values))
     taps = list(dict.fromkeys((*v, s.geometry) for s in sites if s.taps for v in s.values))
     extra = ("absolute" in needs, "covariance" in needs)
@@ -189,7 +226,16 @@ def _measure(
         return (*moments, *(graph.call_function(tap_means, (env[value], dim, g)) for value, dim, g in taps))
 
     key = ("moments", tuple(values), tuple(taps), extra)
-    run = compiled(spec, params, key, emit, only=[value for value, _ in values])
+    return _Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
+
+
+def _measure(
+    params: Params, inputs: list[Tensor], sites: Sequence[Site], spec: Spec, needs: Collection[str]
+) -> dict[str, Moments]:
+    """The moments of one batch."""
+    if not sites:
+        return {}
+    run, values, taps = _compiled(params, sites, spec, needs)
     with torch.no_grad():
         found = run(params, inputs)
     moments = dict(zip(values, found[: len(values)], strict=True))

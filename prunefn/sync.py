@@ -19,6 +19,7 @@ from .batches import device_of
 from .errors import StatsError
 from .fingerprint import Origin, difference, origin
 from .moments import merge_moments
+from .sharded import check_plain, is_sharded, outline
 from .stats import Stats
 from .trace.spec import Spec
 from .types import FrozenDict, Moments
@@ -111,7 +112,9 @@ class _Share(NamedTuple):
 def _share(stats: Stats) -> _Share:
     first: dict[int, str] = {}
     return _Share(
-        None if stats.spec is None else origin(stats.spec, stats.params),
+        None
+        if stats.spec is None
+        else origin(stats.spec, {n: outline(t) if is_sharded(t) else t for n, t in stats.params.items()}),
         stats.batches,
         stats.samples,
         {n: _seen(n, m, first.setdefault(id(m.scatter), n)) for n, m in stats.sites.items()},
@@ -251,6 +254,7 @@ def _with_spec(stats: Stats, first: int, wire: Wire) -> Stats:
     def pack() -> tuple[bytes, dict[str, _Layout], dict[str, str]] | None:
         if wire.rank != first:
             return None
+        check_plain(stats.params, "a rank without statistics", "call collect_stats on every rank, with batches or not")
         names: dict[tuple[Any, ...], str] = {}
         same = {
             n: names.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,), n)

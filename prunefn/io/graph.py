@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,16 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from ..batches import device_of
-from ..forward import result
+from ..forward import constant, result
 from ..params import check_names, tied_names
+from ..sharded import is_sharded, outline
 from ..trace.program import build
 from ..trace.spec import Spec
 from ..types import Params
+from .blocks import block_paths, nest
 
 
-def graph_module(params: Params, spec: Spec) -> fx.GraphModule:
+def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -> fx.GraphModule:
     """The program as a graph module; see `to_module`."""
     check_names(params, spec)
     device = device_of(params)
@@ -32,7 +35,10 @@ def graph_module(params: Params, spec: Spec) -> fx.GraphModule:
         )  # autograd may keep it: what is written to later is read as a copy
         return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
 
+    modules: dict[fx.Node, str] = {}
+
     def emit(graph: fx.Graph, env: Any) -> Any:
+        modules.update({env[f"%{i.name}"]: i.module for i in spec.program.instructions})
         for name, ref in updates.items():
             graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
         return list(result(spec, env))
@@ -41,22 +47,30 @@ def graph_module(params: Params, spec: Spec) -> fx.GraphModule:
     for name, t in copies(params, spec).items():
         _register(root, name, t, persistent=True)
     for n, path in constants.items():
-        _register(root, path, spec.constants.tensors[n].to(device).clone(), persistent=False)
+        _register(root, path, constant(spec, n, device).clone(), persistent=False)
     present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    if paths := block_paths(blocks, params, modules.values()):
+        graph, inner = nest(graph, modules, paths, root)
+        for path, block in inner.items():
+            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
+            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
     _arrange(graph, params)
     graph.set_codegen(_signature(spec, inputs))
-    return fx.GraphModule(root, graph)
+    module = fx.GraphModule(root, graph)
+    if constants:  # torch 2.11 copies buffers as persistent
+        module.set_submodule("_constants", root.get_submodule("_constants"))
+    return module
 
 
 def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
-    """Parameters and buffers for a module, by name; tied ones are one."""
+    """Parameters and buffers for a module, by name; tied ones are one, and DTensors are without their numbers, on `meta`."""
     first = tied_names(params, spec)
     slots = {s.tensor for s in spec.program.slots}
     out: dict[str, Tensor] = {}
     for name, t in params.items():
         if name not in first:
-            copy = t.detach().clone()
+            copy = outline(t) if is_sharded(t) else t.detach().clone()
             is_parameter = name in spec.parameters or name in slots
             out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
     return {name: out[first.get(name, name)] for name in params}
@@ -74,10 +88,10 @@ def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> Non
         root.register_buffer(leaf, t, persistent=persistent)
 
 
-def _arrange(graph: fx.Graph, params: Params) -> None:
+def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
     """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
 
-    What the program does not use is among them: counters, spare layers, second names of tied tensors.
+    What the graph does not use is among them: counters, spare layers, second names of tied tensors, tensors of blocks.
     """
     read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
     inputs = [n for n in graph.nodes if n.op == "placeholder"]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from ..errors import PruneError
+from ..sharded import check_plain
 from ..trace.spec import Spec, check_runnable
 from ..types import Params
 from .graph import graph_module
 from .rebuild import rebuild
 
 
-def to_module(params: Params, *, spec: Spec, model: nn.Module | None = None) -> nn.Module:
+def to_module(
+    params: Params, *, spec: Spec, model: nn.Module | None = None, blocks: Sequence[str] | str = ()
+) -> nn.Module:
     """A module at the spec's sizes whose parameters have their original names.
 
     Without `model`, a graph module: it takes and returns what the traced model does; it trains, compiles, exports, and
@@ -24,15 +30,29 @@ def to_module(params: Params, *, spec: Spec, model: nn.Module | None = None) -> 
 
     The params are copied: training the module does not write to them. Tied parameters stay tied.
 
+    With `blocks`, parts of the graph module are modules of their own at their own paths, which it calls, so that what hooks
+    modules works on them: `fully_shard`, activation checkpoints. Names, numbers and everything else are as without.
+
+        module = pf.to_module(params, spec=spec, blocks="model.layers.*")
+        for layer in module.model.layers.children():
+            fully_shard(layer)
+        fully_shard(module)
+
+    Given DTensors, the module's parameters are on `meta`: `prunefn.sharded` shows what to do with them, and how to start
+    several processes.
+
     Args:
         params: of the spec.
         spec: of the params; `shrink(spec, mask)` for pruned ones.
         model: the module that was traced, at its sizes of then; it is not changed.
+        blocks: globs of module paths; where they match modules inside each other, the outermost. A block must run as a whole,
+            and have its parameters to itself.
 
     Raises:
         ParamsError: the params or the model do not fit the spec.
         TraceError: the spec was recorded, and no `model` is given.
-        PruneError: the class cannot run at these sizes; the message says where in its source.
+        PruneError: the class cannot run at these sizes; the message says where in its source. A block cannot be called as a
+            whole, shares a parameter with what is outside, or a pattern matches nothing.
 
     >>> import torch, prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -46,6 +66,11 @@ def to_module(params: Params, *, spec: Spec, model: nn.Module | None = None) -> 
     )
     """
     if model is not None:
+        if blocks:
+            raise PruneError(
+                "blocks= is for the graph module; the original class has modules of its own: leave out one of the two"
+            )
+        check_plain(params, "to_module(…, model=model)", "leave model out, for a graph module")
         return rebuild(params, spec, model)
     check_runnable(spec)
-    return graph_module(params, spec)
+    return graph_module(params, spec, blocks)

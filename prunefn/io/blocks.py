@@ -1,0 +1,244 @@
+"""Blocks of a graph module: parts of the graph that become graph modules of their own, at their own paths.
+
+The whole calls them as modules, so that what hooks modules (`fully_shard`, activation checkpoints) works on them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from ..errors import PruneError, nearest
+
+CLONE, COPY = torch.ops.aten.clone.default, torch.ops.aten.copy_.default
+
+
+def block_paths(patterns: Sequence[str] | str, tensors: Iterable[str], running: Iterable[str]) -> list[str]:
+    """Paths of the modules that match, in the order of their tensors; of modules inside each other, the outermost.
+
+    Args:
+        patterns: globs of module paths.
+        tensors: names of all tensors; what has none is no block.
+        running: paths of the modules that instructions belong to; what runs nothing is no block.
+
+    Raises:
+        PruneError: a pattern matches nothing.
+
+    >>> block_paths("layers.*", ["stem.bias", "layers.0.fc.weight", "layers.1.weight"], ["stem", "layers.0", "layers.1"])
+    ['layers.0', 'layers.1']
+    """
+    owning = list(dict.fromkeys(p for name in tensors for p in _above(name)))
+    busy = {p for path in running for p in [*_above(path), path]}
+    known = [p for p in owning if p in busy]
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matching = [p for p in known if fnmatchcase(p, pattern)]
+        if not matching:
+            raise PruneError(
+                f"blocks={pattern!r} matches no module that has tensors and runs in the program{nearest(pattern, known)}"
+            )
+        found.update(matching)
+    return [p for p in known if p in found and not found.intersection(_above(p))]
+
+
+def _above(path: str) -> list[str]:
+    """Paths of the modules that something is in, from the outside in."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def in_block(path: str, paths: Iterable[str]) -> str | None:
+    """The block that a tensor or module is in.
+
+    >>> in_block("layers.1.weight", ["layers.1", "layers.10"])
+    'layers.1'
+    """
+    return next((p for p in paths if path == p or path.startswith(f"{p}.")), None)
+
+
+class Nested(NamedTuple):
+    """A graph that calls blocks, and their graphs."""
+
+    outer: fx.Graph
+    inner: dict[str, fx.Graph]
+    """Path → graph; the names of tensors in it are relative to the path."""
+
+
+def nest(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str], root: nn.Module) -> Nested:
+    """Move what belongs to blocks into graphs of their own.
+
+    A block reads its own tensors itself and gets all else as arguments: values, sizes of the batch, tensors and constants that
+    live elsewhere. It returns what others read.
+
+    Args:
+        flat: the whole; what updates buffers stands at its end.
+        modules: last node of each instruction → path of the module that it belongs to.
+        paths: of the blocks.
+        root: has the tensors.
+
+    Raises:
+        PruneError: a block cannot be called as a whole, or shares a parameter with what is outside.
+    """
+    owner = _owners(flat, modules, paths)
+    _check_tied(root, paths)
+    _own_tensors(flat, owner, paths, root)
+    nodes = {p: [n for n in flat.nodes if owner.get(n) == p] for p in paths}
+    calls = {p: [n for n in ns if n.op.startswith("call_") and n.target is not COPY] for p, ns in nodes.items()}
+    ends = {ns[-1]: p for p, ns in calls.items() if ns}
+    outer, inner = fx.Graph(), {}
+    env: dict[fx.Node, fx.Node] = {}
+    order: list[fx.Node] = []
+    for node in flat.nodes:
+        if node in ends:
+            path = ends[node]
+            _check_known(path, nodes[path], env, owner)
+            inner[path] = _call(path, nodes[path], outer, env)
+            order += nodes[path]
+        elif node not in owner:
+            _check_known(None, [node], env, owner)
+            if node.op == "output":
+                outer.output(fx.map_arg(node.args[0], env.__getitem__))
+            else:
+                env[node] = outer.node_copy(node, env.__getitem__)
+            order.append(node)
+    _check_random(flat, order, owner)
+    return Nested(outer, inner)
+
+
+def _owners(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str]) -> dict[fx.Node, str]:
+    """Node → its block, for what is computed in blocks, in the order of the graph. An instruction's nodes end with its own."""
+    owner: dict[fx.Node, str] = {}
+    sizes: set[fx.Node] = set()
+    part: list[fx.Node] = []
+    for node in flat.nodes:
+        if _is_size(node, sizes):
+            sizes.add(node)  # of an input: computed outside, where all blocks can have it
+        elif node.op.startswith("call_") and not _loads(node) and node.target is not COPY:
+            part.append(node)
+        if node in modules:
+            if path := in_block(modules[node], paths):
+                owner.update(dict.fromkeys(part, path))
+            part = []
+    return owner
+
+
+def _is_size(node: fx.Node, sizes: set[fx.Node]) -> bool:
+    if node.op == "call_method" and node.target == "size":
+        return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes) and _of_ints(node)
+
+
+def _of_ints(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
+
+
+def _loads(node: fx.Node) -> bool:
+    """Whether a node is a copy of a buffer that is written to."""
+    return node.target is CLONE and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
+
+
+def _own_tensors(flat: fx.Graph, owner: dict[fx.Node, str], paths: Sequence[str], root: nn.Module) -> None:
+    """Blocks load and update the tensors that they alone use.
+
+    Raises:
+        PruneError: others read a block's parameter, too.
+    """
+    for node in [n for n in flat.nodes if n.op == "get_attr"]:
+        name = str(node.target)
+        path = in_block(name, paths)
+        load = next((n for n in node.users if _loads(n)), node)
+        if path is None:
+            continue
+        readers = [n for n in load.users if n.target is not COPY]
+        outside = [n for n in readers if owner.get(n) != path]
+        copies = [n for n in node.users if n.target is COPY]
+        written_outside = any(owner.get(a) != path for c in copies for a in c.all_input_nodes if a is not node)
+        if outside and isinstance(_tensor(root, name), nn.Parameter):
+            raise PruneError(
+                f"parameter {name!r} of block {path!r} is also read by {owner.get(outside[0]) or outside[0].name!r}, outside of it, "
+                "where a sharded block does not have it; choose a larger block that has both, or leave this one out"
+            )
+        if not outside and not written_outside:
+            owner.update(dict.fromkeys([node, load, *copies], path))
+
+
+def _check_tied(root: nn.Module, paths: Sequence[str]) -> None:
+    """No parameter is both inside and outside of a block, under two names.
+
+    Raises:
+        PruneError: names them and the block.
+    """
+    names: dict[int, str] = {}
+    for name, p in root.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(p), name)
+        a, b = in_block(first, paths), in_block(name, paths)
+        if a != b:
+            raise PruneError(
+                f"{first!r} and {name!r} are tied, but block {a or b!r} has only one of them; choose a larger block that has "
+                "both, or leave this one out"
+            )
+
+
+def _check_known(path: str | None, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], owner: Mapping) -> None:
+    """All that is read is there already.
+
+    Raises:
+        PruneError: it comes from a block that is not at its end: what it does is not consecutive.
+    """
+    own = set(nodes) if path else set()
+    for node in nodes:
+        for a in node.all_input_nodes:
+            if a not in own and a not in env:
+                other, reader = owner[a], path or node.name
+                raise PruneError(
+                    f"block {other!r} cannot be called as a whole: {reader!r} reads {a.name!r} of it before it ends; choose a "
+                    f"larger block that has both, such as {other.rpartition('.')[0] or 'all'!r}, or leave this one out"
+                )
+
+
+def _check_random(flat: fx.Graph, order: Sequence[fx.Node], owner: Mapping[fx.Node, str]) -> None:
+    """Random numbers are drawn in the order of the flat graph.
+
+    Raises:
+        PruneError: names a block that changes it.
+    """
+    before, after = [n for n in flat.nodes if _random(n)], [n for n in order if _random(n)]
+    for a, b in zip(before, after, strict=True):
+        if a is not b:
+            raise PruneError(
+                f"block {owner.get(a) or owner.get(b)!r} cannot be called as a whole: {a.name!r} and {b.name!r} would draw their "
+                "random numbers in another order; choose a larger block that has both, or leave this one out"
+            )
+
+
+def _random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _call(path: str, nodes: Sequence[fx.Node], outer: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Graph:
+    """The block's graph; the call goes into the outer graph, and its results into `env`."""
+    own, graph = set(nodes), fx.Graph()
+    read = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in own)
+    inside = {a: graph.placeholder(a.name) for a in read}
+    for node in nodes:
+        inside[node] = graph.node_copy(node, inside.__getitem__)
+        if node.op == "get_attr":
+            inside[node].target = str(node.target).removeprefix(f"{path}.")
+    given = [n for n in nodes if any(u not in own for u in n.users)]
+    graph.output(inside[given[0]] if len(given) == 1 else tuple(inside[n] for n in given))
+    call = outer.call_module(path, tuple(env[a] for a in read))
+    if len(given) == 1:
+        env[given[0]] = call
+    else:
+        env.update({n: outer.call_function(operator.getitem, (call, i)) for i, n in enumerate(given)})
+    return graph
+
+
+def _tensor(root: nn.Module, name: str) -> object:
+    module, _, leaf = name.rpartition(".")
+    return getattr(root.get_submodule(module), leaf)
