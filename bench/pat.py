@@ -1,0 +1,254 @@
+"""Ways to spend the same epochs around pruning: all after it, some between its steps, some before it.
+
+python -m bench.pat [--only NETWORK …] [--images N] [--epochs N] [--out]
+python -m bench.pat --goal [--folder FOLDER]
+
+The networks are those of bench/retention, trained from scratch on Fashion-MNIST. Each plan prunes the dense network by variance
+(its mean stays) to a share of the MACs and trains for the same number of epochs in all:
+
+    one-shot        prune, then train
+    PAT             5 × (prune, train one epoch), then train
+    three phases    train sparsely for two epochs, 5 × (prune, train one epoch), then train
+
+`--goal` asks the ResNet-18 (a quarter of its width) for at least 40 % fewer MACs at 1.5 points of top-1 lost at most: compensation,
+one-shot, fine-tuning. It trains the dense network first where bench/cache lacks it, and ends with `goal_met`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+import prunefn as pf
+from prunefn.report import plots
+from prunefn.train import Recipe, Result, evaluate, pat, schedule, sparsity
+
+from .retention import data, networks
+from .retention.train import RECIPES
+from .retention.train import Recipe as Dense
+from .retention.train import train as train_dense
+from .rows import CACHE, Key, work
+from .timing import write
+
+HERE = Path(__file__).parent
+KINDS = pf.kind("hidden", "head_dim")
+GLOBAL = pf.scope.global_(normalize=pf.normalizer.mean)
+PLANS = ("one-shot", "PAT", "three phases")
+KEEP = (0.5, 0.35)
+NETWORKS = ("vit", "resnet")
+RATE, SPARSE_RATE = 5e-4, 2e-4
+STEPS, SPARSE = 5, 2
+DISTILL = (0.7, 2.0)
+CALIBRATION, VALIDATION = 1024, 2000
+HEADER = ["network", "MACs kept", "plan", "distilled", "top-1 after the last pruning", "top-1", "points lost"]
+
+
+class Augmented(Dataset[tuple[Tensor, int]]):
+    """Images that are shifted and mirrored at random, as the dense network saw them; from torch's global generator."""
+
+    def __init__(self, images: data.Images, margin: int) -> None:
+        self.images, self.margin, self.classes = images, margin, list(range(10))
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        image = data.augmented(self.images.images[i : i + 1], generator, self.margin)
+        return image[0], int(self.images.labels[i])
+
+
+def dense(name: str) -> torch.nn.Module:
+    """The trained network; trained now if it is not in the cache."""
+    if not networks.cached(name).exists():
+        train_dense(name, RECIPES.get(name, Dense()))
+    return networks.load(name).model
+
+
+def sources(name: str, images: int) -> dict[str, Any]:
+    """Training images, those that choose the epoch, and clean ones for statistics."""
+    train, held = data.training(), data.validation()
+    chosen = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
+    clean = chosen[:CALIBRATION]
+    part = data.Images(train.images[chosen[:images]], train.labels[chosen[:images]])
+    return {
+        "data": Augmented(part, RECIPES.get(name, Dense()).margin),
+        "held_out": TensorDataset(held.images[:VALIDATION], held.labels[:VALIDATION]),
+        "calibration": list(data.Images(train.images[clean], train.labels[clean]).batches(128)),
+    }
+
+
+def recipe(epochs: int, rate: float = RATE) -> Recipe:
+    """AdamW, as for the dense networks, at a lower rate."""
+    return Recipe(epochs=epochs, rate=rate, batch=128, decay=0.05, clip=1.0)
+
+
+def by_variance(ratio: Any) -> Any:
+    """Variance-based pruning of hidden units and the width of heads, ranked across layers."""
+    return pf.recipes.vbp(ratio, where=KINDS, scope=GLOBAL, recalibrate=True)
+
+
+def by_affine(ratio: Any) -> Any:
+    """Block by block, each block fitted to what the dense one gave."""
+    return pf.recipes.corp(ratio, where=KINDS, sequential=True)
+
+
+def spent(plan: str, keep: float, epochs: int, distill: bool) -> dict[str, Any]:
+    """A plan as options of `pat`."""
+    steps = 1 if plan == "one-shot" else STEPS
+    before = SPARSE if plan == "three phases" else 0
+    between = 0 if steps == 1 else STEPS
+    return {
+        "prune": by_variance,
+        "budget": pf.budget.macs,
+        "schedule": schedule.geometric(1 - keep, steps),
+        "sparse": (lambda spec: sparsity.l1_group(spec, where=KINDS), recipe(before, SPARSE_RATE)) if before else None,
+        "between": recipe(1) if between else None,
+        "tuning": recipe(epochs - before - between),
+        "distill": DISTILL if distill else None,
+    }
+
+
+def tested(model: torch.nn.Module) -> float:
+    """Top-1 on the 10 000 test images."""
+    images = data.test()
+    return evaluate(model, TensorDataset(images.images, images.labels), device="cpu")["top1"]
+
+
+def one(job: Key, args: argparse.Namespace) -> list[float]:
+    """(top-1 on the validation images right after the last pruning, on the test images at the end, share of the MACs left)"""
+    images, epochs, name, keep, plan, distill = job
+    folder = CACHE / "pat" / "-".join(str(k) for k in job).replace(" ", "_")
+    done = pat(
+        dense(str(name)),
+        **sources(str(name), int(images)),
+        **spent(str(plan), float(keep), int(epochs), bool(distill)),
+        classes=10,
+        folder=folder,
+        device=args.device,
+        progress=True,
+    )
+    pruned = [r for r in done.rows if r["phase"].startswith("prune")]
+    return [pruned[-1]["top1"], tested(done.model), done.summary["macs"] / done.summary["macs_dense"]]
+
+
+def goal(args: argparse.Namespace) -> bool:
+    """The ResNet-18: fewer MACs, hardly less accurate."""
+    model = dense("resnet")
+    folder = Path(args.folder)
+    done: Result = pat(
+        model,
+        **sources("resnet", 55_000),
+        prune=by_affine,
+        budget=pf.budget.macs,
+        schedule=0.45,
+        tuning=recipe(args.epochs),
+        distill=DISTILL,
+        classes=10,
+        folder=folder,
+        device=args.device,
+        progress=True,
+    )
+    before, after = tested(model), tested(done.model)
+    found = {
+        "macs_removed_pct": round(100 * done.summary["macs_removed"], 2),
+        "top1_dense": round(100 * before, 2),
+        "top1": round(100 * after, 2),
+        "points_lost": round(100 * (before - after), 2),
+    }
+    met = found["macs_removed_pct"] >= 40 and found["points_lost"] <= 1.5
+    (folder / "goal.json").write_text(json.dumps({**found, "goal_met": met}, indent=1) + "\n", encoding="utf-8")
+    for key, value in {**found, "goal_met": str(met).lower()}.items():
+        print(f"{key}: {value}")
+    return met
+
+
+def lines(found: dict[Key, list[float]], accuracy: dict[str, float]) -> list[list[str]]:
+    """The table."""
+    out = [[name, "100%", "dense", "", "", f"{100 * top1:.2f}%", ""] for name, top1 in accuracy.items()]
+    for (_, _, name, _, plan, distill), (retained, top1, macs) in found.items():
+        lost = 100 * (accuracy[str(name)] - top1)
+        cells = [
+            str(name),
+            f"{macs:.1%}",
+            str(plan),
+            "yes" if distill else "no",
+            f"{retained:.1%}",
+            f"{100 * top1:.2f}%",
+        ]
+        out.append([*cells, f"{lost:.2f}"])
+    return out
+
+
+def plot(found: dict[Key, list[float]], accuracy: dict[str, float], path: Path) -> None:
+    """Top-1 against MACs: a line for each plan."""
+    panels = []
+    for name, top1 in accuracy.items():
+        macs = pf.cost(pf.trace(dense(name), (torch.zeros(2, 1, 28, 28),))).macs
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for (_, _, network, _, plan, distill), (_, found_top1, share) in found.items():
+            if network == name:
+                curves.setdefault(f"{plan}{', distilled' if distill else ''}", []).append((share * macs, found_top1))
+        panels.append(plots.Curves(name, (macs, top1), curves))
+    plots.accuracy(panels, path)
+
+
+def remarks(args: argparse.Namespace, found: dict[Key, list[float]], accuracy: dict[str, float]) -> str:
+    """What the numbers are, and what they say."""
+    gains = {
+        name: mean(found[k][1] - found[(*k[:5], False)][1] for k in found if k[2] == name and k[5]) for name in accuracy
+    }
+    said = ", ".join(f"{100 * g:+.2f} points on {n}" for n, g in gains.items())
+    return (
+        f"{args.epochs} epochs of {args.images} training images in every row, whatever the plan; AdamW at {RATE} ({SPARSE_RATE} "
+        f"while sparse), batch 128. `PAT`: {STEPS} × (prune, one epoch), the rest at the end. `three phases`: {SPARSE} epochs with an "
+        "L1 of groups before. Pruned by variance with mean compensation, hidden units and the width of heads, one ranking; "
+        "BatchNorms measured anew. The best epoch of the last phase is chosen on validation images; top-1 is of the 10 000 test "
+        f"images, once. Distilling from the dense network: {said} in the mean."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=10_000, help="training images of an epoch")
+    parser.add_argument("--epochs", type=int, default=None, help="in all (10; for --goal, of fine-tuning: 3)")
+    parser.add_argument("--device", default="cpu", help="cpu, or anything else for what there is")
+    parser.add_argument("--goal", action="store_true")
+    parser.add_argument("--folder", default=str(CACHE / "pat" / "goal"), help="of the run for --goal")
+    parser.add_argument("--out", action="store_true", help="write bench/results/pat.{md,csv,png}")
+    args = parser.parse_args(argv)
+    args.epochs = args.epochs or (3 if args.goal else 10)
+    if args.goal:
+        raise SystemExit(0 if goal(args) else 1)
+    jobs = [
+        (args.images, args.epochs, name, keep, plan, distill)
+        for name in args.only
+        for keep in KEEP
+        for plan in PLANS
+        for distill in (False, True)
+    ]
+    found: dict[Key, list[float]] = {}
+    for name in args.only:
+        mine = [j for j in jobs if j[2] == name]
+        found |= work(CACHE / f"pat-{name}.jsonl", mine, lambda job: one(job, args), f"PAT, {name}")
+    accuracy = {name: networks.load(name).accuracy for name in args.only}
+    rows = lines(found, accuracy)
+    for row in rows:
+        print("  ".join(row))
+    if args.out:
+        write(HERE / "results", "pat", "Training around pruning", HEADER, rows, remarks(args, found, accuracy))
+        plot(found, accuracy, HERE / "results" / "pat.png")
+
+
+if __name__ == "__main__":
+    main()
