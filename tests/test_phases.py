@@ -15,7 +15,7 @@ from torch import Tensor
 
 import prunefn as pf
 from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
-from prunefn.train.phases import PRUNED
+from prunefn.train.run import PRUNED
 
 from .small import close
 from .test_training import run, weights

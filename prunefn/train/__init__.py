@@ -13,21 +13,24 @@ from . import sparsity as sparsity
 from .variances import site_variances as site_variances
 
 if TYPE_CHECKING:
-    from .loop import Trained as Trained
-    from .loop import evaluate as evaluate
     from .loop import train as train
+    from .measure import evaluate as evaluate
     from .objective import Distill as Distill
-    from .phases import Result as Result
     from .phases import fine_tune as fine_tune
     from .phases import pat as pat
     from .phases import sparse_train as sparse_train
     from .recipe import Recipe as Recipe
+    from .run import Result as Result
+    from .stage import Trained as Trained
 
 _LOADED = {
-    **dict.fromkeys(("Trained", "evaluate", "train"), "loop"),
-    **dict.fromkeys(("Result", "fine_tune", "pat", "sparse_train"), "phases"),
+    "evaluate": "measure",
+    "train": "loop",
+    "Trained": "stage",
+    **dict.fromkeys(("fine_tune", "pat", "sparse_train"), "phases"),
     "Distill": "objective",
     "Recipe": "recipe",
+    "Result": "run",
 }
 
 
