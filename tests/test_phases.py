@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import prunefn as pf
+from prunefn.io.nest import read_nest
 from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
 from prunefn.train.run import PRUNED
 
@@ -77,13 +78,13 @@ def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == done.rows
     stages = ["sparse", "round_1", "round_2", "tuning"]
-    wanted = [f"{s}/{f}" for s in stages for f in ("best.pt", "last.pt", "metrics.jsonl")]
+    wanted = [f"{s}/{f}" for s in stages for f in ("best.safetensors", "last.safetensors", "metrics.jsonl")]
     wanted += [f"round_{n}/{PRUNED}" for n in (1, 2)]
     wanted += [
         "accuracy.png",
         "config.json",
         "final.safetensors",
-        "mask.pt",
+        "mask.safetensors",
         "metrics.jsonl",
         "spec.json",
         "summary.json",
@@ -95,7 +96,7 @@ def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == done.summary
     again = pf.load(net(drop=0.0), tmp_path / "final.safetensors")
     assert same_weights(again, done.model)
-    assert torch.load(tmp_path / "mask.pt", weights_only=True)["mask"].keys() == done.mask.keys()
+    assert read_nest(tmp_path / "mask.safetensors")["mask"].keys() == done.mask.keys()
 
 
 def test_best_is_among_the_final_architecture() -> None:
@@ -229,5 +230,5 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 
 def masks(folder: Path) -> dict[str, list[bool]]:
-    found: dict[str, Tensor] = torch.load(folder / "mask.pt", weights_only=True)["mask"]
+    found: dict[str, Tensor] = read_nest(folder / "mask.safetensors")["mask"]
     return {g: m.tolist() for g, m in found.items()}

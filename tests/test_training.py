@@ -349,13 +349,13 @@ def test_wrong_data() -> None:
 
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
     train(net(), points(), PLAIN, folder=tmp_path, device="cpu")
-    with pytest.raises(pf.PruneError, match=r"last.pt belongs to a run with rate=0.03, now it is 0.04; use another"):
+    with pytest.raises(pf.PruneError, match=r"last.safetensors belongs to a run with rate=0.03, now it is 0.04; use another"):
         train(net(), points(), PLAIN.model_copy(update={"rate": 0.04}), folder=tmp_path, device="cpu")
     small = nn.Sequential(nn.Linear(4, 2))
     with pytest.raises(pf.ParamsError, match=r"has '0.weight' of shape \(8, 4\), but the model's is \(2, 4\)"):
         train(small, points(), PLAIN, folder=tmp_path, device="cpu")
-    (tmp_path / "last.pt").write_bytes(b"no")
-    with pytest.raises(pf.PruneError, match="cannot be read"):
+    (tmp_path / "last.safetensors").write_bytes(b"no")
+    with pytest.raises(pf.PruneError, match="is no file of prunefn, or is damaged"):
         train(net(), points(), PLAIN, folder=tmp_path, device="cpu")
 
 
@@ -364,7 +364,7 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
 
 def test_what_a_folder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = train(net(), points(), PLAIN, held_out=points(61, 1), folder=tmp_path, device="cpu", progress=True)
-    assert files(tmp_path) == ["best.pt", "last.pt", "metrics.jsonl"]
+    assert files(tmp_path) == ["best.safetensors", "last.safetensors", "metrics.jsonl"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == done.rows and list(rows[0]) == ["epoch", "update", "rate", "train_loss", "top1", "loss"]
     said = capsys.readouterr().err.splitlines()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ParamsError, PruneError
+from ..io.nest import read_nest, write_nest
 
 FORMAT = 1
 
@@ -50,7 +50,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors, numbers and strings."""
-    write(path, lambda name: torch.save({"format": FORMAT, **state}, name))
+    write(path, lambda name: write_nest(name, {"format": FORMAT, **state}))
 
 
 def load_checkpoint(path: Path, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def load_checkpoint(path: Path, asked: Mapping[str, Any] | None = None) -> dict[
         PruneError: the file is of another format, broken, or of a run with other settings; names the first that differs.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PruneError(f"{path} cannot be read ({error}); delete it to train from the start") from error
+        state = read_nest(path)
+    except ParamsError as error:
+        raise PruneError(f"{error}; delete it to train from the start") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise PruneError(f"{path} is no checkpoint of format {FORMAT}; delete it, or use another folder")
     if asked is None:

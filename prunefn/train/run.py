@@ -30,7 +30,7 @@ from .recipe import Recipe
 from .sparsity import Sparsity
 from .stage import State
 
-PRUNED = "pruned.pt"
+PRUNED = "pruned.safetensors"
 """In the folder of a round: the parameters, the mask of this round, and that of all so far."""
 Attempt = Callable[[Prune], Pruned]
 Wanted = Callable[[Spec, Spec, Mask, Attempt], tuple[Pruned, bool]]
@@ -201,7 +201,7 @@ class Run:
             summary |= {name: value, f"{name}_dense": self.rows[0][name]}
         if self.folder is not None and self.at.is_main_process:
             save(model, self.folder / "final.safetensors")
-            save_checkpoint(self.folder / "mask.pt", {"mask": self.mask})
+            save_checkpoint(self.folder / "mask.safetensors", {"mask": self.mask})
             write_json(self.folder / "summary.json", summary)
             pictures(self.rows, self.spec0, self.mask, self.folder)
         self.at.wait_for_everyone()

@@ -31,7 +31,7 @@ State = Mapping[str, Mapping[str, Any]]
 """Parameter → what the optimizer remembers of it."""
 READ, UPDATE, MEASURE, BUILD = range(4)
 """What randomness is for."""
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST = "last.safetensors", "best.safetensors"
 NOTED = ("epoch", "update", "rate", "train_loss")
 """What a row says beside the metrics."""
 
