@@ -59,7 +59,7 @@ from .stats import Stats as Stats
 from .stats import collect_stats as collect_stats
 from .stats import merge_stats as merge_stats
 from .stats import stats_bytes as stats_bytes
-from .sync import sync_stats as sync_stats
+from .stats import sync_stats as sync_stats
 from .trace.api import trace as trace
 from .trace.spec import Spec as Spec
 from .types import Collector as Collector

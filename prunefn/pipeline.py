@@ -8,17 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
-from .caps import RoundTo
 from .errors import BatchError, PruneError, StatsError
 from .params import apply, check_mask, shrink
 from .recalibrate import recalibrate as recalibrated
 from .repair import Repaired, affected, repairs, residuals, written
 from .score import score
 from .select import Ratio, select
+from .selection.caps import RoundTo
 from .sequential import collect_pairs, steps
 from .sharded import is_sharded
-from .stats import Stats, collect_stats
-from .sync import sync_stats
+from .stats import Stats, collect_stats, sync_stats
 from .trace.freeze import chosen as frozen_names
 from .trace.freeze import unchangeable, unwritten
 from .trace.spec import Spec

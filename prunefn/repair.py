@@ -142,7 +142,7 @@ def each_repair(
     """`repairs` one by one: of DTensors, a single weight is there in whole at any time."""
     given = means.sites if isinstance(means, Stats) else means
     for site in affected(spec, mask):
-        inputs, weight = _inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
+        inputs, weight = site_inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
         if dense is not None:
             inputs = inputs._replace(dense=_dense(dense[site.name], site, spec, inputs))
         yield Repaired(site, weight, inputs, _repair(weight, inputs, site, spec, method))
@@ -193,7 +193,7 @@ def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensat
             f"compensation {method.name!r} needs the covariance of site {site.name!r}; use collect_stats(…, covariance=True)"
         )
     repair = method.repair(weight, x)
-    if repair.weight is None or not (why := _not_ours(site, spec)):
+    if repair.weight is None or not (why := not_ours(site, spec)):
         return repair
     if method.otherwise is None:
         raise ParamsError(
@@ -203,7 +203,7 @@ def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensat
     return _repair(weight, x, site, spec, method.otherwise)
 
 
-def _not_ours(site: Site, spec: Spec) -> str:
+def not_ours(site: Site, spec: Spec) -> str:
     """Why a site's weight cannot be rewritten; empty if it can."""
     if site.weight not in spec.parameters:
         return "it is computed from other tensors"
@@ -213,7 +213,7 @@ def _not_ours(site: Site, spec: Spec) -> str:
     return ""
 
 
-def _inputs(site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, params: Params, spec: Spec) -> Inputs:
+def site_inputs(site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, params: Params, spec: Spec) -> Inputs:
     """What is known of a site, arranged as its weight is."""
     device = next(t.device for n, t in params.items() if n in spec.parameters)
     g = size(site.groups, spec.sizes)

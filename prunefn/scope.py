@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 from . import normalizer
 from .errors import PruneError, nearest
-from .isomorphic import signatures
 from .normalizer import Normalizer
+from .selection.isomorphic import signatures
 from .trace.spec import Spec
 from .types import Cost, Group, Scope
 

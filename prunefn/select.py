@@ -11,10 +11,10 @@ import torch
 
 from . import scope as scopes
 from .budget import fewest
-from .caps import TINY, Caps, RoundTo, caps, patterns
 from .errors import BudgetError, MaskError, PruneError, nearest
-from .knapsack import by_saving
-from .order import Order, by_share
+from .selection.caps import TINY, Caps, RoundTo, caps, patterns
+from .selection.knapsack import by_saving
+from .selection.order import Order, by_share
 from .trace.spec import Spec
 from .types import Budget, Mask, Scope, Scores
 

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from .batches import device_of, each, inputs_of
 from .forward import compiled
-from .moments import cross_scatter, merge_moments, site_moments, tap_means
 from .sharded import check_plain
+from .stats.moments import cross_scatter, merge_moments, site_moments, tap_means
 from .trace.expr import leaves
 from .trace.spec import Spec
 from .types import Batch, Mask, Moments, Paired, Params, Site

@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import prunefn as pf
-from prunefn import caps
 from prunefn.budget import SCAN, _root, bisected, degrees
 from prunefn.select import _budgets
+from prunefn.selection import caps
 from prunefn.types import Budget, Predictor, Scores
 
 from .small import laws, mlp, randn, traced

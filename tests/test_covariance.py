@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.moments import SAMPLES, STRIP, merge_moments, site_moments
+from prunefn.stats.moments import SAMPLES, STRIP, merge_moments, site_moments
 
 from .small import mlp, randn, traced
 

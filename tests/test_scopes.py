@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import normalizer
-from prunefn.isomorphic import signatures
 from prunefn.normalizer import Normalizer
+from prunefn.selection.isomorphic import signatures
 from prunefn.types import Scope, Scores
 
 from .small import laws, randn, traced

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunefn as pf
-from prunefn.moments import merge_moments, site_moments
+from prunefn.stats.moments import merge_moments, site_moments
 from prunefn.trace.rules import Geometry
 from prunefn.types import Moments
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prunefn as pf
-from prunefn import saved
-from prunefn.fingerprint import PARTS, fingerprint, origin
+from prunefn.stats import saved
+from prunefn.stats.fingerprint import PARTS, fingerprint, origin
 from prunefn.types import FrozenDict
 
 from .ranks.nets import batches, collect, identical, net, sharing, sums
@@ -219,7 +219,7 @@ def test_values_that_are_alike_have_the_same_fingerprint() -> None:
 
 def test_a_spec_has_the_same_fingerprint_in_every_process() -> None:
     code = (
-        "import json; from prunefn.fingerprint import origin; from tests.ranks.nets import net\n"
+        "import json; from prunefn.stats.fingerprint import origin; from tests.ranks.nets import net\n"
         "print(json.dumps([origin(net(n).spec, net(n).params) for n in ('cnn', 'shared')]))"
     )
     env = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}

@@ -73,9 +73,9 @@ def _remarks(rows: Sequence[Row], dense: Mapping[str, tuple[float, int]], calibr
         "up from layer to layer until the network is at chance, with and without it: each layer is compensated for dense inputs that it "
         "no longer gets. Measuring the BatchNorms anew undoes most of that for every method, and the sequential mode, which compensates "
         "each layer on the inputs that it really gets and towards its dense outputs, needs no such repair.",
-        "On the ViT, VBP and variance are the same within the spread: the mean is little of what removed units give there. As `pf.residual` "
-        "predicts it at 35 % of the MACs, the mean error of a layer relative to its output is .088 without compensation, .083 with the mean, "
-        ".003 with the affine map; on the ResNet .94, .43 and .25.",
+        "On the ViT, VBP and variance are the same within the spread: the mean is little of what removed units give there. As "
+        "`pf.residual` predicts it at 35 % of the MACs, the mean error of a layer relative to its output is .088 without "
+        "compensation, .083 with the mean, .003 with the affine map; on the ResNet .94, .43 and .25.",
     ]
     keeps = sorted({r.job.keep for r in rows}, reverse=True)
     for network, (top1, macs) in dense.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from ..errors import StatsError
-from ..fingerprint import origin
-from ..saved import read, write
 from ..stats import Stats
+from ..stats.fingerprint import origin
+from ..stats.saved import read, write
 from ..trace.spec import Spec
 from ..types import FrozenDict, Params
 

@@ -1,0 +1,84 @@
+"""Which groups are structurally identical: the same ops in the same roles, whatever their sizes and names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..trace.expr import Axis, Concat, Fixed, Leaf, Product, leaves
+from ..trace.program import Size, refs
+from ..trace.spec import Spec
+from ..types import Group, Site
+
+
+class Use(NamedTuple):
+    """An instruction that takes a tensor."""
+
+    op: str
+    argument: Hashable
+    """Position or name."""
+    sized: frozenset[str]
+    """Leaves in the op's static sizes, such as the number of groups of a depthwise convolution."""
+
+
+def signatures(spec: Spec) -> dict[str, Hashable]:
+    """Group → what it has in common with all groups that are structurally identical.
+
+    Two groups are, if they have the same kind and the same members: tensors of the same rank, that enter the same ops as the
+    same arguments, with the group in the same dim, in the same role and in an axis of the same form. Each sort of member is
+    there once or several times; how often does not matter, so that streams of three and of six blocks are alike. Neither
+    do sizes (kernels, strides, widths) and names.
+    """
+    uses = _uses(spec)
+    ops = {ins.name: ins.op for ins in spec.program.instructions}
+    return {name: _signature(group, spec, uses, ops) for name, group in spec.groups.items()}
+
+
+def _signature(group: Group, spec: Spec, uses: Mapping[str, set[Use]], ops: Mapping[str, str]) -> Hashable:
+    members: Counter[Hashable] = Counter()
+    for tensor, dim, role in group.members:
+        axes = spec.axes[tensor]
+        used = {(u.op, u.argument, group.name in u.sized) for u in uses.get(spec.tied.get(tensor, tensor), ())}
+        members[role, dim, len(axes), _form(axes[dim], group, spec), frozenset(used)] += 1
+    sites = frozenset(_site(spec.sites[s], group, spec, ops) for s in group.sites)
+    several = frozenset((m, n > 1) for m, n in members.items())
+    return group.kind, several, sites, frozenset(group.mixed_by)
+
+
+def _site(site: Site, group: Group, spec: Spec, ops: Mapping[str, str]) -> Hashable:
+    return frozenset(ops[c] for c in site.calls), _form(site.axis, group, spec), site.groups == Fixed(1)
+
+
+def _form(axis: Axis, group: Group, spec: Spec) -> Hashable:
+    """The axis without sizes and names; of concatenated parts, which sorts there are."""
+    match axis:
+        case Leaf(name):
+            return "itself" if name == group.name else spec.groups[name].kind if name in spec.groups else "batch"
+        case Fixed():
+            return "fixed"
+        case Product(factors):
+            return "product", tuple(_form(f, group, spec) for f in factors)
+        case Concat(parts):
+            return "concat", frozenset(_form(p, group, spec) for p in parts)
+
+
+def _uses(spec: Spec) -> dict[str, set[Use]]:
+    """Value → the instructions that take it."""
+    found: dict[str, set[Use]] = {}
+    for ins in spec.program.instructions:
+        arguments = [*enumerate(ins.args), *ins.kwargs]
+        sized = frozenset(leaf for _, a in arguments for leaf in _sizes(a))
+        for position, a in arguments:
+            for name in refs(a):
+                found.setdefault(name, set()).add(Use(ins.op, position, sized))
+    return found
+
+
+def _sizes(argument: Any) -> Iterator[str]:
+    """Leaves in the static sizes of an argument."""
+    if isinstance(argument, Size):
+        yield from leaves(argument.axis)
+    elif isinstance(argument, tuple):
+        for a in argument:
+            yield from _sizes(a)

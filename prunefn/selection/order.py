@@ -1,0 +1,98 @@
+"""The order in which units go, and the mask for any stretch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..types import Mask
+from .caps import Caps
+
+
+class Order(NamedTuple):
+    """All units that may go, the first to go first. Within a group they go from the lowest score up, ties by index."""
+
+    names: list[str]
+    sizes: np.ndarray
+    """Units of each group."""
+    round_to: np.ndarray
+    """What the kept count of each group is a multiple of."""
+    classes: np.ndarray
+    """Class number of each group; -1: it stays whole."""
+    group: np.ndarray
+    """Group number of each unit in the order."""
+    unit: np.ndarray
+    """Index of each unit in its group."""
+    rank: np.ndarray
+    """How many of its group go before it."""
+
+    def first(self, k: int) -> np.ndarray:
+        """How many units each group loses when the first k of the order go: int [groups]."""
+        return np.bincount(self.group[:k], minlength=len(self.names))
+
+    def first_of_classes(self, counts: Sequence[int]) -> np.ndarray:
+        """How many units each group loses when the first so many of each class go: int [groups]."""
+        if len(counts) == 1 and not (self.classes < 0).any():
+            return self.first(counts[0])
+        lost = np.zeros(len(self.names), dtype=np.int64)
+        of_class = self.classes[self.group].astype(np.int32)
+        by_class = self.group[np.argsort(of_class, kind="stable")]
+        start = 0
+        for units, count in zip(np.bincount(of_class, minlength=len(counts)).tolist(), counts, strict=True):
+            lost += np.bincount(by_class[start : start + count], minlength=len(self.names))
+            start += units
+        return lost
+
+    def kept(self, lost: np.ndarray) -> np.ndarray:
+        """Units that each group keeps: what is left, rounded up to multiples of `round_to`."""
+        left = self.sizes - lost
+        return np.minimum(self.sizes, -(-left // self.round_to) * self.round_to)
+
+    def mask(self, lost: np.ndarray) -> Mask:
+        """The mask when each group loses so many units, less what rounding keeps."""
+        flat = np.ones(self.sizes.sum(), dtype=bool)
+        goes = self.rank < (self.sizes - self.kept(lost))[self.group]
+        starts = np.cumsum(self.sizes) - self.sizes
+        flat[starts[self.group[goes]] + self.unit[goes]] = False
+        parts = torch.from_numpy(flat).split(self.sizes.tolist())
+        return {name: part.clone() for name, part in zip(self.names, parts, strict=True)}
+
+
+def by_share(names: list[str], values: list[np.ndarray], classes: np.ndarray, caps: Caps) -> Order:
+    """Rank units within classes; next goes the unit that takes the smallest share of its class, itself and all below it.
+
+    For one class this is the plain order. Equal scores go by group, then by index; equal shares by class.
+    """
+    sizes = np.array([len(v) for v in values], dtype=np.int64)
+    flat = np.concatenate(values) if values else np.zeros(0)
+    group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    order = np.argsort(flat, kind="stable")
+    if len(classes) and classes.max() > 0:
+        of_unit = narrow(classes, len(sizes))[group[order]]
+        order = order[np.argsort(of_unit, kind="stable")]
+        units = np.bincount(classes[classes >= 0], weights=sizes[classes >= 0]).astype(np.int64)
+        left_out = np.full(len(flat) - units.sum(), np.inf)
+        order = order[np.argsort(np.concatenate([left_out, *(np.arange(1, n + 1) / n for n in units)]), kind="stable")]
+    unit = order - (np.cumsum(sizes) - sizes)[group[order]]
+    group = group[order]
+    rank = np.empty_like(unit)
+    rank[np.argsort(narrow(group, len(sizes)), kind="stable")] = counts(sizes)
+    allowed = rank < np.where(classes >= 0, caps.most, 0)[group]
+    return Order(names, sizes, caps.round_to, classes, group[allowed], unit[allowed], rank[allowed])
+
+
+def narrow(numbers: np.ndarray, groups: int) -> np.ndarray:
+    """In 16 bits where they fit: numpy sorts those by radix."""
+    return numbers.astype(np.int16) if groups < 2**15 else numbers
+
+
+def counts(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, … up to each size, one after the other.
+
+    >>> counts(np.array([2, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)

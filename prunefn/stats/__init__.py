@@ -1,0 +1,8 @@
+"""What is measured at the sites: in one pass, merged exactly, over processes, on disk."""
+
+from .collect import Stats as Stats
+from .collect import check_stats as check_stats
+from .collect import collect_stats as collect_stats
+from .collect import merge_stats as merge_stats
+from .collect import stats_bytes as stats_bytes
+from .sync import sync_stats as sync_stats

@@ -1,0 +1,315 @@
+"""Statistics of activations: moments per site, in one pass, merged exactly.
+
+Nothing is hooked: the program is compiled with the moments of its sites as outputs, and what the sites do not need is not
+run. One pass serves every criterion, ratio and compensation after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..batches import device_of, each, inputs_of
+from ..errors import BatchError, StatsError
+from ..forward import Compiled, compiled
+from ..params import check_names
+from ..sharded import check_plain, gather, is_sharded, together
+from ..trace.expr import leaves, size
+from ..trace.rules import Geometry
+from ..trace.spec import Spec
+from ..types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
+from ..where import matches
+from .moments import merge_moments, site_moments, tap_means
+from .saved import Plan, resumed
+
+log = logging.getLogger(__name__)
+
+NEEDS = ("moments", "absolute", "covariance")
+"""What can be measured at sites."""
+
+
+class Stats(NamedTuple):
+    """What was measured. The empty `Stats()` is the identity of `merge_stats`."""
+
+    spec: Spec | None = None
+    params: Mapping[str, Tensor] = FrozenDict()
+    """The parameters that were measured; criteria on weights read them."""
+    sites: Mapping[str, Moments] = FrozenDict()
+    """Site → moments of its input, [size of the site's axis]."""
+    sums: Mapping[str, Mapping[str, Tensor]] = FrozenDict()
+    """Collector → group or tensor → what it collected, summed over batches."""
+    batches: int = 0
+    samples: int = 0
+    """Of all batches: the sum of their sizes."""
+
+
+def collect_stats(
+    params: Params,
+    batches: Iterable[Batch] | None,
+    *,
+    spec: Spec,
+    criterion: Criterion | Sequence[Criterion] = (),
+    covariance: bool = False,
+    where: Where | str | None = None,
+    max_batches: int | None = None,
+    progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: int = 50,
+) -> Stats:
+    """Measure the inputs of all contractions in one pass over the batches.
+
+    Args:
+        params: of the spec. Of DTensors, each is gathered just before its first use and dropped after the last, on all processes
+            at once: each process gives its own share of the batches (none is fine), and `sync_stats` puts them together.
+        batches: any iterable of tensors, tuples (inputs first) or dicts by input name; None for criteria that need no data.
+        spec: of the params.
+        criterion: one or several; what they collect besides moments is gathered in the same pass.
+        covariance: measure covariances at the sites even if no criterion needs them, for `compensation.affine()` and
+            `residual`; `stats_bytes` says what they take.
+        where: only sites of groups that match (`pf.kind("hidden")`, a glob, any predicate).
+        max_batches: stop after so many.
+        progress: show a bar.
+        resume: a file that the statistics so far are written to, one for each process. Where it is there, the pass goes on where
+            the file ends, to the same bits: the batches that it is of are read from the iterable, but not measured again.
+        save_every: batches from one writing to the next; what was measured since the last is lost if the process dies.
+
+    Returns:
+        Stats that hold the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed.
+
+    Raises:
+        BatchError: no batches, or a batch that does not fit.
+        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows;
+            the file is of something else, or is not what these batches begin with.
+        ParamsError: something does not fit the spec; DTensors, with a criterion that needs gradients or with `resume`.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> stats = pf.collect_stats(pf.params(model), [torch.randn(8, 4), torch.randn(5, 4)], spec=spec)
+    >>> {name: (m.count, tuple(m.mean.shape)) for name, m in stats.sites.items()}
+    {'2': (13, (3,))}
+    """
+    check_names(params, spec)
+    chosen = [criterion] if isinstance(criterion, Criterion) else list(criterion)
+    start = Stats(spec, FrozenDict(params))
+    if batches is None:
+        if needy := [c.name for c in chosen if c.data]:
+            raise BatchError(f"criterion {needy[0]!r} needs batches")
+        return start
+    needs = _needs(chosen, covariance)
+    sites = _chosen_sites(spec, where)
+    device = device_of(params)
+    if "covariance" in needs:
+        _check_memory(stats_bytes(spec, where=where, covariance=True), device)
+    collectors = list({c.name: c for one in chosen for c in one.collectors}.values())
+
+    if any(is_sharded(t) for t in params.values()):
+        if collectors:
+            what = f"collector {collectors[0].name!r} of criterion {next(c.name for c in chosen if c.collectors)!r}"
+            check_plain(params, what, "use a criterion on activations or on weights")
+        if resume is not None:
+            check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
+        stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
+        ready = (inputs_of(b, spec=spec, device=device) for b in stream)
+        return together(partial(_step_together, start, sites, needs), ready, start, params)
+
+    def step(total: Stats, batch: Batch) -> Stats:
+        inputs = inputs_of(batch, spec=spec, device=device)
+        sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
+        measured = FrozenDict(_measure(params, inputs, sites, spec, needs))
+        return merge_stats(
+            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=_samples(inputs))
+        )
+
+    stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
+    if resume is None:
+        return reduce(step, stream, start)
+    plan = Plan([s.name for s in sites], needs, [c.name for c in collectors])
+    return resumed(step, stream, start, path=resume, every=save_every, most=max_batches, plan=plan)
+
+
+def _step_together(
+    start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, inputs: list[Tensor] | None
+) -> Stats:
+    """With a batch of this process; without, it takes part in gathering what others need."""
+    assert start.spec is not None
+    if inputs is not None:
+        measured = FrozenDict(_measure(dict(start.params), inputs, sites, start.spec, needs))
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=_samples(inputs)))
+    if sites:
+        for name in _compiled(dict(start.params), sites, start.spec, needs).run.gathered:
+            gather(start.params[name])
+    return total
+
+
+def _samples(inputs: Sequence[Tensor]) -> int:
+    return next((len(x) for x in inputs if x.ndim), 1)
+
+
+def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: bool = True) -> int:
+    """Bytes that the statistics of a pass take; while batches are merged, the largest covariance needs three more times its own.
+
+    Args:
+        spec: of the params.
+        where: as for `collect_stats`.
+        covariance: with covariances, 8 · d² bytes for each distinct value of width d that sites read.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 2))
+    >>> stats_bytes(pf.trace(model, (torch.randn(2, 4),)))
+    8016000
+    """
+    sites = _chosen_sites(spec, where)
+    wide = {s.values: size(s.axis, spec.sizes) for s in sites}
+    vectors = sum(16 * size(s.axis, spec.sizes) for s in sites)
+    return vectors + (sum(8 * d * d for d in wide.values()) if covariance else 0)
+
+
+def _chosen_sites(spec: Spec, where: Where | str | None) -> list[Site]:
+    return [
+        s
+        for s in spec.sites.values()
+        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
+    ]
+
+
+def _needs(criteria: Sequence[Criterion], covariance: bool) -> frozenset[str]:
+    """What is measured at sites beyond moments."""
+    for c in criteria:
+        if unknown := [n for n in c.needs if n not in NEEDS]:
+            raise StatsError(f"criterion {c.name!r} needs {unknown[0]!r}; what can be measured is {', '.join(NEEDS)}")
+    return frozenset({n for c in criteria for n in c.needs} | ({"covariance"} if covariance else set()))
+
+
+def _check_memory(needed: int, device: torch.device) -> None:
+    """Say what the covariances take before they are taken.
+
+    Raises:
+        StatsError: more than the device has.
+    """
+    log.info("statistics with covariances take %.3g GB", needed / 1e9)
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    elif "SC_PHYS_PAGES" in os.sysconf_names:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > there:
+        raise StatsError(
+            f"statistics with covariances would take {needed / 1e9:.3g} GB, but {device} has {there / 1e9:.3g} GB; choose "
+            "fewer groups by `where`, or go without covariances"
+        )
+
+
+class _Measuring(NamedTuple):
+    """A program whose outputs are moments, and of what."""
+
+    run: Compiled
+    values: list[tuple[str, int]]
+    taps: list[tuple[str, int, Geometry | None]]
+
+
+def _compiled(params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str]) -> _Measuring:
+    """Extra outputs of the program: one per distinct value, and one per distinct convolution of it."""
+    values = list(dict.fromkeys(v for s in sites for v in s.values))
+    taps = list(dict.fromkeys((*v, s.geometry) for s in sites if s.taps for v in s.values))
+    extra = ("absolute" in needs, "covariance" in needs)
+
+    def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
+        moments = [graph.call_function(site_moments, (env[value], dim, None, *extra)) for value, dim in values]
+        return (*moments, *(graph.call_function(tap_means, (env[value], dim, g)) for value, dim, g in taps))
+
+    key = ("moments", tuple(values), tuple(taps), extra)
+    return _Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
+
+
+def _measure(
+    params: Params, inputs: list[Tensor], sites: Sequence[Site], spec: Spec, needs: Collection[str]
+) -> dict[str, Moments]:
+    """The moments of one batch."""
+    if not sites:
+        return {}
+    run, values, taps = _compiled(params, sites, spec, needs)
+    with torch.no_grad():
+        found = run(params, inputs)
+    moments = dict(zip(values, found[: len(values)], strict=True))
+    tapped = dict(zip(taps, found[len(values) :], strict=True))
+    out: dict[str, Moments] = {}
+    for s in sites:
+        for value in s.values:
+            m = moments[value]
+            if s.taps:
+                m = m._replace(**dict(zip(("taps", "tap_count"), tapped[*value, s.geometry], strict=True)))
+            out[s.name] = m if s.name not in out else merge_moments(out[s.name], m)
+    for name, m in out.items():
+        if not bool(torch.isfinite(m.mean).all() & torch.isfinite(m.m2).all()):
+            raise StatsError(
+                f"the input of site {name!r} is not finite in {int((~torch.isfinite(m.m2)).sum())} of {len(m.m2)} channels; "
+                "look for NaN in the batches or parameters"
+            )
+    return out
+
+
+# ---- merging
+
+
+def merge_stats(a: Stats, b: Stats) -> Stats:
+    """Statistics of both sets of batches; associative and commutative to float64 rounding, `Stats()` is the identity.
+
+    Raises:
+        StatsError: they are of different specs or parameters.
+    """
+    if a.spec is None or b.spec is None:
+        return b if a.spec is None else a
+    if a.spec != b.spec:
+        raise StatsError("the statistics are of different specs; collect both with the same spec")
+    if any(not _same(t, b.params.get(n)) for n, t in a.params.items()):
+        raise StatsError("the statistics are of different parameters; collect both with the same params")
+    sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
+    for name, groups in b.sums.items():
+        old = sums.get(name, {})
+        sums[name] = FrozenDict({**old, **{g: old[g] + v if g in old else v for g, v in groups.items()}})
+    return Stats(
+        a.spec,
+        a.params,
+        FrozenDict(_merge_sites(a.sites, b.sites)),
+        FrozenDict(sums),
+        a.batches + b.batches,
+        a.samples + b.samples,
+    )
+
+
+def _merge_sites(a: Mapping[str, Moments], b: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Site by site; a covariance that sites share is merged once and stays shared."""
+    out = dict(a)
+    shared: dict[tuple[int, int], Tensor | None] = {}
+    for name, m in b.items():
+        if (old := out.get(name)) is None:
+            out[name] = m
+            continue
+        key = id(old.scatter), id(m.scatter)
+        new = merge_moments(old._replace(scatter=None) if key in shared else old, m)
+        out[name] = new._replace(scatter=shared.setdefault(key, new.scatter))
+    return out
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is a or (b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+
+
+def check_stats(stats: Stats, spec: Spec) -> None:
+    """The statistics are of this spec.
+
+    Raises:
+        StatsError: they are of another one, or empty.
+    """
+    if stats.spec is None:
+        raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
+    if stats.spec != spec:
+        raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")

@@ -1,0 +1,275 @@
+"""Statistics as files, and a pass over batches that goes on where it was interrupted.
+
+A file is safetensors: the tensors, and a header of plain text that says what they are and what they were measured on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..batches import device_of
+from ..errors import PruneError, StatsError
+from ..types import Batch, FrozenDict, Moments
+from .fingerprint import Origin, difference, fingerprint, origin
+
+if TYPE_CHECKING:
+    from .collect import Stats
+
+FORMAT = "stats 1"
+
+
+class Mark(NamedTuple):
+    """How far a pass over batches has come."""
+
+    last: str = ""
+    """Fingerprint of the last batch that was measured."""
+    finished: bool = False
+    """There were no more batches."""
+
+
+class Plan(NamedTuple):
+    """What a pass measures; a file of another plan cannot be gone on with."""
+
+    sites: Collection[str]
+    needs: Collection[str]
+    collectors: Collection[str]
+
+
+# ---- writing and reading
+
+
+def write(path: str | os.PathLike[str], stats: Stats, known: Origin, mark: Mark | None = None) -> None:
+    """Write statistics to another file first, and then rename it, so that what is at `path` is always whole.
+
+    Args:
+        path: in a folder that is there.
+        stats: not empty.
+        known: of its spec and parameters.
+        mark: how far the pass has come.
+    """
+    table = _Table()
+    header = {
+        "versions": _versions(),
+        "batches": str(stats.batches),
+        "samples": str(stats.samples),
+        "spec": known.spec,
+        "params": known.params,
+        "sites": {name: _entry(table, name, m) for name, m in stats.sites.items()},
+        "sums": {
+            c: {g: [table.key(t, f"sums/{c}/{g}"), t.device.type] for g, t in groups.items()}
+            for c, groups in stats.sums.items()
+        },
+        "mark": list(mark or Mark()),
+    }
+    target = Path(path)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".part", delete=False) as f:
+        pass
+    try:
+        save_file(table.tensors, f.name, {"prunefn": FORMAT, "header": json.dumps(header)})
+        os.chmod(f.name, 0o644)
+        _flush(f.name)
+        os.replace(f.name, target)
+    except BaseException:
+        Path(f.name).unlink(missing_ok=True)
+        raise
+
+
+class _Table:
+    """Tensors by key; one that stands in several places has one key."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.keys: dict[int, str] = {}
+        self.storages: set[int] = set()
+
+    def key(self, t: Tensor, name: str) -> str:
+        if id(t) not in self.keys:
+            data = t.detach().cpu().contiguous()
+            start = data.untyped_storage().data_ptr()
+            self.tensors[name] = data.clone() if start in self.storages else data  # views of one tensor
+            self.storages.add(start)
+            self.keys[id(t)] = name
+        return self.keys[id(t)]
+
+
+def _entry(table: _Table, site: str, m: Moments) -> dict[str, str]:
+    """Counts as they are, and the keys of tensors."""
+    return {
+        field: table.key(v, f"sites/{site}/{field}") if isinstance(v, Tensor) else str(v)
+        for field, v in m._asdict().items()
+        if v is not None
+    }
+
+
+def _flush(name: str) -> None:
+    """The bytes are on the disk before the file gets its name."""
+    handle = os.open(name, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    return {"prunefn": __version__, "torch": str(torch.__version__)}
+
+
+def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Stats, Mark]:
+    """What `write` wrote, as statistics of a spec and parameters.
+
+    Args:
+        start: statistics that hold the spec and the parameters, and nothing else.
+        known: of these.
+
+    Raises:
+        StatsError: it is no such file, it is damaged, or of another spec or other parameters.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            header = _header(path, f.metadata() or {})
+            if other := difference(Origin(header["spec"], header["params"]), known):
+                raise StatsError(
+                    f"{path} was measured on {other}{_other_versions(header)}; load it with the spec and params that it was "
+                    "measured with, or measure again"
+                )
+            return _contents(f, header, start)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, PruneError):
+            raise
+        raise StatsError(f"{path} is damaged, or no file of pf.save_stats: {e}; measure again") from e
+
+
+def _header(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("prunefn") != FORMAT:
+        found = f"its format is {metadata['prunefn']!r}" if "prunefn" in metadata else "it has no format"
+        raise StatsError(f"{path} holds no statistics that this version can read: {found} instead of {FORMAT!r}")
+    return json.loads(metadata["header"])
+
+
+def _other_versions(header: Mapping[str, Any]) -> str:
+    now = _versions()
+    other = [f"{n} {v} instead of {now[n]}" for n, v in header["versions"].items() if now.get(n, v) != v]
+    return f" (by {', '.join(other)})" if other else ""
+
+
+def _contents(f: Any, header: Mapping[str, Any], start: Stats) -> tuple[Stats, Mark]:
+    device, tensors = device_of(dict(start.params)), {}
+
+    def tensor(key: str, home: str = "") -> Tensor:
+        if key not in tensors:  # a copy: what is read is a view of the file
+            tensors[key] = f.get_tensor(key).clone() if home == "cpu" else f.get_tensor(key).to(device, copy=True)
+        return tensors[key]
+
+    def moments(entry: Mapping[str, str]) -> Moments:
+        counts = ("count", "tap_count")
+        values: dict[str, Any] = {k: int(v) if k in counts else tensor(v) for k, v in entry.items()}
+        return Moments(**values)
+
+    sites = {name: moments(entry) for name, entry in header["sites"].items()}
+    sums = {c: FrozenDict({g: tensor(*v) for g, v in groups.items()}) for c, groups in header["sums"].items()}
+    stats = start._replace(
+        sites=FrozenDict(sites),
+        sums=FrozenDict(sums),
+        batches=int(header["batches"]),
+        samples=int(header["samples"]),
+    )
+    return stats, Mark(*header["mark"])
+
+
+# ---- going on
+
+
+def resumed(
+    step: Callable[[Stats, Batch], Stats],
+    batches: Iterable[Batch],
+    start: Stats,
+    *,
+    path: str | os.PathLike[str],
+    every: int,
+    most: int | None,
+    plan: Plan,
+) -> Stats:
+    """`reduce(step, batches, start)`, saved every so many batches, and gone on with where a file says that it ended.
+
+    Args:
+        step: (statistics so far, batch) → statistics.
+        batches: at most `most` of them, in the same order each time.
+        start: of the spec and the parameters, and of no batches.
+        path: the file; it need not be there.
+        every: batches from one writing to the next.
+        most: how many batches are asked for; None: all that there are.
+        plan: what `step` measures.
+
+    Raises:
+        StatsError: the file is of something else, or the batches are not those that it was measured on.
+    """
+    if every < 1:
+        raise StatsError(f"save_every must be 1 or more, not {every}")
+    if not Path(path).parent.is_dir():
+        raise StatsError(f"there is no folder {Path(path).parent} to save statistics in; make it first")
+    assert start.spec is not None
+    known = origin(start.spec, start.params)
+    total, mark = read(path, start, known) if Path(path).exists() else (start, Mark())
+    done = total.batches
+    if done:
+        _check_plan(path, total, plan)
+        if most is not None and done > most:
+            raise StatsError(f"{path} is of {done} batches, but max_batches={most}; ask for as many, or save elsewhere")
+        if mark.finished or done == most:
+            return total
+    n, batch = 0, None
+    for n, batch in enumerate(batches, 1):
+        if n < done:
+            continue
+        if n == done:
+            _check_last(path, n, batch, mark)
+            continue
+        total = step(total, batch)
+        if n % every == 0 and n != most:
+            write(path, total, known, Mark(fingerprint(batch)))
+    if n < done:
+        raise StatsError(
+            f"{path} is of {done} batches, but there are only {n}; give the batches that it was begun with"
+        )
+    write(path, total, known, Mark(fingerprint(batch), most is None or n < most))
+    return total
+
+
+def _check_last(path: Any, n: int, batch: Batch, mark: Mark) -> None:
+    if mark.last and fingerprint(batch) != mark.last:
+        raise StatsError(
+            f"batch {n} is not the one that {path} ends with, so that some samples would count twice and others never; give "
+            "the batches in the same order each time (without shuffling, or seeded), or save elsewhere"
+        )
+
+
+def _check_plan(path: Any, stats: Stats, plan: Plan) -> None:
+    """The file holds what is asked for, no more and no less."""
+    asked = {"sites": set(plan.sites), "sums of collectors": set(plan.collectors)}
+    there = {"sites": set(stats.sites), "sums of collectors": set(stats.sums)}
+    for what, names in asked.items():
+        if other := sorted(names ^ there[what]):
+            verb = "lacks" if other[0] in names else "has"
+            raise StatsError(
+                f"{path} {verb} {what} such as {other[0]!r}; give the criterion and `where` that it was begun with, or save elsewhere"
+            )
+    for need, field in (("absolute", "absolute"), ("covariance", "scatter")):
+        for site, m in stats.sites.items():
+            if (need in plan.needs) != (getattr(m, field) is not None):
+                verb = "lacks" if need in plan.needs else "has"
+                raise StatsError(
+                    f"{path} {verb} what was measured for {need!r} at site {site!r}; give the criterion and covariance= that "
+                    "it was begun with, or save elsewhere"
+                )

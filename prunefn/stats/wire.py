@@ -1,0 +1,58 @@
+"""How tensors and small objects get from rank to rank of a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import StatsError
+
+
+class Wire:
+    """The ranks of a group, and the device that their backend sends from."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        kinds = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
+        kind = "cpu" if "cpu" in kinds else kinds[0]
+        self.device = torch.device("cpu")
+        if kind != "cpu":
+            self.device = torch.device(kind, torch.accelerator.current_device_index())
+
+    def name(self, rank: int) -> int:
+        """The rank among all processes."""
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+    def together(self, action: Callable[[], Any]) -> list[Any]:
+        """What the action gives on each rank.
+
+        Raises:
+            StatsError: on every rank, if it fails on one.
+        """
+        mine: tuple[Any, str | None]
+        cause = None
+        try:
+            mine = action(), None
+        except Exception as e:
+            mine, cause = (None, f"{type(e).__name__}: {e}"), e
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, group=self.group)
+        for r, (_, error) in enumerate(found):
+            if error is not None:
+                raise StatsError(f"rank {self.name(r)} cannot take part: {error}") from cause
+        return [value for value, _ in found]
+
+    def send(self, t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], source: int) -> Tensor:
+        """A tensor of the source to all, to the bit, on the wire's device; what other ranks give is not looked at."""
+        if self.rank == source and t is not None:
+            out = t.detach().to(self.device, dtype).contiguous()
+        else:
+            out = torch.empty(shape, dtype=dtype, device=self.device)
+        if out.numel():
+            dist.broadcast(out.reshape(-1).view(torch.uint8), group=self.group, group_src=source)
+        return out
