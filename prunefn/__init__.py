@@ -78,6 +78,7 @@ from .where import touches as touches
 if TYPE_CHECKING:
     from . import config as config
     from . import data as data
+    from . import export as export
     from . import pruning as pruning
     from . import sparse as sparse
     from . import train as train
@@ -87,6 +88,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Rooms that need extras are opened when somebody enters."""
-    if name in ("config", "data", "pruning", "sparse", "train"):
+    if name in ("config", "data", "export", "pruning", "sparse", "train"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from ..batches import device_of
 from ..forward import constant, result
 from ..params import check_names, tied_names
 from ..sharded import is_sharded, outline
+from ..trace.example import Like
 from ..trace.program import build
 from ..trace.spec import Spec
 from ..types import Params
@@ -55,6 +56,7 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         for path, block in inner.items():
             _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
             root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
+    _others_among_inputs(graph, spec)
     _arrange(graph, params)
     graph.set_codegen(_signature(spec, inputs))
     module = fx.GraphModule(root, graph)
@@ -86,6 +88,18 @@ def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> Non
         root.register_parameter(leaf, t)
     else:
         root.register_buffer(leaf, t, persistent=persistent)
+
+
+def _others_among_inputs(graph: fx.Graph, spec: Spec) -> None:
+    """Placeholders for arguments that are no tensors: flags of the traced call, which are given again and not read."""
+    tensors = iter([n for n in graph.nodes if n.op == "placeholder"])
+    last: fx.Node | None = None
+    for i, leaf in enumerate(spec.example.leaves):
+        if isinstance(leaf, Like):
+            last = next(tensors)
+            continue
+        with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
+            last = graph.placeholder(f"not_read_{i}")
 
 
 def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:

@@ -1,0 +1,174 @@
+"""torch's own formats: exported programs, AOTInductor packages, TorchScript."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ..trace.spec import Spec
+from ..types import Params
+from .verify import BATCHES, LIMIT, Example, Exported, Run, example_of, verified, written
+
+
+def program(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    batches: Sequence[int] = BATCHES,
+    limit: float = LIMIT,
+) -> Exported:
+    """Write what torch.export makes of the network, with a free batch: a .pt2 file for `torch.export.load`.
+
+    Args:
+        params: of the spec.
+        path: ends in .pt2.
+        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        batches: sizes at which the file, read back, is compared with `forward`.
+        limit: largest difference, times the largest output where that is above one.
+
+    Raises:
+        PruneError: it differs by more; nothing is written then.
+        TraceError: the spec was recorded, so that there is no program.
+
+    >>> import tempfile, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = program(pf.params(model), f"{folder}/small.pt2", spec=spec)
+    >>> max(done.differences.values()) < 1e-6, list(done.differences)
+    (True, [1, 2, 5])
+    """
+    example = example_of(params, spec)
+    with written(path) as file:
+        torch.export.save(exported(example), file)
+        run = _called(torch.export.load(file).module(), example)
+        found = verified(run, params, spec, kind="exported program", batches=batches, limit=limit)
+    return Exported(Path(path), "exported program", found)
+
+
+def aoti(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    batches: Sequence[int] = BATCHES,
+    limit: float = LIMIT,
+) -> Exported:
+    """Compile the network ahead of time for this machine's CPU: a .pt2 package for `torch._inductor.aoti_load_package`, no Python.
+
+    Takes a C++ compiler, and half a minute for a ResNet.
+
+    Args:
+        params, path, spec, batches, limit: as for `program`.
+
+    Raises:
+        PruneError: as for `program`, or the compiler fails.
+    """
+    import torch._inductor as inductor
+
+    example = example_of(params, spec)
+    with written(path) as file:
+        inductor.aoti_compile_and_package(exported(example), package_path=str(file))
+        run = _called(inductor.aoti_load_package(str(file)), example)
+        found = verified(run, params, spec, kind="AOTInductor", batches=batches, limit=limit)
+    return Exported(Path(path), "AOTInductor", found)
+
+
+def torchscript(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    batches: Sequence[int] = BATCHES,
+    limit: float = LIMIT,
+) -> Exported:
+    """Trace the network to TorchScript, for runtimes that have nothing newer: a .pt file for `torch.jit.load`.
+
+    Args:
+        params, path, spec, batches, limit: as for `program`. Inputs are flat and by position.
+
+    Raises:
+        PruneError: as for `program`; such as a batch size that is a constant somewhere in the trace.
+    """
+    example = example_of(params, spec)
+    flat = _flat(example)
+    _traceable(example.module)
+    with written(path) as file, torch.no_grad():
+        traced = torch.jit.trace(_Flat(example), tuple(flat), check_trace=False)
+        torch.jit.save(traced, str(file))
+        loaded = torch.jit.load(str(file))
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            return _leaves(loaded(*inputs))
+
+        found = verified(run, params, spec, kind="TorchScript", batches=batches, limit=limit)
+    return Exported(Path(path), "TorchScript", found)
+
+
+class _Flat(torch.nn.Module):
+    """Flat tensors in, flat tensors out: what TorchScript takes."""
+
+    def __init__(self, example: Example) -> None:
+        super().__init__()
+        self.module = example.module
+        leaves, self.tree = pytree.tree_flatten((example.args, example.kwargs))
+        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.tensors = [isinstance(x, Tensor) for x in leaves]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = iter(inputs)
+        leaves = [next(given) if t else o for t, o in zip(self.tensors, self.others, strict=True)]
+        args, kwargs = pytree.tree_unflatten(leaves, self.tree)
+        return tuple(_leaves(self.module(*args, **kwargs)))
+
+
+def exported(example: Example) -> torch.export.ExportedProgram:
+    """The graph module through torch.export, with a free batch."""
+    args, kwargs = example.dynamic
+    names = inspect.signature(example.module.forward).parameters
+    shapes = dict(zip(names, (*args, *kwargs.values()), strict=True))
+    return torch.export.export(example.module, example.args, example.kwargs or None, dynamic_shapes=shapes)
+
+
+def _called(module: Any, example: Example) -> Run:
+    """A module that takes what the traced one does, as a function of flat tensors."""
+    flat = _Flat(example._replace(module=module))
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return list(flat.forward(*inputs))
+
+    return run
+
+
+def _traceable(module: fx.GraphModule) -> None:
+    """Ops that take sizes become methods and functions of torch: these the tracer of TorchScript sees with sizes that vary."""
+    sizes: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_method" and node.target == "size":
+            sizes.add(node)
+        elif node.op == "call_function" and sizes.intersection(node.all_input_nodes):
+            if not isinstance(node.target, torch._ops.OpOverload):
+                sizes.add(node)  # arithmetic on sizes
+                continue
+            name = node.target._schema.name.removeprefix("aten::")
+            if hasattr(torch.Tensor, name):
+                node.op, node.target = "call_method", name
+            else:
+                node.target = getattr(torch, name)
+    module.recompile()
+
+
+def _flat(example: Example) -> list[Tensor]:
+    return _leaves((example.args, example.kwargs))
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]

@@ -1,0 +1,70 @@
+"""ONNX, for ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..extras import needs
+from ..trace.spec import Spec
+from ..types import Params
+from .compiled import exported
+from .verify import BATCHES, LIMIT, Exported, example_of, verified, written
+
+
+def onnx(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    batches: Sequence[int] = BATCHES,
+    limit: float = LIMIT,
+    opset: int | None = None,
+) -> Exported:
+    """Write the network as ONNX with a free batch, by torch's exporter over torch.export.
+
+    Args:
+        params: of the spec.
+        path: ends in .onnx; weights beyond 2 GB lie beside it.
+        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        batches: sizes at which ONNX Runtime's results are compared with `forward`.
+        limit: largest difference, times the largest output where that is above one.
+        opset: of ONNX; None: torch's default.
+
+    Raises:
+        PruneError: it differs by more; nothing is written then.
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
+
+    >>> import tempfile, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = onnx(pf.params(model), f"{folder}/small.onnx", spec=spec)
+    >>> max(done.differences.values()) < 1e-6
+    True
+    """
+    with needs("export", "export.onnx"):
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter imports it late, and says less)
+
+    example = example_of(params, spec)
+    with written(path) as file:
+        made = torch.onnx.export(exported(example), dynamo=True, verbose=False, opset_version=opset)
+        assert made is not None
+        made.save(str(file))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        names = [i.name for i in session.get_inputs()]
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            # inputs that the program does not use are not in the file
+            feeds = {n: t.numpy() for n, t in zip(names, inputs, strict=True)}
+            return [torch.from_numpy(y) for y in session.run(None, feeds)]
+
+        found = verified(run, params, spec, kind="ONNX", batches=batches, limit=limit)
+    return Exported(Path(path), "ONNX", found)

@@ -1,0 +1,152 @@
+"""What all exports share: inputs like the traced ones, a file that is written aside, and a comparison with `forward`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from ..errors import PruneError
+from ..forward import forward
+from ..io.graph import graph_module
+from ..trace.expr import Leaf
+from ..trace.spec import Spec, check_runnable
+from ..types import Params
+
+LIMIT = 1e-4
+"""Largest difference to `forward`, times the largest output where that is above one."""
+BATCHES = (1, 2, 5)
+TRACED = 2
+"""Batch size of the example: torch.export takes 0 and 1 for constants."""
+
+Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Flat tensor inputs → flat tensor outputs, as read back from the file."""
+
+
+class Exported(NamedTuple):
+    """A file, and how near it is to `forward`."""
+
+    path: Path
+    kind: str
+    differences: dict[int, float]
+    """Batch size → largest difference of any output."""
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{d:.1e} at batch {b}" for b, d in self.differences.items())
+        return f"{self.path} ({self.kind}, {self.path.stat().st_size / 1e6:.1f} MB): max |Δ| {found}"
+
+
+class Example(NamedTuple):
+    """What an exporter takes."""
+
+    module: fx.GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic: tuple[Any, ...]
+    """Like args, then kwargs: tensor → dim → free, for dims that are a batch."""
+
+
+def example_of(params: Params, spec: Spec) -> Example:
+    """The graph module on the CPU, and random inputs.
+
+    Raises:
+        PruneError: the spec was traced in train mode.
+        TraceError: it was recorded.
+    """
+    check_runnable(spec)
+    if spec.train:
+        raise PruneError("this spec was traced in train mode; export what trace(model, args) in eval mode gives")
+    args, kwargs = spec.example.draw(batch=TRACED)
+    free = [{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf)} for i in spec.program.inputs]
+    given = iter(free)
+    shapes = pytree.tree_map(lambda x: next(given) if isinstance(x, Tensor) else None, (args, kwargs))
+    on_cpu = {n: t.cpu() for n, t in params.items()}
+    module = graph_module(on_cpu, spec).eval().requires_grad_(False)
+    return Example(module, tuple(args), dict(kwargs), shapes)
+
+
+@contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name in a folder beside `path`, with its ending; what is there at the end takes its place, and nothing if there is an error.
+
+    Raises:
+        PruneError: the folder does not exist.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise PruneError(f"there is no folder {target.parent} to write {target.name} into")
+    folder = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters about themselves
+            yield Path(folder) / target.name
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == target.name):
+            os.replace(file, target.parent / file.name)  # data beside the graph first
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def verified(
+    run: Run, params: Params, spec: Spec, *, kind: str, batches: Sequence[int], limit: float
+) -> dict[int, float]:
+    """Compare a file that was read back with `forward`.
+
+    Args:
+        run: the file.
+        params, spec: what was exported.
+        kind: of the file, for messages.
+        batches: sizes to compare at; a spec whose inputs have no batch dim is compared as traced.
+        limit: see `LIMIT`.
+
+    Raises:
+        PruneError: an output differs by more than the limit, is missing, or the file does not run at a size.
+    """
+    on_cpu = {n: t.cpu() for n, t in params.items()}
+    free = any(isinstance(a, Leaf) for i in spec.program.inputs for a in i.axes[:1])
+    found: dict[int, float] = {}
+    for batch in batches if free else (TRACED,):
+        args, kwargs = spec.example.draw(seed=batch, batch=batch)
+        with torch.no_grad():
+            wanted = _tensors(forward(on_cpu, *args, spec=spec, **kwargs))
+            try:
+                got = list(run(_tensors((args, kwargs))))
+            except Exception as error:
+                reason = str(error).strip().splitlines()[-1][:200]
+                raise PruneError(f"the {kind} file does not run at batch {batch}: {reason}") from error
+        if len(got) != len(wanted) or any(a.shape != b.shape for a, b in zip(got, wanted, strict=True)):
+            shapes = [[tuple(t.shape) for t in ts] for ts in (got, wanted)]
+            raise PruneError(
+                f"the {kind} file gives outputs of shapes {shapes[0]} at batch {batch}, instead of {shapes[1]}"
+            )
+        found[batch] = max((_difference(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
+        scale = max((float(t.detach().abs().max()) for t in wanted if t.numel() and t.dtype != torch.bool), default=1.0)
+        if not found[batch] <= limit * max(1.0, scale):
+            raise PruneError(
+                f"the {kind} file differs from forward by {found[batch]:.2e} at batch {batch} (outputs up to {scale:.2g}); the limit is "
+                f"{limit:g} times that: nothing was written"
+            )
+    return found
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if not a.numel():
+        return 0.0
+    if b.dtype == torch.bool:
+        return float((a.bool() != b).any())
+    difference = (a.detach().double() - b.detach().double()).abs()
+    both = torch.isnan(a) & torch.isnan(b) if b.is_floating_point() else torch.zeros_like(b, dtype=torch.bool)
+    return float(torch.where(both | (a == b), 0.0, difference).max().nan_to_num(float("inf")))
