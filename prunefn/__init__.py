@@ -30,10 +30,12 @@ from .errors import TraceError as TraceError
 from .forward import forward as forward
 from .forward import forward_train as forward_train
 from .io.checkpoint import load as load
+from .io.checkpoint import load_params as load_params
 from .io.checkpoint import save as save
 from .io.module import to_module as to_module
 from .io.stats_file import load_stats as load_stats
 from .io.stats_file import save_stats as save_stats
+from .io.stream import apply_checkpoint as apply_checkpoint
 from .latency import Call as Call
 from .latency import Clock as Clock
 from .latency import LatencyTable as LatencyTable
@@ -53,6 +55,8 @@ from .pipeline import pipeline as pipeline
 from .recalibrate import recalibrate as recalibrate
 from .repair import compensate as compensate
 from .repair import residual as residual
+from .report.profile import Profile as Profile
+from .report.profile import profile as profile
 from .score import score as score
 from .select import select as select
 from .stats import Stats as Stats
