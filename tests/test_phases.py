@@ -15,6 +15,7 @@ from torch import Tensor
 
 import prunefn as pf
 from prunefn.io.nest import read_nest
+from prunefn.report.page import page
 from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
 from prunefn.train.run import PRUNED
 
@@ -86,13 +87,19 @@ def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
         "final.safetensors",
         "mask.safetensors",
         "metrics.jsonl",
+        "report.html",
         "spec.json",
         "summary.json",
     ]
     assert files(tmp_path) == sorted([*wanted, "widths.png"])
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["schedule"] == {"name": "geometric", "shares": [0.0, 0.292893, 0.5]} and config["of"] == "units"
-    assert config["tuning"]["rate"] == 0.03
+    assert config["tuning"]["rate"] == 0.03 and config["prune"] == "vbp"
+    text = (tmp_path / "report.html").read_text()
+    assert "of the MACs removed by vbp" in text and text.count("data:image/png;base64,") == 2
+    assert "http" not in text.replace("http-equiv", "")  # nothing is loaded from anywhere
+    with pytest.raises(pf.PruneError, match=r"has no config.json: it is no folder of a run"):
+        page(tmp_path / "tuning")
     assert json.loads((tmp_path / "summary.json").read_text()) == done.summary
     again = pf.load(net(drop=0.0), tmp_path / "final.safetensors")
     assert same_weights(again, done.model)

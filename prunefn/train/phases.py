@@ -218,4 +218,5 @@ def _name(value: Any) -> str:
     if isinstance(value, partial):
         given = [repr(a) for a in value.args] + [f"{k}={_name(v)}" for k, v in value.keywords.items()]
         return f"{_name(value.func)}({', '.join(given)})"
-    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
+    name = str(getattr(value, "name", None) or getattr(value, "__name__", None) or value)
+    return "a function" if name == "<lambda>" else name

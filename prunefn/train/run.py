@@ -17,6 +17,7 @@ from ..io.module import to_module
 from ..params import apply, compose, expand, shrink
 from ..params import params as params_of
 from ..pipeline import Prune, cost
+from ..report.page import page
 from ..trace.spec import Spec
 from ..types import Batch, Mask, Params, Pruned
 from .checkpoint import load_checkpoint, save_checkpoint, write_json, write_lines
@@ -204,6 +205,7 @@ class Run:
             save_checkpoint(self.folder / "mask.safetensors", {"mask": self.mask})
             write_json(self.folder / "summary.json", summary)
             pictures(self.rows, self.spec0, self.mask, self.folder)
+            page(self.folder)
         self.at.wait_for_everyone()
         return Result(model, params_of(model), self.now, self.mask, self.rows, summary)
 
