@@ -28,10 +28,10 @@ def lamp() -> Criterion:
 
 def _score(stats: Stats) -> Scores:
     squares = member_sums(spec_of(stats), lambda t: stats.params[t].detach().double().square(), bias=False)
-    return {g: _lamp(s.sum(0)) for g, s in squares.items()}
+    return {g: lamp_shares(s.sum(0)) for g, s in squares.items()}
 
 
-def _lamp(s: Tensor) -> Tensor:
+def lamp_shares(s: Tensor) -> Tensor:
     ordered = s.sort().values
     from_here = ordered.flip(0).cumsum(0).flip(0)
     return s / from_here[torch.searchsorted(ordered, s)].clamp_min(torch.finfo(s.dtype).tiny)

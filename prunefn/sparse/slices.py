@@ -17,10 +17,10 @@ from ..errors import ParamsError, PruneError
 from ..params import check_mask, check_names
 from ..shapes import Bool, Int64
 from ..trace.expr import keep, size
-from ..trace.freeze import chosen
 from ..trace.program import Ref, Size, target
 from ..trace.spec import Spec
 from ..types import Mask, Params
+from .weights import picked
 
 BLOCKS = "(a b) ... -> b ... a"
 """Filter i · B + b is the i-th of block b."""
@@ -54,7 +54,7 @@ def slice_order(filters: int, block: int, *, short_blocks: bool = False) -> Orde
     [0, 3, 1, 4, 2, 5, 6]
     """
     at = torch.arange(filters)
-    return torch.cat([part.flatten() for part in _blocks(at, block, short_blocks)])
+    return torch.cat([part.flatten() for part in blocks_of(at, block, short_blocks)])
 
 
 def slice_scores(weight: Tensor, block: int, *, short_blocks: bool = False) -> Tensor:
@@ -71,7 +71,7 @@ def slice_scores(weight: Tensor, block: int, *, short_blocks: bool = False) -> T
     tensor([[5.],
             [1.]])
     """
-    return torch.cat([_norm(part.square().sum(-1)) for part in _blocks(weight, block, short_blocks)])
+    return torch.cat([_norm(part.square().sum(-1)) for part in blocks_of(weight, block, short_blocks)])
 
 
 def slices(
@@ -167,7 +167,7 @@ def sliced(
     check_mask(mask or {}, spec)
     found = dict(_convolutions(spec))
     if weights is not None:
-        every = chosen(weights, [n for n in spec.axes if n in spec.parameters])
+        every = picked(weights, [n for n in spec.axes if n in spec.parameters])
         wanted = {n for n in every if n in found}
         if not wanted:
             raise ParamsError(f"weights={weights!r} names no weight of a convolution; there are {', '.join(found)}")
@@ -180,7 +180,7 @@ def pieces(weight: Tensor, of: Sliced, *, protect_first: bool, short_blocks: boo
     """The eligible slices of a weight, for blocks of one size at a time: [slices, weights]."""
     at = [m.nonzero()[:, 0].to(weight.device) for m in (of.filters, of.inputs)]
     live = weight.index_select(0, at[0]).index_select(1, at[1])
-    for part in _named(of.name, lambda: _blocks(live, of.block, short_blocks)):
+    for part in _named(of.name, lambda: blocks_of(live, of.block, short_blocks)):
         part = part[..., 1:, :] if protect_first and weight.ndim > 2 else part
         yield part.flatten(0, -2)
 
@@ -213,14 +213,14 @@ def _kept(weight: Tensor, of: Sliced, rate: float, protect_first: bool, short_bl
     gone = flat.argsort(stable=True)[: int(rate * int(eligible.sum()) + 1e-9)]
     stay = torch.ones_like(flat, dtype=torch.bool).index_fill(0, gone, False).reshape(scores.shape)
     out = torch.ones(weight.shape, dtype=torch.bool)
-    out[at[0][:, None], at[1]] = _spread(stay, len(at[0]), of.block)
+    out[at[0][:, None], at[1]] = spread(stay, len(at[0]), of.block)
     return out.to(weight.device)
 
 
 # ---- blocks
 
 
-def _blocks(t: Tensor, block: int, short_blocks: bool) -> list[Tensor]:
+def blocks_of(t: Tensor, block: int, short_blocks: bool) -> list[Tensor]:
     """[filters, …] → [blocks, …, block], then the shorter last block, if there is one: [1, …, filters that are left].
 
     Raises:
@@ -239,7 +239,7 @@ def _blocks(t: Tensor, block: int, short_blocks: bool) -> list[Tensor]:
     return [*parts, rearrange(t[whole:], BLOCKS, a=left)] if left else parts
 
 
-def _spread(per_slice: Tensor, filters: int, block: int) -> Tensor:
+def spread(per_slice: Tensor, filters: int, block: int) -> Tensor:
     """[blocks, …] → [filters, …]: what holds for a slice holds for its weights."""
     whole = filters // block
     full = repeat(per_slice[:whole], "b ... -> (a b) ...", a=block)

@@ -6,17 +6,19 @@ Each is a value for `sparse_train`: a penalty on the parameters, masks on the we
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..errors import PruneError
+from ..sparse.rounds import renewed
+from ..sparse.scope import global_
+from ..sparse.weights import weights
 from ..trace.spec import Spec
 from ..types import Where
 from ..where import matches
 from . import losses
+from .schedule import cubic
 
 Variances = Mapping[str, Tensor]
 """Site → variance of its input in this update [units], with a gradient; empty where no sites are watched."""
@@ -83,7 +85,7 @@ def gradual(
     """Weights of the lowest magnitude are zero: s_f + (s_i − s_f)(1 − e / (E − 1))³ of them in epoch e (Zhu and Gupta, arXiv 1710.01878).
 
     All weights of the chosen groups' contractions are ranked together; masks are drawn anew each epoch, and the last ones are
-    left in the weights.
+    left in the weights. Other patterns, scopes and schedules: `sparse.renewed`.
 
     Args:
         spec: of the network.
@@ -99,26 +101,8 @@ def gradual(
         raise PruneError(
             f"gradual goes from {initial} to {target} of the weights; it must hold that 0 ≤ initial ≤ target < 1"
         )
-    names = {
-        m.tensor
-        for g in spec.groups.values()
-        if matches(where, g)
-        for m in g.members
-        if m.role in ("in", "out") and m.tensor in spec.parameters
-    }
-    return Sparsity("gradual", masks=partial(_lowest, names=names, target=target, initial=initial, epochs=epochs))
-
-
-@torch.no_grad()
-def _lowest(
-    epoch: int, params: Mapping[str, Tensor], *, names: set[str], target: float, initial: float, epochs: int
-) -> dict[str, Tensor]:
-    """Masks of an epoch: exactly so many zeros; of equals, those that come first."""
-    t = min(1.0, epoch / max(1, epochs - 1)) if epochs > 1 else 1.0
-    share = target + (initial - target) * (1 - t) ** 3
-    chosen = {n: p for n, p in params.items() if n in names and p.ndim > 1}
-    flat = torch.cat([p.detach().abs().flatten() for p in chosen.values()])
-    kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    kept[flat.sort(stable=True).indices[: int(share * len(flat))]] = False
-    parts = kept.split([p.numel() for p in chosen.values()])
-    return {n: k.reshape(p.shape) for (n, p), k in zip(chosen.items(), parts, strict=True)}
+    own = {m.tensor for g in spec.groups.values() if matches(where, g) for m in g.members if m.role in ("in", "out")}
+    names = [n for n in weights(spec) if n in own]
+    shares, first = cubic(target, max(1, epochs - 1), initial=initial), int(epochs == 1)
+    masks = renewed(lambda epoch: shares(epoch + first), spec=spec, scope=global_(), weights=names)
+    return Sparsity("gradual", masks=masks)

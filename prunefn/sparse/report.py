@@ -1,0 +1,113 @@
+"""What weight masks leave: numbers, a table and a picture of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..report import plots
+from ..report.tables import Table, markdown
+from ..trace.spec import Spec
+from ..types import Params
+from .weights import Masks, weights
+
+
+class Kept(NamedTuple):
+    """Weights of a layer."""
+
+    shape: tuple[int, ...]
+    weights: int
+    kept: int
+
+    @property
+    def density(self) -> float:
+        """Share that is kept."""
+        return self.kept / max(self.weights, 1)
+
+
+def counts(masks: Mapping[str, Tensor]) -> dict[str, Kept]:
+    """Parameter → how many of its weights are kept.
+
+    >>> import torch
+    >>> counts({"w": torch.tensor([[True, False, False, True]])})["w"].density
+    0.5
+    """
+    return {n: Kept(tuple(m.shape), m.numel(), int(m.sum())) for n, m in masks.items()}
+
+
+def masks_of(params: Params, *, spec: Spec) -> Masks:
+    """The masks that are in the weights: True where a contraction's weight is not zero; weights without a zero are left out.
+
+    For params that were read from a file, to train on with their zeros held.
+
+    >>> import torch, prunefn as pf
+    >>> spec = pf.trace(torch.nn.Sequential(torch.nn.Linear(2, 1)), (torch.randn(2, 2),))
+    >>> masks_of({"0.weight": torch.tensor([[0.0, 3.0]]), "0.bias": torch.zeros(1)}, spec=spec)
+    {'0.weight': tensor([[False,  True]])}
+    """
+    found = {n: params[n].detach() != 0 for n in weights(spec) if n in params}
+    return {n: m for n, m in found.items() if not bool(m.all())}
+
+
+def table(masks: Mapping[str, Tensor], *, spec: Spec) -> str:
+    """A line of Markdown for each weight of a contraction, with the total; those without a mask are whole.
+
+    Sparsity is the share of weights that are zero. It says nothing of MACs: those only fall with channels, or by a kernel for
+    sparse matrices.
+
+    Args:
+        masks: parameter → bool of its shape.
+        spec: of the masks.
+
+    >>> import torch, prunefn as pf
+    >>> spec = pf.trace(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)), (torch.randn(2, 2),))
+    >>> print(table({"1.weight": torch.tensor([[True, False, False]])}, spec=spec))
+    | weight | shape | weights | kept | sparsity |
+    | :--- | ---: | ---: | ---: | ---: |
+    | 0.weight | 3 × 2 | 6 | 6 | 0.0 % |
+    | 1.weight | 1 × 3 | 3 | 1 | 66.7 % |
+    | total |  | 9 | 7 | 22.2 % |
+    """
+    every = _every(masks, spec)
+    rows = [_row(n, " × ".join(map(str, k.shape)), k) for n, k in every.items()]
+    whole = Kept((), sum(k.weights for k in every.values()), sum(k.kept for k in every.values()))
+    columns = ("weight", "shape", "weights", "kept", "sparsity")
+    return markdown(Table("sparsity", columns, (*rows, _row("total", "", whole))))
+
+
+def picture(masks: Mapping[str, Tensor], path: Path | str, *, spec: Spec) -> None:
+    """Horizontal bars: the share of each layer's weights that is kept, with their number; a line for the whole.
+
+    Args:
+        masks, spec: as for `table`.
+        path: of the PNG.
+    """
+    every = _every(masks, spec)
+    total = sum(k.kept for k in every.values()) / max(sum(k.weights for k in every.values()), 1)
+    figure = plots.canvas(8.0, 1.3 + 0.2 * len(every))
+    axes, at = figure.add_subplot(1, 1, 1), range(len(every))
+    axes.barh(at, [100.0] * len(every), 0.8, color=plots.DENSE)
+    axes.barh(at, [100 * k.density for k in every.values()], 0.8, color=plots.COLOURS[0])
+    for i, k in enumerate(every.values()):
+        axes.text(101, i, f"{k.kept:,} of {k.weights:,}", va="center", fontsize=7, color=plots.INK)
+    axes.axvline(100 * total, color=plots.INK, linestyle=":", linewidth=1.2)
+    axes.set_yticks(at, list(every), fontsize=7)
+    axes.set_ylim(len(every) - 0.4, -0.6)
+    axes.set_xlim(0, 130)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel(f"weights kept (%); dotted: {100 * total:.1f} % of all")
+    axes.spines[["top", "right"]].set_visible(False)
+    plots.save(figure, path)
+
+
+def _every(masks: Mapping[str, Tensor], spec: Spec) -> dict[str, Kept]:
+    found = counts(masks)
+    return {n: found.get(n, Kept(w.shape, prod(w.shape), prod(w.shape))) for n, w in weights(spec).items()}
+
+
+def _row(name: str, shape: str, k: Kept) -> tuple[str, ...]:
+    return name, shape, str(k.weights), str(k.kept), f"{100 * (1 - k.density):.1f} %"
