@@ -32,6 +32,7 @@ from .forward import forward_train as forward_train
 from .io.checkpoint import load as load
 from .io.checkpoint import load_params as load_params
 from .io.checkpoint import save as save
+from .io.lazy import lazy_params as lazy_params
 from .io.module import to_module as to_module
 from .io.stats_file import load_stats as load_stats
 from .io.stats_file import save_stats as save_stats

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import BatchError, ParamsError, TraceError, nearest
 from .shapes import Float
-from .sharded import Gathering, gather, is_sharded
+from .sharded import Gathering, gather, is_elsewhere
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
@@ -75,7 +75,7 @@ def _placed(spec: Spec, params: Params) -> tuple[frozenset[str], torch.device, f
     return (
         frozenset([n for n in slots if n in params]),
         device,
-        frozenset([n for n, t in params.items() if is_sharded(t)]),
+        frozenset([n for n, t in params.items() if is_elsewhere(t)]),
     )
 
 

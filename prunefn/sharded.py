@@ -46,6 +46,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import BatchError, ParamsError, StatsError, TraceError
+from .files.on_disk import OnDisk
 from .trace.spec import Spec
 from .types import FrozenDict, Params
 
@@ -67,8 +68,15 @@ def is_sharded(t: Tensor) -> TypeGuard[DTensor]:
     return isinstance(t, KINDS)
 
 
+def is_elsewhere(t: Tensor) -> TypeGuard[DTensor | OnDisk]:
+    """Whether a tensor is to be gathered before it is used: from other processes, or from disk."""
+    return is_sharded(t) or isinstance(t, OnDisk)
+
+
 def gather(t: Tensor) -> Tensor:
     """The whole of a tensor, on every process of its mesh; all of them must call this. A plain tensor comes back as it is."""
+    if isinstance(t, OnDisk):
+        return t.read()
     return t.full_tensor() if is_sharded(t) else t
 
 
@@ -86,7 +94,7 @@ def spread(t: Tensor, like: Tensor) -> Tensor:
 
 def changed(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """What a function makes of a tensor; a DTensor is gathered for it, unless the function would give it back as it is."""
-    if not is_sharded(t):
+    if not is_elsewhere(t):
         return change(t)
     probe = outline(t)
     return t if change(probe) is probe else spread(change(gather(t)), t)
@@ -114,7 +122,7 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same memory, on this process."""
     if is_sharded(a) and is_sharded(b):
         return a.placements == b.placements and a.to_local().is_set_to(b.to_local())
-    return not is_sharded(a) and not is_sharded(b) and a.is_set_to(b)
+    return not is_elsewhere(a) and not is_elsewhere(b) and a.is_set_to(b)
 
 
 def check_plain(params: Mapping[str, Tensor], what: str, instead: str) -> None:

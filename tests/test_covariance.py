@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn.stats.moments import SAMPLES, STRIP, merge_moments, site_moments
 
-from .small import mlp, randn, traced
+from .small import close, mlp, randn, traced
 
 
 def check(x: Tensor, rows: Tensor, dim: int, rtol: float) -> None:
@@ -128,3 +128,16 @@ def test_memory_is_stated_before_it_is_taken() -> None:
     params = {n: torch.empty(p.shape, device="cpu") for n, p in pf.params(wide).items()}
     with pytest.raises(pf.StatsError, match=r"would take 8.8e[+]03 GB, but cpu has"):
         pf.collect_stats(params, [torch.zeros(1, 1)], spec=spec, covariance=True)
+
+
+def test_maps_whose_first_image_is_not_like_the_rest() -> None:
+    """Its mean is near zero, theirs is far: means are taken out once that is known, and nothing cancels."""
+    x = randn(40, 3, 4, 4).float() * 1e-2
+    x[1:] += 1e3
+    m = site_moments(x, -3, covariance=True)
+    wide = x.double().movedim(1, -1).reshape(-1, 3)
+    close(m.mean, wide.mean(0), 1e-6 * 1e3)
+    close(m.covariance, torch.cov(wide.mT), 1e-3 * float(torch.cov(wide.mT).abs().max()))
+    rest = site_moments(x[1:], -3, covariance=True)
+    close(rest.covariance, torch.cov(wide[16:].mT), 1e-6)
+    close(rest.variance, rest.covariance.diagonal(), 1e-12)

@@ -64,12 +64,11 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_errors(tmp_path: Path) -> None:
-    """Five hundred mutations: an error that names the file, or the same structure with other numbers; nothing else."""
+    """Five hundred mutations, each an error that names the file: every bit counts, those of the padding, too."""
     path = tmp_path / "a.safetensors"
     value = {"weights": {"x": torch.arange(20.0)}, "rows": [{"epoch": 1, "top1": 0.5}], "step": 3}
     write_nest(path, value)
     good, rng = path.read_bytes(), random.Random(0)
-    errors = 0
     for n in range(500):
         bad = bytearray(good)
         if n % 5 == 0:
@@ -77,9 +76,6 @@ def test_damaged_files_are_errors(tmp_path: Path) -> None:
         else:
             bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
-        try:
+        with pytest.raises(pf.ParamsError, match="is no file of prunefn, or is damaged") as raised:
             read_nest(path)
-        except pf.ParamsError as error:
-            assert str(path) in str(error)
-            errors += 1
-    assert errors > 200
+        assert str(path) in str(raised.value)

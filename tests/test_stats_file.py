@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import prunefn as pf
+from prunefn.files.tensors import save_sealed
 from prunefn.stats import saved
 from prunefn.stats.fingerprint import PARTS, fingerprint, origin
 from prunefn.types import FrozenDict
@@ -103,11 +104,11 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
     stats = measured("mlp")
     pf.save_stats(stats, tmp_path / "stats")
 
-    def half(tensors: Any, path: str, metadata: Any) -> None:
+    def half(path: str, tensors: Any, metadata: Any) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(saved, "save_file", half)
+    monkeypatch.setattr(saved, "save_sealed", half)
     with pytest.raises(OSError, match="no space left"):
         pf.save_stats(collect("mlp", batches("mlp")), tmp_path / "stats")
     assert os.listdir(tmp_path) == ["stats"]
@@ -172,22 +173,39 @@ def test_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(pf.StatsError, match="plain holds no statistics that this version can read: it has no format"):
         load(tmp_path / "plain", stats)
     pf.save(mlp(3, 4, 2), tmp_path / "model.safetensors")
-    with pytest.raises(pf.StatsError, match="its format is '1' instead of 'stats 1'"):
+    with pytest.raises(pf.StatsError, match="its format is '2' instead of 'stats 2'"):
         load(tmp_path / "model.safetensors", stats)
-    save_file({"a": randn(3)}, tmp_path / "newer", {"prunefn": "stats 2"})
-    with pytest.raises(pf.StatsError, match="its format is 'stats 2' instead of 'stats 1'"):
+    save_file({"a": randn(3)}, tmp_path / "newer", {"prunefn": "stats 3"})
+    with pytest.raises(pf.StatsError, match="its format is 'stats 3' instead of 'stats 2'"):
         load(tmp_path / "newer", stats)
     for header in ("{}", "[]", "1", "{", '{"spec": 1, "params": {}}'):
-        save_file({"a": randn(3)}, tmp_path / "broken", {"prunefn": "stats 1", "header": header})
+        save_sealed(tmp_path / "broken", {"a": randn(3)}, {"prunefn": "stats 2", "header": header})
         with pytest.raises(pf.StatsError, match="broken is damaged"):
             load(tmp_path / "broken", stats)
+    save_file({"a": randn(3)}, tmp_path / "unsealed", {"prunefn": "stats 2", "header": "{}"})
+    with pytest.raises(pf.StatsError, match=r"unsealed is damaged.*it has no seal"):
+        load(tmp_path / "unsealed", stats)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nowhere", stats)
 
 
+def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
+    stats, path = measured("mlp"), tmp_path / "stats"
+    pf.save_stats(stats, path)
+    good = path.read_bytes()
+    pf.save_stats(stats, path)
+    assert path.read_bytes() == good
+    for n in range(0, 8 * len(good), 397):
+        bad = bytearray(good)
+        bad[n // 8] ^= 1 << n % 8
+        path.write_bytes(bad)
+        with pytest.raises(pf.StatsError, match=str(path)):
+            load(path, stats)
+
+
 def test_a_file_of_statistics_is_no_model(tmp_path: Path) -> None:
     pf.save_stats(measured("mlp"), tmp_path / "stats.safetensors")
-    with pytest.raises(pf.ParamsError, match="has format 'stats 1'"):
+    with pytest.raises(pf.ParamsError, match="has format 'stats 2'"):
         pf.load(mlp(3, 4, 2), tmp_path / "stats.safetensors")
 
 

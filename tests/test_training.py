@@ -349,7 +349,9 @@ def test_wrong_data() -> None:
 
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
     train(net(), points(), PLAIN, folder=tmp_path, device="cpu")
-    with pytest.raises(pf.PruneError, match=r"last.safetensors belongs to a run with rate=0.03, now it is 0.04; use another"):
+    with pytest.raises(
+        pf.PruneError, match=r"last.safetensors belongs to a run with rate=0.03, now it is 0.04; use another"
+    ):
         train(net(), points(), PLAIN.model_copy(update={"rate": 0.04}), folder=tmp_path, device="cpu")
     small = nn.Sequential(nn.Linear(4, 2))
     with pytest.raises(pf.ParamsError, match=r"has '0.weight' of shape \(8, 4\), but the model's is \(2, 4\)"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ..errors import PruneError
+from ..files.atomic import write_text
 from ..latency.cache import file_name, folder_of
 
 FORMAT = 1
@@ -124,14 +124,7 @@ def _write(path: Path, root: Path, listed: Mapping[str, Listed]) -> None:
     content = {"format": FORMAT, "root": str(root), "classes": {c: v._asdict() for c, v in listed.items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump(content, f, indent=0)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_text(path, json.dumps(content, indent=0))
     except OSError as e:
         warnings.warn(
             f"the list of images of {root} cannot be kept in {path.parent} ({e.strerror}) and is made anew every time; "

@@ -1,38 +1,64 @@
-"""Pruned tensors on disk, and back into the original class."""
+"""Pruned tensors on disk, and back into the original class or into the functional world.
+
+What `save` writes is a safetensors file without pickle, sealed: any bit that changes later is an error (see
+`prunefn.files.tensors`). Foreign files of `torch.save`, which hold a pickle, are read with `weights_only=True` and never written.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..errors import ParamsError, nearest
+from ..files import atomic
+from ..files.tensors import FormatError, save_sealed
+from ..params import check_names, shrink, tied_names
+from ..sharded import check_plain
 from ..trace.expr import leaves
 from ..trace.spec import Spec
-from ..types import FrozenDict
+from ..types import FrozenDict, Mask, Params
 from .confirm import confirm_by_trace
 from .infer import infer_sizes
 from .plan import Plan, plan_of, remember
-from .rebuild import own_tensors, resized, settle, with_tensors
+from .pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
+from .rebuild import own_tensors, rebuild, resized, settle, with_tensors
 
-FORMAT = "1"
+
+class Loaded(NamedTuple):
+    """What `load_params` returns."""
+
+    params: Params
+    spec: Spec
+    """At the sizes of the params."""
+    masks: tuple[Mask, ...]
+    """Of every round, as they were saved."""
 
 
-def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a rebuilt module's tensors as safetensors, with the attributes that `load` needs, to a new file or over an old one.
+def save(
+    what: nn.Module | Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec | None = None,
+    masks: Mask | Sequence[Mask] = (),
+) -> None:
+    """Write a rebuilt module, or params, as safetensors, with what it takes to load them again, to a new file or over an old one.
+
+    The metadata hold the attributes that `load` needs (of a module), the sizes of all groups, the masks, the versions of
+    prunefn and torch, and a hash of the whole file. The same content gives the same bytes.
 
     Args:
-        module: of `to_module(params, spec=spec, model=model)`; any module whose class has its sizes is fine, too.
+        what: of `to_module(params, spec=spec, model=model)`; any module whose class has its sizes is fine, too. Or params.
         path: written elsewhere first and then renamed, so that it is never half-written.
+        spec: at the sizes of the tensors; for params it must be given.
+        masks: that led from the traced sizes to these: one mask, or those of every round in their order.
+
+    Raises:
+        ParamsError: the tensors, the spec and the masks do not fit each other; params without a spec.
 
     >>> import torch, prunefn as pf, tempfile
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -45,20 +71,132 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> again[0].out_features, torch.equal(again[2].weight, small[2].weight)
     (2, True)
     """
+    rounds = (masks,) if isinstance(masks, Mapping) else tuple(masks)
+    if rounds and spec is None:
+        raise ParamsError("masks can be checked by a spec only; give spec=, at the sizes of the tensors")
+    state, tied = _module_state(what, spec) if isinstance(what, nn.Module) else _params_state(what, spec)
+    if spec is not None:
+        check_masks(rounds, spec.sizes, spec.traced) if rounds else None
+    is_module = isinstance(what, nn.Module)
+    metadata = notes(
+        KIND_MODULE if is_module else KIND_PARAMS,
+        plan=(plan_of(state) or []) if is_module else None,
+        names=list(state),
+        tied=tied,
+        sizes=None if spec is None else spec.sizes,
+        masks=rounds,
+    )
+    tensors = {n: t for n, t in state.items() if n not in tied}
+    try:
+        atomic.write(path, lambda name: save_sealed(name, tensors, metadata))
+    except FormatError as error:
+        raise ParamsError(f"{path} cannot be written: {error}") from error
+
+
+def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict, and second name → first name of tied tensors."""
     state = module.state_dict()
+    check_plain(state, "save", "gather the state dict first")
+    for name, t in state.items():
+        if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
+            raise ParamsError(
+                f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "
+                "pf.shrink(spec, mask)"
+            )
     first: dict[tuple[Any, ...], str] = {}
     tied = {}
     for name, t in state.items():
         other = first.setdefault((t.data_ptr(), t.shape, t.stride()) if t.numel() else (name,), name)
         if other != name:
             tied[name] = other
-    metadata = {"prunefn": FORMAT, "plan": json.dumps(plan_of(state) or []), "tied": json.dumps(tied)}
-    data = to_bytes({n: t.detach().cpu().contiguous() for n, t in state.items() if n not in tied}, metadata)
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".part", delete=False) as f:
-        f.write(data)
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, target)
+    return state, tied
+
+
+def _params_state(params: Params, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of params."""
+    if spec is None:
+        raise ParamsError("params are saved with their spec; give spec=, at their sizes")
+    check_plain(params, "save", "gather them first")
+    check_names(params, spec)
+    return dict(params), tied_names(params, spec)
+
+
+def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True) -> Loaded:
+    """Params of a file with the spec at their sizes, ready for `forward`, `to_module` or another round of pruning.
+
+    Args:
+        path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a foreign file of tensors whose shapes
+            determine the sizes.
+        spec: as it was traced, before any `shrink`; trace the dense model again in another process.
+        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
+
+    Returns:
+        Params on the CPU, the shrunk spec, and the masks of every round.
+
+    Raises:
+        ParamsError: the file is damaged, or does not fit the spec (names file, tensor and shapes); it holds a pruned module,
+            which goes to `load`.
+
+    >>> import tempfile, prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec, mask = pf.trace(model, (torch.randn(2, 4),)), {"0": torch.tensor([True, False, True])}
+    >>> small = pf.apply(pf.params(model), mask, spec=spec)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pf.save(small, f"{folder}/a.safetensors", spec=pf.shrink(spec, mask), masks=mask)
+    ...     again = pf.load_params(f"{folder}/a.safetensors", spec=spec)
+    >>> torch.equal(again.params["2.weight"], small["2.weight"]), again.spec == pf.shrink(spec, mask), again.masks
+    (True, True, ({'0': tensor([ True, False,  True])},))
+    """
+    content = read_content(path, check=verify)
+    small = _sized(content, spec)
+    if content.kind == KIND_MODULE and small.sizes != small.traced:
+        raise ParamsError(
+            f"{path} holds a pruned module, whose class may compute scales from its sizes that the spec has as they were traced; "
+            "use pf.load(model, path), and trace what it returns; or pf.save the params"
+        )
+    params = with_ties(content.tensors, spec)
+    try:
+        check_names(params, small)
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from error
+    return Loaded(params, small, content.masks)
+
+
+def with_ties(tensors: Mapping[str, Tensor], spec: Spec) -> Params:
+    """The same tensors, and tied ones under all their names, where a file has one of them only."""
+    out = dict(tensors)
+    for second, first in spec.tied.items():
+        if (second in out) != (first in out):
+            out[second] = out[first] = out[first if first in out else second]
+    return out
+
+
+def _sized(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None) -> Spec:
+    """The spec at the sizes of tensors.
+
+    Raises:
+        ParamsError: they are of no pruning of this spec, or of several.
+    """
+    shapes = _shapes(content.tensors, spec)
+    if content.sizes is not None and set(content.sizes) != set(spec.traced):
+        name = next(g for g in {**content.sizes, **spec.traced} if (g in content.sizes) != (g in spec.traced))
+        raise ParamsError(
+            f"{content.where} is of another spec: only one of them has a group {name!r}; is it this model?"
+        )
+    try:
+        if content.masks:
+            assert content.sizes is not None
+            check_masks(content.masks, content.sizes, spec.sizes)
+            small = shrink(spec, content.mask)
+        else:
+            found = infer_sizes(shapes, spec, {**(content.sizes or {}), **(sizes or {})})
+            small = spec if found == dict(spec.sizes) else _with_sizes(spec, found)
+    except ParamsError as error:
+        raise ParamsError(f"{content.where}: {error}") from error
+    for name, shape in shapes.items():
+        if shape != small.shape(name):
+            raise ParamsError(f"{content.where}: {name!r} has shape {shape}, but its masks say {small.shape(name)}")
+    return small
 
 
 def load(
@@ -68,28 +206,30 @@ def load(
     spec: Spec | None = None,
     sizes: Mapping[str, int] | None = None,
     strict: bool = True,
+    verify: bool = True,
 ) -> nn.Module:
     """A pruned state dict in its original class.
 
     Args:
         model: freshly built, at its dense sizes; it is not changed.
-        source: a state dict, or a file: safetensors, or what `torch.save` wrote (read with `weights_only=True`). Files of
-            `save` and state dicts of rebuilt modules say the sizes; for others (a plain dict of tensors) a spec is needed.
-        spec: `trace(model, args)`, for state dicts that do not say the sizes; they are inferred from the shapes.
+        source: a state dict, or a file: safetensors (or a folder of them, with an index), or what `torch.save` wrote (read with
+            `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules say the sizes; for others
+            (params, a plain dict of tensors) a spec is needed.
+        spec: `trace(model, args)`, for those; sizes that the file does not say are inferred from the shapes.
         sizes: group → number of units, where the shapes leave several open.
         strict: every tensor of the model must be there, and every tensor that is there must have a place. A bias that a
             compensation created has one where the class allows a bias.
+        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
 
     Returns:
         A copy of the model with the tensors, in the model's mode.
 
     Raises:
-        ParamsError: keys or shapes do not fit; names them.
+        ParamsError: keys or shapes do not fit; names them. The file is damaged, or something else; names it.
         PruneError: the class cannot run at these sizes.
     """
-    state, plan, tied = _read(source)
-    state.update({name: state[first] for name, first in tied.items() if first in state})
-    state = _fitting_keys(model, state, strict)
+    content = read_content(source, check=verify)
+    state, plan = _fitting_keys(model, content.tensors, strict), content.plan
     own = own_tensors(model)
     tensors = {n: _like(t, own.get(n)) for n, t in state.items()}
     same = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
@@ -101,33 +241,15 @@ def load(
                 f"{name!r} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}, and the state dict does "
                 "not say the sizes of the heads and groups: give spec=pf.trace(model, args)"
             )
-        small = _with_sizes(spec, infer_sizes(_shapes(state, spec), spec, sizes))
+        small = _sized(content._replace(tensors=state), spec, sizes)
+        if content.kind == KIND_PARAMS:
+            return rebuild({n: t.detach() for n, t in tensors.items()}, small, model)
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     new = with_tensors(model, tensors)
+    _check_plan(new, plan or [], content.where)
     settle(new, plan or [])
     remember(new, plan or [])
     return new
-
-
-def _read(source: Any) -> tuple[dict[str, Tensor], Plan | None, dict[str, str]]:
-    """(tensors, plan, second name → first name of tied tensors)"""
-    if isinstance(source, Mapping):
-        return dict(source), plan_of(source), {}
-    path = Path(source)
-    if path.suffix != ".safetensors":
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-            raise ParamsError(f"{path} holds no state dict (name → tensor); pass the state dict that is in it")
-        return dict(state), plan_of(state), {}
-    with safetensors.safe_open(path, "pt") as f:
-        metadata = f.metadata() or {}
-        tensors = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118 (not a dict)
-    if "prunefn" not in metadata:
-        return tensors, None, {}
-    if metadata["prunefn"] != FORMAT:
-        raise ParamsError(f"{path} has format {metadata['prunefn']!r}; this version reads format {FORMAT!r}")
-    plan = [(p, a, tuple(v) if isinstance(v, list) else v) for p, a, v in json.loads(metadata["plan"])]
-    return tensors, plan, json.loads(metadata["tied"])
 
 
 def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
@@ -147,6 +269,28 @@ def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> d
         hint = nearest((missing or foreign)[0], own if foreign and not missing else state)
         raise ParamsError(f"the state dict {' and '.join(filter(None, (lacks, extra)))}{hint}")
     return {n: t for n, t in state.items() if n not in foreign}
+
+
+def _check_plan(model: nn.Module, plan: Plan, where: str) -> None:
+    """Only numbers that the modules have may be set, to numbers.
+
+    Raises:
+        ParamsError: names the attribute.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, name, value in plan:
+        now = getattr(modules.get(path), name, None)
+        fits = type(value) is type(now) is int or (isinstance(now, list | tuple) and _ints(now) and _ints(value))
+        if not fits or name.startswith("_"):
+            is_now = now if type(now) is int or _ints(now) else type(now).__name__
+            raise ParamsError(
+                f"{where} would set {f'{path}.{name}'.lstrip('.')!r}, which is {is_now}, to {str(value)[:60]!r}; only sizes can be "
+                "set: is it of this class?"
+            )
+
+
+def _ints(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(v) is int for v in value)
 
 
 def _like(t: Tensor, old: Tensor | None) -> Tensor:

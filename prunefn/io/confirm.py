@@ -89,7 +89,33 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
             return _failure(e)
-    other = trace(module, args, kwargs, train=spec.train)
+    return _other_sizes(trace(module, args, kwargs, train=spec.train), spec)
+
+
+def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
+    """The same for a module on `meta`: its code is run by the trace only, since it may look at numbers where it runs freely.
+
+    Scales that the class computes must be those of the spec's program, too: the tensors are as `apply` leaves them.
+    """
+    args, kwargs = spec.example.draw(device="meta")
+    try:
+        other = trace(module, args, kwargs, train=spec.train)
+    except Exception as e:  # the class's own code may raise anything at wrong sizes
+        return _failure(e)
+    if (mine := _scales(other)) != (theirs := _scales(spec)):
+        op, value = next(x for x in (*mine, *theirs) if mine.count(x) != theirs.count(x))
+        return Problem(f"the class computes {value:.6g} for {op} in one of its sizes, and another number in the other")
+    return _other_sizes(other, spec)
+
+
+def _scales(spec: Spec) -> list[tuple[str, float]]:
+    """The floats of a program, with their ops."""
+    found = [(i.op, x) for i in spec.program.instructions for x in pytree.tree_leaves((i.args, i.kwargs))]
+    return [(op, x) for op, x in found if isinstance(x, float)]
+
+
+def _other_sizes(other: Spec, spec: Spec) -> Problem | None:
+    """The first tensor or group whose size differs in the trace of a rebuilt module."""
     for name, axes in spec.axes.items():
         mine = tuple(size(a, spec.sizes) for a in axes)
         theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))

@@ -1,18 +1,19 @@
-"""A nest of tensors, numbers and strings as one safetensors file: tensors as they are, the rest as JSON beside them. No pickle."""
+"""A nest of tensors, numbers and strings as one safetensors file: tensors as they are, the rest as JSON beside them. No pickle.
+
+The file is sealed (`prunefn.files.tensors`): any bit that changes is an error.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import safetensors
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ParamsError
+from ..files.tensors import Reader, check_seal, save_sealed
 
 KEY = "prunefn_nest"
 Value = Any
@@ -33,13 +34,7 @@ def write_nest(path: str | os.PathLike[str], value: Value) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plan = _pack(value, tensors, "")
-    seen: set[int] = set()
-    for name, t in tensors.items():
-        t = t.detach().cpu().contiguous()
-        where = t.untyped_storage().data_ptr() if t.numel() else -1
-        tensors[name] = t.clone() if where in seen or t.untyped_storage().nbytes() != t.nbytes else t
-        seen.add(where)
-    save_file(tensors, Path(path), {KEY: json.dumps(plan)})
+    save_sealed(path, tensors, {KEY: json.dumps(plan)})
 
 
 def read_nest(path: str | os.PathLike[str]) -> Value:
@@ -49,10 +44,10 @@ def read_nest(path: str | os.PathLike[str]) -> Value:
         ParamsError: the file is none of these; says why.
     """
     try:
-        with safetensors.safe_open(Path(path), "pt") as file:
-            plan = json.loads((file.metadata() or {})[KEY])
-            return _unpack(plan, file)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        check_seal(path)
+        with Reader(path) as file:
+            return _unpack(json.loads(file.metadata[KEY]), file)
+    except (KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         raise ParamsError(f"{path} is no file of prunefn, or is damaged ({type(error).__name__}: {error})") from error
 
 
@@ -79,12 +74,12 @@ def _pack(value: Value, tensors: dict[str, Tensor], at: str) -> Any:
     )
 
 
-def _unpack(plan: Any, file: Any) -> Value:
+def _unpack(plan: Any, file: Reader) -> Value:
     if not isinstance(plan, list):
         return plan
     kind, content = plan
     if kind == "tensor":
-        return file.get_tensor(content)
+        return file.tensor(content)
     if kind in ("list", "tuple"):
         found = [_unpack(v, file) for v in content]
         return found if kind == "list" else tuple(found)

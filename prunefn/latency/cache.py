@@ -6,12 +6,12 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import PruneError
+from ..files.atomic import write_text
 
 EVERY = 3.0
 """Seconds from one writing to the next."""
@@ -55,14 +55,7 @@ class Cache:
         """To another file first, which is then renamed; what another process has written meanwhile stays."""
         self.seconds = {**read(self.path), **self.seconds}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump({"format": FORMAT, "seconds": self.seconds}, f, indent=0)
-            os.replace(name, self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_text(self.path, json.dumps({"format": FORMAT, "seconds": self.seconds}, indent=0))
         self.written = time.monotonic()
 
 

@@ -47,7 +47,9 @@ def page(folder: Path | str) -> Path:
     config = json.loads((where / "config.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (where / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     summary = json.loads((where / "summary.json").read_text(encoding="utf-8"))
-    template = Environment(autoescape=True).from_string(files("prunefn.report").joinpath("page.html").read_text("utf-8"))
+    template = Environment(autoescape=True).from_string(
+        files("prunefn.report").joinpath("page.html").read_text("utf-8")
+    )
     columns = [c for c in COLUMNS if any(c in r for r in rows)]
     text = template.render(
         title=f"{summary['macs_removed']:.1%} of the MACs removed by {config.get('prune', 'pruning')}",

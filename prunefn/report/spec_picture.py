@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import PruneError
+from ..files import atomic
 from ..types import Group
 from .spec_layout import LETTER, Layout, Row, cut, fit, layout, modules, short
 
@@ -83,19 +82,7 @@ def picture(spec: Spec, path: Path | str) -> None:
     metadata: dict[str, Any] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}[kind]
     with matplotlib.rc_context({"svg.hashsalt": "prunefn", "svg.fonttype": "none"}):
         dpi = min(DPI, MOST_PIXELS / max(place.size))
-        _save(path, lambda file: figure.savefig(file, format=kind, dpi=dpi, metadata=metadata))
-
-
-def _save(path: Path, write: Any) -> None:
-    """Into a file beside it, which then takes its name: nobody sees half a picture."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        atomic.write(path, lambda file: figure.savefig(file, format=kind, dpi=dpi, metadata=metadata))
 
 
 def _place(plan: Layout) -> Place:

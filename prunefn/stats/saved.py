@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..batches import device_of
 from ..errors import PruneError, StatsError
+from ..files import atomic
+from ..files.tensors import Reader, check_seal, save_sealed
 from ..types import Batch, FrozenDict, Moments
 from .fingerprint import Origin, difference, fingerprint, origin
 
 if TYPE_CHECKING:
     from .collect import Stats
 
-FORMAT = "stats 1"
+FORMAT = "stats 2"
 
 
 class Mark(NamedTuple):
@@ -71,17 +70,8 @@ def write(path: str | os.PathLike[str], stats: Stats, known: Origin, mark: Mark 
         },
         "mark": list(mark or Mark()),
     }
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".part", delete=False) as f:
-        pass
-    try:
-        save_file(table.tensors, f.name, {"prunefn": FORMAT, "header": json.dumps(header)})
-        os.chmod(f.name, 0o644)
-        _flush(f.name)
-        os.replace(f.name, target)
-    except BaseException:
-        Path(f.name).unlink(missing_ok=True)
-        raise
+    metadata = {"prunefn": FORMAT, "header": json.dumps(header)}
+    atomic.write(path, lambda name: save_sealed(name, table.tensors, metadata))
 
 
 class _Table:
@@ -90,14 +80,10 @@ class _Table:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.keys: dict[int, str] = {}
-        self.storages: set[int] = set()
 
     def key(self, t: Tensor, name: str) -> str:
         if id(t) not in self.keys:
-            data = t.detach().cpu().contiguous()
-            start = data.untyped_storage().data_ptr()
-            self.tensors[name] = data.clone() if start in self.storages else data  # views of one tensor
-            self.storages.add(start)
+            self.tensors[name] = t
             self.keys[id(t)] = name
         return self.keys[id(t)]
 
@@ -109,15 +95,6 @@ def _entry(table: _Table, site: str, m: Moments) -> dict[str, str]:
         for field, v in m._asdict().items()
         if v is not None
     }
-
-
-def _flush(name: str) -> None:
-    """The bytes are on the disk before the file gets its name."""
-    handle = os.open(name, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _versions() -> dict[str, str]:
@@ -137,15 +114,16 @@ def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Sta
         StatsError: it is no such file, it is damaged, or of another spec or other parameters.
     """
     try:
-        with safetensors.safe_open(path, "pt") as f:
-            header = _header(path, f.metadata() or {})
+        with Reader(path) as f:
+            header = _header(path, f.metadata)
+            check_seal(path)
             if other := difference(Origin(header["spec"], header["params"]), known):
                 raise StatsError(
                     f"{path} was measured on {other}{_other_versions(header)}; load it with the spec and params that it was "
                     "measured with, or measure again"
                 )
             return _contents(f, header, start)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         if isinstance(e, PruneError):
             raise
         raise StatsError(f"{path} is damaged, or no file of pf.save_stats: {e}; measure again") from e
@@ -164,12 +142,12 @@ def _other_versions(header: Mapping[str, Any]) -> str:
     return f" (by {', '.join(other)})" if other else ""
 
 
-def _contents(f: Any, header: Mapping[str, Any], start: Stats) -> tuple[Stats, Mark]:
+def _contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[Stats, Mark]:
     device, tensors = device_of(dict(start.params)), {}
 
     def tensor(key: str, home: str = "") -> Tensor:
-        if key not in tensors:  # a copy: what is read is a view of the file
-            tensors[key] = f.get_tensor(key).clone() if home == "cpu" else f.get_tensor(key).to(device, copy=True)
+        if key not in tensors:
+            tensors[key] = f.tensor(key) if home == "cpu" else f.tensor(key).to(device)
         return tensors[key]
 
     def moments(entry: Mapping[str, str]) -> Moments:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,25 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ParamsError, PruneError
+from ..files import atomic
 from ..io.nest import read_nest, write_nest
 
 FORMAT = 1
 
 
 def write(path: Path, fill: Callable[[str], object]) -> None:
-    """Let something be written beside the file, then rename it: a reader never sees a part of it."""
+    """Let a file of a run be written whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{path.name}*.part"):  # of a process that was killed
-        stale.unlink()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        fill(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    atomic.write(path, fill, alone=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,81 @@
+"""Tensors that stay on disk until an op needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import ParamsError
+from .tensors import DTYPES, Entry, FormatError, Reader
+
+aten: Any = torch.ops.aten
+
+
+class OnDisk(Tensor):
+    """A tensor of a safetensors file: shape and type are known; an op reads the numbers, and drops them when it is done."""
+
+    path: Path
+    called: str
+    entry: Entry
+    stamp: tuple[int, int]
+
+    @staticmethod
+    def __new__(
+        cls: type[OnDisk], path: Path, name: str, entry: Entry, dtype: torch.dtype | None, device: torch.device
+    ) -> OnDisk:
+        t = Tensor._make_wrapper_subclass(cls, entry.shape, dtype=dtype or DTYPES[entry.dtype], device=device)
+        t.path, t.called, t.entry, t.stamp = path, name, entry, _stamp(path)
+        return t
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def read(self) -> Tensor:
+        """The tensor in memory.
+
+        Raises:
+            ParamsError: the file has changed since it was opened.
+        """
+        try:
+            if _stamp(self.path) != self.stamp:
+                raise FormatError("it has changed")
+            with Reader(self.path) as reader:
+                if reader.entries.get(self.called) != self.entry:
+                    raise FormatError("its header has changed")
+                return reader.tensor(self.called).to(self.device, self.dtype)
+        except (FormatError, OSError) as error:
+            raise ParamsError(
+                f"{self.path} is no longer what it was when it was opened: {error}; open it again"
+            ) from error
+
+    def __repr__(self, **_: Any) -> str:
+        return f"OnDisk({self.called!r}, {tuple(self.shape)}, {self.dtype}, {str(self.path)!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnDisk:
+        return memo.setdefault(id(self), self)
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if op in (aten.detach.default, aten.alias.default):
+            return args[0]
+        for value, argument in zip(args, op._schema.arguments, strict=False):
+            if isinstance(value, OnDisk) and argument.alias_info is not None and argument.alias_info.is_write:
+                raise ParamsError(f"{value.called!r} is on disk and cannot be written to by {op}; take value.read()")
+        once: dict[int, Tensor] = {}
+
+        def there(t: Any) -> Any:
+            if not isinstance(t, OnDisk):
+                return t
+            if id(t) not in once:
+                once[id(t)] = t.read()
+            return once[id(t)]
+
+        return op(*pytree.tree_map(there, tuple(args)), **pytree.tree_map(there, kwargs or {}))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,289 @@
+"""Files of tensors in the safetensors format, read and written piece by piece: nothing is mapped, and nothing is executed.
+
+A file is eight bytes (length of the header, little-endian), the header (JSON: tensor → dtype, shape, place; and
+`__metadata__`, text → text), and the data. The header is checked before anything is read by it: that it fits the file, and that
+the tensors lie side by side and fill the rest, so that no file can ask for more memory than it has bytes.
+
+Files that `Writer` wrote are sealed: the metadata hold the BLAKE2b of the whole file, taken with zeros in its own place, and
+`check_seal` finds any bit that has changed since. A seal shows damage; it is no signature: whoever changes a file on purpose
+can seal it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from math import prod
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SEAL = "prunefn_seal"
+"""Key of the seal in the metadata."""
+BLANK = "0" * 64
+LONGEST = 100_000_000
+"""Bytes of a header, as in the safetensors library."""
+DIMS = 64
+"""Dims of a tensor, as in torch."""
+PIECE = 1 << 23
+"""Bytes that are read at once."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class FormatError(ValueError):
+    """A file is not what it should be; says what is wrong, and leaves it to the caller to name the file."""
+
+
+class Entry(NamedTuple):
+    """A tensor in a file."""
+
+    dtype: str
+    """A key of `DTYPES`."""
+    shape: tuple[int, ...]
+    start: int = 0
+    """Byte of the file at which it begins."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.itemsize
+
+
+# ---- reading
+
+
+class Reader:
+    """An open file: its entries and metadata, and the bytes of one tensor or of a part of it at a time.
+
+    Raises:
+        FormatError: it is no file of this format.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by `__exit__`)
+        try:
+            self.head = _head(self.file)
+            self.entries, self.metadata = _parsed(self.head, os.fstat(self.file.fileno()).st_size)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.file.close()
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in memory of its own, on the CPU."""
+        entry = self.entries[name]
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        data = np.empty(entry.nbytes, dtype=np.uint8)  # of numpy, since torch.func.grad wraps what torch makes
+        self.fill(data.data, entry.start)
+        return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def fill(self, buffer: memoryview, start: int) -> None:
+        """The bytes from `start` on, as many as the buffer has."""
+        self.file.seek(start)
+        if (n := self.file.readinto(buffer)) != len(buffer):  # type: ignore[attr-defined]
+            raise FormatError(f"it ended after {start + n} bytes while it was read")
+
+
+def _head(file: BinaryIO) -> bytes:
+    """The first eight bytes and the header."""
+    size = os.fstat(file.fileno()).st_size
+    if size < 10:
+        raise FormatError(f"it has {size} bytes, too few for a header")
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if length > min(size - 8, LONGEST):
+        raise FormatError(f"its header would have {length} bytes, but the file has {size} (a header at most {LONGEST})")
+    return first + file.read(length)
+
+
+def _parsed(head: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries in the order of the header, and metadata."""
+    try:
+        header = json.loads(head[8:].decode(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"its header is no JSON: {str(error)[:100]}") from error
+    if not isinstance(header, dict):
+        raise FormatError("its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError("its metadata are not text by name")
+    entries, ends = {}, []
+    for name, value in header.items():
+        entries[name], end = _entry(name, value, len(head))
+        ends.append((entries[name].start, end, name))
+    at = len(head)
+    for start, end, name in sorted(ends):
+        if start != at:
+            raise FormatError(f"tensor {name[:60]!r} begins at byte {start} instead of {at}")
+        at = end
+    if at != size:
+        raise FormatError(f"its tensors end at byte {at}, but the file has {size}")
+    return entries, metadata
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FormatError("a name stands in its header twice")
+    return found
+
+
+def _entry(name: str, value: Any, base: int) -> tuple[Entry, int]:
+    """An entry and its end."""
+    try:
+        dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+        if (
+            len(value) != 3
+            or len(shape) > DIMS
+            or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end))
+        ):
+            raise TypeError
+        entry = Entry(str(dtype), tuple(shape), base + start)
+    except (TypeError, KeyError, ValueError) as error:
+        raise FormatError(f"tensor {name[:60]!r} has no dtype, shape and place") from error
+    if entry.dtype not in DTYPES:
+        raise FormatError(f"tensor {name[:60]!r} has the dtype {entry.dtype[:20]!r}; known are {', '.join(DTYPES)}")
+    if entry.nbytes != end - start:
+        raise FormatError(f"tensor {name[:60]!r} has {end - start} bytes, but its shape {shape} takes {entry.nbytes}")
+    return entry, base + end
+
+
+# ---- seals
+
+
+def check_seal(path: str | os.PathLike[str]) -> None:
+    """Every bit of a file is as `Writer` wrote it.
+
+    Raises:
+        FormatError: it is not, or it has no seal.
+    """
+    with Reader(path) as reader:
+        seal = reader.metadata.get(SEAL)
+        if seal is None:
+            raise FormatError("it has no seal: it was written by another program, or is damaged")
+        if reader.head.count(seal.encode()) != 1 or len(seal) != len(BLANK):
+            raise FormatError("its seal is damaged")
+        digest = blake2b(reader.head.replace(seal.encode(), BLANK.encode()), digest_size=32)
+        reader.file.seek(len(reader.head))
+        while piece := reader.file.read(PIECE):
+            digest.update(piece)
+    if digest.hexdigest() != seal:
+        raise FormatError("its bytes are not those that its seal was put on: some of them have changed")
+
+
+# ---- writing
+
+
+class Writer:
+    """A sealed file whose tensors are written one after the other; the same tensors and metadata give the same bytes.
+
+        with Writer(path, entries, metadata) as writer:
+            for name in writer.entries:
+                writer.write(…)                    # its bytes, in as many pieces as you like
+
+    Args:
+        path: written as it goes; give a temporary one and rename it.
+        entries: what will come, by name. Wider elements come first, so that all are aligned: `self.entries` has the order.
+        metadata: text by name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
+        self.entries = dict(sorted(entries.items(), key=lambda item: -item[1].itemsize))
+        header: dict[str, Any] = {"__metadata__": {**metadata, SEAL: BLANK}}
+        at = 0
+        for name, entry in self.entries.items():
+            if name in header:
+                raise FormatError(f"no tensor can be called {name!r}")
+            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [at, at + entry.nbytes]}
+            at += entry.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        if len(text) > LONGEST:
+            raise FormatError(f"the header takes {len(text)} bytes; the format allows {LONGEST}")
+        self.seal_at = 8 + text.index(f'"{SEAL}":"{BLANK}"'.encode()) + len(SEAL) + 4
+        self.left, self.digest = at, blake2b(digest_size=32)
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by `__exit__`)
+        self._put(len(text).to_bytes(8, "little") + text)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.digest.update(data)
+        self.file.write(data)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The next bytes."""
+        self.left -= memoryview(data).nbytes
+        self._put(data)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with self.file:
+            if kind is None:
+                if self.left:
+                    raise FormatError(f"{self.left} bytes of its tensors were not written")
+                self.file.seek(self.seal_at)
+                self.file.write(self.digest.hexdigest().encode())
+
+
+def save_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A file of these tensors; `path` is written as it goes, so give a temporary one and rename it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_sealed(f"{folder}/a", {"x": torch.ones(2)}, {"text": "metadata"})
+    ...     check_seal(f"{folder}/a")
+    ...     with Reader(f"{folder}/a") as reader:
+    ...         print(reader.tensor("x"), reader.metadata["text"])
+    tensor([1., 1.]) metadata
+    """
+    for name, t in tensors.items():
+        if t.dtype not in NAMES:
+            raise FormatError(f"{name!r} has the dtype {t.dtype}, which the format does not know")
+    entries = {n: Entry(NAMES[t.dtype], tuple(t.shape)) for n, t in tensors.items()}
+    with Writer(path, entries, metadata) as writer:
+        for name in writer.entries:
+            writer.write(bytes_of(tensors[name]))
+
+
+def bytes_of(t: Tensor) -> memoryview:
+    """The bytes of a tensor, row-major."""
+    flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
