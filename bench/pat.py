@@ -189,16 +189,28 @@ def lines(found: dict[Key, list[float]], accuracy: dict[str, float]) -> list[lis
 
 
 def plot(found: dict[Key, list[float]], accuracy: dict[str, float], path: Path) -> None:
-    """Top-1 against MACs: a line for each plan."""
-    panels = []
-    for name, top1 in accuracy.items():
-        macs = pf.cost(pf.trace(dense(name), (torch.zeros(2, 1, 28, 28),))).macs
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for (_, _, network, _, plan, distill), (_, found_top1, share) in found.items():
-            if network == name:
-                curves.setdefault(f"{plan}{', distilled' if distill else ''}", []).append((share * macs, found_top1))
-        panels.append(plots.Curves(name, (macs, top1), curves))
-    plots.accuracy(panels, path)
+    """Top-1 of each plan: a colour for each budget, filled where it was distilled."""
+    figure = plots.canvas(4.6 * len(accuracy) + 1.8, 4.2)
+    for n, (name, top1) in enumerate(accuracy.items()):
+        axes = figure.add_subplot(1, len(accuracy), n + 1)
+        axes.axhline(100 * top1, color="#888888", linestyle=":", linewidth=1.4, label="dense")
+        for i, keep in enumerate(KEEP):
+            for distill in (False, True):
+                y = [100 * v[1] for p in PLANS for k, v in found.items() if k[2:] == (name, keep, p, distill)]
+                fill = plots.COLOURS[i] if distill else "white"
+                label = f"{keep:.0%} of the MACs{', distilled' if distill else ''}"
+                axes.plot(
+                    range(len(y)), y, "o", color=plots.COLOURS[i], markerfacecolor=fill, markersize=9, label=label
+                )
+        axes.set_xticks(range(len(PLANS)), PLANS)
+        axes.set_xlim(-0.5, len(PLANS) - 0.5)
+        axes.margins(y=0.15)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+        axes.set_ylabel("top-1 on test images (%)")
+        axes.grid(color="#E8E8E8")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    plots.save(figure, path)
 
 
 def remarks(args: argparse.Namespace, found: dict[Key, list[float]], accuracy: dict[str, float]) -> str:
@@ -212,7 +224,10 @@ def remarks(args: argparse.Namespace, found: dict[Key, list[float]], accuracy: d
         f"while sparse), batch 128. `PAT`: {STEPS} × (prune, one epoch), the rest at the end. `three phases`: {SPARSE} epochs with an "
         "L1 of groups before. Pruned by variance with mean compensation, hidden units and the width of heads, one ranking; "
         "BatchNorms measured anew. The best epoch of the last phase is chosen on validation images; top-1 is of the 10 000 test "
-        f"images, once. Distilling from the dense network: {said} in the mean."
+        f"images, once. Distilling from the dense network: {said} in the mean.\n\n"
+        "At equal epochs, pruning in steps did not beat pruning at once here. Right after the last pruning it is far ahead (the "
+        "ViT at 35 %: 85.9 against 74.7 %), but the final architecture is then trained for five epochs instead of ten, and the "
+        "sparse phase takes two more. What is left of the difference is within a point on the ViT; on the ResNet one-shot leads."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 
 import prunefn as pf
 
@@ -41,19 +39,15 @@ Where the middle half of the batches spreads widely, the machine was busy with o
 """
 LOADING = """\
 ```python
-import json, torch, prunefn as pf
-from safetensors import safe_open
+import prunefn as pf
 from prunefn.cli.demo.study import {constant}
 from prunefn.data import digits
 
-with safe_open("{file}", "pt") as f:
-    params, notes = {{name: f.get_tensor(name) for name in f.keys()}}, f.metadata()
 split = digits()
 spec = pf.trace({constant}.build().eval(), (split.images[:2],))
-mask = {{g: torch.zeros(spec.sizes[g], dtype=torch.bool).index_fill(0, torch.tensor(units), True)
-        for g, units in json.loads(notes["kept"]).items()}}
-guess = pf.forward(params, split.held_out_images, spec=pf.shrink(spec, mask)).argmax(1)
-print((guess == split.held_out_labels).float().mean(), notes["top1"])
+small = pf.load_params("{file}", spec=spec)
+guess = pf.forward(small.params, split.held_out_images, spec=small.spec).argmax(1)
+print((guess == split.held_out_labels).float().mean())  # {top1}
 ```"""
 
 
@@ -91,7 +85,7 @@ def write(studies: Sequence[Study], run: Run, out: Path) -> list[str]:
         for study in studies:
             name = study.network.name
             axes.axes(study.dense.spec, room / f"axes_{name.lower()}.png", title=f"{name}: its tensors and their axes")
-            _save(study, run, room / f"{name.lower()}.safetensors")
+            _save(study, room / f"{name.lower()}.safetensors")
         plots.kept([_kept(s) for s in studies], room / "kept.png")
         plots.accuracy([_curves(s) for s in studies], room / "accuracy_macs.png")
         (room / "report.md").write_text(report(studies, run), encoding="utf-8")
@@ -164,9 +158,12 @@ def report(studies: Sequence[Study], run: Run) -> str:
     parts += ["## Accuracy against MACs", "![Top-1 against MACs](accuracy_macs.png)"]
     parts += [
         "## The pruned networks",
-        f"Parameters of *{COMPENSATED.name}*; the metadata hold the sizes and the kept units.",
+        f"Parameters of *{COMPENSATED.name}*, with the sizes and the mask.",
     ]
-    parts += [LOADING.format(file="vit.safetensors", constant="VIT"), "## Versions", _versions(run)]
+    one = studies[0]
+    name, top1 = one.network.name, f"{one.top1(_result(one, COMPENSATED.name)):.4f}"
+    loading = LOADING.format(file=f"{name.lower()}.safetensors", constant=name.upper(), top1=top1)
+    parts += [loading, "## Versions", _versions(run)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -205,18 +202,8 @@ def _curves(study: Study) -> plots.Curves:
     return plots.Curves(f"{study.network.name}: right after pruning", dense, lines, 1 / CLASSES)
 
 
-def _save(study: Study, run: Run, path: Path) -> None:
+def _save(study: Study, path: Path) -> None:
     """Parameters after variance and mean, with what is needed to use them again."""
     result = _result(study, COMPENSATED.name)
-    notes = {
-        "format": "pt",
-        "network": study.network.name,
-        "method": result.name,
-        "sizes": json.dumps(dict(result.spec.sizes)),
-        "kept": json.dumps({g: m.nonzero()[:, 0].tolist() for g, m in result.mask.items()}),
-        "top1": repr(study.top1(result)),
-        "seed": str(run.seed),
-        "prunefn": pf.__version__,
-        "torch": str(torch.__version__),
-    }
-    path.write_bytes(save({name: t.cpu().contiguous() for name, t in result.params.items()}, notes))
+    params = {name: t.cpu() for name, t in result.params.items()}
+    pf.save(params, path, spec=result.spec, masks={g: m.cpu() for g, m in result.mask.items()})
