@@ -133,7 +133,7 @@ def fitted(x: Tensor, target: Tensor, kept: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
-@pytest.mark.parametrize("chosen", [pattern.unstructured(), pattern.n_m(2, 4), pattern.blocks(3, 2)], ids=str)
+@pytest.mark.parametrize("chosen", [pattern.unstructured(), pattern.n_m(2, 4), pattern.blocks(3, 2)], ids=lambda p: p.name)
 def test_reconstruction_is_least_squares_on_the_support(chosen: pattern.Pattern) -> None:
     """Golden: the outputs are those of the best weights and bias on the kept inputs; a bias is created."""
     t, x = layers(), randn(300, 5, seed=1)
@@ -241,7 +241,7 @@ def test_channels_after_reconstruction() -> None:
 
 
 @pytest.mark.parametrize(
-    "of", [schedule.linear(0.75, 3), schedule.geometric(0.75, 3), schedule.cubic(0.75, 3)], ids=str
+    "of", [schedule.linear(0.75, 3), schedule.geometric(0.75, 3), schedule.cubic(0.75, 3)], ids=lambda s: s.name
 )
 def test_rounds_follow_the_schedule(of: schedule.Schedule) -> None:
     """Masks grow; between rounds anything may happen to the weights, zeros stay."""
