@@ -56,8 +56,16 @@ def site_moments(
     taps, n = (None, 0) if geometry is None else tap_means(x, dim, geometry)
     rows = _rows(x, dim, flat=x.ndim < 3 or x.stride(dim) == 1)
     count = rows.numel() // rows.shape[1]
-    mean, variance, scatter = _together(rows) if covariance else (*_centred(rows), None)
-    return Moments(count, mean, variance * count, taps, n, _absolute(rows) / count if absolute else None, scatter)
+    mean, variance = _centred(rows)
+    return Moments(
+        count,
+        mean,
+        variance * count,
+        taps,
+        n,
+        _absolute(rows) / count if absolute else None,
+        _scatter(rows, mean, variance) if covariance else None,
+    )
 
 
 @torch.fx.wrap
@@ -82,45 +90,20 @@ def _absolute(rows: Tensor) -> Tensor:
     return torch.stack([part.abs().sum(0).double() for part in rows.split(ROWS)]).sum(0)
 
 
-def _together(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and scatter: of maps, the products say the squares, too, so that there is one pass less."""
-    if rows.ndim == 2:
-        mean, variance = _centred(rows)
-        near, pivot = _without(rows, mean, variance, OFF)
-        return mean, variance, _scatter(near, mean - pivot)
-    near, pivot = _without(rows, *_mean_variance(rows[:1]), OFF)
-    off, variance, scatter = _by_products(near)
-    again, more = _without(near, off, variance, OFF)
-    if again is not near:  # the first map was not like the rest
-        pivot, (off, variance, scatter) = pivot + more, _by_products(again)
-    return off + pivot, variance, scatter
-
-
-def _by_products(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and scatter of maps [n, d, …] whose means are not far from zero."""
-    count = maps.numel() // maps.shape[1]
-    mean = maps.flatten(2).sum(2).double().sum(0) / count
-    scatter = _scatter(maps, mean)
-    return mean, scatter.diagonal().clamp_min(0) / count, scatter
-
-
-def _scatter(near: Tensor, off: Tensor) -> Tensor:
+def _scatter(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Sum of outer products of deviations from the mean, float64 [d, d].
 
     Products run in the rows' own precision over `SAMPLES` at a time, a strip of the lower triangle after the other, so that
     wide sites need little memory beyond the result.
-
-    Args:
-        near: channels at dim 1, their means not far from zero.
-        off: the means, float64 [d].
     """
-    d = near.shape[1]
-    out = torch.zeros(d, d, dtype=torch.float64, device=near.device)
+    d = rows.shape[1]
+    out = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
+    near, pivot = _without(rows, mean, variance, OFF)
     strips = [(start, min(start + STRIP, d)) for start in range(0, d, STRIP)]
     for columns in _columns(near):
         for start, stop in strips:
             out[start:stop, :stop] += columns[start:stop] @ columns[:stop].mT
-    out.addr_(off, off, alpha=-(near.numel() // d))
+    out.addr_(mean - pivot, mean - pivot, alpha=-(rows.numel() // d))
     for start, stop in strips:
         out[:start, start:stop] = out[start:stop, :start].mT
         low = out[start:stop, start:stop].tril()
