@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import prunefn as pf
 from prunefn import sparse
@@ -429,3 +430,63 @@ def test_table_and_picture(odd: Traced, tmp_path) -> None:
     assert text[-1] == "| total |  | 443 | 388 | 12.4 % |"
     sparse.picture(found, tmp_path / "kept.png", spec=odd.spec)
     assert (tmp_path / "kept.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# ---- torch.nn.utils.prune, on its own cases
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4, 6))
+
+
+def by_torch(model: nn.Module) -> dict[str, Tensor]:
+    return {n.removesuffix("_mask"): b.bool() for n, b in model.named_buffers() if n.endswith("_mask")}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_layerwise_magnitude_is_l1_unstructured(share: float) -> None:
+    model = two_layers()
+    spec = pf.trace(model, (torch.randn(2, 2, 4, 4),))
+    ours = sparse.select(sparse.score(pf.params(model), spec=spec), share, spec=spec)
+    for layer in (model[0], model[3]):
+        prune.l1_unstructured(layer, "weight", amount=share)
+    theirs = by_torch(model)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], m) for n, m in theirs.items())
+
+
+@pytest.mark.parametrize("count", [10, 84, 150])
+def test_global_magnitude_is_global_unstructured(count: int) -> None:
+    """168 weights together."""
+    model = two_layers()
+    spec = pf.trace(model, (torch.randn(2, 2, 4, 4),))
+    scores = sparse.score(pf.params(model), spec=spec)
+    ours = sparse.select(scores, count / 168, spec=spec, scope=scope.global_())
+    prune.global_unstructured(
+        [(model[0], "weight"), (model[3], "weight")], pruning_method=prune.L1Unstructured, amount=count
+    )
+    theirs = by_torch(model)
+    assert sum(int((~m).sum()) for m in ours.values()) == count
+    assert all(torch.equal(ours[n], m) for n, m in theirs.items())
+
+
+def test_blocks_of_whole_rows_are_ln_structured() -> None:
+    """A block that is as wide as the layer is a row."""
+    model = two_layers()
+    spec = pf.trace(model, (torch.randn(2, 2, 4, 4),))
+    scores = sparse.score(pf.params(model), spec=spec, weights="3")
+    ours = sparse.select(scores, 0.5, spec=spec, pattern=pattern.blocks(1, 16))
+    prune.ln_structured(model[3], "weight", amount=3, n=2, dim=0)
+    assert torch.equal(ours["3.weight"], by_torch(model)["3.weight"])
+
+
+def test_rounds_add_up_as_there() -> None:
+    """Torch prunes a share of what is left; ours are shares of the whole: 1 − ½ · ½."""
+    model = two_layers()
+    spec = pf.trace(model, (torch.randn(2, 2, 4, 4),))
+    scores = sparse.score(pf.params(model), spec=spec, weights="3")
+    first = sparse.select(scores, 0.5, spec=spec)
+    both = sparse.select(scores, 0.75, spec=spec, within=first)
+    for _ in range(2):
+        prune.l1_unstructured(model[3], "weight", amount=0.5)
+    assert torch.equal(both["3.weight"], by_torch(model)["3.weight"])
