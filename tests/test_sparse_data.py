@@ -133,7 +133,9 @@ def fitted(x: Tensor, target: Tensor, kept: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
-@pytest.mark.parametrize("chosen", [pattern.unstructured(), pattern.n_m(2, 4), pattern.blocks(3, 2)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "chosen", [pattern.unstructured(), pattern.n_m(2, 4), pattern.blocks(3, 2)], ids=lambda p: p.name
+)
 def test_reconstruction_is_least_squares_on_the_support(chosen: pattern.Pattern) -> None:
     """Golden: the outputs are those of the best weights and bias on the kept inputs; a bias is created."""
     t, x = layers(), randn(300, 5, seed=1)
