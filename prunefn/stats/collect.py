@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -222,8 +222,14 @@ def _compiled(params: Params, sites: Sequence[Site], spec: Spec, needs: Collecti
     extra = ("absolute" in needs, "covariance" in needs)
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
-        moments = [graph.call_function(site_moments, (env[value], dim, None, *extra)) for value, dim in values]
-        return (*moments, *(graph.call_function(tap_means, (env[value], dim, g)) for value, dim, g in taps))
+        def at_once(function: Callable[..., Any], value: str, *args: Any) -> fx.Node:
+            """Measured where it is computed, so that it does not have to be kept."""
+            node = graph.call_function(function, (env[value], *args))
+            env[value].append(node)
+            return node
+
+        moments = [at_once(site_moments, value, dim, None, *extra) for value, dim in values]
+        return (*moments, *(at_once(tap_means, *at) for at in taps))
 
     key = ("moments", tuple(values), tuple(taps), extra)
     return _Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
