@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunefn as pf
-from prunefn.train import Distill, Recipe, evaluate, losses, optimizer, site_variances, sparsity, train
+from prunefn.train import Distill, Recipe, evaluate, losses, optimizer, site_variances, sparsity, stage, train
 from prunefn.train.feed import Feed, grouped, share
 from prunefn.train.seeds import apart
 
@@ -272,6 +272,37 @@ def test_gradual_magnitude_pruning_has_exact_counts() -> None:
     assert total == 92 and zeros == [0, int(0.7 * 92), int(0.8 * 92)]
     done = train(model, points(), PLAIN.model_copy(update={"epochs": 3}), sparsity=gradual, device="cpu").model
     assert sum(int((done.get_parameter(n) == 0).sum()) for n in weights) == int(0.8 * 92)
+
+
+def test_masks_of_an_epoch_outlive_a_stop_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn as the epoch begins, from the weights of then, and not again from those in its middle."""
+
+    def plan(folder: Path | None) -> Any:
+        recipe = PLAIN.model_copy(update={"save_every": 5})
+        return train(net(drop=0.0), points(), recipe, sparsity=upper, folder=folder, device="cpu")
+
+    def largest(epoch: int, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        w = params["0.weight"].detach()
+        return {
+            "0.weight": w <= w.flatten().median()
+        }  # the larger half goes, so that what is held would be drawn otherwise
+
+    upper = sparsity.Sparsity("upper", masks=largest)
+    whole = plan(None)
+    save, left = stage.Stage._save, [2]
+
+    def stopped(self: Any) -> None:
+        save(self)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.Stage, "_save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        plan(tmp_path)
+    monkeypatch.undo()
+    rest = plan(tmp_path)
+    assert same_weights(rest.model, whole.model) and rest.rows == whole.rows
 
 
 def test_ties_in_gradual_go_in_order() -> None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..trace.spec import Spec
 from ..types import Params
-from .verify import BATCHES, LIMIT, Example, Exported, Run, example_of, verified, written
+from .verify import BATCHES, LIMIT, Example, Exported, Run, export, tensors_of
 
 
 def program(
@@ -46,12 +46,12 @@ def program(
     >>> max(done.differences.values()) < 1e-6, list(done.differences)
     (True, [1, 2, 5])
     """
-    example = example_of(params, spec)
-    with written(path) as file:
+
+    def make(example: Example, file: Path) -> Run:
         torch.export.save(exported(example), file)
-        run = _called(torch.export.load(file).module(), example)
-        found = verified(run, params, spec, kind="exported program", batches=batches, limit=limit)
-    return Exported(Path(path), "exported program", found)
+        return _Flat(torch.export.load(file).module(), example)
+
+    return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
 
 
 def aoti(
@@ -74,12 +74,11 @@ def aoti(
     """
     import torch._inductor as inductor
 
-    example = example_of(params, spec)
-    with written(path) as file:
+    def make(example: Example, file: Path) -> Run:
         inductor.aoti_compile_and_package(exported(example), package_path=str(file))
-        run = _called(inductor.aoti_load_package(str(file)), example)
-        found = verified(run, params, spec, kind="AOTInductor", batches=batches, limit=limit)
-    return Exported(Path(path), "AOTInductor", found)
+        return _Flat(inductor.aoti_load_package(str(file)), example)
+
+    return export(params, path, spec=spec, kind="AOTInductor", batches=batches, limit=limit, make=make)
 
 
 def torchscript(
@@ -98,36 +97,44 @@ def torchscript(
     Raises:
         PruneError: as for `program`; such as a batch size that is a constant somewhere in the trace.
     """
-    example = example_of(params, spec)
-    flat = _flat(example)
-    _traceable(example.module)
-    with written(path) as file, torch.no_grad():
-        traced = torch.jit.trace(_Flat(example), tuple(flat), check_trace=False)
+
+    def make(example: Example, file: Path) -> Run:
+        _traceable(example.module)
+        inputs = tensors_of((example.args, example.kwargs))
+        with torch.no_grad():
+            traced = torch.jit.trace(_Traced(example), tuple(inputs), check_trace=False)
         torch.jit.save(traced, str(file))
         loaded = torch.jit.load(str(file))
+        return lambda given: tensors_of(loaded(*given))
 
-        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-            return _leaves(loaded(*inputs))
-
-        found = verified(run, params, spec, kind="TorchScript", batches=batches, limit=limit)
-    return Exported(Path(path), "TorchScript", found)
+    return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
 
 
-class _Flat(torch.nn.Module):
-    """Flat tensors in, flat tensors out: what TorchScript takes."""
+class _Flat:
+    """What takes the arguments of the traced call, as a function of flat tensors."""
 
-    def __init__(self, example: Example) -> None:
-        super().__init__()
-        self.module = example.module
+    def __init__(self, module: Any, example: Example) -> None:
+        self.module = module
         leaves, self.tree = pytree.tree_flatten((example.args, example.kwargs))
         self.others = [None if isinstance(x, Tensor) else x for x in leaves]
         self.tensors = [isinstance(x, Tensor) for x in leaves]
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         given = iter(inputs)
         leaves = [next(given) if t else o for t, o in zip(self.tensors, self.others, strict=True)]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
-        return tuple(_leaves(self.module(*args, **kwargs)))
+        return tensors_of(self.module(*args, **kwargs))
+
+
+class _Traced(torch.nn.Module):
+    """The same as a module, for TorchScript."""
+
+    def __init__(self, example: Example) -> None:
+        super().__init__()
+        self.module, self.flat = example.module, _Flat(example.module, example)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.flat(inputs))
 
 
 def exported(example: Example) -> torch.export.ExportedProgram:
@@ -136,16 +143,6 @@ def exported(example: Example) -> torch.export.ExportedProgram:
     names = inspect.signature(example.module.forward).parameters
     shapes = dict(zip(names, (*args, *kwargs.values()), strict=True))
     return torch.export.export(example.module, example.args, example.kwargs or None, dynamic_shapes=shapes)
-
-
-def _called(module: Any, example: Example) -> Run:
-    """A module that takes what the traced one does, as a function of flat tensors."""
-    flat = _Flat(example._replace(module=module))
-
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        return list(flat.forward(*inputs))
-
-    return run
 
 
 def _traceable(module: fx.GraphModule) -> None:
@@ -164,11 +161,3 @@ def _traceable(module: fx.GraphModule) -> None:
             else:
                 node.target = getattr(torch, name)
     module.recompile()
-
-
-def _flat(example: Example) -> list[Tensor]:
-    return _leaves((example.args, example.kwargs))
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]

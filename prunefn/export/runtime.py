@@ -13,7 +13,7 @@ from ..extras import needs
 from ..trace.spec import Spec
 from ..types import Params
 from .compiled import exported
-from .verify import BATCHES, LIMIT, Exported, example_of, verified, written
+from .verify import BATCHES, LIMIT, Example, Exported, Run, export
 
 
 def onnx(
@@ -51,8 +51,7 @@ def onnx(
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter imports it late, and says less)
 
-    example = example_of(params, spec)
-    with written(path) as file:
+    def make(example: Example, file: Path) -> Run:
         made = torch.onnx.export(exported(example), dynamo=True, verbose=False, opset_version=opset)
         assert made is not None
         made.save(str(file))
@@ -62,9 +61,9 @@ def onnx(
         names = [i.name for i in session.get_inputs()]
 
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-            # inputs that the program does not use are not in the file
             feeds = {n: t.numpy() for n, t in zip(names, inputs, strict=True)}
             return [torch.from_numpy(y) for y in session.run(None, feeds)]
 
-        found = verified(run, params, spec, kind="ONNX", batches=batches, limit=limit)
-    return Exported(Path(path), "ONNX", found)
+        return run
+
+    return export(params, path, spec=spec, kind="ONNX", batches=batches, limit=limit, make=make)

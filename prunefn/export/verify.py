@@ -75,6 +75,29 @@ def example_of(params: Params, spec: Spec) -> Example:
     return Example(module, tuple(args), dict(kwargs), shapes)
 
 
+def export(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    kind: str,
+    batches: Sequence[int],
+    limit: float,
+    make: Callable[[Example, Path], Run],
+) -> Exported:
+    """What every format does: make a file aside, read it back, compare it with `forward`, and only then give it its name.
+
+    Args:
+        params, path, spec, batches, limit: as for `program`.
+        kind: of the file, for messages.
+        make: (example, file) → what was read back from the file that it wrote.
+    """
+    example = example_of(params, spec)
+    with written(path) as file:
+        found = verified(make(example, file), params, spec, kind=kind, batches=batches, limit=limit)
+    return Exported(Path(path), kind, found)
+
+
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name in a folder beside `path`, with its ending; what is there at the end takes its place, and nothing if there is an error.
@@ -117,9 +140,9 @@ def verified(
     for batch in batches if free else (TRACED,):
         args, kwargs = spec.example.draw(seed=batch, batch=batch)
         with torch.no_grad():
-            wanted = _tensors(forward(on_cpu, *args, spec=spec, **kwargs))
+            wanted = tensors_of(forward(on_cpu, *args, spec=spec, **kwargs))
             try:
-                got = list(run(_tensors((args, kwargs))))
+                got = list(run(tensors_of((args, kwargs))))
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1][:200]
                 raise PruneError(f"the {kind} file does not run at batch {batch}: {reason}") from error
@@ -138,7 +161,8 @@ def verified(
     return found
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a nest, in order."""
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment
 
 from ..errors import PruneError
+from ..files.atomic import write_text
 from ..io.nest import read_nest
-from ..train.checkpoint import write_text
 
 PICTURES = {"accuracy.png": "Top-1 over the epochs", "widths.png": "What is left of each group"}
 COLUMNS = {

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import PruneError
 from ..forward import forward
 from ..latency.clock import Call, clock_for, device_name, quiet
-from ..latency.walk import Env, Machine, machine, walk
+from ..latency.walk import Env, Machine, is_view, machine, walk
 from ..trace.program import Instruction
 from ..trace.spec import Spec, check_runnable
 from ..types import Cost, Params
@@ -215,9 +215,7 @@ def _layers(m: Machine, whole: float, rounds: int = 5) -> tuple[dict[str, Layer]
         out = _tensors(result)
         moved = sum(t.nbytes for t in [*_tensors((call.args, dict(call.kwargs))), *out])
         width = _width(ins, call, out) if macs else 0
-        views = {t.untyped_storage().data_ptr() for t in _tensors((call.args, dict(call.kwargs)))}
-        is_view = bool(out) and all(t.untyped_storage().data_ptr() in views for t in out)
-        seen[ins.name] = macs, 0 if is_view else moved, width
+        seen[ins.name] = macs, 0 if is_view(call, result) else moved, width
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*_live(env), *out]}
         alive[0] = max(alive[0], sum(storages.values()))
         return result

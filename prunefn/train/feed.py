@@ -49,7 +49,7 @@ class Shares(BatchSampler):
 
 
 class Feed:
-    """What `parts` reads, made once: an iterable of the shares of one rank."""
+    """A source, read as often as one likes: an iterable of the parts of one rank."""
 
     def __init__(
         self,
@@ -134,13 +134,14 @@ def grouped(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
 
 def samples(batch: Any) -> int:
     """How many samples a batch has: the first dim of its first tensor."""
-    tensors = [t for t in pytree.tree_leaves(_plain(batch)) if isinstance(t, Tensor) and t.ndim]
+    tensors = [t for t in pytree.tree_leaves(plain(batch)) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
         raise BatchError(f"a batch has no tensor with samples: {type(batch).__name__}")
     return len(tensors[0])
 
 
-def _plain(batch: Any) -> Any:
+def plain(batch: Any) -> Any:
+    """A nest that torch's pytree goes through: transformers' BatchEncoding is a mapping, but no dict."""
     return dict(batch) if isinstance(batch, Mapping) else batch
 
 
@@ -152,7 +153,7 @@ def _part(batch: Any, rank: int, world: int) -> Part:
     def cut(t: Any) -> Any:
         return t[at] if isinstance(t, Tensor) and t.ndim and len(t) == total else t
 
-    return Part(pytree.tree_map(cut, _plain(batch)), stop - start, total)
+    return Part(pytree.tree_map(cut, plain(batch)), stop - start, total)
 
 
 def _like(loader: DataLoader[Any], shares: Shares) -> DataLoader[Any]:

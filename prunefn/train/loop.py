@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -36,7 +35,6 @@ def train(
     keep: str = "best",
     folder: Path | str | None = None,
     name: str = "train",
-    settings: Mapping[str, Any] | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Trained:
@@ -65,7 +63,6 @@ def train(
         keep: "best" for the weights of the best epoch (where something is measured), "last" for the last.
         folder: for checkpoints, `metrics.jsonl` and TensorBoard's logs; all processes must see it.
         name: of the stage, in logs.
-        settings: what else the checkpoint must have been made with.
         device: "cpu" for the CPU; None: what there is.
         progress: show a bar, or about twenty lines an epoch where there is no terminal.
 
@@ -89,7 +86,13 @@ def train(
         stage = Stage(model, objective, sparsity, masks, state, device)
         stage.held_out, stage.metrics, stage.better = held_out, metrics, better
         stage.classes = classes or _classes(data, soft=objective.soft)
-        asked = {**recipe.model_dump(), **(settings or {}), "stage": name, "processes": stage.accelerator.num_processes}
+        asked = {
+            **recipe.model_dump(),
+            "stage": name,
+            "distill": None if distill is None else [distill.alpha, distill.temperature],
+            "sparsity": stage.sparsity.name,
+            "processes": stage.accelerator.num_processes,
+        }
         with stage.running(data, Path(folder) if folder is not None else None, name, asked, progress):
             while stage.epoch < recipe.epochs and not stage.stale():
                 stage.one_epoch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .feed import Feed, Source
+from .feed import Feed, Source, plain
 from .objective import Metrics, call, top1
 
 TIMEOUT = timedelta(seconds=50)
@@ -81,8 +80,3 @@ def evaluate(
 def moved(value: Any, device: torch.device | str) -> Any:
     """A nest with its tensors on a device."""
     return pytree.tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, plain(value))
-
-
-def plain(value: Any) -> Any:
-    """transformers' BatchEncoding is no dict."""
-    return dict(value) if isinstance(value, Mapping) else value

@@ -134,7 +134,6 @@ class Run:
             keep=keep,
             folder=None if self.folder is None else self.folder / name,
             name=name,
-            settings={"distill": None if distill is None else list(distill)},
             device=s.device,
             progress=s.progress,
         )

@@ -126,7 +126,7 @@ class Stage:
             t_in_epochs=False,
         )
         self._resume()
-        self._hold(renew=True)
+        self._hold(renew=self.step == 0)  # within an epoch, its masks are in the checkpoint
         if self.recipe.ema is not None and self.ema is None:
             self.ema = ModelEmaV3(self.module, decay=self.recipe.ema)
         self.model, self.prepared = at.prepare(self.module, self.optimizer)
@@ -295,7 +295,7 @@ class Stage:
             self.ema.module.load_state_dict(state["ema"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.held = state["held"]
+        self.held = moved(state["held"], self.accelerator.device)
         self.epoch, self.step, self.update = state["epoch"], state["step"], state["update"]
         self.loss, self.rows = state["loss"].to(self.loss.device), state["rows"]
         if self.best is not None:
