@@ -154,7 +154,7 @@ def pipeline(
         for part in steps(spec, mask) if sequential else [mask]:
             done: list[Repaired] = []
             if not sequential and method.needs:
-                done = repairs(small, stats, part, spec=now, method=method)
+                done = list(repairs(small, stats, part, spec=now, method=method))
             elif method.needs and (sites := affected(now, part)):
                 pairs = collect_pairs(
                     (params, spec),
@@ -166,7 +166,7 @@ def pipeline(
                     progress=progress,
                 )
                 moments = {name: p.small for name, p in pairs.items()}
-                done = repairs(small, moments, part, spec=now, method=method, dense=pairs)
+                done = list(repairs(small, moments, part, spec=now, method=method, dense=pairs))
             lost |= residuals(done)
             small, now = apply(written(small, done, now), part, spec=now), shrink(now, part)
         if recalibrate and batches is not None:

@@ -67,7 +67,7 @@ def compensate(
         check_stats(means, spec)
     if method.repair is None:
         return dict(params)
-    return written(params, each_repair(params, means, mask, spec=spec, method=method), spec)
+    return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
 
 
 def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | None = None) -> dict[str, Residual]:
@@ -104,7 +104,7 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
     method = compensations.mean() if method is None else method
     check_mask(mask, spec)
     check_stats(stats, spec)
-    return residuals(each_repair(dict(stats.params), stats, mask, spec=spec, method=method))
+    return residuals(repairs(dict(stats.params), stats, mask, spec=spec, method=method))
 
 
 class Repaired(NamedTuple):
@@ -125,21 +125,11 @@ def repairs(
     spec: Spec,
     method: Compensation,
     dense: Mapping[str, Paired] | None = None,
-) -> list[Repaired]:
-    """What a method does to each of the sites that lose inputs; given what they are in the dense network, towards its outputs."""
-    return list(each_repair(params, means, mask, spec=spec, method=method, dense=dense))
-
-
-def each_repair(
-    params: Params,
-    means: Stats | Mapping[str, Tensor | Moments],
-    mask: Mask,
-    *,
-    spec: Spec,
-    method: Compensation,
-    dense: Mapping[str, Paired] | None = None,
 ) -> Iterator[Repaired]:
-    """`repairs` one by one: of DTensors, a single weight is there in whole at any time."""
+    """What a method does to each of the sites that lose inputs; given what they are in the dense network, towards its outputs.
+
+    One by one, so that of DTensors a single weight is there in whole at any time.
+    """
     given = means.sites if isinstance(means, Stats) else means
     for site in affected(spec, mask):
         inputs, weight = site_inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)

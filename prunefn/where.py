@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from .errors import PruneError, nearest
+from .trace.expr import leaves
 from .trace.freeze import named
 from .trace.spec import Spec
-from .types import Group, Scores, Where
+from .types import Group, Scores, Site, Where
 
 KINDS = ("hidden", "residual", "heads", "head_dim", "groups")
 
@@ -165,3 +166,12 @@ def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Sco
     if scores and not kept:
         raise PruneError(f"no group of {', '.join(list(scores)[:5])} … matches {where!r}")
     return kept
+
+
+def sites_of(spec: Spec, where: Where | str | None = None) -> list[Site]:
+    """The sites of the groups that match."""
+    return [
+        s
+        for s in spec.sites.values()
+        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
+    ]

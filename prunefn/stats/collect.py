@@ -20,11 +20,11 @@ from ..errors import BatchError, StatsError
 from ..forward import Compiled, compiled
 from ..params import check_names
 from ..sharded import check_plain, gather, is_sharded, together
-from ..trace.expr import leaves, size
+from ..trace.expr import size
 from ..trace.rules import Geometry
 from ..trace.spec import Spec
 from ..types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
-from ..where import matches
+from ..where import sites_of
 from .moments import merge_moments, site_moments, tap_means
 from .saved import Plan, resumed
 
@@ -103,7 +103,7 @@ def collect_stats(
             raise BatchError(f"criterion {needy[0]!r} needs batches")
         return start
     needs = _needs(chosen, covariance)
-    sites = _chosen_sites(spec, where)
+    sites = sites_of(spec, where)
     device = device_of(params)
     if "covariance" in needs:
         _check_memory(stats_bytes(spec, where=where, covariance=True), device)
@@ -165,18 +165,10 @@ def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: boo
     >>> stats_bytes(pf.trace(model, (torch.randn(2, 4),)))
     8016000
     """
-    sites = _chosen_sites(spec, where)
+    sites = sites_of(spec, where)
     wide = {s.values: size(s.axis, spec.sizes) for s in sites}
     vectors = sum(16 * size(s.axis, spec.sizes) for s in sites)
     return vectors + (sum(8 * d * d for d in wide.values()) if covariance else 0)
-
-
-def _chosen_sites(spec: Spec, where: Where | str | None) -> list[Site]:
-    return [
-        s
-        for s in spec.sites.values()
-        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
-    ]
 
 
 def _needs(criteria: Sequence[Criterion], covariance: bool) -> frozenset[str]:

@@ -16,7 +16,7 @@ from ..sparse.scope import global_
 from ..sparse.weights import weights
 from ..trace.spec import Spec
 from ..types import Where
-from ..where import matches
+from ..where import matches, sites_of
 from . import losses
 from .schedule import cubic
 
@@ -69,13 +69,12 @@ def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None =
         PruneError: a site is not the input of a module of its own (its weight is computed, or used by a function).
     """
     sites = {}
-    for s in spec.sites.values():
-        if any(g.name for g in spec.groups.values() if s.name in g.sites and matches(where, g)):
-            if s.weight not in spec.parameters:
-                raise PruneError(
-                    f"site {s.name!r} has no module whose input can be watched; leave its groups out by `where`"
-                )
-            sites[s.name] = s.weight.rpartition(".")[0], s.values[0][1]
+    for s in sites_of(spec, where):
+        if s.weight not in spec.parameters:
+            raise PruneError(
+                f"site {s.name!r} has no module whose input can be watched; leave its groups out by `where`"
+            )
+        sites[s.name] = s.weight.rpartition(".")[0], s.values[0][1]
     return Sparsity("concentration", lambda _, variances: rate * losses.variance_concentration(variances), sites=sites)
 
 

@@ -11,10 +11,9 @@ from torch.utils import _pytree as pytree
 
 from ..errors import PruneError
 from ..forward import compiled, flat_inputs, result
-from ..trace.expr import leaves
 from ..trace.spec import Spec
 from ..types import Params, Where
-from ..where import matches
+from ..where import sites_of
 
 
 def site_variances(
@@ -40,11 +39,7 @@ def site_variances(
     >>> torch.func.grad(loss)(params)["0.weight"].shape
     torch.Size([3, 4])
     """
-    sites = [
-        s
-        for s in spec.sites.values()
-        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
-    ]
+    sites = sites_of(spec, where)
     values = list(dict.fromkeys(v for s in sites for v in s.values))
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
