@@ -105,6 +105,12 @@ def test_the_rate_rises_and_falls_batch_by_batch(monkeypatch: pytest.MonkeyPatch
     warm = [0.001 + k * (0.1 - 0.001) / 4 for k in range(4)]
     cosine = [1e-3 + (0.1 - 1e-3) * (1 + math.cos(math.pi * k / 12)) / 2 for k in range(4, 12)]
     assert rates == pytest.approx(warm + cosine, rel=1e-9)
+    rates.clear()
+    stepped = {"schedule": "multistep", "milestones": (2, 3), "gamma": 0.5, "epochs": 4}
+    train(net(), points(64), Recipe(**{**recipe.model_dump(), **stepped}), device="cpu")
+    assert rates == pytest.approx(warm + [0.1] * 4 + [0.05] * 4 + [0.025] * 4, rel=1e-9)
+    with pytest.raises(ValueError, match=r"milestones \(3,\) need schedule='multistep'"):
+        Recipe(milestones=(3,))
 
 
 def test_clipping_bounds_the_gradient() -> None:

@@ -10,8 +10,9 @@ from safetensors import safe_open
 from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torchvision.models import MobileNetV2, ResNet
-from torchvision.models.resnet import BasicBlock
+from torchvision.models import MobileNetV2
+
+from prunefn.nets import small_resnet18
 
 CACHE = Path(__file__).parent.parent / "cache" / "retention"
 CLASSES = 10
@@ -45,17 +46,7 @@ def convnext() -> nn.Module:
 
 def resnet() -> nn.Module:
     """torchvision's ResNet-18 at a quarter of the width, with the stem for small images: 3 × 3, stride 1, no pooling."""
-    width = 16
-    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=CLASSES)
-    model.inplanes = width
-    model.conv1 = nn.Conv2d(1, width, kernel_size=3, padding=1, bias=False)
-    model.bn1 = nn.BatchNorm2d(width)
-    model.maxpool = nn.Identity()
-    for i in range(4):
-        stage = model._make_layer(BasicBlock, width << i, 2, stride=1 if i == 0 else 2)
-        setattr(model, f"layer{i + 1}", stage)
-    model.fc = nn.Linear(width << 3, CLASSES)
-    return model
+    return small_resnet18(CLASSES, in_chans=1, width=16)
 
 
 def mobilenet_v2() -> nn.Module:

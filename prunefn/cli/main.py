@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
+from .command import add
+from .commands import check, evaluate, export, finetune, inspect, pat, profile, prune, report, sparsify, train
+from .commands.config import config
 from .demo.command import demo
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
 def _version(wanted: bool) -> bool:
@@ -30,3 +33,6 @@ def main(
 
 
 app.command()(demo)
+for module in (inspect, train, evaluate, prune, sparsify, pat, finetune, export, profile, report, check):
+    add(app, module.COMMAND)
+app.command()(config)

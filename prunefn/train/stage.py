@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -116,15 +118,7 @@ class Stage:
             workers=self.recipe.workers,
         )
         self.steps = math.ceil(len(self.feed) / self.recipe.accumulate)
-        total = max(1, self.recipe.epochs * self.steps)
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=total,
-            lr_min=self.recipe.floor,
-            warmup_t=round(self.recipe.warmup * self.steps),
-            warmup_lr_init=0.01 * self.recipe.rate,
-            t_in_epochs=False,
-        )
+        self.schedule = self._schedule()
         self._resume()
         self._hold(renew=self.step == 0)  # within an epoch, its masks are in the checkpoint
         if self.recipe.ema is not None and self.ema is None:
@@ -132,6 +126,21 @@ class Stage:
         self.model, self.prepared = at.prepare(self.module, self.optimizer)
         self.log = Log(folder, name, progress=progress, active=at.is_main_process, done=self.update)
         return self.log
+
+    def _schedule(self) -> Scheduler:
+        """Of the rate, update by update."""
+        recipe, steps = self.recipe, self.steps
+        warmup: dict[str, Any] = {
+            "warmup_t": round(recipe.warmup * steps),
+            "warmup_lr_init": 0.01 * recipe.rate,
+            "t_in_epochs": False,
+        }
+        if recipe.schedule == "multistep":
+            falls = [m * steps + 1 for m in recipe.milestones]  # timm compares with the next update
+            options: dict[str, Any] = {"warmup_prefix": False, **warmup}
+            return MultiStepLRScheduler(self.optimizer, decay_t=falls, decay_rate=recipe.gamma, **options)
+        total = max(1, recipe.epochs * steps)
+        return CosineLRScheduler(self.optimizer, t_initial=total, lr_min=recipe.floor, **warmup)
 
     # ---- an epoch
 
@@ -266,6 +275,10 @@ class Stage:
         scaler = self.accelerator.scaler
         if self.best is not None and self.best == self.epoch and self.step == 0:
             save_checkpoint(self.folder / BEST, {"epoch": self.epoch, "weights": self.best_weights})
+        every = self.recipe.keep_every
+        if every and self.step == 0 and self.epoch % every == 0:
+            kept = {"epoch": self.epoch, "weights": self.measured.state_dict()}
+            save_checkpoint(self.folder / f"epoch_{self.epoch:03d}.safetensors", kept)
         save_checkpoint(
             self.folder / LAST,
             {

@@ -1,0 +1,5 @@
+"""`python -m prunefn`, for torchrun."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,175 @@
+"""What all commands have: flags for their options, `--config`, `--dry-run`, `--json`, `--debug`, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from ..errors import PruneError
+from ..files.atomic import write_text
+from .errors import FAILED, MISUSED, fail
+from .flags import flags_of, nested, parameter
+from .layers import merge, resolve, text_of
+from .sections import Config
+
+Result = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """A command that was called."""
+
+    config: Config
+    out: Path | None
+    """The folder for results, which is there."""
+    quiet: bool
+    """No bars and no tables: a machine reads."""
+    files: list[str]
+    """Given beside the model: checkpoints, folders."""
+
+    def show(self, *what: Any) -> None:
+        """Print text or a rich table, for people; under torchrun, once."""
+        if not self.quiet and main_process():
+            from rich.console import Console
+
+            Console(soft_wrap=True, highlight=False).print(*what, markup=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder for results of a command that needs one."""
+        assert self.out is not None
+        return self.out
+
+
+class Command(NamedTuple):
+    """A command."""
+
+    name: str
+    run: Callable[[Job], Result]
+    """Does it; what it returns is printed with `--json`."""
+    plan: Callable[[Config], Iterable[str]]
+    """What it would do, line by line, without opening anything."""
+    sections: tuple[str, ...]
+    own: str = ""
+    """The section whose flags need no prefix."""
+    out: str | None = None
+    """The folder for results unless one is given; None: results are only shown."""
+    files: str = ""
+    """What the arguments after the model are; none unless it says."""
+    model: bool = True
+    """Whether the first argument is a model."""
+
+
+def main_process() -> bool:
+    """Whether this process speaks and writes: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def add(app: typer.Typer, command: Command) -> None:
+    """Make a typer command of it; its docstring is that of `run`."""
+    flags = flags_of(command.sections, command.own)
+
+    def call(**given: Any) -> None:
+        debug, quiet = given.pop("debug"), given.pop("as_json")
+        with ended(debug):
+            config, files = _resolved(command, given["config"] or [], nested(flags, given), _arguments(given))
+            if command.model and not config.model.name:
+                fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
+            if given["dry_run"]:
+                _show_plan(command, config, quiet)
+                return
+            result = command.run(Job(config, _folder(command, config), quiet, files))
+            if quiet and main_process():
+                print(json.dumps(result, indent=2, ensure_ascii=False))
+
+    call.__signature__ = inspect.Signature([*_common(command), *map(parameter, flags)])  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in call.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    app.command(command.name, help=inspect.getdoc(command.run), no_args_is_help=False)(call)
+
+
+def _common(command: Command) -> list[inspect.Parameter]:
+    made = []
+    if command.model:
+        text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
+        made.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
+    if command.files:
+        made.append(
+            ("files", Annotated[list[Path] | None, typer.Argument(help=command.files, show_default=False)], None)
+        )
+    text = "A YAML file, or a config that comes with the package; several are laid over each other. Flags win."
+    panel = "Every command"
+    config = typer.Option("--config", "-c", help=text, metavar="FILE", rich_help_panel=panel, show_default=False)
+    dry = typer.Option("--dry-run", help="Print the resolved options and the steps, and stop.", rich_help_panel=panel)
+    as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
+    debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
+    made += [("config", Annotated[list[str] | None, config], None), ("dry_run", Annotated[bool, dry], False)]
+    made += [("as_json", Annotated[bool, as_json], False), ("debug", Annotated[bool, debug], False)]
+    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
+
+
+def _arguments(given: dict[str, Any]) -> list[str]:
+    """What stands without a flag."""
+    return [str(a) for a in [given.get("model"), *(given.get("files") or [])] if a is not None]
+
+
+def _resolved(
+    command: Command, sources: list[str], layer: dict[str, Any], arguments: list[str]
+) -> tuple[Config, list[str]]:
+    """The config, and the arguments that are files: the first one is the model, unless a config or flag names that."""
+    try:
+        config = resolve(sources, layer)
+        if command.model and arguments and not (command.files and config.model.name):
+            name, *arguments = arguments
+            config = resolve(sources, merge(layer, {"model": {"name": name}}))
+    except PruneError as error:
+        fail(str(error), MISUSED)
+    return config, arguments
+
+
+def _folder(command: Command, config: Config) -> Path | None:
+    name = config.out or command.out
+    if name is None:
+        return None
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if main_process():
+        write_text(folder / "config.yaml", text_of(config, command.sections))
+    return folder
+
+
+def _show_plan(command: Command, config: Config, quiet: bool) -> None:
+    steps = list(command.plan(config))
+    if quiet:
+        print(json.dumps({"config": config.model_dump(mode="json"), "steps": steps}, indent=2, ensure_ascii=False))
+        return
+    print(text_of(config, command.sections), end="")
+    print("\nsteps:")
+    for number, step in enumerate(steps, 1):
+        print(f"  {number}. {step}")
+    if (out := config.out or command.out) is not None:
+        print(f"results: {out}")
+
+
+@contextlib.contextmanager
+def ended(debug: bool) -> Any:
+    """Errors become a line on stderr and an exit code; with `--debug` they come as they are."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on where a run has checkpoints", 130)
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, PruneError | OSError | ModuleNotFoundError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        print("error: " + text.strip() + ("" if expected else "\n(--debug shows where)"), file=sys.stderr)
+        raise typer.Exit(FAILED) from None

@@ -1,0 +1,65 @@
+"""The command `prunefn load-check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ...errors import PruneError
+from ...params import params as params_of
+from ...pipeline import cost
+from ..command import Command, Job, Result
+from ..opened import network_of, wanted_data, zeros_in
+from ..sections import Config
+
+
+def run(job: Job) -> Result:
+    """Load a checkpoint into its class, run it, and compare the class with the traced program."""
+    from ...forward import forward
+
+    config = job.config
+    if config.model.checkpoint is None:
+        raise PruneError("there is nothing to check; give --checkpoint")
+    data = wanted_data(config)
+    dense, network = network_of(config, data, dense=True), network_of(config, data)
+    spec, before = network.spec(), cost(dense.spec())
+    with torch.no_grad():
+        output = network.model(*network.example, **network.keywords)
+        again = forward(params_of(network.model), *network.example, spec=spec, **network.keywords)
+    pairs = list(zip(_tensors(output), _tensors(again), strict=True))
+    finite = all(bool(torch.isfinite(a).all()) for a, _ in pairs)
+    worst = max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+    if not finite:
+        raise PruneError(f"{config.model.checkpoint} loads, but {network.name} gives outputs that are not finite")
+    after = cost(spec)
+    result: Result = {
+        "macs": after.macs,
+        "macs_dense": before.macs,
+        "params": after.params,
+        "params_dense": before.params,
+    }
+    result |= {"sparsity": zeros_in(network.model), "difference": worst, "class": type(network.model).__name__}
+    job.show(
+        f"{config.model.checkpoint} loads into {result['class']} and runs; it differs from its program by {worst:.1e}"
+    )
+    job.show(
+        f"{after.macs / 1e9:.4g} of {before.macs / 1e9:.4g} GMACs, {after.params / 1e6:.4g} of {before.params / 1e6:.4g} M params, "
+        f"{result['sparsity']:.1%} of the weights zero"
+    )
+    return result
+
+
+def _tensors(value: object) -> list[torch.Tensor]:
+    from ...export.verify import tensors_of
+
+    return tensors_of(value)
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
+    yield "run it, compare it with its traced program, print what it costs"
+
+
+COMMAND = Command("load-check", run, plan, ("model", "data"), own="model")

@@ -1,0 +1,42 @@
+"""The command `prunefn eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...params import params as params_of
+from ..command import Command, Job, Result, main_process
+from ..opened import data_of, measures, network_of, write_yaml
+from ..sections import Config
+
+
+def run(job: Job) -> Result:
+    """Measure a model on held-out images: accuracy, GMACs, parameters, latency. With --out, eval_metrics.yaml is written."""
+    from ...train import evaluate
+
+    config = job.config
+    data = data_of(config)
+    network = network_of(config, data)
+    found = evaluate(network.model, data.held_out, device=config.device)
+    result: Result = {"accuracy": round(found["top1"], 6), "loss": round(found["loss"], 6)}
+    if main_process():
+        pair = params_of(network.model), network.spec()
+        p = config.profile
+        result |= measures({network.name: pair}, batch=p.batch, rounds=p.rounds, device=config.device)[network.name]
+        job.show(
+            f"{network.name}: top-1 {result['accuracy']:.2%} of {len(data.held_out)} images, "  # type: ignore[arg-type]
+            f"{result['flops_g']:.4g} GMACs, {result['params_m']:.4g} M params, {result['latency_ms']:.4g} ms"
+        )
+        if job.out is not None:
+            write_yaml(job.out / "eval_metrics.yaml", result)
+    return result
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    yield f"open {config.data.name or 'no data: give --data'}"
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}"
+    yield "measure top-1 and loss on held-out images; GMACs, parameters and latency"
+
+
+COMMAND = Command("eval", run, plan, ("model", "data", "profile"), own="profile")

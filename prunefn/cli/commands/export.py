@@ -1,0 +1,52 @@
+"""The command `prunefn export`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ... import export as exports
+from ...params import params as params_of
+from ...report.tables import Table, terminal
+from ..command import Command, Job, Result
+from ..opened import network_of, wanted_data, write_json
+from ..sections import Config
+
+ENDINGS = {"onnx": ".onnx", "program": ".pt2", "aoti": ".aoti.pt2", "torchscript": ".pt", "state_dict": ".safetensors"}
+
+
+def run(job: Job) -> Result:
+    """Write a model for other runtimes: ONNX, exported program, AOTInductor, TorchScript, state dict.
+
+    Every file is read back and compared with the network at several batch sizes; one that differs by more than --limit is not
+    written.
+    """
+    config = job.config
+    network = network_of(config, wanted_data(config))
+    spec, params = network.spec(), params_of(network.model)
+    e, result, rows = config.export, {}, []
+    for kind in e.formats:
+        path = job.folder / f"model{ENDINGS[kind]}"
+        if kind == "state_dict":
+            done = exports.state_dict(params, path, spec=spec, model=network.model, batches=e.batches, limit=e.limit)
+        else:
+            done = getattr(exports, kind)(params, path, spec=spec, batches=e.batches, limit=e.limit)
+        size = path.stat().st_size
+        found = {str(b): d for b, d in done.differences.items()}
+        result[kind] = {"path": str(path), "bytes": size, "differences": found}
+        shown = ", ".join(f"{d:.1e}" for d in done.differences.values())
+        rows.append([kind, str(path), f"{size / 1e6:.2f}", shown])
+    write_json(job.folder / "export.json", result)
+    columns = ["format", "file", "MB", f"max |Δ| at batch {', '.join(map(str, e.batches))}"]
+    job.show(terminal(Table("", columns, rows)))
+    return result
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    e = config.export
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
+    for kind in e.formats:
+        yield f"{kind}: write model{ENDINGS[kind]}, compare at batch {', '.join(map(str, e.batches))}, limit {e.limit}"
+
+
+COMMAND = Command("export", run, plan, ("model", "data", "export"), own="export", out="runs/export")

@@ -1,0 +1,84 @@
+"""The command `prunefn finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ... import sparse
+from ...errors import PruneError
+from ...io.checkpoint import load, save
+from ...params import params as params_of
+from ...pipeline import cost
+from ..command import Command, Job, Result, main_process
+from ..opened import data_of, learnt, network_of, write_yaml, zeros_in
+from ..sections import Config
+
+TUNED = "finetuned.safetensors"
+MANY = 0.05
+"""Share of zeros that looks like somebody meant it."""
+
+
+def run(job: Job) -> Result:
+    """Train a pruned model on, with its dense self as teacher if --distill.alpha and --distill.teacher are given.
+
+    The folder gets finetuned.safetensors (the best epoch), metrics.yaml, and in train/ what training writes. Stopped at any
+    moment, the same command goes on.
+    """
+    from ...train import evaluate, train
+    from ...train.objective import Distill
+
+    config, out = job.config, job.folder
+    data = data_of(config)
+    if config.model.checkpoint is None:
+        raise PruneError("finetune goes on from a checkpoint; give --checkpoint, such as runs/prune/pruned.safetensors")
+    network = network_of(config, data)
+    spec = network.spec()
+    zeros = zeros_in(network.model)
+    masks = sparse.masks_of(params_of(network.model), spec=spec) if config.finetune.hold_zeros else None
+    if masks is None and zeros > MANY:
+        job.show(f"note: {zeros:.1%} of the weights are zero; they are trained like all others without --hold-zeros")
+    teacher = None
+    if config.distill.alpha is not None:
+        if config.distill.teacher is None:
+            raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
+        dense = network_of(config, data, dense=True).model
+        teacher = Distill(load(dense, config.distill.teacher), config.distill.alpha, config.distill.temperature)
+    before = evaluate(network.model, data.held_out, device=config.device)
+    done = train(
+        network.model,
+        learnt(data, config),
+        config.finetune.recipe(config.seed),
+        held_out=data.held_out,
+        distill=teacher,
+        masks=masks,
+        classes=len(data.classes),
+        folder=out / "train",
+        name="finetune",
+        device=config.device,
+        progress=not job.quiet,
+    )
+    after = done.metrics.get("top1", before["top1"])
+    result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": done.best}
+    result |= {"flops_g": cost(spec).macs / 1e9, "params_m": cost(spec).params / 1e6, "sparsity": zeros_in(done.model)}
+    if main_process():
+        save(done.model, out / TUNED)
+        write_yaml(out / "metrics.yaml", result)
+        job.show(f"{network.name}: top-1 {before['top1']:.2%} → {after:.2%} on held-out images (epoch {done.best})")
+        job.show(f"Written to {out}: {TUNED}, metrics.yaml, train/")
+    return result
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    t, d = config.finetune, config.distill
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
+    if d.alpha is not None:
+        yield f"teacher: {Path(d.teacher).name if d.teacher else 'none: give --distill.teacher'}, alpha {d.alpha}"
+    yield f"train {t.epochs} epochs, batch {t.batch}, {t.optimizer}, rate {t.rate}" + (
+        ", zeros held" if t.hold_zeros else ""
+    )
+    yield f"keep the epoch that is best on held-out images as {TUNED}"
+
+
+COMMAND = Command("finetune", run, plan, ("model", "data", "finetune", "distill"), own="finetune", out="runs/finetune")

@@ -1,0 +1,86 @@
+"""The command `prunefn pat`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..command import Command, Job, Result, main_process
+from ..opened import calibration, data_of, learnt, network_of, write_yaml
+from ..sections import Config
+from ..words import budget_of, maker_of, schedule_of, sparsity_of
+from .prune import goal
+
+FINAL = "final.safetensors"
+
+
+def run(job: Job) -> Result:
+    """Prune and train in up to three phases: sparse training, rounds of pruning and training, fine-tuning.
+
+    The folder gets final.safetensors, a mask and a checkpoint for each round, summary.json, metrics.yaml, pictures and
+    report.html. Stopped at any moment, the same command goes on. On several GPUs:
+    torchrun --nproc-per-node 8 -m prunefn pat …
+    """
+    from ...train import pat
+
+    config = job.config
+    data = data_of(config)
+    network = network_of(config, data)
+    c, p, seed = config, config.pat, config.seed
+    done = pat(
+        network.model,
+        learnt(data, config),
+        held_out=data.held_out,
+        calibration=calibration(config, c.prune.images, c.prune.batch),
+        prune=maker_of(c.prune),
+        schedule=schedule_of(p.schedule, p.share, p.steps),
+        budget=budget_of(p),
+        sparse=(sparsity_of(p.sparsity), c.sparse.recipe(seed)) if c.sparse.epochs else None,
+        between=c.between.recipe(seed) if c.between.epochs else None,
+        tuning=c.finetune.recipe(seed) if c.finetune.epochs else None,
+        distill=None if c.distill.alpha is None else (c.distill.alpha, c.distill.temperature),
+        masked=p.masked,
+        target=p.target,
+        carry=p.carry,
+        classes=len(data.classes),
+        folder=job.folder,
+        device=c.device,
+        progress=not job.quiet,
+    )
+    result: Result = {**done.summary, **goal(done.summary)}
+    if main_process():
+        write_yaml(job.folder / "metrics.yaml", goal(done.summary))
+        s = done.summary
+        job.show(
+            f"{s['macs_removed']:.1%} of the MACs removed, top-1 {s['top1_dense']:.2%} → {s['top1']:.2%} "
+            f"({100 * (s['top1'] - s['top1_dense']):+.2f} points)"
+        )
+        job.show(f"Written to {job.folder}: {FINAL}, report.html, …")
+    return result
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    c, p = config, config.pat
+    maker_of(c.prune)
+    steps = schedule_of(p.schedule, p.share, p.steps)
+    yield f"build {c.model.name}, load {c.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
+    if c.sparse.epochs:
+        sparsity_of(p.sparsity)
+        yield f"sparse training: {p.sparsity}, {c.sparse.epochs} epochs at {c.sparse.rate}"
+    shares = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
+    target = "" if p.target is None else f", until {p.target:.0%} of the MACs are left"
+    yield f"{p.steps} rounds of {c.prune.recipe}: {shares} of the {p.of} removed{target}"
+    yield f"after each round: {c.between.epochs} epochs at {c.between.rate}"
+    distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
+    yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.rate}{distilled}"
+    yield f"write {FINAL}, masks, summary, pictures, report.html"
+
+
+COMMAND = Command(
+    "pat",
+    run,
+    plan,
+    ("model", "data", "pat", "prune", "sparse", "between", "finetune", "distill"),
+    own="pat",
+    out="runs/pat",
+)

@@ -1,0 +1,70 @@
+"""The command `prunefn profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ...params import params as params_of
+from ...report.profile import profile
+from ...report.tables import Table, terminal
+from ..command import Command, Job, Result
+from ..opened import network_of, wanted_data, write_json
+from ..sections import Config
+
+MOST = 6
+"""Layers that are shown."""
+
+
+def run(job: Job) -> Result:
+    """Time the dense model and pruned checkpoints in turns, and say which layers keep latency from falling with the MACs.
+
+    prunefn profile timm/deit_tiny_patch16_224 runs/prune/pruned.safetensors …
+    """
+    config = job.config
+    data = wanted_data(config)
+    found = {"dense": network_of(config, data, dense=bool(job.files))}
+    for file in job.files:
+        one = config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": file})})
+        found[_name(file, found)] = network_of(one, data)
+    pairs = {name: (params_of(n.model), n.spec()) for name, n in found.items()}
+    p = config.profile
+    timed = profile(pairs, batch=p.batch, rounds=p.rounds, device=config.device, progress=not job.quiet)
+    job.show(terminal(timed.table()))
+    result: Result = {"device": timed.device, "threads": timed.threads, "batch": timed.batch, "networks": {}}
+    for n in timed.networks:
+        entry: dict[str, Any] = {"macs": n.cost.macs, "params": n.cost.params, "peak_bytes": n.peak}
+        entry |= {"latency_ms": {k: 1e3 * v for k, v in n.timing._asdict().items() if k != "rounds"}}
+        entry["throughput_fps"] = timed.batch / n.timing.median
+        entry["layers"] = {
+            name: {"ms": 1e3 * one.seconds, "macs": one.macs, "bytes": one.moved} for name, one in n.layers.items()
+        }
+        result["networks"][n.name] = entry
+    for name in list(found)[1:]:
+        excess = timed.excess(name, MOST)
+        rows = [[e.layer, f"{1e3 * e.seconds:.3f}", e.reason] for e in excess]
+        if rows:
+            job.show(
+                terminal(Table(f"{name}: layers that save less time than MACs", ["layer", "ms too many", "why"], rows))
+            )
+        result["networks"][name]["excess"] = [e._asdict() for e in excess]
+    if job.out is not None:
+        write_json(job.out / "profile.json", result)
+    return result
+
+
+def _name(file: str, known: Iterable[str]) -> str:
+    """The file's name, with its folder's where that is needed."""
+    path = Path(file)
+    return path.stem if path.stem not in known else f"{path.parent.name}/{path.stem}"
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    p = config.profile
+    yield f"build {config.model.name}, load each checkpoint that is given"
+    yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch}, then layer by layer"
+
+
+COMMAND = Command("profile", run, plan, ("model", "data", "profile"), own="profile", files="Pruned checkpoints.")

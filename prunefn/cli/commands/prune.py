@@ -1,0 +1,123 @@
+"""The command `prunefn prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...errors import BatchError
+from ...io.checkpoint import save
+from ...io.module import to_module
+from ...params import params as params_of
+from ...pipeline import cost
+from ...report.page import page
+from ...report.tables import Table, terminal
+from ...types import Budget
+from ..command import Command, Job, Result
+from ..opened import calibration, network_of, wanted_data, write_json, write_yaml
+from ..sections import Config
+from ..words import amount_of, maker_of
+
+PRUNED = "pruned.safetensors"
+
+
+def run(job: Job) -> Result:
+    """Remove units of a trained model, once, with statistics of clean training images. Nothing is trained.
+
+    Without data, only criteria on weights work (--criterion magnitude --compensation none). The folder gets pruned.safetensors
+    (for --checkpoint of the other commands, in the original class), mask.safetensors, summary.json, spec.json, pictures and
+    report.html.
+    """
+    from ...train.checkpoint import save_checkpoint, write_lines
+    from ...train.picture import pictures
+
+    config, out = job.config, job.folder
+    make, amount = maker_of(config.prune), amount_of(config.prune)
+    data = wanted_data(config)
+    network = network_of(config, data)
+    spec, params = network.spec(), params_of(network.model)
+    batches = None if data is None else calibration(config, config.prune.images, config.prune.batch)
+    try:
+        pruned = make(amount)(params, batches, spec=spec, progress=not job.quiet)
+    except BatchError as error:
+        if batches is not None:
+            raise
+        raise BatchError(f"{error}: give --data, or --criterion magnitude --compensation none") from None
+    module = to_module(pruned.params, spec=pruned.spec, model=network.model)
+    save(module, out / PRUNED, spec=pruned.spec, masks=pruned.mask)
+    save_checkpoint(out / "mask.safetensors", {"mask": dict(pruned.mask)})
+    write_json(out / "spec.json", pruned.spec.to_dict())
+    before, after = cost(spec), cost(pruned.spec)
+    summary: Result = {
+        "macs": after.macs,
+        "params": after.params,
+        "macs_dense": before.macs,
+        "params_dense": before.params,
+        "macs_removed": 1 - after.macs / before.macs,
+    }
+    rows = [{"phase": "dense", "macs": before.macs, "params": before.params}]
+    rows += [{"phase": "prune", "macs": after.macs, "params": after.params}]
+    if data is not None:
+        from ...train import evaluate
+
+        for row, model in zip(rows, (network.model, module), strict=True):
+            row |= evaluate(model, data.held_out, device=config.device)
+        for name in ("top1", "loss"):
+            summary |= {name: rows[1][name], f"{name}_dense": rows[0][name]}
+    write_lines(out / "metrics.jsonl", rows)
+    write_json(out / "config.json", {"prune": config.prune.recipe, **config.model_dump(mode="json")})
+    write_json(out / "summary.json", summary)
+    write_yaml(out / "metrics.yaml", goal(summary))
+    pictures(rows, spec, pruned.mask, out)
+    page(out)
+    job.show(terminal(table(rows)))
+    groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
+    job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
+    job.show(f"Next: prunefn finetune {config.model.name} --checkpoint {out / PRUNED} …, or eval, export, profile")
+    return summary
+
+
+def goal(summary: Result) -> Result:
+    """What a course asks of a result: accuracy, MACs, and whether 40 % of these went for at most 1.5 points."""
+    out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
+    out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
+    if "top1" in summary:
+        lost = 100 * (summary["top1_dense"] - summary["top1"])
+        out = {"accuracy": summary["top1"], **out, "accuracy_drop": round(lost, 3)}
+        out["goal_met"] = out["flops_reduction_pct"] >= 40 and lost <= 1.5
+    return out
+
+
+def table(rows: list[Result]) -> Table:
+    """Dense beside pruned."""
+    first = rows[0]
+    columns = ["", "MMACs", "of dense", "M params", "of dense"] + (["top-1", "points"] if "top1" in first else [])
+    cells = []
+    for row in rows:
+        line = [row["phase"], f"{row['macs'] / 1e6:.4g}", f"{row['macs'] / first['macs']:.1%}"]
+        line += [f"{row['params'] / 1e6:.4g}", f"{row['params'] / first['params']:.1%}"]
+        if "top1" in first:
+            line += [f"{row['top1']:.2%}", f"{100 * (row['top1'] - first['top1']):+.2f}"]
+        cells.append(line)
+    return Table("", columns, cells)
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    amount, p = amount_of(config.prune), config.prune
+    maker_of(p)
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
+    if config.data.name:
+        yield f"collect statistics of {p.images} clean training images of {config.data.name}"
+    yield f"{p.recipe}: remove " + (
+        f"a ratio of {amount} of the units" if isinstance(amount, float | dict) else _budgets(amount)
+    )
+    yield "measure dense and pruned" if config.data.name else "count MACs and parameters"
+    yield f"write {PRUNED}, mask, summary, pictures, report.html"
+
+
+def _budgets(amount: Budget | list[Budget]) -> str:
+    budgets = amount if isinstance(amount, list) else [amount]
+    return "down to " + " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets)
+
+
+COMMAND = Command("prune", run, plan, ("model", "data", "prune"), own="prune", out="runs/prune")

@@ -1,0 +1,120 @@
+"""The command `prunefn sparsify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ... import sparse
+from ...io.checkpoint import save
+from ...io.module import to_module
+from ...params import params as params_of
+from ...report.tables import Table, terminal
+from ...types import Batch, Params
+from ..command import Command, Job, Result
+from ..opened import calibration, learnt, network_of, wanted_data, write_json, write_yaml
+from ..sections import Config
+from ..words import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
+
+SPARSE = "sparse.safetensors"
+
+
+def run(job: Job) -> Result:
+    """Set weights to zero: single ones, n of each m, blocks or slices. Shapes and MACs stay as they are.
+
+    With --rounds, little by little, with training in between (--between.epochs). To train on with the zeros held:
+    prunefn finetune --checkpoint …/sparse.safetensors --hold-zeros. The folder gets sparse.safetensors, sparsity.md,
+    sparsity.png, summary.json and metrics.yaml.
+    """
+    config, out, s = job.config, job.folder, job.config.sparsify
+    data = wanted_data(config)
+    network = network_of(config, data)
+    spec, params = network.spec(), params_of(network.model)
+    criterion = weight_criterion_of(s.criterion)
+    batches: list[Batch] | None = None
+    if criterion.data or s.ridge is not None:
+        batches = calibration(config, s.images, s.batch)
+
+    def between(step: int, now: Params, masks: sparse.Masks) -> Params:
+        from ...train import train
+
+        if data is None or not config.between.epochs:
+            return now
+        done = train(
+            to_module(now, spec=spec, model=network.model),
+            learnt(data, config),
+            config.between.recipe(config.seed + step),
+            masks=masks,
+            classes=len(data.classes),
+            folder=out / f"round_{step}",
+            name=f"round_{step}",
+            device=config.device,
+            progress=not job.quiet,
+        )
+        return params_of(done.model)
+
+    params, masks = sparse.rounds(
+        params,
+        batches,
+        schedule_of(s.schedule, s.share, s.rounds),
+        s.rounds,
+        spec=spec,
+        criterion=criterion,
+        pattern=pattern_of(s.pattern),
+        scope=weight_scope_of(s.scope),
+        weights=s.weights or None,
+        ridge=s.ridge,
+        between=between if s.rounds > 1 else None,
+    )
+    module = to_module(params, spec=spec, model=network.model)
+    save(module, out / SPARSE, spec=spec)
+    kept = sparse.counts(masks)
+    share = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
+    result: Result = {"sparsity": round(share, 6), "weights": len(kept)}
+    if data is not None:
+        from ...train import evaluate
+
+        before = evaluate(network.model, data.held_out, device=config.device)
+        after = evaluate(module, data.held_out, device=config.device)
+        result |= {"accuracy": after["top1"], "accuracy_dense": before["top1"]}
+        result["accuracy_drop"] = round(100 * (before["top1"] - after["top1"]), 3)
+    _write(job, result, masks, spec)
+    job.show(f"{share:.2%} of {sum(k.weights for k in kept.values()):,} weights are zero, in {len(kept)} tensors")
+    if "accuracy" in result:
+        row = [
+            [
+                network.name,
+                f"{result['accuracy_dense']:.2%}",
+                f"{result['accuracy']:.2%}",
+                f"{-result['accuracy_drop']:+.2f}",
+            ]
+        ]
+        job.show(terminal(Table("", ["", "dense top-1", "sparse top-1", "points"], row)))
+    job.show("MACs are those of the dense network: zeros alone save none without a device that has kernels for them.")
+    job.show(f"Written to {out}: {SPARSE}, sparsity.md, sparsity.png, …")
+    return result
+
+
+def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
+    from ...files.atomic import write_text
+
+    write_text(job.folder / "sparsity.md", sparse.table(masks, spec=spec) + "\n")
+    sparse.picture(masks, job.folder / "sparsity.png", spec=spec)
+    write_json(job.folder / "summary.json", result)
+    write_yaml(job.folder / "metrics.yaml", result)
+
+
+def plan(config: Config) -> Iterable[str]:
+    """Lines."""
+    s = config.sparsify
+    criterion = weight_criterion_of(s.criterion)
+    pattern, among = pattern_of(s.pattern), weight_scope_of(s.scope)
+    yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
+    how = f"{pattern.name} by {criterion.name}, {among.name}"
+    yield f"set {s.share if pattern.ratio is None else pattern.ratio:.0%} of the weights to zero: {how}"
+    if s.rounds > 1:
+        yield f"in {s.rounds} rounds ({s.schedule}), {config.between.epochs} epochs of training after each"
+    yield f"write {SPARSE}, sparsity.md, sparsity.png"
+
+
+COMMAND = Command("sparsify", run, plan, ("model", "data", "sparsify", "between"), own="sparsify", out="runs/sparsify")

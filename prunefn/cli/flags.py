@@ -1,0 +1,170 @@
+"""Every option of a command's sections as a flag: `--prune.criterion`, and `--criterion` in the command that prunes."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ..errors import PruneError
+from .sections import Config
+
+SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data.name": "--data"}
+"""Options that have a flag without their section in all commands."""
+
+
+class Flag(NamedTuple):
+    """An option of a section."""
+
+    path: str
+    """`prune.criterion`; without a dot at the top."""
+    field: FieldInfo
+    names: tuple[str, ...]
+    panel: str
+
+    @property
+    def key(self) -> str:
+        """What Python calls it."""
+        return self.path.replace(".", "__")
+
+
+def flags_of(sections: tuple[str, ...], own: str = "") -> list[Flag]:
+    """The flags of a command: those at the top, then those of its sections.
+
+    Args:
+        sections: that it reads.
+        own: the one whose flags need no section.
+    """
+    top = [
+        Flag(name, field, (f"--{name}",), "Every command")
+        for name, field in Config.model_fields.items()
+        if section_class(field) is None
+    ]
+    out: list[Flag] = []
+    for section in sorted(sections, key=lambda s: s != own):
+        field = Config.model_fields[section]
+        inner = section_class(field)
+        assert inner is not None
+        title = f"{section}: {(inner.__doc__ or '').strip().splitlines()[0]}"
+        for name, option in inner.model_fields.items():
+            path = f"{section}.{name}"
+            shown = name.replace("_", "-")
+            names = [f"--{section}.{shown}"]
+            if section == own and name not in Config.model_fields:
+                names.insert(0, f"--{shown}")
+            elif path in SHORT:
+                names.insert(0, SHORT[path])
+            out.append(Flag(path, option, tuple(names), title))
+    return out + top
+
+
+def section_class(field: FieldInfo) -> type[BaseModel] | None:
+    """What a field holds, if that is a section."""
+    kind = field.annotation
+    return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
+
+
+def parameter(flag: Flag) -> inspect.Parameter:
+    """For a typer command: None where the flag is not given."""
+    kind: Any = str
+    if flag.field.annotation is bool:
+        kind = bool
+        names = [f"{n}/{_negated(n)}" for n in flag.names]
+    elif _is_list(flag.field.annotation):
+        kind, names = list[str], list(flag.names)
+    else:
+        names = list(flag.names)
+    default = flag.field.get_default(call_default_factory=True)
+    option = typer.Option(
+        *names,
+        help=flag.field.description,
+        metavar=None if kind is bool else _metavar(flag.field.annotation),
+        rich_help_panel=flag.panel,
+        show_default=_shown(default) or False,
+    )
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(flag.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _negated(name: str) -> str:
+    """`--no-augment`, `--data.no-augment`."""
+    section, dot, option = name.removeprefix("--").rpartition(".")
+    return f"--{section}{dot}no-{option}"
+
+
+def nested(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given as flags, in the shape of a config file."""
+    out: dict[str, Any] = {}
+    for flag in flags:
+        value = given.get(flag.key)
+        if value is None or (value == [] and _is_list(flag.field.annotation)):
+            continue
+        section, _, name = flag.path.rpartition(".")
+        (out.setdefault(section, {}) if section else out)[name] = _read(flag, value)
+    return out
+
+
+def _read(flag: Flag, value: Any) -> Any:
+    """Text as the option's type wants it; numbers and words are left to pydantic."""
+    kind = flag.field.annotation
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list):  # --formats onnx,aoti --formats program
+        return [part.strip() for text in value for part in _parts(text)]
+    if _allows_none(kind) and value.lower() in ("none", "null"):
+        return None
+    if any(get_origin(k) is dict for k in _members(kind)) and value.lstrip().startswith("{"):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise PruneError(f"{flag.names[0]} {value!r} is no YAML: {str(error).splitlines()[0]}") from None
+    return value
+
+
+def _parts(text: str) -> list[str]:
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    return [p for p in text.split(",") if p.strip()]
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(k) in (list, tuple) for k in _members(kind))
+
+
+def _allows_none(kind: Any) -> bool:
+    return type(None) in _members(kind)
+
+
+def _metavar(kind: Any) -> str:
+    """Choices, or the type's name."""
+    words = []
+    for k in _members(kind):
+        origin = get_origin(k)
+        if origin is Literal:
+            words.append("|".join(map(str, get_args(k))))
+        elif origin in (list, tuple):
+            words.append(f"{_metavar(get_args(k)[0])},…")
+        elif origin is dict:
+            words.append("{KEY: VALUE}")
+        elif k is not type(None):
+            words.append({"str": "TEXT", "int": "N", "float": "X"}.get(k.__name__, k.__name__.upper()))
+    return "|".join(words)
+
+
+def _shown(default: Any) -> str:
+    if default in (None, "", [], {}, (), False):
+        return ""
+    if isinstance(default, list | tuple):
+        return ",".join(map(str, default))
+    return str(default)

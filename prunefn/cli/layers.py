@@ -1,0 +1,116 @@
+"""A config in layers: defaults, then files, then flags; the later ones win, key by key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ..errors import PruneError
+from .sections import Config
+
+
+def shipped() -> dict[str, str]:
+    """Name → text of the configs that come with the package."""
+    folder = files("prunefn.configs")
+    found = {f.name.removesuffix(".yaml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
+
+
+def read(name_or_path: str) -> dict[str, Any]:
+    """A config file, or one that comes with the package.
+
+    Raises:
+        PruneError: there is none, or it is no YAML of keys and values; names the line.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif name_or_path in (known := shipped()):
+        text = known[name_or_path]
+    else:
+        raise PruneError(
+            f"there is no config {name_or_path!r}: give the path of a YAML file, or one of {', '.join(known)}"
+        )
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PruneError(f"{name_or_path} is no YAML: {' '.join(str(error).split())}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise PruneError(f"{name_or_path} is a {type(found).__name__}; a config has sections, such as model: and data:")
+    return found
+
+
+def resolve(sources: Iterable[str], flags: Mapping[str, Any]) -> Config:
+    """The config of files and flags.
+
+    Raises:
+        PruneError: a file cannot be read, or an option is unknown or out of its range; names it, and what comes near.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        found = read(source)
+        _valid(found, source)
+        merged = merge(merged, found)
+    return _valid(merge(merged, flags), "")
+
+
+def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new keys win; sections are merged, values (lists, spaces) replaced.
+
+    >>> merge({"data": "digits", "prune": {"ratio": 0.5, "scope": "local"}}, {"prune": {"ratio": 0.3}})
+    {'data': 'digits', 'prune': {'ratio': 0.3, 'scope': 'local'}}
+    """
+    out = dict(old)
+    for key, value in new.items():
+        before = out.get(key)
+        if key in ("model", "data"):
+            before = {"name": before} if isinstance(before, str) else before
+            value = {"name": value} if isinstance(value, str) else value
+        out[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _valid(values: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise PruneError("\n".join((f"{where}: " if where else "") + _problem(e) for e in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    at = [str(part) for part in error["loc"]]
+    name = ".".join(p for p in at if p.isidentifier() or p.isdigit())
+    if error["type"] == "extra_forbidden":
+        known = _keys(at[:-1])
+        near = difflib.get_close_matches(at[-1], known, n=2)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+        return f"there is no option {name!r}{hint}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{name} is {error['input']!r}: {said[0].lower()}{said[1:]}"
+
+
+def _keys(section: list[str]) -> list[str]:
+    fields = Config.model_fields
+    for part in section:
+        inner = fields[part].annotation if part in fields else None
+        fields = getattr(inner, "model_fields", {})
+    return list(fields)
+
+
+def text_of(config: Config, sections: Iterable[str]) -> str:
+    """YAML of what a command reads, defaults included."""
+    top = [n for n in Config.model_fields if n not in _keys_of_sections()]
+    chosen = {n: v for n, v in config.model_dump(mode="json").items() if n in top or n in sections}
+    return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
+
+
+def _keys_of_sections() -> list[str]:
+    return [n for n, f in Config.model_fields.items() if hasattr(f.annotation, "model_fields")]

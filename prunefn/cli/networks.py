@@ -1,0 +1,282 @@
+"""Models by name, with the inputs that they take."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import nets
+from ..data.value import Data
+from ..errors import PruneError, nearest
+from ..extras import needs
+from ..io.checkpoint import load
+from ..trace.api import trace
+from ..trace.spec import Spec
+from ..types import FrozenDict
+from .sections import Model
+
+LIBRARIES = ("timm", "torchvision", "transformers")
+
+
+class Network(NamedTuple):
+    """A model, and what it takes."""
+
+    model: nn.Module
+    """In eval mode, on the CPU."""
+    example: tuple[Tensor, ...]
+    """Random inputs, of a batch of two."""
+    name: str
+    keywords: Mapping[str, Tensor] = FrozenDict()
+    """Inputs by name, for models of transformers."""
+
+    def spec(self, **options: Any) -> Spec:
+        """Its trace."""
+        return trace(self.model, self.example, self.keywords, **options)
+
+
+class Built(NamedTuple):
+    model: nn.Module
+    shape: tuple[int, ...] | None
+    """Channels, height, width; None: not known."""
+
+
+def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dense: bool = False) -> Network:
+    """Build a model, and load its checkpoint.
+
+    Args:
+        config: its name, options and checkpoint.
+        data: says how many classes and colours there are, and the size of an image; None: the model's own.
+        seed: of the weights.
+        dense: leave the checkpoint out.
+
+    Raises:
+        PruneError: there is no such model, it cannot be built with these options, or the checkpoint does not fit.
+    """
+    torch.manual_seed(seed)
+    built = _built(config, data)
+    model = built.model.eval()
+    shape = config.input_shape or (data.input_shape if data is not None else built.shape)
+    if config.checkpoint is not None and not dense:
+        model = _loaded(model, config, shape)
+    example, keywords = _inputs(model, shape, config.name)
+    _try(model, example, keywords, config.name, shape)
+    return Network(model, example, config.name, keywords)
+
+
+def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
+    """With the checkpoint's weights; foreign ones of pruned networks are fitted by the model's spec."""
+    assert config.checkpoint is not None
+    if not Path(config.checkpoint).exists():
+        raise PruneError(f"there is no checkpoint {config.checkpoint}")
+    try:
+        return load(model, config.checkpoint)
+    except PruneError as error:
+        if "give spec=" not in str(error):
+            raise
+    example, keywords = _inputs(model, shape, config.name)
+    return load(model, config.checkpoint, spec=trace(model, example, keywords))
+
+
+# ---- building
+
+
+def _built(config: Model, data: Data | None) -> Built:
+    name = config.name
+    if ":" in name:
+        return _of_module(config, data)
+    if Path(name).is_dir() and (Path(name) / "config.json").exists():
+        return _of_folder(config)
+    library, _, rest = name.partition("/")
+    if rest and library in LIBRARIES:
+        made = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}[library](
+            rest, config, data
+        )
+        if made is None:
+            raise PruneError(f"{library} has no model {rest!r}{nearest(rest, _names(library))}")
+        return made
+    for make in (_of_nets, _of_timm, _of_torchvision):
+        if (made := make(name, config, data)) is not None:
+            return made
+    known = [*_names("timm"), *_names("torchvision")]
+    raise PruneError(f"there is no model {name!r}{nearest(name, known)} (a class of your own is module:function)")
+
+
+def _names(library: str) -> list[str]:
+    with needs("vision", f"models of {library}"):
+        if library == "timm":
+            import timm
+
+            return timm.list_models()
+        if library == "torchvision":
+            import torchvision
+
+            return torchvision.models.list_models()
+    with needs("hf", "models of transformers"):
+        import transformers
+    return [
+        n for n in dir(transformers) if n.endswith(("Model", "ForImageClassification", "ForSequenceClassification"))
+    ]
+
+
+def _of_nets(name: str, config: Model, data: Data | None) -> Built | None:
+    make = {"small_resnet18": nets.small_resnet18, "small_vit": nets.small_vit}.get(name)
+    if make is None:
+        return None
+    shape = {"small_resnet18": (3, 32, 32), "small_vit": (1, 8, 8)}[name]
+    return Built(_call(make, name, config, data), shape)
+
+
+def _of_timm(name: str, config: Model, data: Data | None) -> Built | None:
+    with needs("vision", "models of timm"):
+        import timm
+    if not timm.is_model(name.partition(".")[0]):
+        return None
+    given: dict[str, Any] = {}
+    if data is not None:
+        given = {"num_classes": len(data.classes), "in_chans": data.input_shape[0]}
+    given |= config.options
+    sized = data is not None and "img_size" not in given
+    if data is not None and sized:
+        given["img_size"] = data.input_shape[1]
+    try:
+        model = timm.create_model(name, pretrained=config.pretrained, **given)
+    except TypeError as error:
+        if not (sized and "img_size" in str(error)):
+            raise _unbuilt(name, given, error) from None
+        given.pop("img_size")  # most convolutional networks take any size
+        try:
+            model = timm.create_model(name, pretrained=config.pretrained, **given)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as again:
+            raise _unbuilt(name, given, again) from None
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise _unbuilt(name, given, error) from None
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    return Built(model, None if size is None else tuple(size))
+
+
+def _of_torchvision(name: str, config: Model, data: Data | None) -> Built | None:
+    with needs("vision", "models of torchvision"):
+        import torchvision
+    if name not in torchvision.models.list_models():
+        return None
+    given = {} if data is None or config.pretrained else {"num_classes": len(data.classes)}
+    given |= config.options
+    try:
+        model = torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None, **given)
+    except (TypeError, ValueError) as error:
+        raise _unbuilt(name, given, error) from None
+    return Built(model, (3, 299, 299) if name == "inception_v3" else (3, 224, 224))
+
+
+def _of_transformers(name: str, config: Model, data: Data | None) -> Built | None:
+    with needs("hf", "models of transformers"):
+        import transformers
+    make: Any = getattr(transformers, name, None)
+    if not isinstance(make, type) or getattr(make, "config_class", None) is None:
+        return None
+    build: Any = make
+    given = (
+        {} if data is None else {"num_labels": len(data.classes), "num_channels": data.input_shape[0]}
+    ) | config.options
+    try:
+        model = build(build.config_class(**given))
+    except (TypeError, ValueError) as error:
+        raise _unbuilt(name, given, error) from None
+    return Built(model, _shape_of(model.config))
+
+
+def _of_folder(config: Model) -> Built:
+    with needs("hf", "a folder of transformers"):
+        import transformers
+    found = transformers.AutoConfig.from_pretrained(config.name, local_files_only=True, **config.options)
+    names = getattr(found, "architectures", None) or []
+    make = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    if make is None:
+        raise PruneError(f"{config.name}/config.json is of {names[0]!r}, which transformers does not have")
+    model = make.from_pretrained(config.name, config=found, local_files_only=True)
+    return Built(model, _shape_of(found))
+
+
+def _shape_of(config: Any) -> tuple[int, ...] | None:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return getattr(config, "num_channels", 3), height, width
+
+
+def _of_module(config: Model, data: Data | None) -> Built:
+    path, _, name = config.name.partition(":")
+    sys.path.insert(0, "")  # a file beside where the command is called
+    try:
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    except ModuleNotFoundError as error:
+        raise PruneError(f"there is no module {path!r} to take {name!r} from ({error})") from None
+    finally:
+        sys.path.remove("")
+    make: Any = getattr(module, name, None)
+    if not callable(make):
+        raise PruneError(f"module {path!r} has no function {name!r}{nearest(name, vars(module))}")
+    return Built(_call(make, config.name, config, data), None)
+
+
+def _call(make: Callable[..., Any], name: str, config: Model, data: Data | None) -> nn.Module:
+    """Call a function with the options, and with what the data say where it has a parameter for it."""
+    known = {} if data is None else {"num_classes": len(data.classes), "in_chans": data.input_shape[0]}
+    if data is not None:
+        known["img_size"] = data.input_shape[1]
+    accepted = inspect.signature(make).parameters
+    given = {k: v for k, v in known.items() if k in accepted} | config.options
+    try:
+        model = make(**given)
+    except TypeError as error:
+        raise _unbuilt(name, given, error) from None
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"{name} gives a {type(model).__name__}, not a module")
+    return model
+
+
+def _unbuilt(name: str, given: dict[str, Any], error: Exception) -> PruneError:
+    options = ", ".join(f"{k}={v!r}" for k, v in given.items())
+    return PruneError(f"{name} cannot be built with {options or 'no options'}: {str(error).strip()}")
+
+
+# ---- inputs
+
+
+def _inputs(model: nn.Module, shape: tuple[int, ...] | None, name: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Random inputs of a batch of two: positional, or by name for models of transformers."""
+    generator = torch.Generator().manual_seed(0)
+    main = getattr(model, "main_input_name", None)
+    if main == "input_ids":
+        config: Any = model.config
+        return (), {"input_ids": torch.randint(0, config.vocab_size, (2, 16), generator=generator)}
+    if shape is None:
+        raise PruneError(f"{name} does not say what it takes: give --model.input-shape, such as 3,224,224, or --data")
+    x = torch.randn(2, *shape, generator=generator)
+    return ((), {main: x}) if main is not None else ((x,), {})
+
+
+def _try(
+    model: nn.Module, example: tuple[Tensor, ...], keywords: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
+) -> None:
+    """Whether the model takes these inputs.
+
+    Raises:
+        PruneError: it does not; says what it says.
+    """
+    try:
+        with torch.no_grad():
+            model(*example, **keywords)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise PruneError(
+            f"{name} does not take inputs of {shape}: {first}; give options that fit the data (--options), or --model.input-shape"
+        ) from None

@@ -1,0 +1,265 @@
+"""What commands can be told: sections of options, in a YAML file or as flags. Every command reads the sections it needs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..train.recipe import Recipe
+
+
+class Section(BaseModel):
+    """Options that belong together; unknown ones are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """`data: digits` stands for `data: {name: digits}`."""
+        return {"name": value} if isinstance(value, str) and "name" in cls.model_fields else value
+
+
+class Model(Section):
+    """The network."""
+
+    name: str = ""
+    """timm/NAME, torchvision/NAME, transformers/CLASS, the folder of a transformers model, or module:function; a bare NAME is looked
+    for in prunefn.nets, timm and torchvision"""
+    checkpoint: str | None = None
+    """safetensors or a state dict of torch.save, dense or pruned"""
+    options: dict[str, Any] = {}
+    """keyword arguments for building it, as {key: value}; the number of classes and of colours is that of the data"""
+    pretrained: bool = False
+    """with the weights that its library has for it, which it may download"""
+    input_shape: tuple[int, ...] | None = None
+    """channels, height, width; by default those of the data, or what the model says"""
+
+
+class Data(Section):
+    """Images with labels."""
+
+    name: str = ""
+    """digits, mnist, fashion_mnist, cifar10, or a folder with train/ and val/; none where a command needs none"""
+    folder: str | None = None
+    """where the files of mnist, fashion_mnist or cifar10 are"""
+    image_size: int | None = Field(default=None, ge=1)
+    """pixels of a side; by default the data's own, 224 for folders"""
+    augment: bool = True
+    """training images are shifted, cut and mirrored at random"""
+    images: int | None = Field(default=None, ge=1)
+    """only so many training images, drawn by the seed"""
+
+
+class Training(Recipe):
+    """A stage of training."""
+
+    def recipe(self, seed: int) -> Recipe:
+        """What `prunefn.train` takes, with this seed unless the section has one of its own."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in Recipe.model_fields}
+        if "seed" not in self.model_fields_set:
+            given["seed"] = seed
+        return Recipe(**given)
+
+
+class Train(Training):
+    """Training from scratch."""
+
+    epochs: int = Field(default=10, ge=0, description="passes over the training data")
+    batch: int = Field(default=128, ge=1, description="samples of all processes together in an update")
+    rate: float = Field(default=1e-3, gt=0, description="learning rate")
+
+
+class Sparse(Training):
+    """Training towards small units before pruning; 0 epochs: none."""
+
+    epochs: int = Field(default=0, ge=0, description="passes over the training data")
+    batch: int = Field(default=64, ge=1, description="samples of all processes together in an update")
+    rate: float = Field(default=1e-4, gt=0, description="learning rate")
+
+
+class Between(Training):
+    """Training after each round of pruning; 0 epochs: none."""
+
+    epochs: int = Field(default=1, ge=0, description="passes over the training data")
+    batch: int = Field(default=32, ge=1, description="samples of all processes together in an update")
+    rate: float = Field(default=1.5e-5, gt=0, description="learning rate")
+
+
+class Finetune(Training):
+    """Training at the end; 0 epochs: none."""
+
+    epochs: int = Field(default=10, ge=0, description="passes over the training data")
+    batch: int = Field(default=32, ge=1, description="samples of all processes together in an update")
+    rate: float = Field(default=1.5e-5, gt=0, description="learning rate")
+    hold_zeros: bool = Field(default=False, description="weights that are zero stay zero, as sparsify left them")
+
+
+class Distill(Section):
+    """Learning from the dense network."""
+
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """share of the teacher's part in the loss; none: no teacher"""
+    temperature: float = Field(default=2.0, gt=0)
+    """of both softmaxes"""
+    teacher: str | None = None
+    """checkpoint of the dense network, for finetune; pat knows its own"""
+
+
+class Prune(Section):
+    """Which units go, and what makes up for them."""
+
+    recipe: str = "vbp"
+    """vbp, dvbp_ob2c, corp, network_slimming, l1_channels, taylor, isomorphic, depgraph_group_norm, lamp, fpgm, mac_aware; the
+    options below win over it"""
+    ratio: float | dict[str, float] | None = None
+    """share of the units removed, or {glob of groups: share}; 0.5 if no budget is given"""
+    macs: float | None = Field(default=None, gt=0, le=1)
+    """share of the MACs kept"""
+    params: float | None = Field(default=None, gt=0, le=1)
+    """share of the parameters kept"""
+    activations: float | None = Field(default=None, gt=0, le=1)
+    """share of the activations kept"""
+    criterion: str | None = None
+    """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
+    scope: str | None = None
+    """global, local, isomorphic, per_kind, knapsack"""
+    compensation: str | None = None
+    """mean, affine(ridge=1e-4), variance_rescale, none"""
+    where: str | None = None
+    """groups that may shrink: hidden, residual, heads, head_dim, groups, a glob, or kind("hidden") & ~module("blocks.0"); all: every
+    group"""
+    freeze: list[str] = []
+    """tensors or modules that stay as they are"""
+    round_to: int = Field(default=1, ge=1)
+    """sizes are multiples of this"""
+    max_ratio: float = Field(default=1.0, gt=0, le=1)
+    """most that a group may lose"""
+    min_units: int = Field(default=1, ge=1)
+    """that every group keeps"""
+    sequential: bool = False
+    """compensate block by block towards the dense outputs"""
+    recalibrate: bool = False
+    """measure BatchNorms anew at the end"""
+    images: int = Field(default=1024, ge=1)
+    """clean training images for statistics, drawn by the seed"""
+    batch: int = Field(default=64, ge=1)
+    """images of a batch of statistics"""
+
+    @field_validator("ratio")
+    @classmethod
+    def _in_range(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        shares = value.values() if isinstance(value, dict) else [value]
+        if wrong := [s for s in shares if s is not None and not 0 <= s < 1]:
+            raise ValueError(f"a share of the units that goes must be in [0, 1), not {wrong[0]}")
+        return value
+
+
+class Sparsify(Section):
+    """Which weights become zero."""
+
+    share: float = Field(default=0.5, ge=0, lt=1)
+    """of the weights; n:m has its own"""
+    criterion: str = "magnitude"
+    """magnitude, taylor, snip, movement, wanda, obs, random"""
+    scope: str = "layerwise"
+    """layerwise, rows, global, lamp, erk"""
+    pattern: str = "unstructured"
+    """unstructured, n_m(2, 4), blocks(4, 4), slices(4)"""
+    weights: list[str] = []
+    """globs of weights; by default all of convolutions and linear layers"""
+    ridge: float | None = Field(default=None, gt=0)
+    """reconstruct what is kept by least squares, with this ridge, such as 0.01"""
+    rounds: int = Field(default=1, ge=1)
+    """little by little, training between as `between` says"""
+    schedule: Literal["linear", "geometric", "cubic"] = "cubic"
+    """of the rounds"""
+    images: int = Field(default=1024, ge=1)
+    """clean training images for statistics, drawn by the seed"""
+    batch: int = Field(default=64, ge=1)
+    """images of a batch of statistics"""
+
+
+class Pat(Section):
+    """Pruning-aware training: sparse training, rounds of pruning and training, fine-tuning."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """removed in the end"""
+    of: Literal["units", "macs", "params"] = "units"
+    """what it is a share of"""
+    steps: int = Field(default=5, ge=1)
+    """rounds of pruning"""
+    schedule: Literal["linear", "geometric", "cubic"] = "geometric"
+    """what goes in each of them"""
+    sparsity: str = "l1_group"
+    """of the sparse phase: l1_group(rate=1e-4), lasso, slimming, growing, concentration, gradual(target=0.5)"""
+    masked: bool = False
+    """keep the dense shapes until the end"""
+    target: float | None = Field(default=None, gt=0, lt=1)
+    """share of the MACs at which pruning stops"""
+    carry: bool = True
+    """the optimizer remembers over rounds"""
+
+
+class Export(Section):
+    """Files for other runtimes."""
+
+    formats: list[Literal["onnx", "program", "aoti", "torchscript", "state_dict"]] = ["onnx", "program"]
+    """each is compared with the network before it gets its name"""
+    batches: list[int] = [1, 2, 5]
+    """sizes at which it is compared"""
+    limit: float = Field(default=1e-4, gt=0)
+    """largest difference allowed"""
+
+
+class Profile(Section):
+    """Times."""
+
+    batch: int = Field(default=1, ge=1)
+    """samples of a forward pass"""
+    rounds: int = Field(default=30, ge=2)
+    """that are timed, all networks in turns"""
+
+
+class Sweep(Section):
+    """Many prunings, each fine-tuned."""
+
+    space: dict[str, Any] = {"sparsity": [0.3, 0.4, 0.5, 0.6], "lr": [0.001, 0.01, 0.05], "epochs": [20, 30, 40]}
+    """setting → list of choices, or {low, high, log, step}: sparsity (of the MACs), criterion, compensation, lr, epochs, …"""
+    sampler: Literal["grid", "tpe", "nsga2", "random"] = "tpe"
+    """how trials are chosen"""
+    trials: int = Field(default=20, ge=1)
+    """in all, those before included; a grid has its own number"""
+    workers: int = Field(default=1, ge=1)
+    """processes on this machine"""
+    storage: str | None = None
+    """an optuna URL for many machines; by default a file of SQLite in the folder"""
+    min_macs_removed: float = Field(default=0.4, ge=0, le=1)
+    """the goal: at least so many MACs less"""
+    max_points_lost: float = Field(default=1.5, ge=0)
+    """the goal: at most so many points of accuracy lost"""
+
+
+class Config(Section):
+    """All that commands can be told. A file may have sections that a command does not read."""
+
+    seed: int = 0
+    """of weights, batches, augmentation and calibration"""
+    device: str | None = None
+    """cpu or cuda; by default what there is"""
+    out: str | None = None
+    """folder for results; made if it is not there"""
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    prune: Prune = Prune()
+    sparsify: Sparsify = Sparsify()
+    pat: Pat = Pat()
+    sparse: Sparse = Sparse()
+    between: Between = Between()
+    finetune: Finetune = Finetune()
+    distill: Distill = Distill()
+    export: Export = Export()
+    profile: Profile = Profile()
+    sweep: Sweep = Sweep()

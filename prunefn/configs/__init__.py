@@ -1,0 +1,1 @@
+"""Ready configs, one YAML file a network and data set: `prunefn config`."""

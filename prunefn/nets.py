@@ -1,0 +1,61 @@
+"""Networks for small images, of the classes of torchvision and timm: what the ready configs and the course train.
+
+>>> import torch
+>>> import prunefn as pf
+>>> pf.cost(pf.trace(small_resnet18(), (torch.randn(1, 3, 32, 32),))).macs / 1e9
+0.55542272
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .extras import needs
+
+
+def small_resnet18(num_classes: int = 10, in_chans: int = 3, width: int = 64) -> nn.Module:
+    """ResNet-18 with the stem for small images: 3 × 3, stride 1, no pooling (He et al., CVPR 2016, as usual for CIFAR-10).
+
+    Args:
+        num_classes: size of the output.
+        in_chans: channels of an image.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+    """
+    with needs("vision", "small_resnet18"):
+        from torchvision.models import ResNet
+        from torchvision.models.resnet import BasicBlock
+    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
+    model.inplanes = width
+    model.conv1 = nn.Conv2d(in_chans, width, kernel_size=3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(width)
+    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    for i in range(4):
+        stage = model._make_layer(BasicBlock, width << i, 2, stride=1 if i == 0 else 2)
+        setattr(model, f"layer{i + 1}", stage)
+    model.fc = nn.Linear(width << 3, num_classes)
+    return model
+
+
+def small_vit(
+    num_classes: int = 10,
+    in_chans: int = 1,
+    img_size: int = 8,
+    patch_size: int = 2,
+    dim: int = 32,
+    depth: int = 3,
+    heads: int = 4,
+    mlp_ratio: float = 4.0,
+) -> nn.Module:
+    """timm's VisionTransformer in DeiT's shape, small: a class token, pre-norm blocks, one projection for q, k and v."""
+    with needs("vision", "small_vit"):
+        from timm.models.vision_transformer import VisionTransformer
+    return VisionTransformer(
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=num_classes,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+    )

@@ -1,0 +1,401 @@
+"""The command line: options in layers, every command on digits, models by name, errors, the paper's commands on a folder of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import prunefn as pf
+
+typer_testing = pytest.importorskip("typer.testing")
+
+import prunefn.cli  # noqa: E402
+from prunefn.cli import words  # noqa: E402
+from prunefn.cli.layers import merge, resolve, shipped  # noqa: E402
+from prunefn.cli.networks import open_network  # noqa: E402
+from prunefn.cli.sections import Config, Model  # noqa: E402
+
+VIT = ["-c", "digits_vit", "--options", "{dim: 16, depth: 1, heads: 2, mlp_ratio: 4.0}"]
+SHORT = ["--profile.rounds", "2"]
+PLANNED = "inspect train eval prune sparsify pat finetune export profile load-check".split()
+
+
+class Done(NamedTuple):
+    """A run of the command."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict:
+        """What `--json` printed."""
+        return json.loads(self.stdout)
+
+
+def run(*args: str | Path, code: int = 0) -> Done:
+    done = typer_testing.CliRunner().invoke(prunefn.cli.app, [str(a) for a in args])
+    assert done.exit_code == code, (args, done.stdout, done.stderr, done.exception)
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def little() -> nn.Module:
+    """What the tests build by module:function."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)
+    )
+
+
+# ---- options
+
+
+def test_flags_win_over_files_and_files_over_defaults(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("{data: digits, prune: {ratio: 0.3, scope: local}, seed: 3}")
+    second.write_text("{data: {image_size: 16}, prune: {scope: global}}")
+    found = resolve([str(first), str(second)], {"prune": {"ratio": "0.4"}})
+    assert (found.data.name, found.data.image_size, found.seed) == ("digits", 16, 3)
+    assert (found.prune.ratio, found.prune.scope, found.prune.batch) == (0.4, "global", 64)
+    said = run("prune", "resnet18", "-c", first, "--ratio", "0.2", "--dry-run", "--json").json["config"]["prune"]
+    assert (said["ratio"], said["scope"]) == (0.2, "local")
+    assert (
+        run("prune", "resnet18", "--prune.ratio", "0.25", "--dry-run", "--json").json["config"]["prune"]["ratio"]
+        == 0.25
+    )
+
+
+def test_every_key_is_a_flag() -> None:
+    """Of the sections that a command reads, under the name of the section."""
+    from prunefn.cli.commands import pat
+    from prunefn.cli.flags import flags_of, section_class
+
+    flags = {f.path: f.names for f in flags_of(pat.COMMAND.sections, pat.COMMAND.own)}
+    for section in pat.COMMAND.sections:
+        inner = section_class(Config.model_fields[section])
+        assert inner is not None
+        for name, field in inner.model_fields.items():
+            assert f"--{section}.{name.replace('_', '-')}" in flags[f"{section}.{name}"]
+            assert field.description, f"{section}.{name} says nothing of itself"
+    assert {"seed", "device", "out"} <= set(flags)
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_configs_that_come_with_the_package_are_valid(name: str) -> None:
+    assert resolve([name], {}).model.name
+    for command in ("train", "prune", "sparsify", "pat", "finetune", "export", "profile"):
+        steps = run(command, "-c", name, "--dry-run", "--json").json["steps"]
+        assert len(steps) >= 2 and all(steps)
+    assert run("config", name).stdout == shipped()[name]
+
+
+def test_schema_is_that_of_the_config() -> None:
+    schema = run("config", "--schema").json
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["$defs"]["Prune"]["properties"]["ratio"]["description"].startswith("share of the units removed")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{prune: {criterio: x}}", "there is no option 'prune.criterio'; did you mean criterion"),
+        ("{prun: {}}", "there is no option 'prun'; did you mean prune?"),
+        ("{prune: {ratio: 2}}", "prune.ratio is 2: a share of the units that goes must be in [0, 1), not 2"),
+        ("{train: {epochs: -1}}", "train.epochs is -1: input should be greater than or equal to 0"),
+        ("[1, 2]", "is a list; a config has sections"),
+        ("{a: [", "is no YAML"),
+    ],
+    ids="key section range negative list syntax".split(),
+)
+def test_wrong_configs_are_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert message in run("config", "--check", path, code=1).stderr
+    assert message in run("prune", "resnet18", "-c", path, code=2).stderr
+
+
+def test_merging_keeps_what_is_not_said() -> None:
+    assert merge({"model": "a"}, {"model": {"checkpoint": "b"}}) == {"model": {"name": "a", "checkpoint": "b"}}
+    assert merge({"sweep": {"space": {"lr": [1]}}}, {"seed": 1}) == {"sweep": {"space": {"lr": [1]}}, "seed": 1}
+
+
+# ---- words
+
+
+def test_words_are_the_values_of_python() -> None:
+    c = pf.criteria
+    assert words.criterion_of("mac_aware(magnitude(1.0), alpha=0.5)").name == c.mac_aware(c.magnitude(1.0)).name
+    net = little().eval()
+    spec, params = pf.trace(net, (torch.randn(2, 1, 8, 8),)), pf.params(net)
+    stats = pf.collect_stats(params, None, spec=spec)
+    text = "normalized(magnitude(1.0, reduction=reduction.max), normalizer.quantile(0.3))"
+    want = c.normalized(c.magnitude(1.0, reduction=pf.reduction.max), pf.normalizer.quantile(0.3))
+    found, same = pf.score(stats, criterion=words.criterion_of(text)), pf.score(stats, criterion=want)
+    assert all(torch.equal(found[g], same[g]) for g in same)
+    groups = spec.groups.values()
+    where, by_hand = words.where_of("hidden & ~module('3')"), pf.kind("hidden") & ~pf.module("3")
+    assert callable(where) and [where(g) for g in groups] == [by_hand(g) for g in groups]
+
+
+@pytest.mark.parametrize(
+    "text", ["open('x')", "__import__('os')", "variance.__class__", "(lambda: 1)()", "[variance][0]"]
+)
+def test_words_execute_nothing_else(text: str) -> None:
+    with pytest.raises(pf.PruneError, match="criterion"):
+        words.criterion_of(text)
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("timm/resnet10t", {}, "ResNet"),
+        ("torchvision/squeezenet1_1", {}, "SqueezeNet"),
+        ("transformers/BertModel", {"num_hidden_layers": 1, "hidden_size": 24, "num_attention_heads": 2}, "BertModel"),
+        (
+            "transformers/ViTForImageClassification",
+            {"num_hidden_layers": 1, "image_size": 32},
+            "ViTForImageClassification",
+        ),
+        ("small_resnet18", {"width": 4}, "ResNet"),
+    ],
+    ids="timm torchvision text image ours".split(),
+)
+def test_models_by_name(name: str, options: dict, kind: str) -> None:
+    network = open_network(Model(name=name, options=options))
+    assert type(network.model).__name__ == kind and not network.model.training
+    assert network.spec().groups
+    again = open_network(Model(name=name, options=options)).model.state_dict()
+    assert all(torch.equal(t, again[n]) for n, t in network.model.state_dict().items())
+
+
+def test_a_folder_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    found = open_network(Model(name=str(tmp_path))).model
+    assert type(found) is type(model)
+    assert all(torch.equal(t, found.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_a_function_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net(num_classes):\n    return nn.Linear(4, num_classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = ["mine:net", "--options", "{num_classes: 3}", "--model.input-shape", "4"]
+    found = run("inspect", *asked, "--json").json
+    assert found["params"] == 15
+    assert "cannot be built with no options" in run("inspect", "mine:net", code=1).stderr
+    assert "mine:net does not take inputs of (5,)" in run("inspect", *asked[:-1], "5", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "code"),
+    [
+        (["inspect"], "give a model: timm/NAME", 2),
+        (["inspect", "resnt18"], "there is no model 'resnt18'; did you mean 'resnet18'", 1),
+        (["inspect", "timm/resnt18"], "timm has no model 'resnt18'", 1),
+        (["inspect", "nowhere:net"], "there is no module 'nowhere'", 1),
+        (["prune", "timm/resnet10t"], "needs batches: give --data, or --criterion magnitude --compensation none", 1),
+        (["prune", "timm/resnet10t", "--criterion", "varance"], "there is no 'varance'; did you mean 'variance'", 1),
+        (["prune", "timm/resnet10t", "--recipe", "vbpp"], "there is no recipe 'vbpp'; did you mean 'vbp'", 1),
+        (["prune", "timm/resnet10t", "--ratio", "0.5", "--macs", "0.5"], "give one of the two", 1),
+        (["eval", "timm/resnet10t"], "this needs data: --data digits, mnist", 1),
+        (["eval", "timm/resnet10t", "--data", "digts"], "no data 'digts'; did you mean 'digits'", 1),
+        (
+            ["load-check", "timm/resnet10t", "--checkpoint", "no.safetensors"],
+            "there is no checkpoint no.safetensors",
+            1,
+        ),
+        (
+            ["finetune", "timm/resnet10t", "--data", "digits"],
+            "finetune goes on from a checkpoint; give --checkpoint",
+            1,
+        ),
+        (["report", "."], "has nothing of a run", 1),
+    ],
+    ids="model name timm module batches criterion recipe budgets data digits checkpoint finetune report".split(),
+)
+def test_errors_are_a_line(
+    args: list[str], message: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*args, code=code)
+    assert message in done.stderr and "Traceback" not in done.stderr and not done.stdout
+
+
+# ---- the commands
+
+
+def test_from_training_to_a_file_for_other_runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command on what the one before it wrote; the numbers are those of the functions."""
+    monkeypatch.chdir(tmp_path)
+    trained = run("train", *VIT, *SHORT, "--epochs", "3", "--json").json
+    best = tmp_path / "runs/train/best_model.safetensors"
+    assert yaml.safe_load((tmp_path / "runs/train/metrics.yaml").read_text()) == trained
+    assert list((tmp_path / "runs/train/train/logs").iterdir())
+    checkpoint = ["--checkpoint", best]
+    found = run("eval", *VIT, *SHORT, *checkpoint, "--out", "e", "--json").json
+    assert found["accuracy"] == pytest.approx(trained["accuracy"], abs=1e-6)
+    assert set(found) == {"accuracy", "loss", "flops_g", "params_m", "latency_ms", "throughput_fps"}
+    assert (tmp_path / "e/eval_metrics.yaml").exists()
+
+    pruned = run("prune", *VIT, *checkpoint, "--ratio", "0.4", "--json").json
+    small = tmp_path / "runs/prune/pruned.safetensors"
+    assert pruned["top1_dense"] == pytest.approx(trained["accuracy"]) and 0 < pruned["macs_removed"] < 0.5
+    assert {p.name for p in (tmp_path / "runs/prune").iterdir()} >= {"report.html", "mask.safetensors", "widths.png"}
+    by_hand = _by_hand(best)
+    loaded = open_network(
+        Model(name="small_vit", options={"dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 4.0}, checkpoint=str(small))
+    )
+    assert all(torch.equal(t, by_hand[n]) for n, t in loaded.model.state_dict().items())
+
+    tuned = run("finetune", *VIT, "--epochs", "1", "--checkpoint", small, "--distill.teacher", best, "--json").json
+    assert tuned["accuracy_before"] == pytest.approx(pruned["top1"])
+    final = tmp_path / "runs/finetune/finetuned.safetensors"
+    checked = run("load-check", *VIT, "--checkpoint", final, "--json").json
+    assert checked["macs"] == pruned["macs"] and checked["difference"] < 1e-5
+
+    exported = run("export", *VIT, "--checkpoint", final, "--formats", "program,torchscript", "--json").json
+    assert set(exported) == {"program", "torchscript"} and Path(exported["program"]["path"]).exists()
+    timed = run("profile", *VIT, small, final, "--rounds", "2", "--json").json
+    assert list(timed["networks"]) == ["dense", "pruned", "finetuned"]
+    assert timed["networks"]["pruned"]["macs"] == pruned["macs"]
+    assert "Written" in run("report", "runs/prune").stdout
+
+
+def _by_hand(best: Path) -> dict[str, torch.Tensor]:
+    """The pruned state dict, by the functions of Python."""
+    model = pf.nets.small_vit(dim=16, depth=1, heads=2)
+    model = pf.load(model.eval(), best)
+    data = pf.data.open_data("digits", augment=False)
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:1024]  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(data.train, chosen.tolist()), batch_size=64)
+    spec = pf.trace(model, (torch.randn(2, 1, 8, 8),))
+    pruned = pf.recipes.vbp(0.4)(pf.params(model), list(loader), spec=spec)
+    return pf.to_module(pruned.params, spec=pruned.spec, model=model).state_dict()
+
+
+def test_sparsify_and_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("sparsify", *VIT, "--pattern", "n_m(2, 4)", "--criterion", "wanda", "--json").json
+    assert found["sparsity"] == pytest.approx(0.5) and (tmp_path / "runs/sparsify/sparsity.md").exists()
+    held = [
+        "finetune",
+        *VIT,
+        "--checkpoint",
+        "runs/sparsify/sparse.safetensors",
+        "--epochs",
+        "1",
+        "--distill.alpha",
+        "none",
+    ]
+    note = run(*held)
+    assert "are trained like all others without --hold-zeros" in " ".join(note.stdout.split())
+    kept = run(*held, "--hold-zeros", "--out", "held", "--json").json["sparsity"]
+    free = yaml.safe_load((tmp_path / "runs/finetune/metrics.yaml").read_text())["sparsity"]
+    assert kept > 0.4 and free < 0.01
+
+
+def test_pat_in_three_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once more: what is done is read."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["pat", *VIT, "--steps", "2", "--sparse.epochs", "1", "--between.epochs", "1", "--finetune.epochs", "1"]
+    found = run(*asked, "--of", "macs", "--share", "0.2", "--json").json
+    assert found["macs_removed"] == pytest.approx(0.2, abs=0.03) and found["flops_reduction_pct"] > 15
+    folder = tmp_path / "runs/pat"
+    assert {"final.safetensors", "report.html", "round_1", "round_2", "sparse", "tuning"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert run(*asked, "--of", "macs", "--share", "0.2", "--json").json == found
+    assert "belongs to a run with" in run(*asked, "--of", "macs", "--share", "0.3", code=1).stderr
+
+
+def test_debug_shows_where() -> None:
+    done = typer_testing.CliRunner().invoke(prunefn.cli.app, ["inspect", "resnt18", "--debug"])
+    assert isinstance(done.exception, pf.PruneError)
+
+
+# ---- the paper's commands, on a folder of images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noise, in ImageNet's layout."""
+    from PIL import Image
+
+    where = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("val", 4)):
+        for c in range(3):
+            (where / part / f"class_{c}").mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 256, (48, 56, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(where / part / f"class_{c}" / f"{i}.jpg")
+    return where
+
+
+def test_vbp_of_the_paper_runs_to_the_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One-shot, and the three phases, by the shipped config; the sizes are cut down."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--options", "{embed_dim: 24, depth: 2, num_heads: 3}", "--data", folder, "--data.image-size", "32"]
+    found = run("prune", "-c", "deit_tiny_vbp", *small, "--images", "12", "--batch", "4", "--json").json
+    assert 0 < found["macs_removed"] < 0.45
+    phases = ["--pat.steps", "2", "--sparse.epochs", "1", "--between.epochs", "1", "--finetune.epochs", "1"]
+    batches = ["--sparse.batch", "6", "--between.batch", "6", "--finetune.batch", "6", "--prune.images", "12"]
+    workers = [f"--{s}.workers=0" for s in ("sparse", "between", "finetune")]
+    done = run("pat", "-c", "deit_tiny_vbp", *small, *phases, *batches, *workers, "--device", "cpu", "--json").json
+    assert done["macs_removed"] == pytest.approx(found["macs_removed"], abs=0.05)
+
+
+def test_torchrun_gives_what_one_process_gives(folder: Path, tmp_path: Path) -> None:
+    """`torchrun -m prunefn pat`: the same masks and the same cost."""
+    small = [
+        "small_resnet18",
+        "--options",
+        "{width: 4}",
+        "--data",
+        str(folder),
+        "--data.image-size",
+        "16",
+        "--data.no-augment",
+    ]
+    asked = [
+        "pat",
+        *small,
+        "--steps",
+        "1",
+        "--share",
+        "0.3",
+        "--device",
+        "cpu",
+        "--prune.images",
+        "12",
+        "--prune.batch",
+        "6",
+    ]
+    asked += ["--between.epochs", "0", "--finetune.epochs", "1", "--finetune.batch", "6"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRUNEFN_CACHE": str(tmp_path / "cache")}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "prunefn"]
+    for how, out in ((start, "two"), ([sys.executable, "-m", "prunefn"], "one")):
+        command = [*how, *asked, "--out", str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Written to") == 1
+    one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
+    assert one["macs"] == two["macs"] and one["top1"] == pytest.approx(two["top1"])
+    masks = [(tmp_path / n / "mask.safetensors").read_bytes() for n in ("one", "two")]
+    assert masks[0] == masks[1]
