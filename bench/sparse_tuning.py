@@ -9,6 +9,7 @@ times, remove a third of it (of what the schedule still wants) and train one epo
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,12 +34,14 @@ from .timing import write
 HERE = Path(__file__).parent
 NETWORKS = ("resnet", "vit")
 SHARES = (0.5, 0.7, 0.9)
-METHODS: dict[str, tuple[pf.Criterion, sparse.scope.WeightScope]] = {
-    "magnitude, layerwise": (criteria.magnitude(), scope.layerwise()),
-    "magnitude, global": (criteria.magnitude(), scope.global_()),
-    "Taylor, global": (criteria.taylor(), scope.global_()),
-    "movement, global": (criteria.movement(), scope.global_()),
+METHODS: dict[str, tuple[Callable[[pf.Params], pf.Criterion], sparse.scope.WeightScope]] = {
+    "magnitude, layerwise": (lambda start: criteria.magnitude(), scope.layerwise()),
+    "magnitude, global": (lambda start: criteria.magnitude(), scope.global_()),
+    "Taylor, global": (lambda start: criteria.taylor(), scope.global_()),
+    "movement, global": (criteria.movement_since, scope.global_()),
+    "movement at the end, global": (lambda start: criteria.movement(), scope.global_()),
 }
+"""Name → (params before training → criterion, scope)."""
 N_M = "magnitude, 2:4"
 WAYS = ("at once", "in rounds")
 EPOCHS, TEST = 3, 5000
@@ -71,7 +74,8 @@ def one(job: Key) -> list[float]:
         return pf.params(train(module, learnt, recipe, masks=masks, device="cpu").model)
 
     n_m = method == N_M
-    criterion, among = METHODS["magnitude, layerwise" if n_m else str(method)]
+    make, among = METHODS["magnitude, layerwise" if n_m else str(method)]
+    criterion = make(untrained(str(name)))
     steps = 1 if way == "at once" else EPOCHS
     params, _ = sparse.rounds(
         pf.params(model),
@@ -85,6 +89,12 @@ def one(job: Key) -> list[float]:
         between=between,
     )
     return [before[-1], tested(pf.to_module(params, spec=spec, model=model))]
+
+
+def untrained(name: str) -> pf.Params:
+    """The params with which the training of the dense network began."""
+    torch.manual_seed(RECIPES.get(name, Dense()).seed)
+    return pf.params(networks.NETWORKS[name]())
 
 
 def tested(model: nn.Module) -> float:

@@ -80,6 +80,25 @@ def test_movement_adds_up_over_steps() -> None:
         close(found[n], parts[0][n] + parts[1][n])
 
 
+def test_movement_since_is_what_movement_adds_up_to() -> None:
+    """Over gradient descent in steps that are small."""
+    t, x, y = layers(), randn(6, 5, seed=1), CLASSES
+    rate, now = 1e-3, dict(t.params)
+    total = {n: torch.zeros_like(now[n]) for n in sparse.weights(t.spec)}
+    for _ in range(500):
+        leaves = {n: now[n].detach().requires_grad_() for n in total}
+        loss = nn.functional.cross_entropy(pf.forward({**now, **leaves}, x, spec=t.spec), y)
+        slopes = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        for n, g in slopes.items():
+            total[n] -= now[n] * g
+            now[n] = now[n] - rate * g
+    found = sparse.score(now, spec=t.spec, criterion=criteria.movement_since(t.params))
+    for n, sums in total.items():
+        assert float((found[n] - rate * sums).abs().max()) < 2e-3 * float(found[n].abs().max())
+    with pytest.raises(pf.ParamsError, match=r"'2.weight', \(3, 6\), is not there in start"):
+        sparse.score(now, spec=t.spec, criterion=criteria.movement_since({"0.weight": t.params["0.weight"]}))
+
+
 def test_wanda_by_hand() -> None:
     t, x = layers(), randn(40, 5, seed=1)
     hidden = t.model[:2](x).detach()

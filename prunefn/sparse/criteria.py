@@ -1,7 +1,8 @@
 """Criteria on single weights; higher = keep. Values as in `prunefn.criteria`, to be given to `collect_stats` in the same way, but
 what they score are weights: their `score` gives parameter → float64 tensor of its shape, for all weights of contractions.
 
-`snip` and `movement` are criteria of training: SNIP scores a network before it is trained, movement adds up over steps.
+`snip` and `movement` are criteria of training: SNIP scores a network before it is trained, movement adds up over steps (and
+`movement_since` over all of them).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from ..criteria.base import collected, measured, spec_of
 from ..criteria.gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients
+from ..errors import ParamsError
 from ..shapes import Float
 from ..stats import Stats
 from ..trace.spec import Spec
-from ..types import Batch, Collector, Criterion, Moments, Params, Scores
+from ..types import Batch, Collector, Criterion, FrozenDict, Moments, Params, Scores
 from .weights import Weight, weights
 
 Columns = Float[Tensor, "g i"]
@@ -78,6 +80,21 @@ def movement(loss: Loss = cross_entropy) -> Criterion:
     return Criterion("movement", partial(_movement, collector=collector), (), (collector,))
 
 
+def movement_since(start: Params) -> Criterion:
+    """½ (w² − w₀²): movement added up along the whole training from `start`; needs no data.
+
+    Under gradient flow, −∫ w · ∂L/∂w dt is exactly this; with the optimizers in use it is what the sum stands for. Where a network
+    has converged, its gradients are noise, and so is `movement` on it; what the weights have moved from their start is not.
+
+    Args:
+        start: the params before training, such as those of the same model built with the same seed.
+
+    Raises:
+        ParamsError: (when scored) a weight is not in `start`, or has another shape there.
+    """
+    return Criterion("movement_since", partial(_since, start=FrozenDict(start)), needs=())
+
+
 def wanda() -> Criterion:
     """|w| · ‖x‖, where ‖x‖² is the mean square of the weight's input: Sun et al., ICLR 2024 (arXiv 2306.11695), eq. 1.
 
@@ -120,6 +137,17 @@ def _random(stats: Stats, *, seed: int) -> Scores:
     generator = torch.Generator().manual_seed(seed)
     known = weights(spec_of(stats)).values()
     return {w.name: torch.rand(w.shape, generator=generator, dtype=torch.float64) for w in known}
+
+
+def _since(stats: Stats, *, start: Params) -> Scores:
+    out: Scores = {}
+    for n in weights(spec_of(stats)):
+        now, then = stats.params[n].detach().double(), start.get(n)
+        if then is None or then.shape != now.shape:
+            there = "is not there" if then is None else f"has the shape {tuple(then.shape)}"
+            raise ParamsError(f"movement_since: {n!r}, {tuple(now.shape)}, {there} in start; give the params before training")
+        out[n] = (now.square() - then.detach().to(now).square()) / 2
+    return out
 
 
 # ---- from gradients
