@@ -172,7 +172,7 @@ def pipeline(
         if recalibrate and batches is not None:
             small = recalibrated(small, batches, spec=now, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
-        return Pruned(small, now, mask, Info(cost(spec), cost(now), removed, FrozenDict(lost)))
+        return Pruned(small, now, mask, Info(cost(spec), cost(now), removed, FrozenDict(lost), FrozenDict(scores)))
 
     return prune
 

@@ -336,6 +336,8 @@ class Info(NamedTuple):
     """Group → (units removed, units)."""
     residuals: Mapping[str, Residual] = FrozenDict()
     """Site that lost inputs → what its output loses, as predicted from the statistics that it was compensated with."""
+    scores: Mapping[str, Tensor] = FrozenDict()
+    """Group that could lose units → its scores [units], of which the mask was chosen."""
 
 
 class Pruned(NamedTuple):

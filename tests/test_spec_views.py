@@ -270,7 +270,7 @@ def test_a_vector_picture_shows_every_group(name: str, tmp_path: Path) -> None:
 
 
 def test_a_picture_is_the_same_each_time(tmp_path: Path) -> None:
-    for ending in ("svg", "png", "pdf"):
+    for ending in ("svg", "png", "pdf", "html"):
         for i in range(2):
             spec_of("residual").picture(str(tmp_path / f"{i}.{ending}"))
         assert (tmp_path / f"0.{ending}").read_bytes() == (tmp_path / f"1.{ending}").read_bytes()
@@ -280,7 +280,7 @@ def test_a_picture_is_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(pf.PruneError, match=r"'spec.gif'; its name must end in .svg, .png, .pdf"):
+    with pytest.raises(pf.PruneError, match=r"'spec.gif'; its name must end in .svg, .png, .pdf, .html"):
         spec_of("residual").picture(tmp_path / "spec.gif")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Bars and lines: what was kept, and what it did to accuracy. Data in, a PNG out; no global state of pyplot."""
+"""All pictures of what was pruned. Data in, a PNG out; no global state of pyplot. Here: what was kept, and what it did to accuracy."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .canvas import COLOURS as COLOURS
+from .canvas import DENSE as DENSE
+from .canvas import DPI as DPI
+from .canvas import GRID, head, rows
+from .canvas import INK as INK
+from .canvas import canvas as canvas
+from .canvas import save as save
+from .layers import layers as layers
+from .norms import norms as norms
+from .pareto import pareto as pareto
+from .pareto import pareto_front as pareto_front
+from .residuals import residuals as residuals
+from .scores import scores as scores
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = (
-    *("#4C72B0", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860"),
-    *("#64B5CD", "#B8860B", "#D67BB3", "#1B5E20", "#444444", "#999999"),
-)
-"""One for each method, in the order in which they are given."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 MANY = 6
 """More lines than this have their legend beside the picture."""
-DENSE = "#BFBFBF"
-INK = "#333333"
-DPI = 150
 
 
 class Kept(NamedTuple):
@@ -74,11 +80,8 @@ def widths(before: Mapping[str, int], after: Mapping[str, int], path: Path | str
     axes.barh(at, [after[n] for n in names], 0.8, color=COLOURS[0], label="after")
     for i, n in enumerate(names):
         axes.text(before[n], i, f" {after[n]} of {before[n]}", va="center", fontsize=7, color=INK)
-    axes.set_yticks(at, names, fontsize=7)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    rows(axes, names, "units")
     axes.set_xlim(0, 1.15 * max(before.values()))
-    axes.set_xlabel("units")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=2, loc="outside upper right")
     save(figure, path)
 
@@ -98,8 +101,8 @@ def _bars(axes: Axes, panel: Kept) -> None:
     axes.set_ylim(0, 116)
     axes.set_yticks(range(0, 101, 25))
     axes.set_ylabel("units kept (% of the group)")
-    axes.grid(axis="y", color="#E8E8E8")
-    _head(axes, panel.title)
+    axes.grid(axis="y", color=GRID)
+    head(axes, panel.title)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 
 
@@ -144,11 +147,11 @@ def _lines(axes: Axes, panel: Curves) -> None:
     axes.set_ylim(lowest, 100 + 0.04 * (100 - lowest))
     axes.set_xlabel(f"MACs per image ({word})")
     axes.set_ylabel("top-1 on held-out images (%)")
-    axes.grid(color="#E8E8E8")
+    axes.grid(color=GRID)
     share = axes.secondary_xaxis("top", functions=_scales(100 * unit / macs))
     share.set_xlabel("MACs kept (% of dense)", fontsize=9)
     share.tick_params(labelsize=8)
-    _head(axes, panel.title)
+    head(axes, panel.title)
 
 
 def _scales(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -156,28 +159,5 @@ def _scales(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return (lambda v: v * factor), (lambda v: v / factor)
 
 
-def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
-    """An empty figure of so many inches, drawn by Agg."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    if constrained:
-        figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    return figure
-
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Write a PNG; nothing in it depends on the time."""
-    figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None})
-
-
 def _below(figure: Figure, n: int) -> list[Axes]:
     return [figure.add_subplot(n, 1, i + 1) for i in range(n)]
-
-
-def _head(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

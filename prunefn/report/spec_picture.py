@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import PruneError
 from ..files import atomic
 from ..types import Group
+from . import svg
 from .spec_layout import LETTER, Layout, Row, cut, fit, layout, modules, short
 
 if TYPE_CHECKING:
@@ -16,10 +21,12 @@ if TYPE_CHECKING:
 
     from ..trace.spec import Spec
 
-ENDINGS = (".svg", ".png", ".pdf")
+ENDINGS = (".svg", ".png", ".pdf", ".html")
 COLOURS = {"hidden": "#56B4E9", "residual": "#E69F00", "heads": "#009E73", "head_dim": "#CC79A7", "groups": "#D9C400"}
 """Okabe and Ito's, which the colour-blind can tell apart; the kind also stands in the box."""
 INK, GREY, LINE = "#222222", "#666666", "#777777"
+TINT = 0.22
+"""How much of its colour a box has."""
 DPI, MOST_PIXELS = 130, 60_000
 
 # inches
@@ -78,11 +85,42 @@ def picture(spec: Spec, path: Path | str) -> None:
     axes.set_xlim(0, place.size[0])
     axes.set_ylim(place.size[1], 0)
     _Drawing(axes, spec, plan, place).draw()
-    kind = path.suffix.lower()[1:]
+    kind = {".html": "svg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
     metadata: dict[str, Any] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}[kind]
+    drawn = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "prunefn", "svg.fonttype": "none"}):
         dpi = min(DPI, MOST_PIXELS / max(place.size))
-        atomic.write(path, lambda file: figure.savefig(file, format=kind, dpi=dpi, metadata=metadata))
+        figure.savefig(drawn, format=kind, dpi=dpi, metadata=metadata)
+    if kind != "svg":
+        atomic.write(path, lambda name: Path(name).write_bytes(drawn.getvalue()))
+        return
+    titles = {_id(i): spec.explain(g) for i, g in enumerate(spec.groups)}
+    text = svg.titled(drawn.getvalue().decode(), titles)
+    atomic.write_text(path, _html(spec, text) if path.suffix.lower() == ".html" else text)
+
+
+def themed(text: str) -> str:
+    """An SVG picture of a spec as a part of a page that has the colours `--ink`, `--soft` and `--paper`."""
+    names = {INK: "var(--ink)", GREY: "var(--soft)", LINE: "var(--soft)", "#ffffff": "var(--paper)"}
+    tints = {_tint(c): f"color-mix(in srgb, {c} {TINT:.0%}, var(--paper))" for c in COLOURS.values()}
+    return svg.inline(text, {k.lower(): v for k, v in {**names, **tints}.items()})
+
+
+def _html(spec: Spec, text: str) -> str:
+    page = Template(files("prunefn.report").joinpath("spec.html").read_text("utf-8"))
+    return page.substitute(title=escape(repr(spec)), picture=themed(text))
+
+
+def _id(number: int) -> str:
+    """Of a group's box: names may have signs that an id may not."""
+    return f"group_{number}"
+
+
+def _tint(colour: str) -> str:
+    from matplotlib.colors import to_hex, to_rgb
+
+    r, g, b = (1 - TINT * (1 - c) for c in to_rgb(colour))
+    return to_hex((r, g, b))
 
 
 def _place(plan: Layout) -> Place:
@@ -120,6 +158,7 @@ class _Drawing:
 
     def __init__(self, axes: Axes, spec: Spec, plan: Layout, place: Place) -> None:
         self.axes, self.spec, self.plan, self.place = axes, spec, plan, place
+        self.numbers = {g: i for i, g in enumerate(spec.groups)}
 
     def draw(self) -> None:
         """From the back to the front."""
@@ -179,18 +218,17 @@ class _Drawing:
             x += 0.45 + len(kind) * 7.5 * LETTER
         self.text(x, 0.62, "bars: streams · arrows: contractions · rings: frozen axes", 7.5, va="center", color=GREY)
 
-    def rectangle(self, box: Box, colour: str) -> None:
-        from matplotlib.colors import to_rgb
+    def rectangle(self, box: Box, colour: str, group: str | None = None) -> None:
         from matplotlib.patches import FancyBboxPatch
 
-        tint = tuple(1 - 0.22 * (1 - c) for c in to_rgb(colour))
         style = "round,pad=0,rounding_size=0.05"
-        patch = FancyBboxPatch((box.x, box.y), box.w, box.h, style, facecolor=tint, edgecolor=colour, zorder=4)
+        patch = FancyBboxPatch((box.x, box.y), box.w, box.h, style, facecolor=_tint(colour), edgecolor=colour, zorder=4)
+        patch.set_gid(None if group is None else _id(self.numbers[group]))
         self.axes.add_patch(patch)
 
     def group(self, g: Group, box: Box, row: Row) -> None:
         """Four lines: name; units and kind; members; sites."""
-        self.rectangle(box, COLOURS[g.kind])
+        self.rectangle(box, COLOURS[g.kind], g.name)
         label = "" if row.stream else row.label
         mixed = [m.removeprefix("aten.").removesuffix(".default") for m in g.mixed_by]
         members = f"{len(g.members)} member{'s' * (len(g.members) > 1)}: "

@@ -21,7 +21,7 @@ from ..errors import ParamsError
 from ..shapes import Float
 from ..stats import Stats
 from ..trace.spec import Spec
-from ..types import Batch, Collector, Criterion, FrozenDict, Moments, Params, Scores
+from ..types import Batch, Collector, Criterion, Moments, Params, Scores
 from .weights import Weight, weights
 
 Columns = Float[Tensor, "g i"]
@@ -92,7 +92,7 @@ def movement_since(start: Params) -> Criterion:
     Raises:
         ParamsError: (when scored) a weight is not in `start`, or has another shape there.
     """
-    return Criterion("movement_since", partial(_since, start=FrozenDict(start)), needs=())
+    return Criterion("movement_since", partial(_since, start=dict(start)), needs=())
 
 
 def wanda() -> Criterion:

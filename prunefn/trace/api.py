@@ -13,13 +13,14 @@ from ..types import FrozenDict
 from .analyse import Analysis, analyse
 from .capture import Captured, capture
 from .constants import Constants
-from .cost import Costs, polynomial
+from .cost import Costs, Polynomial, polynomial
 from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
 from .record import record
-from .rules import Reason, Rule, Value
+from .rules import Contraction, Reason, Rule, Value
+from .sites import module_path
 from .spec import Spec
 
 UNUSED = Reason("the program does not use it")
@@ -92,6 +93,7 @@ def trace(
         train,
         captured.how,
         reason,
+        _layers(captured, analysis, found),
     )
     return unwritten(spec, fixed) if fixed else spec
 
@@ -156,3 +158,16 @@ def _costs(a: Analysis, found: Found, parameters: frozenset[str], tied: Mapping[
     params = polynomial(found.axes[n] for n in found.axes if n in parameters and n not in tied)
     written = polynomial(([found.axis_of(t) for t in axes] for axes in a.written), found.batch)
     return Costs(macs, params, written)
+
+
+def _layers(captured: Captured, a: Analysis, found: Found) -> FrozenDict[str, Polynomial]:
+    """The MACs, each with the module whose parameters they are done with, or in which two activations meet."""
+    layers: dict[str, list[list[Any]]] = {}
+    for c in a.contractions:
+        layers.setdefault(_layer(captured, c), []).append([found.axis_of(t) for t in c.macs])
+    return FrozenDict({name: polynomial(products, found.batch) for name, products in layers.items()})
+
+
+def _layer(captured: Captured, c: Contraction) -> str:
+    tensor = captured.tensors.get(c.weight.name) if c.weight is not None else None
+    return module_path(captured.nodes[c.node]) if tensor is None else tensor.rpartition(".")[0]

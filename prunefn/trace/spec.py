@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..errors import ParamsError, TraceError, nearest
 from ..types import FrozenDict, Group, Params, Site
 from .constants import Constants
-from .cost import Costs
+from .cost import Costs, Polynomial
 from .example import Example
 from .expr import Axis, einops_form, keep, leaves, size
 from .program import Program
@@ -49,6 +49,8 @@ class Spec:
     """`exported`, or `recorded`: known from one real run, so that the program cannot be run on other inputs."""
     capture_reason: str = ""
     """Why the model could not be exported."""
+    layers: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
+    """Module → the MACs that are done with its parameters, or in it where two activations meet; together, `costs.macs`."""
 
     def _key(self) -> tuple[Any, ...]:
         return (
@@ -175,7 +177,9 @@ class Spec:
         return to_dict(self)
 
     def picture(self, path: Path | str) -> None:
-        """Draw the groups and what flows between them; the ending of `path` says how: `.svg`, `.png` or `.pdf`.
+        """Draw the groups and what flows between them; the ending of `path` says how: `.svg`, `.png`, `.pdf` or `.html`.
+
+        In a browser, members and sites of a group show where the pointer rests; the page is light or dark, as the reader's is.
 
         Raises:
             PruneError: matplotlib is not there, or it cannot write such a file.

@@ -111,7 +111,8 @@ def pat(
             (LayerNorm) see the zeros until then.
         target: share of the MACs at which pruning stops, whatever the schedule still has; the last step removes only what is
             needed. With `schedule.linear(1.0, n)`, pruning goes as if everything were to go.
-        carry: the optimizer goes on with what it remembers of the kept weights; False: it starts anew after each step.
+        carry: the optimizer goes on with what it remembers of the kept weights, unless a phase has one of another kind; False: it
+            starts anew after each step.
         whole: every process measures all of the calibration batches, which a sequential pipeline needs.
         folder: for `config.json`, `metrics.jsonl`, `spec.json`, a mask and a checkpoint for each round, `final.safetensors`
             (for `load`), `summary.json` and plots.
@@ -126,7 +127,7 @@ def pat(
     if steps.share(steps.steps) >= 1 and target is None:
         raise PruneError("the schedule removes everything; give target=, the share of the MACs at which to stop")
     first = calibration[0] if len(calibration) else None
-    spec = spec or _traced(model, first, inputs)
+    spec = spec or traced(model, first, inputs)
     asked = _asked(prune, steps, budget, sparse, between, tuning, distill, masked, target, carry)
     run = Run(deepcopy(model).eval(), spec, shared, Path(folder) if folder is not None else None, asked)
     run.begin()
@@ -176,7 +177,8 @@ def _wanted(
     return pruned, last
 
 
-def _traced(model: nn.Module, batch: Any, inputs: int) -> Spec:
+def traced(model: nn.Module, batch: Any, inputs: int) -> Spec:
+    """The spec of a model, traced with a batch of data."""
     if isinstance(batch, Tensor):
         return trace(model, (batch,))
     if isinstance(batch, Mapping):

@@ -17,7 +17,7 @@ from ..io.module import to_module
 from ..params import apply, compose, expand, shrink
 from ..params import params as params_of
 from ..pipeline import Prune, cost
-from ..report.page import page
+from ..report.page import page, versions
 from ..trace.spec import Spec
 from ..types import Batch, Mask, Params, Pruned
 from .checkpoint import load_checkpoint, save_checkpoint, write_json, write_lines
@@ -32,7 +32,7 @@ from .sparsity import Sparsity
 from .stage import State
 
 PRUNED = "pruned.safetensors"
-"""In the folder of a round: the parameters, the mask of this round, and that of all so far."""
+"""In the folder of a round: the parameters, the mask of this round and that of all so far, scores and residuals."""
 Attempt = Callable[[Prune], Pruned]
 Wanted = Callable[[Spec, Spec, Mask, Attempt], tuple[Pruned, bool]]
 """(dense spec, spec now, mask so far, how to try a pipeline) → (what the step gives, whether it is the last one)"""
@@ -81,6 +81,8 @@ class Run:
         self.mask: Mask = {}
         self.masked = False
         self.state: State = {}
+        self.optimizer = ""
+        """Whose state it is; one of another kind starts anew."""
         self.rows: list[dict[str, Any]] = []
         self.at = accelerator_of(device=shared.device)
 
@@ -102,7 +104,7 @@ class Run:
                         )
             elif self.at.is_main_process:
                 write_json(self.folder / "spec.json", self.spec0.to_dict())
-                write_json(path, self.asked)
+                write_json(path, {**self.asked, "versions": versions()})
         self._note("dense", self.dense, self.spec0)
 
     def train(
@@ -117,6 +119,8 @@ class Run:
     ) -> None:
         """A stage of training."""
         s = self.shared
+        state = self.state if carry and recipe.optimizer == self.optimizer else None
+        self.optimizer = recipe.optimizer
         done = train(
             self.module,
             s.data,
@@ -128,7 +132,7 @@ class Run:
             better=s.better,
             sparsity=sparsity,
             masks=weight_masks(self.mask, spec=self.spec0) if self.masked else None,
-            state=self.state if carry else None,
+            state=state,
             inputs=s.inputs,
             classes=s.classes,
             keep=keep,
@@ -171,10 +175,11 @@ class Run:
             mask = {g: m.cpu() for g, m in pruned.mask.items()}
             self._agree(number, mask)
             if path is not None and self.at.is_main_process:
-                whole_mask = compose(self.mask, mask)
-                save_checkpoint(
-                    path, {"asked": {}, "params": params, "mask": mask, "whole_mask": whole_mask, "last": last}
-                )
+                whole_mask, info = compose(self.mask, mask), pruned.info
+                state = {"asked": {}, "params": params, "mask": mask, "whole_mask": whole_mask, "last": last}
+                state["scores"] = {g: s.cpu() for g, s in info.scores.items()}
+                state["residuals"] = {site: tuple(r) for site, r in info.residuals.items()}
+                save_checkpoint(path, state)
         if not masked:
             self.state = slice_state(self.state, mask, spec=self.now)
         self.mask, self.now = compose(self.mask, mask), shrink(self.now, mask)
@@ -203,7 +208,7 @@ class Run:
             save(model, self.folder / "final.safetensors")
             save_checkpoint(self.folder / "mask.safetensors", {"mask": self.mask})
             write_json(self.folder / "summary.json", summary)
-            pictures(self.rows, self.spec0, self.mask, self.folder)
+            pictures(self.rows, self.spec0, self.mask, self.folder, params_of(self.dense))
             page(self.folder)
         self.at.wait_for_everyone()
         return Result(model, params_of(model), self.now, self.mask, self.rows, summary)

@@ -1,0 +1,97 @@
+"""MACs and parameters of each layer, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..trace.expr import size
+from .canvas import DENSE, INK, KEPT, canvas, rows, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..trace.spec import Spec
+
+SMALL = 0.01
+"""Layers without multiplications that hold less than this share of the parameters (norms, mostly) are drawn as one."""
+
+
+class Layer(NamedTuple):
+    """What a module itself costs, without those inside it."""
+
+    macs: int
+    """Of one sample."""
+    params: int
+    """Tied ones count where they come first."""
+
+
+def layer_costs(spec: Spec) -> dict[str, Layer]:
+    """Module → its MACs and parameters, in the order of the program; they add up to `pf.cost(spec)`.
+
+    The product of two activations counts where it is computed: attention's two at the attention module.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    >>> layer_costs(pf.trace(model, (torch.randn(2, 4),)))
+    {'0': Layer(macs=32, params=40), '1': Layer(macs=0, params=16), '2': Layer(macs=16, params=18)}
+    """
+    macs, params = {name: p(spec.sizes) for name, p in spec.layers.items()}, dict[str, int]()
+    for name in spec.axes:
+        if name in spec.parameters and name not in spec.tied:
+            module = name.rpartition(".")[0]
+            params[module] = params.get(module, 0) + prod(size(a, spec.sizes) for a in spec.axes[name])
+    order = list(dict.fromkeys(i.module for i in spec.program.instructions))
+    names = [n for n in order if n in macs or n in params]
+    names += [n for n in (*macs, *params) if n not in set(order)]
+    return {n: Layer(macs.get(n, 0), params.get(n, 0)) for n in dict.fromkeys(names)}
+
+
+def layers(before: Spec, after: Spec, path: Path | str) -> None:
+    """Horizontal bars of each layer's MACs and parameters, grey before, coloured after, with the share that is left.
+
+    Args:
+        before, after: a spec, and what a mask left of it.
+        path: of the PNG.
+    """
+    old, new = layer_costs(before), layer_costs(after)
+    names, series = _shown(old), {}
+    for field in Layer._fields:
+        dense, left = ({n: getattr(v, field) for n, v in side.items()} for side in (old, new))
+        series[field] = _values(dense, names), _values({n: left.get(n, 0) for n in dense}, names)
+    figure = canvas(11.0, 1.1 + 0.2 * (len(names) + 1))
+    for i, (word, (dense, left)) in enumerate(zip(("MACs per sample", "parameters"), series.values(), strict=True)):
+        axes = figure.add_subplot(1, 2, i + 1)
+        labels = [n or "(the model itself)" for n in names] + ["all others"] * (len(dense) > len(names))
+        _bars(axes, dense, left, word, [] if i else labels)
+    place = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*place, frameon=False, fontsize=8, ncols=2, loc="outside upper right")
+    save(figure, path)
+
+
+def _shown(old: Mapping[str, Layer]) -> list[str]:
+    most = SMALL * sum(v.params for v in old.values())
+    return [n for n, v in old.items() if v.macs or v.params > most]
+
+
+def _values(of: Mapping[str, int], names: Sequence[str]) -> list[int]:
+    """Of the names, and of all others together where there are any."""
+    listed = set(names)
+    rest = [v for n, v in of.items() if n not in listed]
+    return [*(of[n] for n in names), *([sum(rest)] if rest else [])]
+
+
+def _bars(axes: Axes, dense: Sequence[int], left: Sequence[int], word: str, labels: Sequence[str]) -> None:
+    top = max(*dense, 1)
+    unit, name = next(((u, n) for u, n in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")) if top >= u), (1, ""))
+    at = range(len(dense))
+    axes.barh(at, [v / unit for v in dense], 0.8, color=DENSE, label="before")
+    axes.barh(at, [v / unit for v in left], 0.8, color=KEPT, label="after")
+    for i, (a, b) in enumerate(zip(dense, left, strict=True)):
+        text = f" {100 * b / a:.0f} % of {a / unit:.3g}" if a else ""
+        axes.text(a / unit, i, text, va="center", fontsize=6.5, color=INK)
+    share, whole = sum(left) / max(sum(dense), 1), sum(dense) / unit
+    rows(axes, labels or [""] * len(dense), f"{word} ({name or 'units'}); together {share:.1%} of {whole:.4g} are left")
+    axes.set_xlim(0, 1.28 * top / unit)
