@@ -26,7 +26,6 @@ from prunefn.cli.sections import Config, Model  # noqa: E402
 
 VIT = ["-c", "digits_vit", "--options", "{dim: 16, depth: 1, heads: 2, mlp_ratio: 4.0}"]
 SHORT = ["--profile.rounds", "2"]
-PLANNED = "inspect train eval prune sparsify pat finetune export profile load-check".split()
 
 
 class Done(NamedTuple):
@@ -322,6 +321,39 @@ def test_pat_in_three_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     assert run(*asked, "--of", "macs", "--share", "0.2", "--json").json == found
     assert "belongs to a run with" in run(*asked, "--of", "macs", "--share", "0.3", code=1).stderr
+
+
+def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of runs beside the dense one; a failed trial is shown, and the others go on."""
+    monkeypatch.chdir(tmp_path)
+    run("train", *VIT, *SHORT, "--epochs", "2", "--train.keep-every", "1")
+    checkpoint = ["--checkpoint", "runs/train/best_model.safetensors"]
+    norms = run("analyze", *VIT, "runs/train/train", "--json").json
+    assert list(norms) == ["epoch 1", "epoch 2"] and (tmp_path / "runs/analyze/norms.png").exists()
+    run("prune", *VIT, *checkpoint, "--ratio", "0.3")
+    run("sparsify", *VIT, *checkpoint, "--share", "0.25")
+    compared = run("report", "runs", "--json").json
+    assert set(compared["goal_met"]) == {"prune", "sparsify"} and (tmp_path / "runs/report.html").exists()
+    rows = [line.split(",") for line in (tmp_path / "runs/final_comparison.csv").read_text().splitlines()]
+    assert rows[0] == ["Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met"]
+    by_name = {r[0]: r for r in rows[1:]}
+    summary = json.loads((tmp_path / "runs/prune/summary.json").read_text())
+    assert float(by_name["prune"][2]) == pytest.approx(100 * summary["macs_removed"], abs=0.01)
+    assert float(by_name["sparsify"][2]) == 0 and float(by_name["sparsify"][1]) > 0.2
+
+    space = "{sparsity: [0.1, 0.2], criterion: ['magnitude(1.0)', fisher], epochs: [0]}"
+    asked = ["sweep", *VIT, *checkpoint, "--sampler", "grid", "--space", space, "--prune.images", "64"]
+    found = run(*asked, "--json").json
+    assert found["finished"] == 4 and found["failed"] == 0 and found["best"] is None
+    assert {t["criterion"] for t in found["front"]} <= {"magnitude(1.0)", "fisher"}
+    assert run(*asked, "--json").json == found  # nothing is tried twice
+    assert {"trials.csv", "pareto.png", "report.html"} <= {p.name for p in (tmp_path / "runs/sweep").iterdir()}
+
+
+def test_a_report_needs_a_dense_run(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.yaml").write_text("{accuracy: 0.5, flops_g: 1.0, params_m: 1.0}")
+    assert "has 0 runs with best_model.safetensors" in run("report", tmp_path, code=1).stderr
 
 
 def test_debug_shows_where() -> None:

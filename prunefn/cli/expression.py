@@ -34,9 +34,9 @@ def value_of(text: str, room: Room, what: str) -> Any:
     >>> room = {n: getattr(criteria, n) for n in criteria.__all__}
     >>> value_of("mac_aware(magnitude(1.0), alpha=0.5)", room, "criterion").name
     'mac_aware(magnitude)'
-    >>> value_of("varianze", room, "criterion")
+    >>> value_of("lampe", room, "criterion")
     Traceback (most recent call last):
-    prunefn.errors.PruneError: criterion 'varianze': there is no 'varianze'; did you mean 'variance' or 'weighted_variance' or 'denoised_variance'?
+    prunefn.errors.PruneError: criterion 'lampe': there is no 'lampe'; did you mean 'lamp'?
     """
     try:
         tree = ast.parse(re.sub(r"\bglobal\b", "global_", text.strip()), mode="eval").body

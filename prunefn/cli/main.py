@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from .command import add
-from .commands import check, evaluate, export, finetune, inspect, pat, profile, prune, report, sparsify, train
+from .commands import (
+    analyze,
+    check,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    pat,
+    profile,
+    prune,
+    report,
+    sparsify,
+    sweep,
+    train,
+)
 from .commands.config import config
 from .demo.command import demo
 
@@ -33,6 +47,7 @@ def main(
 
 
 app.command()(demo)
-for module in (inspect, train, evaluate, prune, sparsify, pat, finetune, export, profile, report, check):
+MODULES = (inspect, train, evaluate, prune, sparsify, pat, finetune, export, profile, analyze, sweep, report, check)
+for module in MODULES:
     add(app, module.COMMAND)
 app.command()(config)

@@ -109,8 +109,8 @@ def measures(
     for n in timed.networks:
         c = cost(networks[n.name][1])
         out[n.name] = {
-            "flops_g": round(c.macs / 1e9, 6),
-            "params_m": round(c.params / 1e6, 6),
+            "flops_g": c.macs / 1e9,
+            "params_m": c.params / 1e6,
             "latency_ms": round(1e3 * n.timing.median, 4),
             "throughput_fps": round(batch / n.timing.median, 2),
         }

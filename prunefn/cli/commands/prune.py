@@ -9,6 +9,7 @@ from ...io.checkpoint import save
 from ...io.module import to_module
 from ...params import params as params_of
 from ...pipeline import cost
+from ...report import plots
 from ...report.page import page
 from ...report.tables import Table, terminal
 from ...types import Budget
@@ -68,6 +69,9 @@ def run(job: Job) -> Result:
     write_json(out / "summary.json", summary)
     write_yaml(out / "metrics.yaml", goal(summary))
     pictures(rows, spec, pruned.mask, out)
+    plots.scores(pruned.info.scores, pruned.mask, out / "scores.png")
+    if pruned.info.residuals:
+        plots.residuals({config.prune.recipe: pruned.info.residuals}, out / "residuals.png")
     page(out)
     job.show(terminal(table(rows)))
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
@@ -78,7 +82,7 @@ def run(job: Job) -> Result:
 
 def goal(summary: Result) -> Result:
     """What a course asks of a result: accuracy, MACs, and whether 40 % of these went for at most 1.5 points."""
-    out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
+    out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6, "sparsity": 0.0}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
     if "top1" in summary:
         lost = 100 * (summary["top1_dense"] - summary["top1"])

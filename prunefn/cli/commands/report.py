@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from ...errors import PruneError
+from ...report.comparison import compare_runs, is_results
 from ...report.page import page
+from ...report.tables import terminal
 from ..command import Command, Job, Result
 from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Write report.html into folders of results: everything that is there, on one page that needs nothing beside it."""
-    from pathlib import Path
+    """Write report.html into folders of results: everything that is there, on one page that needs nothing beside it.
 
+    A directory of several runs (prunefn report runs) gets the final report: final_comparison.csv and pareto.png, every run
+    beside the dense network, and whether the goal is met.
+    """
     if not job.files:
         raise PruneError("give the folder of a run, such as runs/pat")
-    pages = [str(page(Path(folder))) for folder in job.files]
+    pages, met = [], {}
+    for folder in map(Path, job.files):
+        if is_results(folder):
+            compared = compare_runs(folder)
+            compared.write(folder)
+            job.show(terminal(compared.table()))
+            met |= {r.name: compared.met(r) for r in compared.runs}
+        pages.append(str(page(folder)))
     job.show("Written: " + ", ".join(pages))
-    return {"pages": pages}
+    return {"pages": pages, "goal_met": met}
 
 
 def plan(config: Config) -> Iterable[str]:

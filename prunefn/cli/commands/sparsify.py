@@ -9,6 +9,7 @@ from ... import sparse
 from ...io.checkpoint import save
 from ...io.module import to_module
 from ...params import params as params_of
+from ...pipeline import cost
 from ...report.tables import Table, terminal
 from ...types import Batch, Params
 from ..command import Command, Job, Result
@@ -70,7 +71,8 @@ def run(job: Job) -> Result:
     save(module, out / SPARSE, spec=spec)
     kept = sparse.counts(masks)
     share = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
-    result: Result = {"sparsity": round(share, 6), "weights": len(kept)}
+    c = cost(spec)
+    result: Result = {"sparsity": round(share, 6), "flops_g": c.macs / 1e9, "params_m": c.params / 1e6}
     if data is not None:
         from ...train import evaluate
 

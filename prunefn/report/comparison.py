@@ -1,0 +1,111 @@
+"""A directory of results side by side: the dense network, and what every run made of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..errors import PruneError
+from ..files.atomic import write_text
+from .pareto import pareto
+from .tables import Table
+
+FILE = "final_comparison.csv"
+COLUMNS = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
+METRICS, DENSE = "metrics.yaml", "best_model.safetensors"
+
+
+class Entry(NamedTuple):
+    """A run."""
+
+    name: str
+    accuracy: float
+    """A share."""
+    macs: float
+    params: float
+    """In millions."""
+    zeros: float
+    """Share of the weights."""
+
+
+class Comparison(NamedTuple):
+    """The runs of a directory."""
+
+    dense: Entry
+    runs: tuple[Entry, ...]
+    goal: tuple[float, float] = (40.0, 1.5)
+    """At least so many percent of the MACs removed, at most so many points of accuracy lost."""
+
+    def rows(self) -> list[list[str]]:
+        """Method, sparsity (share of the weights that are gone or zero), percent of the MACs removed, points lost, whether the
+        goal is met."""
+        return [
+            [r.name, f"{self.sparsity(r):.4f}", f"{self.removed(r):.2f}", f"{self.lost(r):.2f}", str(self.met(r))]
+            for r in self.runs
+        ]
+
+    def sparsity(self, run: Entry) -> float:
+        """Share of the dense network's parameters that are gone or zero."""
+        return 1 - run.params * (1 - run.zeros) / self.dense.params
+
+    def removed(self, run: Entry) -> float:
+        """Percent of the MACs."""
+        return 100 * (1 - run.macs / self.dense.macs)
+
+    def lost(self, run: Entry) -> float:
+        """Points of accuracy."""
+        return 100 * (self.dense.accuracy - run.accuracy)
+
+    def met(self, run: Entry) -> bool:
+        """Whether the goal is."""
+        return self.removed(run) >= self.goal[0] and self.lost(run) <= self.goal[1]
+
+    def table(self) -> Table:
+        """For the terminal."""
+        return Table(f"dense: {self.dense.accuracy:.2%}, {self.dense.macs:.4g} GMACs", COLUMNS, self.rows())
+
+    def write(self, folder: Path) -> None:
+        """`final_comparison.csv` and `pareto.png`."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows()])
+        write_text(folder / FILE, text.getvalue())
+        points = [(r.name, round(1e9 * r.macs), r.accuracy) for r in (self.dense, *self.runs)]
+        pareto(points, folder / "pareto.png")
+
+
+def is_results(folder: Path) -> bool:
+    """Whether it holds runs, instead of being one."""
+    return not (folder / METRICS).exists() and any(folder.glob(f"*/{METRICS}"))
+
+
+def compare_runs(folder: Path) -> Comparison:
+    """Read the `metrics.yaml` of every run below a directory.
+
+    Args:
+        folder: with a run of `prunefn train` (the dense network) and runs of prune, sparsify, finetune, pat.
+
+    Raises:
+        PruneError: no run is that of the dense network, or none is there to compare with it, or a file lacks a number.
+    """
+    runs: list[Entry] = []
+    dense: list[Entry] = []
+    for path in sorted(folder.glob(f"*/{METRICS}")):
+        (dense if (path.parent / DENSE).exists() else runs).append(_entry(path))
+    if len(dense) != 1:
+        raise PruneError(
+            f"{folder} has {len(dense)} runs with {DENSE}; one is needed, the dense network's of prunefn train, to compare with"
+        )
+    if not runs:
+        raise PruneError(f"{folder} has no run beside {dense[0].name} to compare; prune into a folder in it")
+    return Comparison(dense[0], tuple(sorted(runs, key=lambda r: (-r.macs, -r.accuracy, r.name))))
+
+
+def _entry(path: Path) -> Entry:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if missing := [k for k in ("accuracy", "flops_g", "params_m") if found.get(k) is None]:
+        raise PruneError(f"{path} has no {missing[0]}; it is of a run without data: leave it out of the comparison")
+    return Entry(path.parent.name, found["accuracy"], found["flops_g"], found["params_m"], found.get("sparsity") or 0.0)
