@@ -304,9 +304,15 @@ def test_load_carries_a_created_bias_and_ties() -> None:
 
 
 def test_a_file_that_is_no_state_dict(tmp_path: Path) -> None:
-    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "nested.pt")
-    with raises(pf.ParamsError, match="holds no state dict"):
-        pf.load(mlp(2, 3), tmp_path / "nested.pt")
+    """What training scripts save has one inside, under one name; with two, nobody knows which."""
+    model = mlp(2, 3)
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "nested.pt")
+    back = pf.load(mlp(2, 3), tmp_path / "nested.pt")
+    assert all(torch.equal(t, back.state_dict()[n]) for n, t in model.state_dict().items())
+    for wrong in ({"weights": {"a": torch.ones(2)}}, {"model": {"a": torch.ones(2)}, "net": {"a": torch.ones(2)}}, {}):
+        torch.save(wrong, tmp_path / "wrong.pt")
+        with raises(pf.ParamsError, match="holds no state dict"):
+            pf.load(mlp(2, 3), tmp_path / "wrong.pt")
 
 
 def test_ways_come_likeliest_first() -> None:

@@ -149,6 +149,10 @@ def _is_pickle(path: Path) -> bool:
     return first[:2] in (b"PK", b"\x80\x02") and first[8:] != b"{"
 
 
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+"""Where training scripts keep the state dict in what they save."""
+
+
 def _of_torch(path: Path) -> Content:
     """A state dict that `torch.save` wrote; of its pickle, torch admits tensors and plain containers only."""
     try:
@@ -157,9 +161,19 @@ def _of_torch(path: Path) -> Content:
         raise ParamsError(
             f"{path} is damaged, or holds more than tensors, which is not loaded ({type(e).__name__}); {AGAIN}, as safetensors"
         ) from e
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ParamsError(f"{path} holds no state dict (name → tensor); pass the state dict that is in it")
+    if not _is_state(state):
+        inner = {key: state[key] for key in WRAPPERS if isinstance(state, Mapping) and _is_state(state.get(key))}
+        if len(inner) != 1:
+            raise ParamsError(
+                f"{path} holds no state dict (name → tensor), neither as it is nor under one of {', '.join(WRAPPERS)}; pass the "
+                "state dict that is in it"
+            )
+        (state,) = inner.values()
     return Content(dict(state), plan=plan_of(state), where=str(path))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
 
 
 def check_masks(masks: Sequence[Mask], sizes: Mapping[str, int], traced: Mapping[str, int]) -> None:
