@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import budget, compensation, criteria, normalizer, recipes, reduction, scope, where
@@ -144,8 +145,7 @@ def maker_of(section: Prune) -> Callable[[Any], Pruner]:
     """
     if section.recipe not in RECIPES:
         raise PruneError(f"there is no recipe {section.recipe!r}{nearest(section.recipe, RECIPES)}")
-    make, options = RECIPES[section.recipe], options_of(section)
-    return lambda ratio: make(ratio, **options)
+    return partial(RECIPES[section.recipe], **options_of(section))
 
 
 def amount_of(section: Prune) -> Any:
