@@ -56,6 +56,9 @@ from .pipeline import pipeline as pipeline
 from .recalibrate import recalibrate as recalibrate
 from .repair import compensate as compensate
 from .repair import residual as residual
+from .report.metrics import Metrics as Metrics
+from .report.metrics import compare as compare
+from .report.metrics import metrics as metrics
 from .report.profile import Profile as Profile
 from .report.profile import profile as profile
 from .score import score as score
@@ -84,8 +87,10 @@ if TYPE_CHECKING:
     from . import config as config
     from . import data as data
     from . import export as export
+    from . import nets as nets
     from . import pruning as pruning
     from . import sparse as sparse
+    from . import sweep as sweep
     from . import train as train
 
 __version__ = "0.1.0"
@@ -93,6 +98,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Rooms that need extras are opened when somebody enters."""
-    if name in ("config", "data", "export", "pruning", "sparse", "train"):
+    if name in ("config", "data", "export", "nets", "pruning", "sparse", "sweep", "train"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,82 @@
+"""Pictures of a sweep: two objectives against each other, and which settings mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..report import pareto as networks
+from ..report.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
+from .result import Sweep, Trial, method
+
+NETWORKS = {"top1": "maximize", "macs": "minimize"}
+"""Objectives of a sweep over pruned networks."""
+
+
+def pareto(sweep: Sweep, path: Path) -> None:
+    """The first two objectives against each other; the front is joined, where there are no others, and has the trials' numbers.
+
+    Args:
+        sweep: of two objectives or more, with a finished trial.
+        path: of the PNG.
+    """
+    own = [t for t in sweep.finished if t.same_as is None]
+    if sweep.objectives == NETWORKS:
+        points = [(_name(t), float(t.results["macs"]), t.results["top1"]) for t in own]
+        networks.pareto(points, path, title=f"{sweep.name}: accuracy against MACs")
+        return
+    up, across = list(sweep.objectives)[:2]
+    front = sorted(sweep.front, key=lambda t: t.results[across])
+    joined: dict[str, Any] = {"linestyle": "-" if len(sweep.objectives) == 2 else "none"}
+    figure = canvas(7.2, 4.4)
+    axes = figure.add_subplot(1, 1, 1)
+    axes.plot([t.results[across] for t in own], [t.results[up] for t in own], "o", color=DENSE, markersize=5)
+    found = [t.results[across] for t in front], [t.results[up] for t in front]
+    axes.plot(*found, marker="o", color=COLOURS[0], markersize=6, linewidth=1.5, **joined)
+    for t, *at in zip(front, *found, strict=True):
+        axes.annotate(str(t.number), (at[0], at[1]), (5, -10), textcoords="offset points", fontsize=7.5, color=INK)
+    axes.margins(0.06, 0.1)
+    axes.set_xlabel(f"{_words(across)} ({_better(sweep, across)})")
+    axes.set_ylabel(f"{_words(up)} ({_better(sweep, up)})")
+    axes.grid(color=GRID)
+    head(axes, f"{sweep.name}: Pareto front of {len(own)} trials, with their numbers")
+    save(figure, path)
+
+
+def importance(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Bars: what each objective depends on.
+
+    Args:
+        shares: objective → setting → share.
+        path: of the PNG.
+    """
+    figure = canvas(4.2 * len(shares) + 0.6, 1.3 + 0.42 * max(map(len, shares.values())))
+    for i, (objective, found) in enumerate(shares.items()):
+        axes = figure.add_subplot(1, len(shares), i + 1)
+        values = [100 * v for v in found.values()]
+        axes.barh(range(len(values)), values, 0.7, color=COLOURS[i % len(COLOURS)])
+        for at, v in enumerate(values):
+            axes.text(v, at, f" {v:.0f} %", va="center", fontsize=8, color=INK)
+        axes.set_yticks(range(len(values)), list(found), fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 118)
+        axes.set_xticks(range(0, 101, 25))
+        axes.set_xlabel("share of what settings explain, each on its own (%)", fontsize=9)
+        axes.grid(axis="x", color=GRID)
+        head(axes, f"what {_words(objective)} depends on")
+    save(figure, path)
+
+
+def _name(trial: Trial) -> str:
+    sparsity = trial.settings.get("sparsity")
+    share = f"{100 * sparsity:.3g} %, " if isinstance(sparsity, float) else ""
+    return f"trial {trial.number}: {share}{method(trial.settings)}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _better(sweep: Sweep, name: str) -> str:
+    return "more is better" if sweep.objectives[name] == "maximize" else "less is better"

@@ -1,0 +1,268 @@
+"""The trial for networks: prune, train, measure. What all trials share is made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+from torch import nn
+
+from .. import budget, compensation, criteria
+from ..errors import PruneError
+from ..files import atomic
+from ..io.checkpoint import save
+from ..io.module import to_module
+from ..io.stats_file import load_stats
+from ..params import apply, shrink
+from ..params import params as params_of
+from ..pipeline import cost
+from ..repair import compensate
+from ..score import score
+from ..select import select
+from ..stats import Stats, collect_stats
+from ..stats.fingerprint import Origin, difference, origin
+from ..trace.spec import Spec
+from ..train.checkpoint import save_checkpoint
+from ..train.feed import Source
+from ..train.measure import accelerator_of, evaluate
+from ..train.objective import Distill, Loss, Metrics, top1
+from ..train.phases import fine_tune, traced
+from ..train.recipe import Recipe
+from ..types import Batch, Compensation, Criterion, Params, Scope, Where
+from ..where import only
+from .settings import check, made, names, number, recipe_of
+from .space import Space, Value
+
+STATS = "stats.safetensors"
+DENSE = "dense.json"
+TUNING = "fine_tune"
+CRITERION, COMPENSATION = "variance", "mean"
+"""Where the settings do not say."""
+
+
+class Options(NamedTuple):
+    """Of training and measuring."""
+
+    loss: Loss | None = None
+    metrics: Metrics = top1
+    better: str | None = None
+    inputs: int = 1
+    classes: int | None = None
+    device: str | None = None
+
+
+class PruneTrial(NamedTuple):
+    """A trial for `sweep`; see `prune_trial`."""
+
+    model: nn.Module
+    spec: Spec
+    data: Source
+    held_out: Source
+    calibration: Sequence[Batch]
+    recipe: Recipe
+    criteria: Mapping[str, Criterion]
+    compensations: Mapping[str, Compensation]
+    where: Where | str | None
+    scope: Scope | None
+    distill: tuple[float, float] | None
+    options: Options
+    progress: bool = False
+
+    @property
+    def params(self) -> Params:
+        """Of the model, where it is measured."""
+        device = accelerator_of(device=self.options.device).device
+        return {n: t.to(device) for n, t in params_of(self.model).items()}
+
+    def prepare(self, space: Space, folder: Path) -> Ready:
+        """Check the space, and measure what all trials share, into the folder: statistics for all criteria and compensations of
+        the space at once, and the dense network. What is there already, from another run or machine, is only read.
+
+        Raises:
+            PruneError: a setting is unknown; the folder is of another network.
+        """
+        check(space, self.recipe)
+        chosen = {n: self._criterion(n) for n in names(space, "criterion", CRITERION)}
+        methods = {n: self._compensation(n) for n in names(space, "compensation", COMPENSATION)}
+        path = (folder / STATS).absolute()
+        needed = any(c.data for c in chosen.values()) or any(m.needs for m in methods.values())
+        with FileLock(folder / "prepare.lock"):
+            dense = self._dense(folder / DENSE)
+            if needed:
+                collect_stats(
+                    self.params,
+                    self.calibration,
+                    spec=self.spec,
+                    criterion=list(chosen.values()),
+                    covariance=any("covariance" in m.needs for m in methods.values()),
+                    where=self.where,
+                    progress=self.progress,
+                    resume=path,
+                )
+        return Ready(self._replace(calibration=()), chosen, methods, dense, path if needed else None)
+
+    def measured(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a network."""
+        o = self.options
+        return evaluate(model, self.held_out, metrics=o.metrics, inputs=o.inputs, device=o.device)
+
+    def _criterion(self, name: str) -> Criterion:
+        if name in self.criteria:
+            return self.criteria[name]
+        return made(criteria, criteria.__all__, name, "criteria")
+
+    def _compensation(self, name: str) -> Compensation:
+        if name in self.compensations:
+            return self.compensations[name]
+        if name == "affine":
+            return compensation.affine(otherwise=compensation.mean())
+        return made(compensation, ("mean", "affine", "variance_rescale", "none"), name, "compensations")
+
+    def _dense(self, path: Path) -> dict[str, float]:
+        """What the dense network reaches, from the file if it is there."""
+        known = origin(self.spec, params_of(self.model))
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if other := difference(Origin(found["spec"], found["params"]), known):
+                raise PruneError(f"{path} was measured on {other}; use another folder for another network")
+            return found["metrics"]
+        metrics = self.measured(self.model)
+        atomic.write_text(path, json.dumps({**known._asdict(), "metrics": metrics}, indent=1) + "\n")
+        return metrics
+
+
+class Ready:
+    """A trial that has what it shares with others; it can be pickled, and each process reads the statistics once."""
+
+    def __init__(
+        self,
+        given: PruneTrial,
+        criteria: Mapping[str, Criterion],
+        compensations: Mapping[str, Compensation],
+        dense: Mapping[str, float],
+        path: Path | None,
+    ) -> None:
+        self.given, self.criteria, self.compensations, self.dense = given, criteria, compensations, dense
+        self.path = path
+        """Of the statistics; None: nothing in the space needs any."""
+
+    @cached_property
+    def stats(self) -> Stats:
+        """The statistics that all trials share."""
+        if self.path is None:
+            return collect_stats(self.given.params, None, spec=self.given.spec)
+        return load_stats(self.path, spec=self.given.spec, params=self.given.params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "stats"}
+
+    def __call__(self, settings: Mapping[str, Value], folder: Path) -> dict[str, float]:
+        """Prune, train and measure; the folder then holds `pruned.safetensors` (for `pf.load`) and `mask.safetensors`.
+
+        Training that was stopped in this folder goes on from its last checkpoint.
+        """
+        g, stats = self.given, self.stats
+        recipe = recipe_of(g.recipe, settings)
+        scores = score(stats, criterion=self.criteria[str(settings.get("criterion", CRITERION))])
+        if g.where is not None:
+            scores = only(scores, g.where, spec=g.spec)
+        keep = budget.macs(1 - number(settings, "sparsity"))
+        mask = select(scores, keep, spec=g.spec, scope=g.scope)
+        method = self.compensations[str(settings.get("compensation", COMPENSATION))]
+        small = apply(compensate(dict(stats.params), stats, mask, spec=g.spec, method=method), mask, spec=g.spec)
+        spec, home = shrink(g.spec, mask), next(iter(params_of(g.model).values())).device
+        model = to_module({n: t.to(home) for n, t in small.items()}, spec=spec, model=g.model)
+        if recipe.epochs:
+            model = self._tuned(model, recipe, folder / TUNING)
+        metrics = g.measured(model)
+        save(model, folder / "pruned.safetensors")
+        for done in (folder / TUNING).glob("*.safetensors"):
+            done.unlink()  # a sweep of large networks would fill the disk with states of optimizers
+        save_checkpoint(folder / "mask.safetensors", {"mask": {n: m.cpu() for n, m in mask.items()}})
+        now, before = cost(spec), cost(g.spec)
+        out = {**metrics, "macs": now.macs, "params": now.params, "macs_removed": 1 - now.macs / before.macs}
+        if "top1" in metrics:
+            out["points_lost"] = 100 * (self.dense["top1"] - metrics["top1"])
+        return out
+
+    def _tuned(self, model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
+        g = self.given
+        teacher = None if g.distill is None else Distill(g.model, *g.distill)
+        return fine_tune(
+            model, g.data, recipe, held_out=g.held_out, distill=teacher, folder=folder, **g.options._asdict()
+        ).model
+
+
+def prune_trial(
+    model: nn.Module,
+    data: Source,
+    *,
+    held_out: Source,
+    calibration: Sequence[Batch],
+    spec: Spec | None = None,
+    recipe: Recipe | None = None,
+    criteria: Mapping[str, Criterion] | None = None,
+    compensations: Mapping[str, Compensation] | None = None,
+    where: Where | str | None = None,
+    scope: Scope | None = None,
+    distill: tuple[float, float] | None = None,
+    loss: Loss | None = None,
+    metrics: Metrics = top1,
+    better: str | None = None,
+    inputs: int = 1,
+    classes: int | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> PruneTrial:
+    """A trial that prunes a network in one shot, trains it, and measures it.
+
+    The network is traced once, and for all trials of a sweep the dense accuracy and the statistics are measured once, and lie in
+    its folder. Settings: `sparsity`, the share of the MACs to remove; `criterion` and `compensation`, by name (default "variance"
+    and "mean"); `lr` and `epochs`, and any other field of `Recipe`. Results: the metrics, `macs`, `params`, `macs_removed` (a
+    share) and `points_lost` (percentage points of top-1). The same settings give the same bits on a CPU.
+
+    Args:
+        model: the dense network; not changed.
+        data: what to train on, as for `train`.
+        held_out: what to measure on. A sweep chooses by it: take a part of the training data (`validation_share` of
+            `open_data`), and measure what was chosen on data that nothing was chosen by.
+        calibration: batches for statistics, clean.
+        spec: of the model; None: traced with the first calibration batch.
+        recipe: what the settings do not say.
+        criteria, compensations: more of them by name, beside those of `pf.criteria` and `pf.compensation` that need no arguments.
+        where, scope: as for `pipeline`.
+        distill: (alpha, temperature) to learn from the dense network; None: no teacher.
+        loss, metrics, better, inputs, classes, device: as for `train`.
+        progress: show a bar while statistics are collected.
+
+    >>> import tempfile, torch, prunefn as pf
+    >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    >>> points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> trial = prune_trial(model, points, held_out=points, calibration=[x], device="cpu")
+    >>> space = {"sparsity": [0.25, 0.5], "criterion": ["variance", "magnitude"], "epochs": [0]}
+    >>> done = pf.sweep.sweep(trial, space, folder=tempfile.mkdtemp(), sampler="grid")
+    >>> sorted((t.settings["criterion"], t.results["macs_removed"]) for t in done.finished)
+    [('magnitude', 0.25), ('magnitude', 0.5), ('variance', 0.25), ('variance', 0.5)]
+    """
+    model = deepcopy(model).eval()
+    return PruneTrial(
+        model,
+        traced(model, calibration[0] if len(calibration) else None, inputs) if spec is None else spec,
+        data,
+        held_out,
+        calibration,
+        recipe or Recipe(),
+        dict(criteria or {}),
+        dict(compensations or {}),
+        where,
+        scope,
+        distill,
+        Options(loss, metrics, better, inputs, classes, device),
+        progress,
+    )

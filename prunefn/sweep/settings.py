@@ -1,0 +1,92 @@
+"""The settings that `prune_trial` knows, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import PruneError, nearest
+from ..train.recipe import Recipe
+from .space import Space, Value
+
+OWN = ("sparsity", "criterion", "compensation", "lr", "epochs")
+
+
+def names(space: Space, name: str, default: str) -> list[str]:
+    """The choices of a setting that is a name.
+
+    Raises:
+        PruneError: they are no names.
+    """
+    found = space.get(name, [default])
+    if isinstance(found, Mapping) or not all(isinstance(v, str) for v in found):
+        raise PruneError(f"{name!r} is {found!r}; give a list of names")
+    return [str(v) for v in found]
+
+
+def check(space: Space, recipe: Recipe) -> None:
+    """Every setting is known, and every value of it allowed.
+
+    Raises:
+        PruneError: names the first that is not.
+    """
+    if "sparsity" not in space:
+        raise PruneError("the space has no 'sparsity', the share of the MACs to remove; give choices or a range")
+    known = (*OWN, *(f for f in Recipe.model_fields if f != "rate"))
+    for name, what in space.items():
+        if name not in known:
+            raise PruneError(f"there is no setting {name!r}{nearest(name, known)}")
+        values = [what[k] for k in ("low", "high")] if isinstance(what, Mapping) else what
+        for value in values:
+            if name == "sparsity" and not 0 <= number({name: value}, name) < 1:
+                raise PruneError(f"sparsity is {value}; it is the share of the MACs to remove, at least 0 and below 1")
+            recipe_of(recipe, {name: value})
+
+
+def recipe_of(base: Recipe, settings: Mapping[str, Value]) -> Recipe:
+    """The recipe with what a trial's settings say of it; `lr` is its rate.
+
+    Raises:
+        PruneError: a value is not allowed.
+
+    >>> recipe_of(Recipe(batch=32), {"sparsity": 0.5, "lr": 0.01, "epochs": 3}).rate
+    0.01
+    """
+    given = {
+        "rate" if k == "lr" else k: v for k, v in settings.items() if k not in ("sparsity", "criterion", "compensation")
+    }
+    try:
+        return Recipe(**{**base.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PruneError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
+
+
+def number(settings: Mapping[str, Value], name: str) -> float:
+    """A setting that is a number.
+
+    Raises:
+        PruneError: it is not.
+    """
+    value = settings[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PruneError(f"{name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def made(room: Any, names: Sequence[str], name: str, argument: str) -> Any:
+    """A value of a room by its name.
+
+    Raises:
+        PruneError: there is none, or it needs arguments.
+    """
+    if name not in names:
+        raise PruneError(f"there is no {name!r} in pf.{room.__name__.rpartition('.')[2]}{nearest(name, names)}")
+    try:
+        return getattr(room, name)()
+    except TypeError as error:
+        raise PruneError(
+            f"{name!r} needs arguments ({error}); give it to prune_trial under a name of your own: {argument}={{…}}"
+        ) from error

@@ -1,0 +1,112 @@
+"""What a sweep leaves in its folder: tables, pictures, a summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic
+from .picture import importance, pareto
+from .result import Goal, Sweep, Trial, compared, method
+
+COMPARISON = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
+STATES = ("finished", "failed", "running", "stopped")
+
+
+def write(sweep: Sweep, goal: Goal) -> dict[str, str]:
+    """Write all of it; what there is nothing for is removed, where it was there before.
+
+    Returns:
+        What was left out → why.
+    """
+    folder, shares = sweep.folder, sweep.importances()
+    rows = [t for t in sweep.finished if compared(t) and t.same_as is None]
+    nothing = "no trial is finished" if not sweep.finished else ""
+    lacking = {
+        "final_comparison.csv": nothing or ("" if rows else "no finished trial gave macs_removed and points_lost"),
+        "pareto.png": nothing or ("" if len(sweep.objectives) > 1 else "there is one objective"),
+        "importance.png": "" if shares else "no setting or no result varied in the finished trials",
+    }
+    left_out = {name: why for name, why in lacking.items() if why}
+    for name in left_out:
+        (folder / name).unlink(missing_ok=True)
+    trials(sweep)
+    if "final_comparison.csv" not in left_out:
+        table(folder / "final_comparison.csv", COMPARISON, comparison(rows, goal))
+    if "pareto.png" not in left_out:
+        pareto(sweep, folder / "pareto.png")
+    if shares:
+        importance(shares, folder / "importance.png")
+        left_out |= {f"importance for {o}": "it did not vary" for o in sweep.objectives if o not in shares}
+    summary = {
+        "name": sweep.name,
+        "space": sweep.space,
+        "objectives": sweep.objectives,
+        "trials": {state: sum(t.state == state for t in sweep.trials) for state in STATES},
+        "front": [_plain(t) for t in sweep.front],
+        "goal": goal._asdict(),
+        "best": _best(sweep, goal),
+        "importances": shares,
+        "left_out": left_out,
+    }
+    atomic.write_text(folder / "sweep.json", json.dumps(summary, indent=1) + "\n")
+    return left_out
+
+
+def trials(sweep: Sweep) -> None:
+    """Write `trials.csv`: all trials, with their settings, results, states and errors."""
+    settings, results = list(sweep.space), list(dict.fromkeys(k for t in sweep.trials for k in t.results))
+    taken = {"trial", "state", *settings}
+    header = ["trial", "state", *settings, *(f"result {r}" if r in taken else r for r in results)]
+    rows = []
+    for t in sweep.trials:
+        values = [*(t.settings.get(s, "") for s in settings), *(t.results.get(r, "") for r in results)]
+        same, seconds = "" if t.same_as is None else t.same_as, "" if t.seconds is None else f"{t.seconds:.3f}"
+        rows.append([t.number, t.state, *values, same, seconds, t.error])
+    table(sweep.folder / "trials.csv", [*header, "same_as", "seconds", "error"], rows)
+
+
+def comparison(trials: Iterable[Trial], goal: Goal) -> list[list[str]]:
+    """Rows of `final_comparison.csv`, by sparsity, then MACs, then what was lost."""
+
+    def order(t: Trial) -> tuple[float, float, float, int]:
+        return _sparsity(t), t.results["macs_removed"], t.results["points_lost"], t.number
+
+    return [
+        [
+            method(t.settings),
+            str(t.settings.get("sparsity", "")),
+            f"{100 * t.results['macs_removed']:.2f}",
+            f"{t.results['points_lost']:.2f}",
+            str(goal.met(t.results)),
+        ]
+        for t in sorted(trials, key=order)
+    ]
+
+
+def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    atomic.write_text(path, text.getvalue())
+
+
+def _sparsity(trial: Trial) -> float:
+    value = trial.settings.get("sparsity")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _best(sweep: Sweep, goal: Goal) -> Mapping[str, Any] | None:
+    known = bool(sweep.finished) and all(map(compared, sweep.finished))
+    best = sweep.best(goal) if known else None
+    return None if best is None else _plain(best)
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return {"trial": trial.number, "settings": dict(trial.settings), "results": dict(trial.results)}
