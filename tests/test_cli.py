@@ -350,6 +350,17 @@ def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.
     assert {"trials.csv", "pareto.png", "report.html"} <= {p.name for p in (tmp_path / "runs/sweep").iterdir()}
 
 
+def test_images_set_apart_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is reported is of images that nothing was chosen by."""
+    monkeypatch.chdir(tmp_path)
+    apart = ["--data.validation-share", "0.3"]
+    trained = run("train", *VIT, *SHORT, "--epochs", "2", *apart, "--json").json
+    rows = [json.loads(line) for line in (tmp_path / "runs/train/train/metrics.jsonl").read_text().splitlines()]
+    asked = ["eval", *VIT, *SHORT, "--checkpoint", "runs/train/best_model.safetensors", "--json"]
+    assert run(*asked).json["accuracy"] == pytest.approx(trained["accuracy"], abs=1e-6)
+    assert trained["accuracy"] not in [r["top1"] for r in rows]
+
+
 def test_a_report_needs_a_dense_run(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.yaml").write_text("{accuracy: 0.5, flops_g: 1.0, params_m: 1.0}")

@@ -46,6 +46,7 @@ def data_of(config: Config, *, augment: bool | None = None) -> Data:
         image_size=d.image_size,
         augment=d.augment if augment is None else augment,
         preprocessing=preprocessing,
+        validation_share=d.validation_share,
         seed=config.seed,
     )
 
@@ -65,6 +66,11 @@ def _preprocessing(config: Config) -> Any:
 def wanted_data(config: Config) -> Data | None:
     """The data, if the config names any: for commands that run without."""
     return data_of(config) if config.data.name else None
+
+
+def chooser(data: Data) -> Dataset[Any]:
+    """Images to choose by: those set apart, or else the held-out ones."""
+    return data.held_out if data.validation is None else data.validation
 
 
 def learnt(data: Data, config: Config) -> Dataset[Any]:

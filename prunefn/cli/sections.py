@@ -50,6 +50,8 @@ class Data(Section):
     """training images are shifted, cut and mirrored at random"""
     images: int | None = Field(default=None, ge=1)
     """only so many training images, drawn by the seed"""
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """of the training images, set apart to choose epochs and trials by; 0: the held-out images choose, and are what is reported"""
 
 
 class Training(Recipe):

@@ -11,7 +11,7 @@ from ...io.checkpoint import load, save
 from ...params import params as params_of
 from ...pipeline import cost
 from ..command import Command, Job, Result, main_process
-from ..opened import data_of, learnt, network_of, write_yaml, zeros_in
+from ..opened import chooser, data_of, learnt, network_of, write_yaml, zeros_in
 from ..sections import Config
 
 TUNED = "finetuned.safetensors"
@@ -49,7 +49,7 @@ def run(job: Job) -> Result:
         network.model,
         learnt(data, config),
         config.finetune.recipe(config.seed),
-        held_out=data.held_out,
+        held_out=chooser(data),
         distill=teacher,
         masks=masks,
         classes=len(data.classes),
@@ -58,7 +58,7 @@ def run(job: Job) -> Result:
         device=config.device,
         progress=not job.quiet,
     )
-    after = done.metrics.get("top1", before["top1"])
+    after = evaluate(done.model, data.held_out, device=config.device)["top1"]
     result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": done.best}
     result |= {"flops_g": cost(spec).macs / 1e9, "params_m": cost(spec).params / 1e6, "sparsity": zeros_in(done.model)}
     if main_process():

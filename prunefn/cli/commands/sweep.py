@@ -9,7 +9,7 @@ from ...errors import PruneError
 from ...report.page import page
 from ...report.tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import calibration, data_of, learnt, network_of
+from ..opened import calibration, chooser, data_of, learnt, network_of
 from ..sections import Config
 from ..words import compensation_of, criterion_of, scope_of, where_of
 
@@ -33,7 +33,7 @@ def run(job: Job) -> Result:
     trial = sweeps.prune_trial(
         network.model,
         learnt(data, config),
-        held_out=data.held_out,
+        held_out=chooser(data),
         calibration=calibration(config, p.images, p.batch),
         recipe=config.finetune.recipe(config.seed),
         criteria={t: criterion_of(t) for t in _texts(space, "criterion")},

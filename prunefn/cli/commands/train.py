@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...io.checkpoint import save
 from ...params import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import data_of, learnt, measures, network_of, write_yaml
+from ..opened import chooser, data_of, learnt, measures, network_of, write_yaml
 from ..sections import Config
 
 BEST = "best_model.safetensors"
@@ -19,7 +19,7 @@ def run(job: Job) -> Result:
     The folder gets best_model.safetensors (the best epoch on held-out images), metrics.yaml, and in train/ checkpoints,
     metrics.jsonl and TensorBoard's logs. Stopped at any moment, the same command goes on from there.
     """
-    from ...train import train
+    from ...train import evaluate, train
 
     config = job.config
     data = data_of(config)
@@ -28,13 +28,14 @@ def run(job: Job) -> Result:
         network.model,
         learnt(data, config),
         config.train.recipe(config.seed),
-        held_out=data.held_out,
+        held_out=chooser(data),
         classes=len(data.classes),
         folder=job.folder / "train",
         device=config.device,
         progress=not job.quiet,
     )
-    result: Result = {"accuracy": done.metrics.get("top1"), "epochs": len(done.rows), "best_epoch": done.best}
+    found = done.metrics if data.validation is None else evaluate(done.model, data.held_out, device=config.device)
+    result: Result = {"accuracy": found.get("top1"), "epochs": len(done.rows), "best_epoch": done.best}
     if main_process():
         save(done.model, job.folder / BEST)
         spec = network.spec()
