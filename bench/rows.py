@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 CACHE = Path(__file__).parent / "cache"
 Key = tuple[str | int | float, ...]
+Found = TypeVar("Found")
 
 
-def work(path: Path, jobs: Iterable[Key], run: Callable[[Key], list[float]], text: str) -> dict[Key, list[float]]:
-    """Job → its numbers; those that the file has are read, the others are computed and appended, a line of JSON each."""
-    done: dict[Key, list[float]] = {}
+def work(path: Path, jobs: Iterable[Key], run: Callable[[Key], Found], text: str) -> dict[Key, Found]:
+    """Job → what was found, as JSON keeps it; what the file has is read, the rest is computed and appended, a line of JSON each."""
+    done: dict[Key, Found] = {}
     if path.exists():
         lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        done = {tuple(key): numbers for key, numbers in lines}
+        done = {tuple(key): found for key, found in lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = list(jobs)
     for key in tqdm([k for k in wanted if k not in done], desc=text):

@@ -71,7 +71,55 @@ def test_every_format_at_every_batch_size(make: Any, exporter: Any, name: str, t
     done = exporter(params, tmp_path / name, spec=spec, batches=(1, 3, 7))
     assert list(done.differences) == [1, 3, 7] and max(done.differences.values()) < 1e-5
     assert [p.name for p in tmp_path.iterdir()] == [name]
-    assert f"{name} ({done.kind}" in str(done) and "at batch 7" in str(done)
+    assert f"{name} ({done.kind}" in str(done) and "at batch 7; limit 1.0e-04" in str(done)
+
+
+class Windows(nn.Module):
+    """A mask that is made of filled slices, as torchvision's Swin makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros((6, 6))
+        mask[:3, 3:] = 1
+        mask[3:, :3] = 2
+        return self.second(torch.relu(self.first(x @ mask.masked_fill(mask == 0, -1.0))))
+
+
+def test_filled_slices_in_torchscript(tmp_path: Path) -> None:
+    params, spec = small(Windows(), torch.randn(2, 6))
+    assert any(i.op == "aten.fill.Scalar" for i in spec.program.instructions)
+    assert max(export.torchscript(params, tmp_path / "a.pt", spec=spec).differences.values()) < 1e-5
+
+
+def test_state_dict_of_the_original_class(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    params, spec = small(model, torch.randn(2, 3, 32, 32))
+    path = tmp_path / "a.safetensors"
+    done = export.state_dict(params, path, spec=spec, model=model, batches=(1, 3))
+    assert list(done.differences) == [1, 3] and max(done.differences.values()) < 1e-5
+    fresh = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3).eval()
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(pf.load(fresh, path)(x), pf.forward(params, x, spec=spec))
+    before = path.read_bytes()
+    with pytest.raises(pf.PruneError, match="the state dict file differs from forward"):
+        export.state_dict(params, path, spec=spec, model=model, limit=-1.0)
+    assert path.read_bytes() == before and model.blocks[0].mlp.fc1.out_features == 768
+
+
+def test_the_limit_grows_with_the_outputs() -> None:
+    params, spec = cnn()
+    large = {n: 1e4 * t if n.startswith("5.") else t for n, t in params.items()}
+    args, kwargs = spec.example.draw(seed=1, batch=1)
+    scale = float(pf.forward(large, *args, spec=spec, **kwargs).abs().max())
+
+    def run(inputs: Any) -> list[Tensor]:
+        return [pf.forward(large, *inputs, spec=spec)]
+
+    found, limit = verify.verified(run, large, spec, kind="ONNX", batches=(1,), limit=1e-4)
+    assert found == {1: 0.0} and scale > 10 and limit == pytest.approx(1e-4 * scale)
 
 
 def test_compiled_ahead_of_time(tmp_path: Path) -> None:

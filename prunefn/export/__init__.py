@@ -1,7 +1,7 @@
 """Pruned networks for other runtimes, each file verified against `forward` before it gets its name.
 
 `onnx` for ONNX Runtime, `program` for torch.export (.pt2), `aoti` compiled ahead of time by AOTInductor, `torchscript` for old
-runtimes. The original class goes to disk by `prunefn.save`.
+runtimes, `state_dict` for the original class.
 """
 
 from __future__ import annotations
@@ -9,5 +9,6 @@ from __future__ import annotations
 from .compiled import aoti as aoti
 from .compiled import program as program
 from .compiled import torchscript as torchscript
+from .original import state_dict as state_dict
 from .runtime import onnx as onnx
 from .verify import Exported as Exported

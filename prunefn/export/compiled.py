@@ -49,7 +49,7 @@ def program(
 
     def make(example: Example, file: Path) -> Run:
         torch.export.save(exported(example), file)
-        return _Flat(torch.export.load(file).module(), example)
+        return Flat(torch.export.load(file).module(), example)
 
     return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
 
@@ -76,7 +76,7 @@ def aoti(
 
     def make(example: Example, file: Path) -> Run:
         inductor.aoti_compile_and_package(exported(example), package_path=str(file))
-        return _Flat(inductor.aoti_load_package(str(file)), example)
+        return Flat(inductor.aoti_load_package(str(file)), example)
 
     return export(params, path, spec=spec, kind="AOTInductor", batches=batches, limit=limit, make=make)
 
@@ -110,7 +110,7 @@ def torchscript(
     return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
 
 
-class _Flat:
+class Flat:
     """What takes the arguments of the traced call, as a function of flat tensors."""
 
     def __init__(self, module: Any, example: Example) -> None:
@@ -131,7 +131,7 @@ class _Traced(torch.nn.Module):
 
     def __init__(self, example: Example) -> None:
         super().__init__()
-        self.module, self.flat = example.module, _Flat(example.module, example)
+        self.module, self.flat = example.module, Flat(example.module, example)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.flat(inputs))
@@ -149,6 +149,8 @@ def _traceable(module: fx.GraphModule) -> None:
     """Ops that take sizes become methods and functions of torch: these the tracer of TorchScript sees with sizes that vary."""
     sizes: set[fx.Node] = set()
     for node in module.graph.nodes:
+        if node.target is torch.ops.aten.fill.Scalar:
+            node.target = torch.full_like  # its own trace has arguments that no op of TorchScript takes
         if node.op == "call_method" and node.target == "size":
             sizes.add(node)
         elif node.op == "call_function" and sizes.intersection(node.all_input_nodes):

@@ -40,10 +40,13 @@ class Exported(NamedTuple):
     kind: str
     differences: dict[int, float]
     """Batch size → largest difference of any output."""
+    limit: float
+    """What these must not exceed: the limit that was asked for, times the largest output where that is above one."""
 
     def __str__(self) -> str:
         found = ", ".join(f"{d:.1e} at batch {b}" for b, d in self.differences.items())
-        return f"{self.path} ({self.kind}, {self.path.stat().st_size / 1e6:.1f} MB): max |Δ| {found}"
+        size = f"{self.path.stat().st_size / 1e6:.1f} MB"
+        return f"{self.path} ({self.kind}, {size}): max |Δ| {found}; limit {self.limit:.1e}"
 
 
 class Example(NamedTuple):
@@ -94,8 +97,8 @@ def export(
     """
     example = example_of(params, spec)
     with written(path) as file:
-        found = verified(make(example, file), params, spec, kind=kind, batches=batches, limit=limit)
-    return Exported(Path(path), kind, found)
+        found, held = verified(make(example, file), params, spec, kind=kind, batches=batches, limit=limit)
+    return Exported(Path(path), kind, found, held)
 
 
 @contextmanager
@@ -121,8 +124,8 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def verified(
     run: Run, params: Params, spec: Spec, *, kind: str, batches: Sequence[int], limit: float
-) -> dict[int, float]:
-    """Compare a file that was read back with `forward`.
+) -> tuple[dict[int, float], float]:
+    """Compare a file that was read back with `forward`: (batch size → largest difference, the limit for all of them).
 
     Args:
         run: the file.
@@ -137,6 +140,7 @@ def verified(
     on_cpu = {n: t.cpu() for n, t in params.items()}
     free = any(isinstance(a, Leaf) for i in spec.program.inputs for a in i.axes[:1])
     found: dict[int, float] = {}
+    held = float("inf")
     for batch in batches if free else (TRACED,):
         args, kwargs = spec.example.draw(seed=batch, batch=batch)
         with torch.no_grad():
@@ -153,12 +157,13 @@ def verified(
             )
         found[batch] = max((_difference(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
         scale = max((float(t.detach().abs().max()) for t in wanted if t.numel() and t.dtype != torch.bool), default=1.0)
+        held = min(held, limit * max(1.0, scale))
         if not found[batch] <= limit * max(1.0, scale):
             raise PruneError(
                 f"the {kind} file differs from forward by {found[batch]:.2e} at batch {batch} (outputs up to {scale:.2g}); the limit is "
                 f"{limit:g} times that: nothing was written"
             )
-    return found
+    return found, held
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils import benchmark
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.benchmark.utils.timer import timer as wall_time
 from tqdm import tqdm
 
 from ..errors import PruneError
-from ..forward import forward
-from ..latency.clock import Call, clock_for, device_name, quiet
-from ..latency.walk import Env, Machine, is_view, machine, walk
+from ..forward import flat_inputs, forward
+from ..latency.clock import Call, Clock, clock_for, device_name, quiet, typical
+from ..latency.walk import Env, Machine, machine, walk
+from ..params import tied_names
 from ..trace.program import Instruction
 from ..trace.spec import Spec, check_runnable
 from ..types import Cost, Params
+from .counted import Counted, counted, draw
+from .excess import NOTHING, Account, Balance, Excess, Layer, account, balance, excess
 from .tables import Table
 
-ALIGNED = 8
-"""Widths that are no multiple of this leave lanes of vector and matrix units empty."""
-OVERHEAD = 20e-6
-"""Seconds: a call that takes less is mostly its own start."""
+WARM_UP, WALKS = 3, 7
+"""Rounds of whole forwards that are not timed; rounds of forwards op by op."""
 
 
 class Timing(NamedTuple):
-    """Seconds of a forward pass, over the rounds."""
+    """Seconds of a forward, over the rounds."""
 
     median: float
     mean: float
@@ -41,18 +41,6 @@ class Timing(NamedTuple):
     rounds: int
 
 
-class Layer(NamedTuple):
-    """All ops of a module."""
-
-    seconds: float
-    macs: int
-    """Of the whole batch, by torch's counter."""
-    moved: int
-    """Bytes read and written."""
-    width: int
-    """Size of the last contraction's output dim; 0 where there is none."""
-
-
 class Profiled(NamedTuple):
     """A network."""
 
@@ -60,19 +48,14 @@ class Profiled(NamedTuple):
     cost: Cost
     """Of one sample."""
     timing: Timing
+    throughput: float
+    """Samples a second, at the median."""
     layers: Mapping[str, Layer]
-    """Module → its ops."""
+    """Module → its ops; their seconds add up to the median."""
+    weights: int
+    """Bytes of parameters and buffers; tied ones count once."""
     peak: int
-    """Bytes: of a GPU, all that was allocated; else activations that are alive at the same time, without parameters."""
-
-
-class Excess(NamedTuple):
-    """A layer that saves less time than MACs."""
-
-    layer: str
-    seconds: float
-    """More than if its time had fallen as its MACs (or, without any, its bytes) did."""
-    reason: str
+    """Bytes that a forward needs beside them and its inputs: of a GPU, what was allocated; else results alive at the same time."""
 
 
 class Profile(NamedTuple):
@@ -82,6 +65,8 @@ class Profile(NamedTuple):
     batch: int
     device: str
     threads: int
+    clock: str
+    """What was measured: wall time, or CPU time where there is one thread."""
 
     def table(self) -> Table:
         """Cost and latency of each network beside the first."""
@@ -95,29 +80,55 @@ class Profile(NamedTuple):
                 f"{1e3 * t.p10:.2f} / {1e3 * t.p90:.2f} / {1e3 * t.p99:.2f}",
             )
             rows.append([n.name, f"{n.cost.macs / 1e9:.3f}", saved[0], f"{1e3 * t.median:.2f}", *spread, saved[1]])
-            rows[-1] += [f"{self.batch / t.median:.1f}", f"{n.peak / 1e6:.1f}"]
+            rows[-1] += [f"{n.throughput:.1f}", f"{n.weights / 1e6:.1f}", f"{n.peak / 1e6:.1f}"]
         columns = ["network", "GMACs", "MACs\nsaved", "median\nms", "mean ± std\nms", "p10 / p90 / p99\nms", "speed-up"]
-        title = f"{self.device}, {self.threads} threads, batch {self.batch}"
-        return Table(title, [*columns, "samples\na second", "peak\nMB"], rows)
+        title = f"{self.device}, {self.threads} threads, batch {self.batch}, {self.clock}"
+        return Table(title, [*columns, "samples\na second", "weights\nMB", "peak\nMB"], rows)
 
     def excess(self, name: str, most: int = 8) -> list[Excess]:
-        """Why a network is not as fast as its MACs say: the layers that cost most of the difference to the first network.
+        """Why a network is not as fast as its MACs say: the layers that cost most of the difference.
 
         Args:
-            name: of a network other than the first.
+            name: of a network other than the first, which it is compared with.
             most: so many layers.
 
         Raises:
             PruneError: there is no such network.
         """
-        known = {n.name: n for n in self.networks[1:]}
-        if name not in known:
-            raise PruneError(
-                f"there is no network {name!r} beside {self.networks[0].name!r}; there are {', '.join(known)}"
-            )
-        dense, small = self.networks[0].layers, known[name].layers
-        found = [_excess(layer, dense[layer], now) for layer, now in small.items() if layer in dense]
+        dense, small, share, seen = self._beside(name)
+        found = [excess(layer, dense.get(layer, NOTHING), now, share, seen) for layer, now in small.items()]
         return sorted((e for e in found if e.seconds > 0), key=lambda e: -e.seconds)[:most]
+
+    def account(self, name: str) -> Account:
+        """All of the difference between a network's latency and its share of the MACs, by cause.
+
+        Args:
+            name: of a network other than the first, which it is compared with.
+
+        Raises:
+            PruneError: there is no such network.
+        """
+        dense, small, share, seen = self._beside(name)
+        return account(dense, small, share, seen)
+
+    def _beside(self, name: str) -> tuple[Mapping[str, Layer], Mapping[str, Layer], float, Balance]:
+        first, known = self.networks[0], {n.name: n for n in self.networks[1:]}
+        if name not in known:
+            raise PruneError(f"there is no network {name!r} beside {first.name!r}; there are {', '.join(known)}")
+        share = known[name].cost.macs / max(first.cost.macs, 1)
+        return first.layers, known[name].layers, share, balance(first.layers)
+
+
+class _Placed(NamedTuple):
+    """A network on the device, with inputs."""
+
+    params: Params
+    spec: Spec
+    args: Any
+    kwargs: Any
+
+    def machine(self, device: torch.device) -> Machine:
+        return machine(self.spec, self.params, flat_inputs(self.spec, self.args, self.kwargs), device)
 
 
 def profile(
@@ -131,14 +142,16 @@ def profile(
 ) -> Profile:
     """Time networks in turns, by torch.utils.benchmark, on random inputs like the traced ones.
 
-    All of them are timed in every round, so that what else the machine does falls on all of them alike. Then each is walked
-    through op by op for the times of its layers, scaled to its median.
+    All of them are timed in every round, so that what else the machine does falls on all of them alike. Then all of them are
+    walked through op by op, in turns again, for the times of their layers; these are scaled to the median of the whole.
+
+    On a CPU with one thread, CPU time is measured: what wall time would be on a machine of one's own, however busy it is.
 
     Args:
         networks: name → (params, spec); the first is what the others are compared with.
         batch: samples of a forward pass.
         device: None: that of the first network's params.
-        rounds: that are timed, after three that are not.
+        rounds: that are timed, after three that are not. Timer warms up with two more forwards each time.
         seed: of the inputs.
         progress: show a bar.
 
@@ -159,36 +172,41 @@ def profile(
         raise PruneError(f"profile needs a network and at least two rounds; it was given {len(networks)} and {rounds}")
     first = next(iter(next(iter(networks.values()))[0].values()))
     where = torch.device(device) if device is not None else first.device
-    placed: dict[str, tuple[Params, Spec, Any, Any]] = {}
+    placed: dict[str, _Placed] = {}
     for name, (params, spec) in networks.items():
         check_runnable(spec)
-        args, kwargs = spec.example.draw(seed=seed, batch=batch, device=where)
-        placed[name] = {n: t.to(where) for n, t in params.items()}, spec, args, kwargs
-    times = _in_turns(placed, rounds, progress)
+        args, kwargs = draw(params, spec, batch=batch, device=where, seed=seed)
+        placed[name] = _Placed({n: t.to(where) for n, t in params.items()}, spec, args, kwargs)
+    clock = clock_for(where)
+    timings = {name: _timing(times) for name, times in _in_turns(placed, clock, rounds, progress).items()}
+    machines = {name: p.machine(where) for name, p in placed.items()}
+    counts = {name: counted(m) for name, m in machines.items()}
+    seconds = _op_by_op(machines, clock, progress)
+    start = typical(clock, Call("alone", "neg", torch.neg, (torch.zeros(1, device=where),)), 100)
     found = []
-    for name, (params, spec, args, kwargs) in placed.items():
-        timing = _timing(times[name])
-        flat = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        layers, alive = _layers(machine(spec, params, flat, where), timing.median)
-        peak = _peak(params, spec, args, kwargs, where) if where.type == "cuda" else alive
-        found.append(Profiled(name, spec.costs(spec.sizes), timing, layers, peak))
-    return Profile(tuple(found), batch, device_name(where), torch.get_num_threads())
+    for name, p in placed.items():
+        layers = _layers(machines[name], counts[name], seconds[name], timings[name].median, start)
+        peak = _peak(p, where) if where.type == "cuda" else counts[name].peak
+        cost, own = p.spec.costs(p.spec.sizes), tied_names(p.params, p.spec)
+        weights = sum(t.nbytes for n, t in p.params.items() if n not in own)
+        timing = timings[name]
+        found.append(Profiled(name, cost, timing, batch / timing.median, layers, weights, peak))
+    return Profile(tuple(found), batch, device_name(where), torch.get_num_threads(), _seconds(clock))
 
 
-def _in_turns(
-    placed: Mapping[str, tuple[Params, Spec, Any, Any]], rounds: int, progress: bool
-) -> dict[str, list[float]]:
+def _in_turns(placed: Mapping[str, _Placed], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
     timers = {
         name: benchmark.Timer(
             "run(params, *args, spec=spec, **kwargs)",
-            globals={"run": forward, "params": params, "args": args, "spec": spec, "kwargs": kwargs},
+            globals={"run": forward, **p._asdict()},
             num_threads=torch.get_num_threads(),
+            timer=time.thread_time if _seconds(clock) == "CPU time" else wall_time,
         )
-        for name, (params, spec, args, kwargs) in placed.items()
+        for name, p in placed.items()
     }
     times: dict[str, list[float]] = {name: [] for name in timers}
     with torch.no_grad():
-        for i in tqdm(range(-3, rounds), desc="profile", disable=not progress, leave=False):
+        for i in tqdm(range(-WARM_UP, rounds), desc="profile", disable=not progress, leave=False):
             for name, timer in timers.items() if i % 2 else reversed(timers.items()):
                 seconds = timer.timeit(1).mean
                 if i >= 0:
@@ -196,85 +214,54 @@ def _in_turns(
     return times
 
 
+def _seconds(clock: Clock) -> str:
+    """What whole forwards are timed in: torch's timer waits for a GPU and takes wall time."""
+    return clock.name if clock.name == "CPU time" else "wall time"
+
+
 def _timing(times: Sequence[float]) -> Timing:
     p10, p90, p99 = (float(p) for p in np.percentile(times, [10, 90, 99]))
     return Timing(median(times), fmean(times), stdev(times), p10, p90, p99, len(times))
 
 
-def _layers(m: Machine, whole: float, rounds: int = 5) -> tuple[dict[str, Layer], int]:
-    """(module → layer, bytes alive at most)"""
-    clock = clock_for(m.device)
-    seconds: dict[str, list[float]] = {}
-    seen: dict[str, tuple[int, int, int]] = {}
-    alive = [0]
-
-    def count(ins: Instruction, call: Call, env: Env) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            result = call()
-        macs = counter.get_total_flops() // 2
-        out = _tensors(result)
-        moved = sum(t.nbytes for t in [*_tensors((call.args, dict(call.kwargs))), *out])
-        width = _width(ins, call, out) if macs else 0
-        seen[ins.name] = macs, 0 if is_view(call, result) else moved, width
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*_live(env), *out]}
-        alive[0] = max(alive[0], sum(storages.values()))
-        return result
-
-    def time(ins: Instruction, call: Call, env: Env) -> Any:
-        result, spent = clock.run(call)
-        seconds.setdefault(ins.name, []).append(spent)
-        return result
-
+def _op_by_op(machines: Mapping[str, Machine], clock: Clock, progress: bool) -> dict[str, dict[str, float]]:
+    """Network → instruction → seconds; a walk through each network in turns, after one that warms up."""
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in machines}
     with torch.no_grad():
-        walk(m, count)
-        for _ in range(rounds):
-            walk(m, time)
-    typical = {name: quiet(spent) for name, spent in seconds.items()}
-    scale = whole / max(sum(typical.values()), 1e-12)
+        for i in tqdm(range(-1, WALKS), desc="profile op by op", disable=not progress, leave=False):
+            for name, m in machines.items() if i % 2 else reversed([*machines.items()]):
+
+                def timed(ins: Instruction, call: Call, _: Env, found: dict[str, list[float]] = times[name]) -> Any:
+                    result, spent = clock.run(call)
+                    found.setdefault(ins.name, []).append(spent)
+                    return result
+
+                walk(m, timed)
+    return {name: {n: quiet(spent[1:]) for n, spent in found.items()} for name, found in times.items()}
+
+
+def _layers(m: Machine, counts: Counted, seconds: Mapping[str, float], whole: float, start: float) -> dict[str, Layer]:
+    """Module → its ops, whose seconds are scaled so that all of them take as long as the whole forward."""
+    scale = whole / max(sum(seconds.values()), 1e-12)
     layers: dict[str, Layer] = {}
     for ins in m.spec.program.instructions:
-        macs, moved, width = seen[ins.name]
-        old = layers.get(ins.module, Layer(0.0, 0, 0, 0))
+        old, op = layers.get(ins.module, NOTHING), counts.ops[ins.name]
         layers[ins.module] = Layer(
-            old.seconds + scale * typical[ins.name], old.macs + macs, old.moved + moved, width or old.width
+            old.seconds + scale * seconds[ins.name],
+            old.macs + op.macs,
+            old.moved + op.moved,
+            tuple(dict.fromkeys((*old.widths, *op.widths))),
+            old.start + scale * start,
         )
-    return layers, alive[0]
+    return layers
 
 
-def _live(env: Env) -> list[Tensor]:
-    """Values that were computed, not given."""
-    return _tensors([v for name, v in env.items() if name.startswith("%")])
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
-
-
-def _width(ins: Instruction, call: Call, out: Sequence[Tensor]) -> int:
-    """Size of the dim of the output that the weights make: channels of a convolution, features of a linear layer."""
-    if not out or out[0].ndim < 2:
-        return 0
-    return out[0].shape[1] if "conv" in ins.op else out[0].shape[-1]
-
-
-def _peak(params: Params, spec: Spec, args: Any, kwargs: Any, device: torch.device) -> int:
+def _peak(p: _Placed, device: torch.device) -> int:
+    """What the allocator gave out at most, beyond what was there before."""
+    torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     with torch.no_grad():
-        forward(params, *args, spec=spec, **kwargs)
-    return torch.cuda.max_memory_allocated(device)
-
-
-def _excess(name: str, dense: Layer, now: Layer) -> Excess:
-    share = now.macs / dense.macs if dense.macs else now.moved / max(dense.moved, 1)
-    seconds = now.seconds - share * dense.seconds
-    if not dense.macs:
-        reason = f"no multiplications: it moves {now.moved / 1e6:.2f} MB, whatever the MACs are"
-    elif now.width % ALIGNED:
-        reason = f"its width, {now.width}, is no multiple of {ALIGNED}: prune with round_to={ALIGNED}"
-    elif now.seconds < OVERHEAD:
-        reason = f"{1e6 * now.seconds:.0f} µs are mostly the start of the call: a larger batch hides it"
-    else:
-        reason = (
-            f"{now.macs / max(now.moved, 1):.1f} MACs a byte (dense {dense.macs / max(dense.moved, 1):.1f}): bandwidth"
-        )
-    return Excess(name, seconds, reason)
+        forward(p.params, *p.args, spec=p.spec, **p.kwargs)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,53 @@
+"""The state dict of the original class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ..io.checkpoint import load, save
+from ..io.module import to_module
+from ..trace.spec import Spec
+from ..types import Params
+from .compiled import Flat
+from .verify import BATCHES, LIMIT, Example, Exported, Run, export
+
+
+def state_dict(
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec,
+    model: nn.Module,
+    batches: Sequence[int] = BATCHES,
+    limit: float = LIMIT,
+) -> Exported:
+    """Write the state dict of the original class, for `prunefn.load` into a freshly built model.
+
+    Args:
+        params, spec, batches, limit: as for `program`.
+        path: ends in .safetensors.
+        model: the module that was traced, at its sizes of then; it is not changed.
+
+    Raises:
+        PruneError: as for `program`, or the class cannot run at these sizes.
+
+    >>> import tempfile, torch, prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec, mask = pf.trace(model, (torch.randn(2, 4),)), {"0": torch.tensor([True, False, True])}
+    >>> small = pf.apply(pf.params(model), mask, spec=spec)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = state_dict(small, f"{folder}/small.safetensors", spec=pf.shrink(spec, mask), model=model)
+    ...     again = pf.load(model, done.path)
+    >>> max(done.differences.values()) < 1e-6, again[0].out_features
+    (True, 2)
+    """
+
+    def make(example: Example, file: Path) -> Run:
+        save(to_module(params, spec=spec, model=model), file)
+        return Flat(load(model, file).cpu().eval(), example)
+
+    return export(params, path, spec=spec, kind="state dict", batches=batches, limit=limit, make=make)
