@@ -92,7 +92,7 @@ def versions() -> str:
 def markdown(header: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def write(folder: Path, name: str, title: str, header: list[str], rows: list[list[str]], remarks: str) -> None:
