@@ -75,7 +75,7 @@ def picture(spec: Spec, path: Path | str) -> None:
         import matplotlib
     except ImportError as error:
         raise PruneError('spec.picture needs matplotlib: pip install "prunefn[plot]"') from error
-    from .plots import canvas
+    from .canvas import canvas
 
     plan = layout(spec)
     place = _place(plan)
