@@ -8,6 +8,7 @@ itself and all below it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 
 from . import normalizer
 from .errors import PruneError, nearest
@@ -40,7 +41,7 @@ def local() -> Scope:
     >>> pf.select(scores, 0.5, scope=local())
     {'a': tensor([False,  True,  True]), 'b': tensor([False,  True,  True])}
     """
-    return Scope("local", lambda groups, _: groups)
+    return Scope("local", _each)
 
 
 def per_kind(*, normalize: bool | Normalizer | None = None) -> Scope:
@@ -49,7 +50,7 @@ def per_kind(*, normalize: bool | Normalizer | None = None) -> Scope:
     Args:
         normalize: as for `global_`.
     """
-    return by(lambda group, _: group.kind, name="per_kind", normalize=normalize)
+    return by(_kind, name="per_kind", normalize=normalize)
 
 
 def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
@@ -73,12 +74,7 @@ def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
     >>> one == two, two == three  # only the first runs through a depthwise convolution
     (False, True)
     """
-
-    def classes(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
-        found = signatures(_spec(spec, "isomorphic"))
-        return [found[g] for g in groups]
-
-    return Scope("isomorphic", classes, _normalizer(normalize))
+    return Scope("isomorphic", _alike, _normalizer(normalize))
 
 
 def by(
@@ -93,12 +89,7 @@ def by(
 
     >>> stages = by(lambda group, spec: group.name.split(".")[0], name="per_stage")
     """
-
-    def classes(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
-        known = _spec(spec, name)
-        return [key(known.groups[g], known) for g in groups]
-
-    return Scope(name, classes, _normalizer(normalize))
+    return Scope(name, partial(_keyed, key=key, name=name), _normalizer(normalize))
 
 
 def knapsack(quantity: str = "macs", *, normalize: bool | Normalizer | None = None) -> Scope:
@@ -129,6 +120,26 @@ def knapsack(quantity: str = "macs", *, normalize: bool | Normalizer | None = No
             f"there is no quantity {quantity!r}; quantities are {', '.join(Cost._fields)}{nearest(quantity, Cost._fields)}"
         )
     return Scope("knapsack", None, _normalizer(normalize), quantity)
+
+
+def _each(groups: Sequence[str], _: Spec | None) -> Sequence[Hashable]:
+    return groups
+
+
+def _kind(group: Group, _: Spec) -> Hashable:
+    return group.kind
+
+
+def _alike(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
+    found = signatures(_spec(spec, "isomorphic"))
+    return [found[g] for g in groups]
+
+
+def _keyed(
+    groups: Sequence[str], spec: Spec | None, *, key: Callable[[Group, Spec], Hashable], name: str
+) -> list[Hashable]:
+    known = _spec(spec, name)
+    return [key(known.groups[g], known) for g in groups]
 
 
 def _normalizer(normalize: bool | Normalizer | None) -> Normalizer | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -44,7 +46,7 @@ class Choice:
         return _either(other, self)
 
     def __invert__(self) -> Choice:
-        return Choice(lambda group: not self(group), f"~{self.text(2)}")
+        return Choice(partial(_not, self), f"~{self.text(2)}")
 
     def __repr__(self) -> str:
         return self._text
@@ -56,12 +58,12 @@ class Choice:
 
 def _both(a: Where | str, b: Where | str) -> Choice:
     x, y = choice(a), choice(b)
-    return Choice(lambda group: x(group) and y(group), f"{x.text(1)} & {y.text(1)}", 1)
+    return Choice(partial(_all, x, y), f"{x.text(1)} & {y.text(1)}", 1)
 
 
 def _either(a: Where | str, b: Where | str) -> Choice:
     x, y = choice(a), choice(b)
-    return Choice(lambda group: x(group) or y(group), f"{x.text(0)} | {y.text(0)}", 0)
+    return Choice(partial(_any, x, y), f"{x.text(0)} | {y.text(0)}", 0)
 
 
 def choice(where: Where | str) -> Choice:
@@ -94,12 +96,12 @@ def kind(*kinds: str) -> Choice:
     """
     if unknown := [k for k in kinds if k not in KINDS]:
         raise PruneError(f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}{nearest(unknown[0], KINDS)}")
-    return Choice(lambda group: group.kind in kinds, _called("kind", *kinds))
+    return Choice(partial(_is_of, kinds), _called("kind", *kinds))
 
 
 def glob(*patterns: str) -> Choice:
     """Groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
-    return Choice(lambda group: any(fnmatchcase(group.name, p) for p in patterns), _called("glob", *patterns))
+    return Choice(partial(_matches, patterns), _called("glob", *patterns))
 
 
 def module(*paths: str) -> Choice:
@@ -111,7 +113,7 @@ def module(*paths: str) -> Choice:
     >>> [module("layer1")(Group(name, "hidden", 4, (), ())) for name in ("layer1.0.conv1", "layer1", "layer10.0.conv1")]
     [True, True, False]
     """
-    return Choice(lambda group: any(named(group.name, p) for p in paths), _called("module", *paths))
+    return Choice(partial(_is_below, paths), _called("module", *paths))
 
 
 def touches(*tensors: str) -> Choice:
@@ -123,14 +125,46 @@ def touches(*tensors: str) -> Choice:
     >>> [g for g, group in spec.groups.items() if touches("1.weight")(group)]
     ['0', '1']
     """
-    return Choice(
-        lambda group: any(named(m.tensor, p) for m in group.members for p in tensors), _called("touches", *tensors)
-    )
+    return Choice(partial(_has, tensors), _called("touches", *tensors))
 
 
 def exact() -> Choice:
     """Groups without an op that runs over their units (norms, means): removing one leaves the others as they are."""
-    return Choice(lambda group: group.exact, "exact()")
+    return Choice(attrgetter("exact"), "exact()")
+
+
+# ---- the tests, at the top of the module, so that predicates can be pickled
+
+
+def _not(x: Choice, group: Group) -> bool:
+    return not x(group)
+
+
+def _all(x: Choice, y: Choice, group: Group) -> bool:
+    return x(group) and y(group)
+
+
+def _any(x: Choice, y: Choice, group: Group) -> bool:
+    return x(group) or y(group)
+
+
+def _is_of(kinds: tuple[str, ...], group: Group) -> bool:
+    return group.kind in kinds
+
+
+def _matches(patterns: tuple[str, ...], group: Group) -> bool:
+    return any(fnmatchcase(group.name, p) for p in patterns)
+
+
+def _is_below(paths: tuple[str, ...], group: Group) -> bool:
+    return any(named(group.name, p) for p in paths)
+
+
+def _has(tensors: tuple[str, ...], group: Group) -> bool:
+    return any(named(m.tensor, p) for m in group.members for p in tensors)
+
+
+# ---- in use
 
 
 def matches(where: Where | str | None, group: Group) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,24 @@ def test_words_are_the_values_of_python() -> None:
     groups = spec.groups.values()
     where, by_hand = words.where_of("hidden & ~module('3')"), pf.kind("hidden") & ~pf.module("3")
     assert callable(where) and [where(g) for g in groups] == [by_hand(g) for g in groups]
+
+
+def test_words_are_values_that_can_be_sent() -> None:
+    """To other processes, as sweeps do; what comes out there is what went in."""
+    room = [(words.criterion_of, n) for n in ("variance", "taylor", "lamp", "mac_aware(normalized(magnitude), 0.9)")]
+    room += [(words.compensation_of, n) for n in words.COMPENSATIONS]
+    room += [(words.scope_of, n) for n in words.SCOPES] + [(words.weight_scope_of, n) for n in words.WEIGHT_SCOPES]
+    room += [(words.weight_criterion_of, n) for n in words.WEIGHT_CRITERIA]
+    room += [(words.pattern_of, n) for n in ("unstructured", "n_m(2, 4)", "blocks(2, 2)", "slices(2)")]
+    for read, text in room:
+        value = read(text)
+        assert pickle.loads(pickle.dumps(value)).name == value.name
+    spec = pf.trace(little().eval(), (torch.randn(2, 1, 8, 8),))
+    for text in ("hidden", "~hidden & module('0') | glob('3*')", "touches('5.weight') | exact"):
+        where = words.where_of(text)
+        again = pickle.loads(pickle.dumps(where))
+        assert callable(where) and [where(g) for g in spec.groups.values()] == [again(g) for g in spec.groups.values()]
+        assert repr(again) == repr(where)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def taylor(loss: Loss = cross_entropy) -> Criterion:
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the gradients were not collected; pass the criterion to `collect_stats`.
     """
-    return _by_gradient("taylor", loss, lambda products: {n: v.abs() for n, v in products.items()})
+    return _by_gradient("taylor", loss, _absolute)
 
 
 def snip(loss: Loss = cross_entropy) -> Criterion:
@@ -145,7 +145,9 @@ def _since(stats: Stats, *, start: Params) -> Scores:
         now, then = stats.params[n].detach().double(), start.get(n)
         if then is None or then.shape != now.shape:
             there = "is not there" if then is None else f"has the shape {tuple(then.shape)}"
-            raise ParamsError(f"movement_since: {n!r}, {tuple(now.shape)}, {there} in start; give the params before training")
+            raise ParamsError(
+                f"movement_since: {n!r}, {tuple(now.shape)}, {there} in start; give the params before training"
+            )
         out[n] = (now.square() - then.detach().to(now).square()) / 2
     return out
 
@@ -188,6 +190,10 @@ def _products(stats: Stats, *, name: str, collector: Collector, finish: Callable
     """What is made of w · ∂L/∂w."""
     sums = collected(stats, collector, name, f"{name}(…)")
     return finish({n: stats.params[n].detach().double() * s / max(stats.samples, 1) for n, s in sums.items()})
+
+
+def _absolute(products: Scores) -> Scores:
+    return {n: v.abs() for n, v in products.items()}
 
 
 def _shares(products: Scores) -> Scores:

@@ -34,7 +34,7 @@ class WeightScope(NamedTuple):
 
 def layerwise() -> WeightScope:
     """The same share of each layer, rounded down (uniform density)."""
-    return WeightScope("layerwise", lambda scores, ratio, _: [asked(ratio, len(s)) for s in scores])
+    return WeightScope("layerwise", _uniform)
 
 
 def rows() -> WeightScope:
@@ -49,7 +49,7 @@ def global_(*, normalize: Normalizer | None = None) -> WeightScope:
         normalize: makes layers of different scale comparable: one of `prunefn.normalizer`, or any increasing function of a
             layer's scores [pieces].
     """
-    return by(lambda _: None, name="global", normalize=normalize)
+    return by(_together, name="global", normalize=normalize)
 
 
 def by(key: Callable[[Weight], Hashable], *, name: str = "by", normalize: Normalizer | None = None) -> WeightScope:
@@ -71,13 +71,7 @@ def lamp() -> WeightScope:
     Each layer's largest weight counts 1, so that the ranking finds a density for each. For `criteria.magnitude(2)`; other
     scores stand for w², and must not be below zero.
     """
-
-    def normalize(s: Tensor) -> Tensor:
-        if bool((s < 0).any()):
-            raise PruneError("scope.lamp() needs scores that are not below zero, such as those of criteria.magnitude()")
-        return lamp_shares(s)
-
-    return global_(normalize=normalize)._replace(name="lamp")
+    return global_(normalize=_lamp)._replace(name="lamp")
 
 
 def erk() -> WeightScope:
@@ -90,6 +84,20 @@ def erk() -> WeightScope:
 
 
 # ---- counts
+
+
+def _uniform(scores: Sequence[Tensor], ratio: float, _: Sequence[Weight]) -> list[int]:
+    return [asked(ratio, len(s)) for s in scores]
+
+
+def _together(_: Weight) -> Hashable:
+    return None
+
+
+def _lamp(s: Tensor) -> Tensor:
+    if bool((s < 0).any()):
+        raise PruneError("scope.lamp() needs scores that are not below zero, such as those of criteria.magnitude()")
+    return lamp_shares(s)
 
 
 def asked(ratio: float, n: int) -> int:
