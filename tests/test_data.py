@@ -158,24 +158,32 @@ def test_digits_are_those_of_the_split() -> None:
     assert data.input_shape == (1, 8, 8) and data.classes == tuple("0123456789") and data.name == "digits"
 
 
-def test_augmented_digits_are_shifted_by_at_most_one_pixel_and_never_mirrored() -> None:
+def test_digits_stay_as_they_are() -> None:
+    """They fill their frames: what is shifted by a pixel loses a stroke."""
     plain, data = open_data("digits", augment=False), open_data("digits")
+    assert all(torch.equal(data.train[i][0], plain.train[i][0]) for i in range(50))
+
+
+def test_augmented_mnist_is_shifted_by_at_most_three_pixels_and_never_mirrored(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    plain, data = open_data("mnist", augment=False, folder=tmp_path), open_data("mnist", folder=tmp_path)
     empty = -data.mean[0] / data.std[0]
+    frame = torch.nn.functional.pad(plain.train[0][0], [3] * 4, value=empty)
     seen = set()
     for _ in range(60):
         image = data.train[0][0]
-        frame = torch.nn.functional.pad(plain.train[0][0], [1] * 4, value=empty)
-        places = [(y, x) for y in range(3) for x in range(3) if torch.allclose(frame[:, y : y + 8, x : x + 8], image)]
+        places = [(y, x) for y in range(7) for x in range(7) if torch.allclose(frame[:, y : y + 28, x : x + 28], image)]
         assert len(places) == 1
         seen.add(places[0])
-    assert len(seen) == 9
+    assert len(seen) > 20
     assert torch.equal(data.held_out[0][0], plain.held_out[0][0])
 
 
-def test_augmentation_draws_from_the_global_generator_and_opening_does_not() -> None:
+def test_augmentation_draws_from_the_global_generator_and_opening_does_not(tmp_path: Path) -> None:
+    write_idx(tmp_path, train=400)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    data = open_data("digits", validation_share=0.1)
+    data = open_data("mnist", folder=tmp_path, validation_share=0.1)
     assert torch.equal(torch.get_rng_state(), state)
     first = [data.train[i][0] for i in range(20)]
     torch.manual_seed(5)
@@ -562,7 +570,7 @@ def test_preprocessing_of_models() -> None:
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     with pytest.raises(ModuleNotFoundError, match=r'torchvision.*pip install "prunefn\[vision\]"'):
-        open_data("digits")
+        open_data("digits", image_size=16)
     assert len(open_data("digits", augment=False).train) == 1198
     with pytest.raises(ModuleNotFoundError, match=r"x needs no_such"), needs("vision", "x"):
         import no_such  # noqa: F401

@@ -64,7 +64,7 @@ def open_small(
     raw = source.read(folder, seed)
     channels, size = raw.train.images.shape[1], raw.train.images.shape[-1]
     resized = image_size if image_size not in (None, size) else None
-    train = _dataset(raw, raw.train, _transform(size if augment else None, source.mirrors, resized))
+    train = _dataset(raw, raw.train, _transform(size if augment and source.shifts else None, source.mirrors, resized))
     plain = _transform(None, False, resized)
     validation = None
     if validation_share:

@@ -34,10 +34,11 @@ class Raw(NamedTuple):
 
 
 class Source(NamedTuple):
-    """How to read it, and whether a mirrored image still shows the same class."""
+    """How to read it, and what leaves an image in its class."""
 
     read: Callable[[Folder, int], Raw]
     mirrors: bool
+    shifts: bool = True
 
 
 def read_digits(folder: Folder, seed: int) -> Raw:
@@ -77,7 +78,7 @@ def read_cifar10(folder: Folder, seed: int) -> Raw:
 
 
 SOURCES = {
-    "digits": Source(read_digits, mirrors=False),
+    "digits": Source(read_digits, mirrors=False, shifts=False),
     "mnist": Source(read_mnist, mirrors=False),
     "fashion_mnist": Source(read_fashion_mnist, mirrors=True),
     "cifar10": Source(read_cifar10, mirrors=True),
