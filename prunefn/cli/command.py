@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -89,12 +90,17 @@ def add(app: typer.Typer, command: Command) -> None:
             if quiet and main_process():
                 print(json.dumps(result, indent=2, ensure_ascii=False))
 
-    call.__signature__ = inspect.Signature([*_common(command), *map(parameter, flags)])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([*_arguments_of(command), *map(parameter, flags), *_common()])  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in call.__signature__.parameters.values()}  # type: ignore[attr-defined]
-    app.command(command.name, help=inspect.getdoc(command.run), no_args_is_help=False)(call)
+    app.command(command.name, help=_help(command), no_args_is_help=False)(call)
 
 
-def _common(command: Command) -> list[inspect.Parameter]:
+def _help(command: Command) -> str:
+    """The docstring of `run`, a line a paragraph."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.run) or "")
+
+
+def _arguments_of(command: Command) -> list[inspect.Parameter]:
     made = []
     if command.model:
         text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
@@ -103,13 +109,17 @@ def _common(command: Command) -> list[inspect.Parameter]:
         made.append(
             ("files", Annotated[list[Path] | None, typer.Argument(help=command.files, show_default=False)], None)
         )
+    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
+
+
+def _common() -> list[inspect.Parameter]:
     text = "A YAML file, or a config that comes with the package; several are laid over each other. Flags win."
     panel = "Every command"
     config = typer.Option("--config", "-c", help=text, metavar="FILE", rich_help_panel=panel, show_default=False)
     dry = typer.Option("--dry-run", help="Print the resolved options and the steps, and stop.", rich_help_panel=panel)
     as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
     debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
-    made += [("config", Annotated[list[str] | None, config], None), ("dry_run", Annotated[bool, dry], False)]
+    made = [("config", Annotated[list[str] | None, config], None), ("dry_run", Annotated[bool, dry], False)]
     made += [("as_json", Annotated[bool, as_json], False), ("debug", Annotated[bool, debug], False)]
     return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
 

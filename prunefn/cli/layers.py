@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from ..errors import PruneError
 from .sections import Config
 
+AMOUNTS = {"ratio", "macs", "params", "activations"}
+"""Options of `prune` that say how much goes."""
+
 
 def shipped() -> dict[str, str]:
     """Name → text of the configs that come with the package."""
@@ -63,10 +66,12 @@ def resolve(sources: Iterable[str], flags: Mapping[str, Any]) -> Config:
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new keys win; sections are merged, values (lists, spaces) replaced.
+    """The new keys win; sections are merged, values (lists, spaces) replaced. How much to prune is one value, however it is said.
 
+    >>> merge({"prune": {"ratio": 0.5, "scope": "local"}}, {"prune": {"macs": 0.6}})
+    {'prune': {'scope': 'local', 'macs': 0.6}}
     >>> merge({"data": "digits", "prune": {"ratio": 0.5, "scope": "local"}}, {"prune": {"ratio": 0.3}})
-    {'data': 'digits', 'prune': {'ratio': 0.3, 'scope': 'local'}}
+    {'data': 'digits', 'prune': {'scope': 'local', 'ratio': 0.3}}
     """
     out = dict(old)
     for key, value in new.items():
@@ -74,6 +79,8 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         if key in ("model", "data"):
             before = {"name": before} if isinstance(before, str) else before
             value = {"name": value} if isinstance(value, str) else value
+        if key == "prune" and isinstance(before, dict) and AMOUNTS & set(value or ()):
+            before = {k: v for k, v in before.items() if k not in AMOUNTS}
         out[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     return out
 

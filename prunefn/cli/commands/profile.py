@@ -31,7 +31,7 @@ def run(job: Job) -> Result:
     pairs = {name: (params_of(n.model), n.spec()) for name, n in found.items()}
     p = config.profile
     timed = profile(pairs, batch=p.batch, rounds=p.rounds, device=config.device, progress=not job.quiet)
-    job.show(terminal(timed.table()))
+    job.show(terminal(_shown(timed.table())))
     result: Result = {"device": timed.device, "threads": timed.threads, "batch": timed.batch, "networks": {}}
     for n in timed.networks:
         entry: dict[str, Any] = {"macs": n.cost.macs, "params": n.cost.params, "peak_bytes": n.peak}
@@ -52,6 +52,12 @@ def run(job: Job) -> Result:
     if job.out is not None:
         write_json(job.out / "profile.json", result)
     return result
+
+
+def _shown(table: Table) -> Table:
+    """What a terminal has room for; profile.json has the rest."""
+    few = [i for i, name in enumerate(table.columns) if not name.startswith(("p10", "weights", "peak"))]
+    return Table(table.title, [table.columns[i] for i in few], [[row[i] for i in few] for row in table.rows])
 
 
 def _name(file: str, known: Iterable[str]) -> str:
