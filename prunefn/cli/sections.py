@@ -164,7 +164,7 @@ class Sparsify(Section):
     share: float = Field(default=0.5, ge=0, lt=1)
     """of the weights; n:m has its own"""
     criterion: str = "magnitude"
-    """magnitude, taylor, snip, movement, wanda, obs, random"""
+    """magnitude, taylor, snip, movement, movement_since (the start that the seed gives), wanda, obs, random"""
     scope: str = "layerwise"
     """layerwise, rows, global, lamp, erk"""
     pattern: str = "unstructured"

@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from ... import sparse
+from ...data.value import Data
 from ...io.checkpoint import save
 from ...io.module import to_module
 from ...params import params as params_of
 from ...pipeline import cost
 from ...report.tables import Table, terminal
-from ...types import Batch, Params
+from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
 from ..opened import calibration, learnt, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
 from ..words import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
 
 SPARSE = "sparse.safetensors"
+SINCE = "movement_since"
 
 
 def run(job: Job) -> Result:
@@ -31,7 +33,7 @@ def run(job: Job) -> Result:
     data = wanted_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
-    criterion = weight_criterion_of(s.criterion)
+    criterion = _criterion(config, data)
     batches: list[Batch] | None = None
     if criterion.data or s.ridge is not None:
         batches = calibration(config, s.images, s.batch)
@@ -73,6 +75,7 @@ def run(job: Job) -> Result:
     share = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
     c = cost(spec)
     result: Result = {"sparsity": round(share, 6), "flops_g": c.macs / 1e9, "params_m": c.params / 1e6}
+    result |= {"flops_reduction_pct": 0.0, "goal_met": False}
     if data is not None:
         from ...train import evaluate
 
@@ -88,13 +91,20 @@ def run(job: Job) -> Result:
                 network.name,
                 f"{result['accuracy_dense']:.2%}",
                 f"{result['accuracy']:.2%}",
-                f"{-result['accuracy_drop']:+.2f}",
+                f"{0 - result['accuracy_drop']:+.2f}",
             ]
         ]
         job.show(terminal(Table("", ["", "dense top-1", "sparse top-1", "points"], row)))
     job.show("MACs are those of the dense network: zeros alone save none without a device that has kernels for them.")
     job.show(f"Written to {out}: {SPARSE}, sparsity.md, sparsity.png, …")
     return result
+
+
+def _criterion(config: Config, data: Data | None) -> Criterion:
+    """That of the config; `movement_since` starts from the weights of the seed, which those of `prunefn train` grew from."""
+    if config.sparsify.criterion.strip() == SINCE:
+        return sparse.criteria.movement_since(params_of(network_of(config, data, dense=True).model))
+    return weight_criterion_of(config.sparsify.criterion)
 
 
 def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
@@ -109,10 +119,10 @@ def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
 def plan(config: Config) -> Iterable[str]:
     """Lines."""
     s = config.sparsify
-    criterion = weight_criterion_of(s.criterion)
+    name = SINCE if s.criterion.strip() == SINCE else weight_criterion_of(s.criterion).name
     pattern, among = pattern_of(s.pattern), weight_scope_of(s.scope)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
-    how = f"{pattern.name} by {criterion.name}, {among.name}"
+    how = f"{pattern.name} by {name}, {among.name}"
     yield f"set {s.share if pattern.ratio is None else pattern.ratio:.0%} of the weights to zero: {how}"
     if s.rounds > 1:
         yield f"in {s.rounds} rounds ({s.schedule}), {config.between.epochs} epochs of training after each"
