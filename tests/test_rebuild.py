@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pytest import fixture, mark, raises
+from pytest import fixture, importorskip, mark, raises
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -95,6 +95,24 @@ def test_nothing_of_the_model_changes_and_nothing_is_shared(sized: Traced) -> No
     same(params, kept)
     assert [m.training for m in sized.model.modules()] == flags
     assert dict(vars(sized.model)) == attributes
+
+
+def test_a_scale_that_hardly_shows_stays_too() -> None:
+    """Fresh networks attend to everything alike, so that outputs say little of the scale; after training they say much."""
+    timm = importorskip("timm.models.vision_transformer")
+    torch.manual_seed(0)
+    model = timm.VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=4
+    ).eval()
+    x = torch.randn(4, 1, 8, 8)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    mask = pf.mask(spec, {f"blocks.{i}.attn.qkv.head_dim": [0, 5] for i in range(2)})
+    small, smaller = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    new = pf.to_module(small, spec=smaller, model=model)
+    name = "blocks.0.attn.qkv.weight"
+    queries, kept = (t[: 4 * 6] for t in (new.state_dict()[name], small[name]))
+    close(queries, kept * (6 / 8) ** 0.5, 1e-6)
+    close(new(x), pf.forward(small, x, spec=smaller), 1e-6)
 
 
 @mark.parametrize("build", [Sized, Scaled])

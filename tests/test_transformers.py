@@ -232,3 +232,27 @@ def test_tokens_per_expert_are_not_taken_for_the_batch() -> None:
     for batch in (1, 4):
         x = c.inputs(batch)[1]
         assert torch.equal(pf.forward(pf.params(model), spec=spec, **x)["logits"], model(**x)["logits"])
+
+
+@mark.parametrize(("heads", "keys"), [(8, 2), (9, 3)], ids=["8 and 2", "9 and 3"])
+@mark.parametrize("part", ["keys", "queries"])
+def test_what_the_class_would_compute_elsewhere_fits_too(heads: int, keys: int, part: str) -> None:
+    """The default attention does not read how many queries share a key; eager attention does."""
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        llama_config(hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=keys)
+    )
+    model = model.eval().requires_grad_(False)
+    spec, params = pf.trace(model, (), {"input_ids": IDS}), pf.params(model)
+    shared = pf.kind("heads") & pf.touches("*.k_proj.weight")
+    where = shared if part == "keys" else pf.kind("heads") & ~shared
+    mask = pf.mask(spec, {name: [1] for name, g in spec.groups.items() if where(g)})
+    small, smaller = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    new = pf.to_module(small, spec=smaller, model=model)
+    attention = new.model.layers[0].self_attn
+    assert attention.num_key_value_groups == attention.q_proj.out_features // attention.k_proj.out_features
+    expected = pf.forward(small, input_ids=IDS, spec=smaller).logits
+    again = pf.load(transformers.LlamaForCausalLM(model.config).eval(), new.state_dict())
+    for rebuilt in (new, again):
+        rebuilt.set_attn_implementation("eager")
+        assert float((rebuilt(input_ids=IDS).logits - expected).abs().max()) < 1e-4

@@ -39,7 +39,8 @@ def open_data(
     * `cifar10`: 32 × 32, colour, 50 000 + 10 000; `cifar-10-batches-py` in `folder` or in that of PRUNEFN_DATA.
 
     Small images are kept in memory as bytes. Augmentation shifts them by up to an eighth of their size (padded with black)
-    and mirrors half of them, MNIST's excepted; those of `digits`, which fill their frames, stay as they are. With `image_size` they are resized last (bilinear, antialiased).
+    and mirrors half of them, MNIST's excepted; those of `digits`, which fill their frames, stay as they are. With `image_size`
+    they are resized last (bilinear, antialiased).
 
     By folder: `train/` and `val/` (or `validation/`), each with one folder per class, the same on both sides. To measure on:
     resized, and the centre cut out. Augmentation: timm's for training (a random part of the image, mirrored, colours

@@ -174,7 +174,7 @@ def _likeness(name: str, near: Resized, spec: Spec) -> int:
     if re.search(r"heads?$|^n_?head|num_head", name):
         return 2 * (kind == "heads") + (lone is not None)
     if "group" in name:
-        return 2 * (kind == "groups") + (lone is not None)
+        return 2 * (kind == "groups") + (kind == "heads") + (lone is not None)  # of queries, or of a convolution
     return int(kind in ("hidden", "residual")) + (kind not in ("heads", "head_dim"))
 
 

@@ -19,6 +19,7 @@ from ..trace.expr import leaves
 from ..trace.spec import Spec
 from .attributes import candidates, factors, found, ways
 from .confirm import Problem, confirm_without_numbers
+from .plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +27,21 @@ CONFIG = "config.json"
 TRIES = 64
 
 
-def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> None:
+def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> Plan:
     """Set the fields of `module.config` so that a fresh model of it has the module's shapes.
 
     Where no config has them (layers of different sizes), the config stays as it is and `save_pretrained` raises.
+
+    Returns:
+        Attributes that were set, too, since a fresh model has other numbers there: those of code that did not run, such as
+        another implementation of the attention.
     """
     if not hasattr(module, "save_pretrained") or all(spec.sizes[g] == n for g, n in spec.traced.items()):
-        return
+        return []
     config: Any = module.config
     if table := _table(spec):
         module.save_pretrained = partial(_refuse, type(module).__name__, table)  # type: ignore[assignment]
-        return
+        return []
     fields = list(_fields(config, spec))
     before = [getattr(holder, name) for holder, name, _ in fields]
     wanted, first = {n: tuple(t.shape) for n, t in module.state_dict().items()}, ""
@@ -45,11 +50,34 @@ def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Pr
             setattr(holder, name, values[i])
         differs = _difference(type(module), config, wanted)
         if differs is None and judge(module) is None:
-            return
+            return _unused(module, _fresh(type(module), config), judge)
         first = first or differs or "the class reads a field of the config that must stay"
     for (holder, name, _), value in zip(fields, before, strict=True):
         setattr(holder, name, value)
     module.save_pretrained = partial(_refuse, type(module).__name__, first)  # type: ignore[assignment]
+    return []
+
+
+def _unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Module], Problem | None]) -> Plan:
+    """Set whole numbers as a fresh model has them; where that changes what comes out, all stay as they are."""
+    modules, changes = dict(module.named_modules()), []
+    for path, other in fresh.named_modules():
+        mine = vars(modules[path]) if path in modules else {}
+        for name, value in vars(other).items():
+            if type(value) is int is type(mine.get(name)) and value != mine[name] and not name.startswith("_"):
+                changes.append((path, name, mine[name], value))
+    for path, name, _, value in changes:
+        setattr(modules[path], name, value)
+    if not changes or judge(module) is None:
+        return [(path, name, value) for path, name, _, value in changes]
+    for path, name, before, _ in changes:
+        setattr(modules[path], name, before)
+    return []
+
+
+def _fresh(cls: type[nn.Module], config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return cls(copy.deepcopy(config))
 
 
 def _table(spec: Spec) -> str:
@@ -83,8 +111,7 @@ def _fields(config: Any, spec: Spec) -> Iterator[tuple[Any, str, tuple[Any, ...]
 def _difference(cls: type[nn.Module], config: Any, wanted: dict[str, tuple[int, ...]]) -> str | None:
     """The first tensor of a fresh model that has another shape; None if there is none."""
     try:
-        with torch.device("meta"):
-            fresh = cls(copy.deepcopy(config))
+        fresh = _fresh(cls, config)
     except Exception as e:  # the class checks its config in its own way
         return f"{type(e).__name__}: {str(e)[:200]}"
     shapes = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}

@@ -41,8 +41,12 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
         problem = confirm(module, expected, folds, train=spec.train)
         if problem is not None and not problem.owner and next(traces) < TRACES:
             folds.extend(find_folds(module, params, spec))
-            problem = confirm(module, expected, folds, train=spec.train) if folds else problem
-        return problem
+            folded = confirm(module, expected, folds, train=spec.train) if folds else problem
+            if problem.slight and folded is not None and not folded.slight:
+                folds.clear()  # it was rounding
+            else:
+                problem = folded
+        return None if problem is not None and problem.slight else problem
 
     new = resized(copies(params, spec), spec, model, judge)
     fold(new, folds)
@@ -73,8 +77,9 @@ def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: 
             f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
             "fewer kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
         )
-    settle_config(new, spec, judge)
-    remember(new, [(c.path, c.attribute, c.ranked(ranks)) for c in found if c.ranked(ranks) != c.now])
+    chosen = {(c.path, c.attribute): c.ranked(ranks) for c in found if c.ranked(ranks) != c.now}
+    chosen |= {(path, name): value for path, name, value in settle_config(new, spec, judge)}
+    remember(new, [(path, name, value) for (path, name), value in chosen.items()])
     return new
 
 
