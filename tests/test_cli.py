@@ -198,6 +198,15 @@ def test_models_by_name(name: str, options: dict, kind: str) -> None:
     assert all(torch.equal(t, again[n]) for n, t in network.model.state_dict().items())
 
 
+def test_inspect_says_what_is_frozen_and_why() -> None:
+    asked = ["inspect", "small_vit", "--options", "{depth: 1}"]
+    text, found = run(*asked).stdout, run(*asked, "--json").json
+    assert "blocks.0.mlp.fc1" in text and "2 × it is an output: head.weight dim 0" in text
+    assert found["groups"]["blocks.0.mlp.fc1"]["kind"] == "hidden"
+    assert {"tensor": "head.weight", "dim": 0, "why": ["it is an output"]} in found["frozen"]
+    assert "dim 0, size 10: frozen: it is an output" in run(*asked, "head.weight").stdout
+
+
 def test_a_folder_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)

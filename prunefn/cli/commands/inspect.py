@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...pipeline import cost
+from ...trace.spec import Spec
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, write_json
 from ..sections import Config
+
+REASONS = 12
+"""So many are shown; --json has all."""
 
 
 def run(job: Job) -> Result:
@@ -23,9 +27,9 @@ def run(job: Job) -> Result:
         job.show("\n\n".join(told.values()))
         return {"model": network.name, "explain": told}
     c = cost(spec)
-    job.show(str(spec))
-    job.show()
     job.show(spec.table())
+    job.show()
+    job.show(*_frozen(spec))
     if job.out is not None:
         write_json(job.out / "spec.json", spec.to_dict())
         spec.picture(job.out / "spec.svg")
@@ -46,6 +50,20 @@ def run(job: Job) -> Result:
         "frozen": frozen,
         "unknown": dict(spec.unknown),
     }
+
+
+def _frozen(spec: Spec) -> list[str]:
+    """Why dims are frozen, the most frequent reasons first, each with where it is so."""
+    places: dict[str, list[str]] = {}
+    for (tensor, dim), reasons in spec.frozen.items():
+        for reason in reasons:
+            places.setdefault(reason.partition(" at ")[0], []).append(f"{tensor} dim {dim}")
+    lines = [f"  {len(at):4} × {reason}: {', '.join(at[:2])}{', …' * (len(at) > 2)}" for reason, at in places.items()]
+    order = sorted(range(len(lines)), key=lambda i: -len(list(places.values())[i]))
+    head = "frozen dims and why (name a tensor to see where):" if lines else "no dim is frozen"
+    unknown = [f"  {op}, at {where}" for op, where in spec.unknown.items()]
+    tail = ["ops without a rule, which freeze all that they touch:", *unknown] if unknown else []
+    return ["\n".join([head, *(lines[i] for i in order[:REASONS]), *tail])]
 
 
 def plan(config: Config) -> Iterable[str]:
