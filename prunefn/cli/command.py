@@ -86,7 +86,10 @@ def add(app: typer.Typer, command: Command) -> None:
             if given["dry_run"]:
                 _show_plan(command, config, quiet)
                 return
-            result = command.run(Job(config, _folder(command, config), quiet, files))
+            job = Job(config, _folder(command, config), quiet, files)
+            _note(command, job, again=False)
+            result = command.run(job)
+            _note(command, job, again=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2, ensure_ascii=False))
 
@@ -149,9 +152,13 @@ def _folder(command: Command, config: Config) -> Path | None:
         return None
     folder = Path(name)
     folder.mkdir(parents=True, exist_ok=True)
-    if main_process():
-        write_text(folder / "config.yaml", text_of(config, command.sections))
     return folder
+
+
+def _note(command: Command, job: Job, *, again: bool) -> None:
+    """Write what was asked; over what is there only once it is done: a run may refuse a folder that belongs to another."""
+    if job.out is not None and main_process() and (again or not (job.out / "config.yaml").exists()):
+        write_text(job.out / "config.yaml", text_of(job.config, command.sections))
 
 
 def _show_plan(command: Command, config: Config, quiet: bool) -> None:
