@@ -155,7 +155,9 @@ def remarks(images: int, found: dict[Key, list[float]]) -> str:
     return (
         f"{EPOCHS} epochs of {images} training images in every row, AdamW at 5e-4, removed weights and their moments held at "
         "zero. Gradients of Taylor and movement are those of 1024 training images at each removal. Top-1 of 5000 test "
-        "images. MACs are those of the dense network in every row: zeros alone do not lower them. Rounds against all at once, "
+        "images. Movement is scored along the whole dense training, from its start (`criteria.movement_since`); movement at the end is "
+        "−w·∂L/∂w of the trained network, which is noise. In rounds, the last third goes one epoch before the end, and that epoch is "
+        "too short for it: all at once wins at equal epochs. MACs are those of the dense network in every row: zeros alone do not lower them. Rounds against all at once, "
         f"mean over methods, points: {gains}."
     )
 
