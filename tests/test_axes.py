@@ -680,7 +680,7 @@ def check(sketch: Sketch, seed: int) -> int:
     return sum(int((~m).sum()) for m in mask.values())
 
 
-LAWS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+LAWS = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("choices", [CORE, ALL], ids=["core", "all"])

@@ -152,7 +152,7 @@ def check(net: Net) -> None:
         law(s)
 
 
-few = settings(deadline=None, max_examples=60, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+few = settings(deadline=None, max_examples=30, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @few
