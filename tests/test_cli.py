@@ -341,14 +341,18 @@ def test_pat_in_three_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """And once more: what is done is read."""
     monkeypatch.chdir(tmp_path)
     asked = ["pat", *VIT, "--steps", "2", "--sparse.epochs", "1", "--between.epochs", "1", "--finetune.epochs", "1"]
-    found = run(*asked, "--of", "macs", "--share", "0.2", "--json").json
+    found = run(*asked, "--macs", "0.8", "--json").json
     assert found["macs_removed"] == pytest.approx(0.2, abs=0.03) and found["flops_reduction_pct"] > 15
     folder = tmp_path / "runs/pat"
     assert {"final.safetensors", "report.html", "round_1", "round_2", "sparse", "tuning"} <= {
         p.name for p in folder.iterdir()
     }
-    assert run(*asked, "--of", "macs", "--share", "0.2", "--json").json == found
-    assert "belongs to a run with" in run(*asked, "--of", "macs", "--share", "0.3", code=1).stderr
+    assert run(*asked, "--of", "macs", "--share", "0.2", "--json").json == found  # the same in other words
+    before = (folder / "config.yaml").read_text()
+    assert "belongs to a run with" in run(*asked, "--ratio", "0.3", code=1).stderr
+    assert (folder / "config.yaml").read_text() == before
+    both = ["--macs", "0.8", "--params", "0.8"]
+    assert "give --share, and --of macs or --of params" in run(*asked, *both, "--dry-run", code=1).stderr
 
 
 def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

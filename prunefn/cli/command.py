@@ -16,7 +16,7 @@ import typer
 
 from ..errors import PruneError
 from ..files.atomic import write_text
-from .errors import FAILED, MISUSED, fail
+from .errors import FAILED, MISUSED, device_of, fail
 from .flags import flags_of, nested, parameter
 from .layers import merge, resolve, text_of
 from .sections import Config
@@ -58,8 +58,8 @@ class Command(NamedTuple):
     plan: Callable[[Config], Iterable[str]]
     """What it would do, line by line, without opening anything."""
     sections: tuple[str, ...]
-    own: str = ""
-    """The section whose flags need no prefix."""
+    own: tuple[str, ...] = ()
+    """Sections whose flags need no prefix, the first one first."""
     out: str | None = None
     """The folder for results unless one is given; None: results are only shown."""
     files: str = ""
@@ -86,6 +86,8 @@ def add(app: typer.Typer, command: Command) -> None:
             if given["dry_run"]:
                 _show_plan(command, config, quiet)
                 return
+            if config.device is not None:
+                device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
             _note(command, job, again=False)
             result = command.run(job)

@@ -34,12 +34,12 @@ class Flag(NamedTuple):
         return self.path.replace(".", "__")
 
 
-def flags_of(sections: tuple[str, ...], own: str = "") -> list[Flag]:
+def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]:
     """The flags of a command: those at the top, then those of its sections.
 
     Args:
         sections: that it reads.
-        own: the one whose flags need no section.
+        own: those whose flags need no section; where two have one of the same name, the first of them.
     """
     top = [
         Flag(name, field, (f"--{name}",), "Every command")
@@ -47,7 +47,8 @@ def flags_of(sections: tuple[str, ...], own: str = "") -> list[Flag]:
         if section_class(field) is None
     ]
     out: list[Flag] = []
-    for section in sorted(sections, key=lambda s: s != own):
+    short: set[str] = set(Config.model_fields)
+    for section in sorted(sections, key=lambda s: own.index(s) if s in own else len(own)):
         field = Config.model_fields[section]
         inner = section_class(field)
         assert inner is not None
@@ -56,7 +57,8 @@ def flags_of(sections: tuple[str, ...], own: str = "") -> list[Flag]:
             path = f"{section}.{name}"
             shown = name.replace("_", "-")
             names = [f"--{section}.{shown}"]
-            if section == own and name not in Config.model_fields:
+            if section in own and name not in short:
+                short.add(name)
                 names.insert(0, f"--{shown}")
             elif path in SHORT:
                 names.insert(0, SHORT[path])

@@ -73,6 +73,16 @@ def chooser(data: Data) -> Dataset[Any]:
     return data.held_out if data.validation is None else data.validation
 
 
+def device_of(config: Config) -> torch.device:
+    """The device of the config; by default a GPU where there is one."""
+    return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def moved(params: Mapping[str, torch.Tensor], device: torch.device | str) -> Params:
+    """Params on a device."""
+    return {n: t.to(device) for n, t in params.items()}
+
+
 def learnt(data: Data, config: Config) -> Dataset[Any]:
     """The training images, or as many of them as the config says."""
     return data.train if config.data.images is None else drawn(data.train, config.data.images, config.seed)
@@ -107,7 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def measures(
-    networks: Mapping[str, tuple[Params, Spec]], *, batch: int, rounds: int, device: str | None = None
+    networks: Mapping[str, tuple[Params, Spec]], *, batch: int, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Name → flops_g, params_m, latency_ms, throughput_fps, timed in turns. By flops_g, multiply-accumulates are meant, in 1e9."""
     timed = profile(networks, batch=batch, rounds=rounds, device=device)

@@ -186,10 +186,10 @@ class Sparsify(Section):
 class Pat(Section):
     """Pruning-aware training: sparse training, rounds of pruning and training, fine-tuning."""
 
-    share: float = Field(default=0.5, gt=0, le=1)
-    """removed in the end"""
+    share: float | None = Field(default=None, gt=0, le=1)
+    """removed in the end; by default, what `prune` says"""
     of: Literal["units", "macs", "params"] = "units"
-    """what it is a share of"""
+    """what the share is of"""
     steps: int = Field(default=5, ge=1)
     """rounds of pruning"""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"

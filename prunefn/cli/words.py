@@ -165,9 +165,27 @@ def amount_of(section: Prune) -> Any:
     return budgets[0] if len(budgets) == 1 else budgets
 
 
-def budget_of(section: Pat) -> Callable[[float], Budget] | None:
+def share_of(section: Pat, prune: Prune) -> tuple[float, str]:
+    """What a schedule removes in the end, and what that is a share of: as `pat` says, or else as `prune` does.
+
+    Raises:
+        PruneError: that is no single share of units, MACs or params.
+    """
+    if section.share is not None:
+        return section.share, section.of
+    amount = amount_of(prune)
+    if isinstance(amount, float):
+        return amount, "units"
+    if isinstance(amount, Budget) and amount.quantity in ("macs", "params"):
+        return 1 - amount.keep, amount.quantity
+    raise PruneError(
+        "a schedule removes one share of units, MACs or params: give --share, and --of macs or --of params"
+    )
+
+
+def budget_of(quantity: str) -> Callable[[float], Budget] | None:
     """What the share of a schedule is a share of."""
-    return {"units": None, "macs": budget.macs, "params": budget.params}[section.of]
+    return {"units": None, "macs": budget.macs, "params": budget.params}[quantity]
 
 
 def _checked(value: Any, kind: type[T], text: str, what: str) -> T:

@@ -62,4 +62,4 @@ def plan(config: Config) -> Iterable[str]:
     yield "run it, compare it with its traced program, print what it costs"
 
 
-COMMAND = Command("load-check", run, plan, ("model", "data"), own="model")
+COMMAND = Command("load-check", run, plan, ("model", "data"), own=("model",))

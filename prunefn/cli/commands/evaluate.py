@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ...params import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import data_of, measures, network_of, write_yaml
+from ..opened import data_of, device_of, measures, network_of, write_yaml
 from ..sections import Config
 
 
@@ -22,7 +22,7 @@ def run(job: Job) -> Result:
     if main_process():
         pair = params_of(network.model), network.spec()
         p = config.profile
-        result |= measures({network.name: pair}, batch=p.batch, rounds=p.rounds, device=config.device)[network.name]
+        result |= measures({network.name: pair}, batch=p.batch, rounds=p.rounds, device=device_of(config))[network.name]
         job.show(
             f"{network.name}: top-1 {result['accuracy']:.2%} of {len(data.held_out)} images, "  # type: ignore[arg-type]
             f"{result['flops_g']:.4g} GMACs, {result['params_m']:.4g} M params, {result['latency_ms']:.4g} ms"
@@ -39,4 +39,4 @@ def plan(config: Config) -> Iterable[str]:
     yield "measure top-1 and loss on held-out images; GMACs, parameters and latency"
 
 
-COMMAND = Command("eval", run, plan, ("model", "data", "profile"), own="profile")
+COMMAND = Command("eval", run, plan, ("model", "data", "profile"), own=("profile",))

@@ -49,4 +49,4 @@ def plan(config: Config) -> Iterable[str]:
         yield f"{kind}: write model{ENDINGS[kind]}, compare at batch {', '.join(map(str, e.batches))}, limit {e.limit}"
 
 
-COMMAND = Command("export", run, plan, ("model", "data", "export"), own="export", out="runs/export")
+COMMAND = Command("export", run, plan, ("model", "data", "export"), own=("export",), out="runs/export")

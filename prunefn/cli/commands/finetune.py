@@ -88,4 +88,6 @@ def plan(config: Config) -> Iterable[str]:
     yield f"keep the epoch that is best on held-out images as {TUNED}"
 
 
-COMMAND = Command("finetune", run, plan, ("model", "data", "finetune", "distill"), own="finetune", out="runs/finetune")
+COMMAND = Command(
+    "finetune", run, plan, ("model", "data", "finetune", "distill"), own=("finetune",), out="runs/finetune"
+)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ..command import Command, Job, Result, main_process
 from ..opened import calibration, data_of, learnt, network_of, write_yaml
 from ..sections import Config
-from ..words import budget_of, maker_of, schedule_of, sparsity_of
+from ..words import budget_of, maker_of, schedule_of, share_of, sparsity_of
 from .prune import goal
 
 FINAL = "final.safetensors"
@@ -26,14 +26,15 @@ def run(job: Job) -> Result:
     data = data_of(config)
     network = network_of(config, data)
     c, p, seed = config, config.pat, config.seed
+    share, of = share_of(p, c.prune)
     done = pat(
         network.model,
         learnt(data, config),
         held_out=data.held_out,
         calibration=calibration(config, c.prune.images, c.prune.batch),
         prune=maker_of(c.prune),
-        schedule=schedule_of(p.schedule, p.share, p.steps),
-        budget=budget_of(p),
+        schedule=schedule_of(p.schedule, share, p.steps),
+        budget=budget_of(of),
         sparse=(sparsity_of(p.sparsity), c.sparse.recipe(seed)) if c.sparse.epochs else None,
         between=c.between.recipe(seed) if c.between.epochs else None,
         tuning=c.finetune.recipe(seed) if c.finetune.epochs else None,
@@ -62,14 +63,15 @@ def plan(config: Config) -> Iterable[str]:
     """Lines."""
     c, p = config, config.pat
     maker_of(c.prune)
-    steps = schedule_of(p.schedule, p.share, p.steps)
+    share, of = share_of(p, c.prune)
+    steps = schedule_of(p.schedule, share, p.steps)
     yield f"build {c.model.name}, load {c.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if c.sparse.epochs:
         sparsity_of(p.sparsity)
         yield f"sparse training: {p.sparsity}, {c.sparse.epochs} epochs at {c.sparse.rate}"
     shares = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
     target = "" if p.target is None else f", until {p.target:.0%} of the MACs are left"
-    yield f"{p.steps} rounds of {c.prune.recipe}: {shares} of the {p.of} removed{target}"
+    yield f"{p.steps} rounds of {c.prune.recipe}: {shares} of the {of} removed{target}"
     yield f"after each round: {c.between.epochs} epochs at {c.between.rate}"
     distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
     yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.rate}{distilled}"
@@ -81,6 +83,6 @@ COMMAND = Command(
     run,
     plan,
     ("model", "data", "pat", "prune", "sparse", "between", "finetune", "distill"),
-    own="pat",
+    own=("pat", "prune"),
     out="runs/pat",
 )

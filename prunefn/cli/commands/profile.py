@@ -10,7 +10,7 @@ from ...params import params as params_of
 from ...report.profile import profile
 from ...report.tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import network_of, wanted_data, write_json
+from ..opened import device_of, network_of, wanted_data, write_json
 from ..sections import Config
 
 MOST = 6
@@ -30,7 +30,7 @@ def run(job: Job) -> Result:
         found[_name(file, found)] = network_of(one, data)
     pairs = {name: (params_of(n.model), n.spec()) for name, n in found.items()}
     p = config.profile
-    timed = profile(pairs, batch=p.batch, rounds=p.rounds, device=config.device, progress=not job.quiet)
+    timed = profile(pairs, batch=p.batch, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
     job.show(terminal(_shown(timed.table())))
     result: Result = {"device": timed.device, "threads": timed.threads, "batch": timed.batch, "networks": {}}
     for n in timed.networks:
@@ -73,4 +73,4 @@ def plan(config: Config) -> Iterable[str]:
     yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch}, then layer by layer"
 
 
-COMMAND = Command("profile", run, plan, ("model", "data", "profile"), own="profile", files="Pruned checkpoints.")
+COMMAND = Command("profile", run, plan, ("model", "data", "profile"), own=("profile",), files="Pruned checkpoints.")

@@ -14,7 +14,7 @@ from ...report.page import page
 from ...report.tables import Table, terminal
 from ...types import Budget
 from ..command import Command, Job, Result
-from ..opened import calibration, network_of, wanted_data, write_json, write_yaml
+from ..opened import calibration, device_of, moved, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
 from ..words import amount_of, maker_of
 
@@ -38,14 +38,15 @@ def run(job: Job) -> Result:
     spec, params = network.spec(), params_of(network.model)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch)
     try:
-        pruned = make(amount)(params, batches, spec=spec, progress=not job.quiet)
+        pruned = make(amount)(moved(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
     except BatchError as error:
         if batches is not None:
             raise
         raise BatchError(f"{error}: give --data, or --criterion magnitude --compensation none") from None
-    module = to_module(pruned.params, spec=pruned.spec, model=network.model)
-    save(module, out / PRUNED, spec=pruned.spec, masks=pruned.mask)
-    save_checkpoint(out / "mask.safetensors", {"mask": dict(pruned.mask)})
+    mask = moved(pruned.mask, "cpu")
+    module = to_module(moved(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
+    save(module, out / PRUNED, spec=pruned.spec, masks=mask)
+    save_checkpoint(out / "mask.safetensors", {"mask": mask})
     write_json(out / "spec.json", pruned.spec.to_dict())
     before, after = cost(spec), cost(pruned.spec)
     summary: Result = {
@@ -68,8 +69,8 @@ def run(job: Job) -> Result:
     write_json(out / "config.json", {"prune": config.prune.recipe, **config.model_dump(mode="json")})
     write_json(out / "summary.json", summary)
     write_yaml(out / "metrics.yaml", goal(summary))
-    pictures(rows, spec, pruned.mask, out)
-    plots.scores(pruned.info.scores, pruned.mask, out / "scores.png")
+    pictures(rows, spec, mask, out)
+    plots.scores(moved(pruned.info.scores, "cpu"), mask, out / "scores.png")
     if pruned.info.residuals:
         plots.residuals({config.prune.recipe: pruned.info.residuals}, out / "residuals.png")
     page(out)
@@ -124,4 +125,4 @@ def _budgets(amount: Budget | list[Budget]) -> str:
     return "down to " + " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets)
 
 
-COMMAND = Command("prune", run, plan, ("model", "data", "prune"), own="prune", out="runs/prune")
+COMMAND = Command("prune", run, plan, ("model", "data", "prune"), own=("prune",), out="runs/prune")

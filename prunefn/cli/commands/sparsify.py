@@ -14,7 +14,7 @@ from ...pipeline import cost
 from ...report.tables import Table, terminal
 from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
-from ..opened import calibration, learnt, network_of, wanted_data, write_json, write_yaml
+from ..opened import calibration, device_of, learnt, moved, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
 from ..words import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
 
@@ -44,7 +44,7 @@ def run(job: Job) -> Result:
         if data is None or not config.between.epochs:
             return now
         done = train(
-            to_module(now, spec=spec, model=network.model),
+            to_module(moved(now, "cpu"), spec=spec, model=network.model),
             learnt(data, config),
             config.between.recipe(config.seed + step),
             masks=masks,
@@ -54,10 +54,10 @@ def run(job: Job) -> Result:
             device=config.device,
             progress=not job.quiet,
         )
-        return params_of(done.model)
+        return moved(params_of(done.model), device_of(config))
 
     params, masks = sparse.rounds(
-        params,
+        moved(params, device_of(config)),
         batches,
         schedule_of(s.schedule, s.share, s.rounds),
         s.rounds,
@@ -69,6 +69,7 @@ def run(job: Job) -> Result:
         ridge=s.ridge,
         between=between if s.rounds > 1 else None,
     )
+    params, masks = moved(params, "cpu"), moved(masks, "cpu")
     module = to_module(params, spec=spec, model=network.model)
     save(module, out / SPARSE, spec=spec)
     kept = sparse.counts(masks)
@@ -129,4 +130,6 @@ def plan(config: Config) -> Iterable[str]:
     yield f"write {SPARSE}, sparsity.md, sparsity.png"
 
 
-COMMAND = Command("sparsify", run, plan, ("model", "data", "sparsify", "between"), own="sparsify", out="runs/sparsify")
+COMMAND = Command(
+    "sparsify", run, plan, ("model", "data", "sparsify", "between"), own=("sparsify",), out="runs/sparsify"
+)

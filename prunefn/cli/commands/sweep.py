@@ -126,5 +126,5 @@ def plan(config: Config) -> Iterable[str]:
 
 
 COMMAND = Command(
-    "sweep", run, plan, ("model", "data", "sweep", "prune", "finetune", "distill"), own="sweep", out="runs/sweep"
+    "sweep", run, plan, ("model", "data", "sweep", "prune", "finetune", "distill"), own=("sweep",), out="runs/sweep"
 )

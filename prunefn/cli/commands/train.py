@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...io.checkpoint import save
 from ...params import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import chooser, data_of, learnt, measures, network_of, write_yaml
+from ..opened import chooser, data_of, device_of, learnt, measures, network_of, write_yaml
 from ..sections import Config
 
 BEST = "best_model.safetensors"
@@ -39,7 +39,9 @@ def run(job: Job) -> Result:
     if main_process():
         save(done.model, job.folder / BEST)
         spec = network.spec()
-        result |= measures({"dense": (params_of(done.model), spec)}, batch=1, rounds=config.profile.rounds)["dense"]
+        result |= measures(
+            {"dense": (params_of(done.model), spec)}, batch=1, rounds=config.profile.rounds, device=device_of(config)
+        )["dense"]
         write_yaml(job.folder / "metrics.yaml", result)
         shown = "not measured" if result["accuracy"] is None else f"top-1 {result['accuracy']:.2%}"
         job.show(f"{network.name}: {shown} on held-out images; {result['flops_g']:.4g} GMACs")
@@ -57,4 +59,4 @@ def plan(config: Config) -> Iterable[str]:
     yield f"keep the epoch that is best on held-out images as {BEST}"
 
 
-COMMAND = Command("train", run, plan, ("model", "data", "train", "profile"), own="train", out="runs/train")
+COMMAND = Command("train", run, plan, ("model", "data", "train", "profile"), own=("train",), out="runs/train")
