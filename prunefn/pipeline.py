@@ -35,7 +35,7 @@ from .types import (
     Scope,
     Where,
 )
-from .where import choice, matches, only, touches
+from .where import check_matches, choice, matches, only, touches
 
 
 @runtime_checkable
@@ -133,6 +133,7 @@ def pipeline(
             raise PruneError(
                 "sequential=True measures block by block on one process: give every process the same batches and sync=False"
             )
+        check_matches(where, spec)
         spec, may = _freeze(spec, where, freeze)
         measure = partial(_measured, batches=batches, max_batches=max_batches, progress=progress, sync=sync)
         covariance = "covariance" in method.needs

@@ -347,3 +347,7 @@ class Pruned(NamedTuple):
     spec: Spec
     mask: Mask
     info: Info
+
+    def __repr__(self) -> str:
+        gone = sum(lost for lost, _ in self.info.removed.values())
+        return f"Pruned({len(self.params)} tensors, {self.spec!r}, {gone} units removed from {len(self.mask)} groups)"

@@ -172,6 +172,21 @@ def matches(where: Where | str | None, group: Group) -> bool:
     return where is None or (glob(where) if isinstance(where, str) else where)(group)
 
 
+def check_matches(where: Where | str | None, spec: Spec) -> None:
+    """Something is chosen.
+
+    Raises:
+        PruneError: no group matches; says what comes near.
+    """
+    if where is None or not spec.groups or any(matches(where, g) for g in spec.groups.values()):
+        return
+    if isinstance(where, str) and where in KINDS:
+        hint = f"; to choose a kind, write pf.kind({where!r})"
+    else:
+        hint = nearest(where, [*spec.groups, *KINDS]) if isinstance(where, str) else ""
+    raise PruneError(f"no group matches {where!r}{hint}")
+
+
 def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Scores:
     """Keep the scores of some groups; the others stay whole.
 

@@ -25,7 +25,8 @@ from prunefn.cli.layers import merge, resolve, shipped  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402
 
-VIT = ["-c", "digits_vit", "--options", "{dim: 16, depth: 1, heads: 2, mlp_ratio: 4.0}"]
+SIZES = {"dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 4.0}
+VIT = ["-c", "digits_vit", "--options", json.dumps(SIZES)]
 SHORT = ["--profile.rounds", "2"]
 
 
@@ -285,9 +286,7 @@ def test_from_training_to_a_file_for_other_runtimes(tmp_path: Path, monkeypatch:
     assert pruned["top1_dense"] == pytest.approx(trained["accuracy"]) and 0 < pruned["macs_removed"] < 0.5
     assert {p.name for p in (tmp_path / "runs/prune").iterdir()} >= {"report.html", "mask.safetensors", "widths.png"}
     by_hand = _by_hand(best)
-    loaded = open_network(
-        Model(name="small_vit", options={"dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 4.0}, checkpoint=str(small))
-    )
+    loaded = open_network(Model(name="small_vit", options=SIZES, checkpoint=str(small)))
     assert all(torch.equal(t, by_hand[n]) for n, t in loaded.model.state_dict().items())
 
     tuned = run("finetune", *VIT, "--epochs", "1", "--checkpoint", small, "--distill.teacher", best, "--json").json
@@ -331,7 +330,7 @@ def test_sparsify_and_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "none",
     ]
     note = run(*held)
-    assert "are trained like all others without --hold-zeros" in " ".join(note.stdout.split())
+    assert "are trained like all others without --hold-zeros" in note.stderr
     kept = run(*held, "--hold-zeros", "--out", "held", "--json").json["sparsity"]
     free = yaml.safe_load((tmp_path / "runs/finetune/metrics.yaml").read_text())["sparsity"]
     assert kept > 0.4 and free < 0.01
@@ -380,6 +379,66 @@ def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.
     assert {t["criterion"] for t in found["front"]} <= {"magnitude(1.0)", "fisher"}
     assert run(*asked, "--json").json == found  # nothing is tried twice
     assert {"trials.csv", "pareto.png", "report.html"} <= {p.name for p in (tmp_path / "runs/sweep").iterdir()}
+
+
+def test_what_somebody_may_not_have_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice works as it is given, `none` is not the mean, and remarks say what is easily missed."""
+    monkeypatch.chdir(tmp_path)
+    plain = ["prune", *VIT, "--ratio", "0.3", "--prune.images", "64"]
+    done = run(*plain)
+    assert "the weights are random" in done.stderr and "results of other options" not in done.stderr
+    again = run(*plain, "--compensation", "none", "--out", "plain")
+    with_mean, without = (
+        pf.load(pf.nets.small_vit(dim=16, depth=1, heads=2), tmp_path / name / "pruned.safetensors").state_dict()
+        for name in ("runs/prune", "plain")
+    )
+    bias = "blocks.0.mlp.fc2.bias"
+    assert not torch.equal(with_mean[bias], without[bias])
+    assert torch.equal(without[bias], open_network(Model(name="small_vit", options=SIZES)).model.state_dict()[bias])
+    assert "results of other options" in run(*plain, "--round-to", "2").stderr and "note" not in again.stdout
+    asked = ["prune", "timm/resnet10t", "--model.input-shape", "3,32,32", "--criterion", "magnitude"]
+    assert run(*asked, "--compensation", "none", "--out", "weights", "--json").json["macs_removed"] > 0.1
+    failed = run("prune", "timm/resnet10t", "--json", code=1)
+    assert failed.json["error"] in failed.stderr
+    planned = run(
+        "finetune", *VIT, "--distill.teacher", "t.safetensors", "--distill.alpha", "0.5", "--dry-run", "--json"
+    )
+    assert "teacher: t.safetensors, alpha 0.5" in planned.json["steps"]
+    named = ["finetune", "small_vit", "--data", "digits", "--distill.teacher", "t.safetensors", "--dry-run", "--json"]
+    assert "teacher: t.safetensors, alpha 0.7" in run(*named).json["steps"]
+    assert "there is a config of that name: -c digits_vit" in run("prune", "digits_vit", "--dry-run", code=1).stderr
+    assert "did you mean 'deit_tiny_vbp'?" in run("prune", "-c", "deit_tiny_vpb", code=2).stderr
+    assert "it is a share: 0.5 is half" in run("prune", "small_vit", "--macs", "50", code=2).stderr
+
+
+def test_a_model_that_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its costs are those of one sample, too; it is pruned by its weights."""
+    text = (
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)\n"
+        "    def forward(self, x):\n        y = self.a(x).relu()\n        return self.b(y * 2 if {} else y)\n"
+    )
+    (tmp_path / "dynamic.py").write_text(text.format("bool(y.sum() > 0)"))
+    (tmp_path / "static.py").write_text(text.format("True"))
+    monkeypatch.chdir(tmp_path)
+    shape = ["--model.input-shape", "4"]
+    macs = [run("inspect", f"{name}:Net", *shape, "--json").json["macs"] for name in ("dynamic", "static")]
+    assert macs == [48, 48]
+    assert run("inspect", "dynamic:Net", *shape, "--json").json["capture"] == "recorded"
+    asked = ["prune", "dynamic:Net", *shape, "--criterion", "magnitude", "--compensation", "none", "--json"]
+    assert run(*asked).json["macs"] == 24
+
+
+def test_a_language_model_is_built_to_be_traced() -> None:
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+    }
+    spec = open_network(Model(name="transformers/LlamaForCausalLM", options={**small, "intermediate_size": 48})).spec()
+    assert spec.capture == "exported" and {g.kind for g in spec.groups.values()} >= {"heads", "head_dim", "hidden"}
 
 
 def test_images_set_apart_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ import typer
 from ..errors import PruneError
 from ..files.atomic import write_text
 from .errors import FAILED, MISUSED, device_of, fail
-from .flags import flags_of, nested, parameter
+from .flags import flags_of, nested, parameters
 from .layers import merge, resolve, text_of
+from .networks import check_names
 from .sections import Config
 
 Result = dict[str, Any]
@@ -41,6 +42,11 @@ class Job(NamedTuple):
             from rich.console import Console
 
             Console(soft_wrap=True, highlight=False).print(*what, markup=False)
+
+    def note(self, text: str) -> None:
+        """A remark, on stderr; under torchrun, once."""
+        if main_process():
+            print(f"note: {text}", file=sys.stderr)
 
     @property
     def folder(self) -> Path:
@@ -66,6 +72,8 @@ class Command(NamedTuple):
     """What the arguments after the model are; none unless it says."""
     model: bool = True
     """Whether the first argument is a model."""
+    fresh: bool = False
+    """Whether fresh weights are what is expected."""
 
 
 def main_process() -> bool:
@@ -79,23 +87,28 @@ def add(app: typer.Typer, command: Command) -> None:
 
     def call(**given: Any) -> None:
         debug, quiet = given.pop("debug"), given.pop("as_json")
-        with ended(debug):
+        with ended(debug, quiet):
             config, files = _resolved(command, given["config"] or [], nested(flags, given), _arguments(given))
             if command.model and not config.model.name:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
             if given["dry_run"]:
+                if command.model:
+                    check_names(config.model)
                 _show_plan(command, config, quiet)
                 return
             if config.device is not None:
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
+            _remarks(command, job)
             _note(command, job, again=False)
             result = command.run(job)
             _note(command, job, again=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2, ensure_ascii=False))
 
-    call.__signature__ = inspect.Signature([*_arguments_of(command), *map(parameter, flags), *_common()])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(
+        [*_arguments_of(command), *(p for f in flags for p in parameters(f)), *_common()]
+    )  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in call.__signature__.parameters.values()}  # type: ignore[attr-defined]
     app.command(command.name, help=_help(command), no_args_is_help=False)(call)
 
@@ -157,6 +170,15 @@ def _folder(command: Command, config: Config) -> Path | None:
     return folder
 
 
+def _remarks(command: Command, job: Job) -> None:
+    """What somebody may not have meant."""
+    m, past = job.config.model, None if job.out is None else job.out / "config.yaml"
+    if command.model and not command.fresh and not (m.checkpoint or m.pretrained or job.files):
+        job.note("the weights are random: give --checkpoint, or --model.pretrained")
+    if past is not None and past.exists() and past.read_text("utf-8") != text_of(job.config, command.sections):
+        job.note(f"{job.out} has the results of other options; --out names another folder")
+
+
 def _note(command: Command, job: Job, *, again: bool) -> None:
     """Write what was asked; over what is there only once it is done: a run may refuse a folder that belongs to another."""
     if job.out is not None and main_process() and (again or not (job.out / "config.yaml").exists()):
@@ -177,8 +199,8 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def ended(debug: bool) -> Any:
-    """Errors become a line on stderr and an exit code; with `--debug` they come as they are."""
+def ended(debug: bool, quiet: bool = False) -> Any:
+    """Errors become a line on stderr and an exit code, with `--json` also JSON; with `--debug` they come as they are."""
     try:
         yield
     except typer.Exit:
@@ -190,5 +212,7 @@ def ended(debug: bool) -> Any:
             raise
         expected = isinstance(error, PruneError | OSError | ModuleNotFoundError)
         text = str(error) if expected else f"{type(error).__name__}: {error}"
+        if quiet:
+            print(json.dumps({"error": text.strip()}, ensure_ascii=False))
         print("error: " + text.strip() + ("" if expected else "\n(--debug shows where)"), file=sys.stderr)
         raise typer.Exit(FAILED) from None

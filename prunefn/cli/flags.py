@@ -19,6 +19,12 @@ SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data
 """Options that have a flag without their section in all commands."""
 
 
+LONG = "__long"
+"""At the end of what Python calls a flag under its long name."""
+WORDS = ("prune.compensation",)
+"""Options for which `none` is a value."""
+
+
 class Flag(NamedTuple):
     """An option of a section."""
 
@@ -72,26 +78,28 @@ def section_class(field: FieldInfo) -> type[BaseModel] | None:
     return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
 
 
-def parameter(flag: Flag) -> inspect.Parameter:
-    """For a typer command: None where the flag is not given."""
+def parameters(flag: Flag) -> list[inspect.Parameter]:
+    """For a typer command: None where the flag is not given. The help shows the shortest name; the others work as well."""
     kind: Any = str
     if flag.field.annotation is bool:
         kind = bool
-        names = [f"{n}/{_negated(n)}" for n in flag.names]
     elif _is_list(flag.field.annotation):
-        kind, names = list[str], list(flag.names)
-    else:
-        names = list(flag.names)
-    default = flag.field.get_default(call_default_factory=True)
-    option = typer.Option(
-        *names,
-        help=flag.field.description,
-        metavar=None if kind is bool else _metavar(flag.field.annotation),
-        rich_help_panel=flag.panel,
-        show_default=_shown(default) or False,
-    )
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(flag.key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        kind = list[str]
+    default = _shown(flag.field.get_default(call_default_factory=True))
+    made = []
+    for i, name in enumerate(flag.names):
+        option = typer.Option(
+            f"{name}/{_negated(name)}" if kind is bool else name,
+            help=(flag.field.description or "") + (f"; default {default}" if default else ""),
+            metavar=None if kind is bool else _metavar(flag.field.annotation),
+            rich_help_panel=flag.panel,
+            show_default=False,
+            hidden=i > 0,
+        )
+        annotation = Annotated[kind | None, option]
+        key = flag.key + LONG * (i > 0)
+        made.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return made
 
 
 def _negated(name: str) -> str:
@@ -105,6 +113,7 @@ def nested(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for flag in flags:
         value = given.get(flag.key)
+        value = given.get(flag.key + LONG) if value in (None, []) else value
         if value is None or (value == [] and _is_list(flag.field.annotation)):
             continue
         section, _, name = flag.path.rpartition(".")
@@ -119,7 +128,7 @@ def _read(flag: Flag, value: Any) -> Any:
         return value
     if isinstance(value, list):  # --formats onnx,aoti --formats program
         return [part.strip() for text in value for part in _parts(text)]
-    if _allows_none(kind) and value.lower() in ("none", "null"):
+    if _allows_none(kind) and value.lower() in ("none", "null") and flag.path not in WORDS:
         return None
     if any(get_origin(k) is dict for k in _members(kind)) and value.lstrip().startswith("{"):
         try:

@@ -17,6 +17,8 @@ from .sections import Config
 AMOUNTS = {"ratio", "macs", "params", "activations"}
 """Options of `prune` that say how much goes."""
 
+SHARES = {*AMOUNTS, "share", "target", "max_ratio", "validation_share", "min_macs_removed"}
+
 
 def shipped() -> dict[str, str]:
     """Name → text of the configs that come with the package."""
@@ -37,9 +39,11 @@ def read(name_or_path: str) -> dict[str, Any]:
     elif name_or_path in (known := shipped()):
         text = known[name_or_path]
     else:
-        raise PruneError(
-            f"there is no config {name_or_path!r}: give the path of a YAML file, or one of {', '.join(known)}"
+        near = difflib.get_close_matches(name_or_path, known, n=1)
+        hint = (
+            f"; did you mean {near[0]!r}?" if near else f": give the path of a YAML file, or one of {', '.join(known)}"
         )
+        raise PruneError(f"there is no config {name_or_path!r}{hint}")
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -101,7 +105,8 @@ def _problem(error: Any) -> str:
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
         return f"there is no option {name!r}{hint}"
     said = error["msg"].removeprefix("Value error, ")
-    return f"{name} is {error['input']!r}: {said[0].lower()}{said[1:]}"
+    hint = "; it is a share: 0.5 is half" if at[-1] in SHARES and error["type"] != "value_error" else ""
+    return f"{name} is {error['input']!r}: {said[0].lower()}{said[1:]}{hint}"
 
 
 def _keys(section: list[str]) -> list[str]:

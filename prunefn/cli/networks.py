@@ -20,9 +20,15 @@ from ..io.checkpoint import load
 from ..trace.api import trace
 from ..trace.spec import Spec
 from ..types import FrozenDict
+from .layers import shipped
 from .sections import Model
 
 LIBRARIES = ("timm", "torchvision", "transformers")
+NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
+    "small_resnet18": (nets.small_resnet18, (3, 32, 32)),
+    "small_vit": (nets.small_vit, (1, 8, 8)),
+}
+"""Our own, with the size of an image."""
 
 
 class Network(NamedTuple):
@@ -37,8 +43,12 @@ class Network(NamedTuple):
     """Inputs by name, for models of transformers."""
 
     def spec(self, **options: Any) -> Spec:
-        """Its trace."""
-        return trace(self.model, self.example, self.keywords, **options)
+        """Its trace. One that is recorded has the costs of its example: a single sample."""
+        spec = trace(self.model, self.example, self.keywords, **options)
+        if spec.capture == "exported":
+            return spec
+        one = {name: t[:1] for name, t in self.keywords.items()}
+        return trace(self.model, tuple(t[:1] for t in self.example), one, **options)
 
 
 class Built(NamedTuple):
@@ -59,12 +69,16 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     Raises:
         PruneError: there is no such model, it cannot be built with these options, or the checkpoint does not fit.
     """
+    check_names(config)
     torch.manual_seed(seed)
     built = _built(config, data)
     model = built.model.eval()
     shape = config.input_shape or (data.input_shape if data is not None else built.shape)
     if config.checkpoint is not None and not dense:
         model = _loaded(model, config, shape)
+    settings: Any = getattr(model, "config", None)
+    if getattr(settings, "use_cache", False):
+        settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
     example, keywords = _inputs(model, shape, config.name)
     _try(model, example, keywords, config.name, shape)
     return Network(model, example, config.name, keywords)
@@ -79,9 +93,35 @@ def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> n
         return load(model, config.checkpoint)
     except PruneError as error:
         if "give spec=" not in str(error):
-            raise
+            raise PruneError(
+                f"{error}. The model was built for the classes and colours of the data; --options, such as "
+                "'{num_classes: 1000}', builds it as the checkpoint's"
+            ) from None
     example, keywords = _inputs(model, shape, config.name)
     return load(model, config.checkpoint, spec=trace(model, example, keywords))
+
+
+def check_names(config: Model) -> None:
+    """What can be known of a model without building it: its name, and that its checkpoint is there.
+
+    Raises:
+        PruneError: names what is not there.
+    """
+    name = config.name
+    library, _, rest = name.partition("/")
+    ours = ":" in name or Path(name).is_dir() or name in NETS
+    if not ours and library in LIBRARIES and rest:
+        plain = rest.partition(".")[0] if library == "timm" else rest
+        if plain not in _names(library) and not (library == "transformers" and hasattr(_transformers(), rest)):
+            hub = "; models of a hub are not fetched: give the folder of one" if "/" in rest or "-" in rest else ""
+            raise PruneError(f"{library} has no model {rest!r}{hub or nearest(rest, _names(library))}")
+    elif not ours and name.partition(".")[0] not in (known := [*NETS, *_names("timm"), *_names("torchvision")]):
+        hint = (
+            f"; there is a config of that name: -c {name}" if name in shipped() else nearest(name, dict.fromkeys(known))
+        )
+        raise PruneError(f"there is no model {name!r}{hint} (a class of your own is module:function)")
+    if config.checkpoint is not None and not Path(config.checkpoint).exists():
+        raise PruneError(f"there is no checkpoint {config.checkpoint}")
 
 
 # ---- building
@@ -95,17 +135,15 @@ def _built(config: Model, data: Data | None) -> Built:
         return _of_folder(config)
     library, _, rest = name.partition("/")
     if rest and library in LIBRARIES:
-        made = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}[library](
-            rest, config, data
-        )
+        make = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}[library]
+        made = make(rest, config, data)
         if made is None:
             raise PruneError(f"{library} has no model {rest!r}{nearest(rest, _names(library))}")
         return made
     for make in (_of_nets, _of_timm, _of_torchvision):
         if (made := make(name, config, data)) is not None:
             return made
-    known = [*_names("timm"), *_names("torchvision")]
-    raise PruneError(f"there is no model {name!r}{nearest(name, known)} (a class of your own is module:function)")
+    raise PruneError(f"there is no model {name!r}")
 
 
 def _names(library: str) -> list[str]:
@@ -125,11 +163,16 @@ def _names(library: str) -> list[str]:
     ]
 
 
+def _transformers() -> Any:
+    with needs("hf", "models of transformers"):
+        import transformers
+    return transformers
+
+
 def _of_nets(name: str, config: Model, data: Data | None) -> Built | None:
-    make = {"small_resnet18": nets.small_resnet18, "small_vit": nets.small_vit}.get(name)
-    if make is None:
+    if name not in NETS:
         return None
-    shape = {"small_resnet18": (3, 32, 32), "small_vit": (1, 8, 8)}[name]
+    make, shape = NETS[name]
     return Built(_call(make, name, config, data), shape)
 
 
@@ -223,7 +266,9 @@ def _of_module(config: Model, data: Data | None) -> Built:
         sys.path.remove("")
     make: Any = getattr(module, name, None)
     if not callable(make):
-        raise PruneError(f"module {path!r} has no function {name!r}{nearest(name, vars(module))}")
+        raise PruneError(
+            f"module {path!r} has no function {name!r}{nearest(name, [n for n, v in vars(module).items() if callable(v) and n[0] != '_'])}"
+        )
     return Built(_call(make, config.name, config, data), None)
 
 

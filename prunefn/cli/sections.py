@@ -102,7 +102,7 @@ class Distill(Section):
     """Learning from the dense network."""
 
     alpha: float | None = Field(default=None, ge=0, le=1)
-    """share of the teacher's part in the loss; none: no teacher"""
+    """weight of the labels in the loss, the rest is the teacher's; none: no teacher, but 0.7 if one is named"""
     temperature: float = Field(default=2.0, gt=0)
     """of both softmaxes"""
     teacher: str | None = None

@@ -75,7 +75,7 @@ def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: 
     if problem is not None:
         raise PruneError(
             f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
-            "fewer kinds, such as where=~pf.kind('heads'). Without model=, to_module gives a graph module, which runs at any size"
+            "fewer kinds, such as where=pf.kind('hidden'). Without model=, to_module gives a graph module, which runs at any size"
         )
     chosen = {(c.path, c.attribute): c.ranked(ranks) for c in found if c.ranked(ranks) != c.now}
     chosen |= {(path, name): value for path, name, value in settle_config(new, spec, judge)}

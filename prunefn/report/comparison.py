@@ -37,6 +37,8 @@ class Comparison(NamedTuple):
 
     dense: Entry
     runs: tuple[Entry, ...]
+    skipped: tuple[str, ...] = ()
+    """Folders of runs without an accuracy."""
     goal: tuple[float, float] = (40.0, 1.5)
     """At least so many percent of the MACs removed, at most so many points of accuracy lost."""
 
@@ -89,23 +91,29 @@ def compare_runs(folder: Path) -> Comparison:
         folder: with a run of `prunefn train` (the dense network) and runs of prune, sparsify, finetune, pat.
 
     Raises:
-        PruneError: no run is that of the dense network, or none is there to compare with it, or a file lacks a number.
+        PruneError: no run is that of the dense network, or none is there to compare with it.
     """
     runs: list[Entry] = []
     dense: list[Entry] = []
+    skipped: list[str] = []
     for path in sorted(folder.glob(f"*/{METRICS}")):
-        (dense if (path.parent / DENSE).exists() else runs).append(_entry(path))
+        entry = _entry(path)
+        if entry is None:
+            skipped.append(path.parent.name)
+        else:
+            (dense if (path.parent / DENSE).exists() else runs).append(entry)
     if len(dense) != 1:
         raise PruneError(
             f"{folder} has {len(dense)} runs with {DENSE}; one is needed, the dense network's of prunefn train, to compare with"
         )
     if not runs:
         raise PruneError(f"{folder} has no run beside {dense[0].name} to compare; prune into a folder in it")
-    return Comparison(dense[0], tuple(sorted(runs, key=lambda r: (-r.macs, -r.accuracy, r.name))))
+    return Comparison(dense[0], tuple(sorted(runs, key=lambda r: (-r.macs, -r.accuracy, r.name))), tuple(skipped))
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path) -> Entry | None:
+    """None for a run that was not measured on data."""
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if missing := [k for k in ("accuracy", "flops_g", "params_m") if found.get(k) is None]:
-        raise PruneError(f"{path} has no {missing[0]}; it is of a run without data: leave it out of the comparison")
+    if any(found.get(k) is None for k in ("accuracy", "flops_g", "params_m")):
+        return None
     return Entry(path.parent.name, found["accuracy"], found["flops_g"], found["params_m"], found.get("sparsity") or 0.0)

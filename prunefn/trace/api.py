@@ -29,7 +29,7 @@ TIED = Reason("two tied tensors of it have different axes")
 
 def trace(
     model: nn.Module,
-    args: tuple[Any, ...],
+    args: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
     train: bool = False,
@@ -41,7 +41,7 @@ def trace(
     Args:
         model: any module, on any device, `meta` included. It comes back as it was. Where `torch.export` cannot capture it
             (control flow that depends on data), one run on the example is recorded: see `Spec.capture`.
-        args: example inputs, a tuple as for `torch.export`; dim 0 of each tensor is the batch, of any size.
+        args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"` or `"aten.foo.default"`), before the built-in ones.
@@ -66,6 +66,8 @@ def trace(
           dim 0, size 2: frozen: it is an output
           dim 1, size 8: 0 (hidden)
     """
+    if isinstance(args, Mapping) and not kwargs:
+        args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
     captured, analysis, reason = _captured(model, args, kwargs or {}, train, rules or {})

@@ -53,5 +53,12 @@ def plan(config: Config) -> Iterable[str]:
 
 
 COMMAND = Command(
-    "analyze", run, plan, ("model", "data"), own=("model",), out="runs/analyze", files="A run's folder, or checkpoints."
+    "analyze",
+    run,
+    plan,
+    ("model", "data"),
+    own=("model",),
+    out="runs/analyze",
+    files="A run's folder, or checkpoints.",
+    fresh=True,
 )

@@ -16,6 +16,8 @@ from ..sections import Config
 from .prune import goal
 
 TUNED = "finetuned.safetensors"
+ALPHA = 0.7
+"""As published for variance-based pruning."""
 MANY = 0.05
 """Share of zeros that looks like somebody meant it."""
 
@@ -38,14 +40,15 @@ def run(job: Job) -> Result:
     zeros = zeros_in(network.model)
     masks = sparse.masks_of(params_of(network.model), spec=spec) if config.finetune.hold_zeros else None
     if masks is None and zeros > MANY:
-        job.show(f"note: {zeros:.1%} of the weights are zero; they are trained like all others without --hold-zeros")
+        job.note(f"{zeros:.1%} of the weights are zero; they are trained like all others without --hold-zeros")
     teacher, dense = None, None
-    if config.distill.alpha is not None:
+    alpha = alpha_of(config)
+    if alpha is not None:
         if config.distill.teacher is None:
             raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
         dense = network_of(config, data, dense=True)
         dense = dense._replace(model=load(dense.model, config.distill.teacher))
-        teacher = Distill(dense.model, config.distill.alpha, config.distill.temperature)
+        teacher = Distill(dense.model, alpha, config.distill.temperature)
     before = evaluate(network.model, data.held_out, device=config.device)
     done = train(
         network.model,
@@ -72,16 +75,24 @@ def run(job: Job) -> Result:
         save(done.model, out / TUNED)
         write_yaml(out / "metrics.yaml", result)
         job.show(f"{network.name}: top-1 {before['top1']:.2%} → {after:.2%} on held-out images (epoch {done.best})")
+        if after < before["top1"]:
+            job.note("no epoch is better than the start; try another --rate, --epochs or a teacher")
         job.show(f"Written to {out}: {TUNED}, metrics.yaml, train/")
     return result
+
+
+def alpha_of(config: Config) -> float | None:
+    """The weight of the labels; a teacher that is named teaches, unless alpha is none."""
+    d = config.distill
+    return ALPHA if d.alpha is None and d.teacher is not None and "alpha" not in d.model_fields_set else d.alpha
 
 
 def plan(config: Config) -> Iterable[str]:
     """Lines."""
     t, d = config.finetune, config.distill
     yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
-    if d.alpha is not None:
-        yield f"teacher: {Path(d.teacher).name if d.teacher else 'none: give --distill.teacher'}, alpha {d.alpha}"
+    if (alpha := alpha_of(config)) is not None:
+        yield f"teacher: {Path(d.teacher).name if d.teacher else 'none: give --distill.teacher'}, alpha {alpha}"
     yield f"train {t.epochs} epochs, batch {t.batch}, {t.optimizer}, rate {t.rate}" + (
         ", zeros held" if t.hold_zeros else ""
     )

@@ -73,4 +73,6 @@ def plan(config: Config) -> Iterable[str]:
     yield "print its groups, costs and what is frozen"
 
 
-COMMAND = Command("inspect", run, plan, ("model", "data"), own=("model",), files="Tensors or groups to explain.")
+COMMAND = Command(
+    "inspect", run, plan, ("model", "data"), own=("model",), files="Tensors or groups to explain.", fresh=True
+)

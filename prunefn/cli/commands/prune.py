@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...errors import BatchError
+from ...errors import BatchError, TraceError
 from ...io.checkpoint import save
 from ...io.module import to_module
 from ...params import params as params_of
@@ -43,6 +43,8 @@ def run(job: Job) -> Result:
         if batches is not None:
             raise
         raise BatchError(f"{error}: give --data, or --criterion magnitude --compensation none") from None
+    except TraceError as error:
+        raise TraceError(f"{error}: --criterion magnitude --compensation none") from None
     mask = moved(pruned.mask, "cpu")
     module = to_module(moved(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
     save(module, out / PRUNED, spec=pruned.spec, masks=mask)
@@ -66,7 +68,7 @@ def run(job: Job) -> Result:
         for name in ("top1", "loss"):
             summary |= {name: rows[1][name], f"{name}_dense": rows[0][name]}
     write_lines(out / "metrics.jsonl", rows)
-    write_json(out / "config.json", {"prune": config.prune.recipe, **config.model_dump(mode="json")})
+    write_json(out / "config.json", asked(config))
     write_json(out / "summary.json", summary)
     write_yaml(out / "metrics.yaml", goal(summary))
     pictures(rows, spec, mask, out)
@@ -77,13 +79,26 @@ def run(job: Job) -> Result:
     job.show(terminal(table(rows)))
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
-    job.show(f"Next: prunefn finetune {config.model.name} --checkpoint {out / PRUNED} …, or eval, export, profile")
+    job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
     return summary
+
+
+def asked(config: Config) -> Result:
+    """What a page shows as asked."""
+    dump = config.model_dump(mode="json")
+    options = {k: v for k, v in dump["prune"].items() if v not in (None, []) and k != "recipe"}
+    return {
+        "prune": config.prune.recipe,
+        "options": options,
+        "model": dump["model"],
+        "data": dump["data"],
+        "seed": config.seed,
+    }
 
 
 def goal(summary: Result) -> Result:
     """What a course asks of a result: accuracy, MACs, and whether 40 % of these went for at most 1.5 points."""
-    out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6, "sparsity": 0.0}
+    out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
     if "top1" in summary:
         lost = 100 * (summary["top1_dense"] - summary["top1"])

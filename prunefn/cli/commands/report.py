@@ -27,6 +27,10 @@ def run(job: Job) -> Result:
             compared = compare_runs(folder)
             compared.write(folder)
             job.show(terminal(compared.table()))
+            least, most = compared.goal
+            job.show(f"goal: at least {least:g} % of the MACs removed, at most {most:g} points of accuracy lost")
+            if compared.skipped:
+                job.note(f"left out, without an accuracy: {', '.join(compared.skipped)}")
             met |= {r.name: compared.met(r) for r in compared.runs}
         pages.append(str(page(folder)))
     job.show("Written: " + ", ".join(pages))

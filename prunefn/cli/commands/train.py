@@ -59,4 +59,6 @@ def plan(config: Config) -> Iterable[str]:
     yield f"keep the epoch that is best on held-out images as {BEST}"
 
 
-COMMAND = Command("train", run, plan, ("model", "data", "train", "profile"), own=("train",), out="runs/train")
+COMMAND = Command(
+    "train", run, plan, ("model", "data", "train", "profile"), own=("train",), out="runs/train", fresh=True
+)
