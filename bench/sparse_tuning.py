@@ -157,8 +157,8 @@ def remarks(images: int, found: dict[Key, list[float]]) -> str:
         "zero. Gradients of Taylor and movement are those of 1024 training images at each removal. Top-1 of 5000 test "
         "images. Movement is scored along the whole dense training, from its start (`criteria.movement_since`); movement at the end is "
         "−w·∂L/∂w of the trained network, which is noise. In rounds, the last third goes one epoch before the end, and that epoch is "
-        "too short for it: all at once wins at equal epochs. MACs are those of the dense network in every row: zeros alone do not lower them. Rounds against all at once, "
-        f"mean over methods, points: {gains}."
+        "too short for it: all at once wins at equal epochs. MACs are those of the dense network in every row: zeros alone do not "
+        f"lower them. Rounds against all at once, mean over methods, points: {gains}."
     )
 
 
