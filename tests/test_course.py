@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import json
+import os
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -58,14 +60,35 @@ def short(line: str) -> list[str]:
     return args if args[-1] == GOAL else args + shlex.split(CUT.get(args[0], ""))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory in which all commands were called."""
-    with contextlib.chdir(tmp_path_factory.mktemp("course")):
-        for line in commands():
-            done = typer_testing.CliRunner().invoke(prunefn.cli.app, short(line))
-            assert done.exit_code == 0, (line, done.stdout, done.stderr, done.exception)
-        yield Path("runs").absolute()
+CALLS = """
+import json, sys
+from typer.testing import CliRunner
+import prunefn.cli
+for args in json.load(sys.stdin):
+    done = CliRunner().invoke(prunefn.cli.app, args)
+    if done.exit_code:
+        sys.exit(f"{args}: {done.stdout} {done.stderr}")
+"""
+"""One process for all commands, without the type checks of the tests."""
+
+
+def test_the_commands_of_the_course(tmp_path: Path) -> None:
+    """All in order, in one directory, once; then what they left there."""
+    root, calls = str(Path(__file__).parents[1]), json.dumps([short(line) for line in commands()])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS],
+        input=calls,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = tmp_path / "runs"
+    for check in (files_and_keys, zeros_hold, movement, goal, exports, final_report):
+        check(runs)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -77,7 +100,8 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_files_of_the_course_are_there_with_their_keys(runs: Path) -> None:
+def files_and_keys(runs: Path) -> None:
+    """All files, with the keys that the course names."""
     assert (runs / "train/best_model.safetensors").is_file()
     assert list((runs / "train").rglob("logs/**/events.out.tfevents.*"))
     measured = ["accuracy", "flops_g", "params_m", "latency_ms", "throughput_fps"]
@@ -95,7 +119,8 @@ def test_the_files_of_the_course_are_there_with_their_keys(runs: Path) -> None:
         assert (runs / path).read_text(encoding="utf-8").splitlines()[0] == header
 
 
-def test_zeros_save_no_macs_and_hold_in_training(runs: Path) -> None:
+def zeros_hold(runs: Path) -> None:
+    """Zeros save no MACs, and hold in training."""
     dense = read(runs / "train/metrics.yaml")["flops_g"]
     for run, share in {"l1_layerwise": 0.5, "iterative": 0.95, "two_of_four": 0.5}.items():
         for name in (run, f"{run}_tuned"):
@@ -104,7 +129,8 @@ def test_zeros_save_no_macs_and_hold_in_training(runs: Path) -> None:
             assert (found["flops_g"], found["flops_reduction_pct"], found["goal_met"]) == (dense, 0, False), name
 
 
-def test_movement_is_that_since_the_start_of_training(runs: Path) -> None:
+def movement(runs: Path) -> None:
+    """Movement is that since the start of training."""
     torch.manual_seed(0)
     start = pf.nets.small_resnet18(10, 1, width=8).eval()
     spec = pf.trace(start, (torch.randn(2, 1, 8, 8),))
@@ -116,7 +142,8 @@ def test_movement_is_that_since_the_start_of_training(runs: Path) -> None:
     assert all(torch.equal(now[name] != 0, mask) for name, mask in want.items())
 
 
-def test_the_goal_is_met_by_channels_and_fine_tuning(runs: Path) -> None:
+def goal(runs: Path) -> None:
+    """Channels and fine-tuning meet it."""
     found, dense = read(runs / "l1_channels_tuned/metrics.yaml"), read(runs / "train/metrics.yaml")
     assert dense["accuracy"] > 0.95
     assert found["goal_met"] is True
@@ -127,14 +154,16 @@ def test_the_goal_is_met_by_channels_and_fine_tuning(runs: Path) -> None:
     assert read(runs / "final/eval_metrics.yaml")["accuracy"] == pytest.approx(found["accuracy"], abs=1e-6)
 
 
-def test_exports_are_within_1e_5(runs: Path) -> None:
+def exports(runs: Path) -> None:
+    """Within 1e-5."""
     found = read(runs / "export/export.json")
     assert set(found) == {"onnx", "torchscript"}
     assert max(d for one in found.values() for d in one["differences"].values()) < 1e-5
     assert (runs / "export/model.onnx").is_file() and (runs / "export/model.pt").is_file()
 
 
-def test_the_final_report_compares_all_runs(runs: Path) -> None:
+def final_report(runs: Path) -> None:
+    """It compares all runs."""
     rows = {row["Method"]: row for row in table(runs / "final_comparison.csv")}
     assert set(rows) == {p.parent.name for p in runs.glob("*/metrics.yaml")} - {"train"}
     assert rows["l1_channels_tuned"]["Goal_Met"] == "True" and rows["taylor"]["Goal_Met"] == "False"

@@ -80,6 +80,11 @@ def test_removing_is_zeroing_and_costs_are_exact(case) -> None:
     assert pf.cost(spec, mask).macs == counter.get_total_flops() // 2 // len(IDS)
 
 
+def test_inputs_by_name_may_stand_alone(case) -> None:
+    _, model, spec = case
+    assert pf.trace(model, {"input_ids": IDS}) == spec
+
+
 def test_groups(case) -> None:
     name, _, spec = case
     kinds = [g.kind for g in spec.groups.values()]

@@ -275,3 +275,14 @@ def test_no_mask_reaches_a_frozen_tensor(data: st.DataObject) -> None:
 @lru_cache
 def frozen_spec(names: tuple[str, ...]) -> pf.Spec:
     return pf.trace(net().model, (randn(2, 5, 3),), freeze=names)
+
+
+def test_what_matches_nothing_is_said_before_anything_is_measured() -> None:
+    t = net()
+    for where, hint in (
+        ("hiden", "did you mean"),
+        ("hidden", r"write pf.kind\('hidden'\)"),
+        ("blokcs.*", "did you mean"),
+    ):
+        with pytest.raises(pf.PruneError, match=f"no group matches '.*'; .*{hint}|no group matches .*; {hint}"):
+            pf.pipeline(where=where)(t.params, [randn(2, 5, 3)], spec=t.spec)

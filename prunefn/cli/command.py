@@ -19,7 +19,7 @@ from ..files.atomic import write_text
 from .errors import FAILED, MISUSED, device_of, fail
 from .flags import flags_of, nested, parameters
 from .layers import merge, resolve, text_of
-from .networks import check_names
+from .networks import check_name
 from .sections import Config
 
 Result = dict[str, Any]
@@ -93,7 +93,7 @@ def add(app: typer.Typer, command: Command) -> None:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
             if given["dry_run"]:
                 if command.model:
-                    check_names(config.model)
+                    check_name(config.model)
                 _show_plan(command, config, quiet)
                 return
             if config.device is not None:
@@ -196,6 +196,8 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
         print(f"  {number}. {step}")
     if (out := config.out or command.out) is not None:
         print(f"results: {out}")
+    if config.model.checkpoint is not None and not Path(config.model.checkpoint).exists():
+        print(f"(there is no checkpoint {config.model.checkpoint} yet)")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,9 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     Raises:
         PruneError: there is no such model, it cannot be built with these options, or the checkpoint does not fit.
     """
-    check_names(config)
+    check_name(config)
+    if config.checkpoint is not None and not dense and not Path(config.checkpoint).exists():
+        raise PruneError(f"there is no checkpoint {config.checkpoint}")
     torch.manual_seed(seed)
     built = _built(config, data)
     model = built.model.eval()
@@ -87,8 +89,6 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
 def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
     """With the checkpoint's weights; foreign ones of pruned networks are fitted by the model's spec."""
     assert config.checkpoint is not None
-    if not Path(config.checkpoint).exists():
-        raise PruneError(f"there is no checkpoint {config.checkpoint}")
     try:
         return load(model, config.checkpoint)
     except PruneError as error:
@@ -101,11 +101,11 @@ def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> n
     return load(model, config.checkpoint, spec=trace(model, example, keywords))
 
 
-def check_names(config: Model) -> None:
-    """What can be known of a model without building it: its name, and that its checkpoint is there.
+def check_name(config: Model) -> None:
+    """Whether there is a model of this name, without building it.
 
     Raises:
-        PruneError: names what is not there.
+        PruneError: there is none; says what comes near.
     """
     name = config.name
     library, _, rest = name.partition("/")
@@ -120,8 +120,6 @@ def check_names(config: Model) -> None:
             f"; there is a config of that name: -c {name}" if name in shipped() else nearest(name, dict.fromkeys(known))
         )
         raise PruneError(f"there is no model {name!r}{hint} (a class of your own is module:function)")
-    if config.checkpoint is not None and not Path(config.checkpoint).exists():
-        raise PruneError(f"there is no checkpoint {config.checkpoint}")
 
 
 # ---- building

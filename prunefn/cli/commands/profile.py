@@ -43,7 +43,7 @@ def run(job: Job) -> Result:
         result["networks"][n.name] = entry
     for name in list(found)[1:]:
         excess = timed.excess(name, MOST)
-        rows = [[e.layer, f"{1e3 * e.seconds:.3f}", e.reason] for e in excess]
+        rows = [[e.layer or "(the model itself)", f"{1e3 * e.seconds:.3f}", e.reason] for e in excess]
         if rows:
             job.show(
                 terminal(Table(f"{name}: layers that save less time than MACs", ["layer", "ms too many", "why"], rows))
