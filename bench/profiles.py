@@ -1,4 +1,4 @@
-"""Latency beside MACs: dense networks and the same at half the MACs, with the causes of the difference: python -m bench.profile
+"""Latency beside MACs: dense networks and the same at half the MACs, with the causes of the difference: python -m bench.profiles
 
 Rows are kept as they are measured, so that a run that is interrupted goes on where it was (--fresh: from the start).
 """
