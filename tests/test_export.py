@@ -90,7 +90,7 @@ class Windows(nn.Module):
 
 def test_filled_slices_in_torchscript(tmp_path: Path) -> None:
     params, spec = small(Windows(), torch.randn(2, 6))
-    assert any(i.op == "aten.fill.Scalar" for i in spec.program.instructions)
+    assert any("fill" in i.op for i in spec.program.instructions)
     assert max(export.torchscript(params, tmp_path / "a.pt", spec=spec).differences.values()) < 1e-5
 
 

@@ -137,6 +137,10 @@ class _Traced(torch.nn.Module):
         return tuple(self.flat(inputs))
 
 
+def _filled(like: Tensor, value: Tensor) -> Tensor:
+    return torch.zeros_like(like) + value
+
+
 def exported(example: Example) -> torch.export.ExportedProgram:
     """The graph module through torch.export, with a free batch."""
     args, kwargs = example.dynamic
@@ -151,6 +155,8 @@ def _traceable(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.target is torch.ops.aten.fill.Scalar:
             node.target = torch.full_like  # its own trace has arguments that no op of TorchScript takes
+        elif node.target is torch.ops.aten.fill.Tensor:  # as torch 2.11 has it
+            node.target = _filled
         if node.op == "call_method" and node.target == "size":
             sizes.add(node)
         elif node.op == "call_function" and sizes.intersection(node.all_input_nodes):
