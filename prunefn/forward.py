@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from .errors import BatchError, ParamsError, TraceError, nearest
 from .shapes import Float
 from .sharded import Gathering, gather, is_elsewhere
+from .trace.domain import Guard, Limit, refusal
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
@@ -161,19 +162,23 @@ class Signature(NamedTuple):
     """What a program takes."""
 
     inputs: tuple[str, ...]
-    shapes: tuple[tuple[int | None, ...], ...]
-    """Of the inputs; None: any size."""
+    shapes: tuple[tuple[int | str, ...], ...]
+    """Of the inputs; a name stands for a size that may change from call to call."""
     keywords: tuple[str, ...]
     """Keyword arguments in the order of the traced call."""
     slots: tuple[str, ...]
+    limits: tuple[tuple[str, Limit], ...]
+    guards: tuple[Guard, ...]
 
 
 @lru_cache(maxsize=_CACHE_LIMIT)
 def _signature_of(spec: Spec) -> Signature:
     inputs, slots = spec.program.inputs, dict.fromkeys(s.tensor for s in spec.program.slots)
-    shapes = [tuple(None if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes) for i in inputs]
+    shapes = [tuple(a.name if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes) for i in inputs]
+    domain = spec.program.domain
     keywords = spec.program.in_spec.children()[1].context or ()
-    return Signature(tuple(i.name for i in inputs), tuple(shapes), tuple(keywords), tuple(slots))
+    names = tuple(i.name for i in inputs)
+    return Signature(names, tuple(shapes), tuple(keywords), tuple(slots), tuple(domain.limits.items()), domain.guards)
 
 
 @torch.compiler.assume_constant_result
@@ -213,10 +218,16 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         raise BatchError(
             f"the model has {len(known.inputs)} tensor inputs ({', '.join(known.inputs)}), but {len(given)} were given"
         )
+    sizes: dict[str, int] = {}
     for name, shape, x in zip(known.inputs, known.shapes, given, strict=True):
-        if x.ndim != len(shape) or any([n is not None and n != m for n, m in zip(shape, x.shape, strict=True)]):
-            wanted = ", ".join("batch" if n is None else str(n) for n in shape)
+        if x.ndim != len(shape) or any([n != m for n, m in zip(shape, x.shape, strict=True) if not isinstance(n, str)]):
+            wanted = ", ".join([str(n) for n in shape])
             raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({wanted})")
+        for n, m in zip(shape, x.shape, strict=True):
+            if isinstance(n, str) and sizes.setdefault(n, m) != m:
+                raise BatchError(f"input {name!r} has {n} = {m}, but the inputs before it have {n} = {sizes[n]}")
+    if (known.limits or known.guards) and (why := refusal(sizes, known.limits, known.guards)):
+        raise BatchError(f"the program of this spec does not stand for the model here: {why}")
     return given
 
 

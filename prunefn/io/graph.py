@@ -13,7 +13,9 @@ from ..batches import device_of
 from ..forward import constant, result
 from ..params import check_names, tied_names
 from ..sharded import is_sharded, outline
+from ..trace.domain import Expr, emitted, names
 from ..trace.example import Like
+from ..trace.expr import Leaf, size
 from ..trace.program import build
 from ..trace.spec import Spec
 from ..types import Params
@@ -51,6 +53,7 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         _register(root, path, constant(spec, n, device).clone(), persistent=False)
     present = frozenset(s.tensor for s in spec.program.slots if s.tensor in params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    _assert_domain(graph, spec)
     if paths := block_paths(blocks, params, modules.values()):
         graph, inner = nest(graph, modules, paths, root)
         for path, block in inner.items():
@@ -63,6 +66,29 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     if constants:  # torch 2.11 copies buffers as persistent
         module.set_submodule("_constants", root.get_submodule("_constants"))
     return module
+
+
+def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
+    """Let the module refuse sizes of dim 0 for which the program does not stand for the model, as `forward` does."""
+    program, places = spec.program, dict(spec.program.batch)
+    conditions: list[tuple[Expr, str]] = []
+    for i in program.inputs:
+        n = size(i.axes[0], spec.sizes) if i.axes and not isinstance(i.axes[0], Leaf) else 1
+        if n > 1:
+            places[f"{i.name}.shape[0]"] = i.name, 0
+            conditions.append((("==", f"{i.name}.shape[0]", n), f"{i.name}.shape[0] must be {n}, as it was traced"))
+    for leaf, limit in program.domain.limits.items():
+        op = "==" if limit.high == limit.low else ">="
+        conditions.append(((op, leaf, limit.low), f"{leaf} must be {limit}"))
+    conditions += [(guard.expr, f"this holds where {guard}") for guard in program.domain.guards]
+    inputs = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    read = {name for expr, _ in conditions for name in names(expr)}
+    with graph.inserting_before(next((n for n in graph.nodes if n.op != "placeholder"), None)):
+        sizes = {
+            leaf: graph.call_method("size", (inputs[name], d)) for leaf, (name, d) in places.items() if leaf in read
+        }
+        for expr, text in conditions:
+            graph.call_function(torch._assert, (emitted(expr, sizes, graph), text))
 
 
 def copies(params: Params, spec: Spec) -> dict[str, Tensor]:

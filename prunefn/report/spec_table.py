@@ -78,6 +78,8 @@ def to_dict(spec: Spec) -> dict[str, Any]:
         "train": spec.train,
         "inputs": {i.name: [axis_data(a) for a in i.axes] for i in spec.program.inputs},
         "batch": {leaf: list(source) for leaf, source in spec.program.batch.items()},
+        "limits": {leaf: limit._asdict() for leaf, limit in spec.program.domain.limits.items()},
+        "guards": [str(guard) for guard in spec.program.domain.guards],
         "costs": spec.costs(spec.sizes)._asdict(),
         "polynomials": {q: _polynomial(getattr(spec.costs, q)) for q in spec.costs._fields},
         "groups": {n: _group(spec, g, macs[n], params[n]) for n, g in spec.groups.items()},

@@ -121,7 +121,7 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
         [hints(m) for m in metas],
         _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
     )
-    call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, _reason(node), unused)
+    call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, reason_of(node), unused)
     rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
     if rule is None:
         rule = rules.no_rule
@@ -212,8 +212,8 @@ def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _reason(node: fx.Node) -> Reason:
-    """Where an op was called: the innermost line outside of torch, if there is one."""
+def reason_of(node: fx.Node) -> Reason:
+    """Return where an op was called: the innermost line outside of torch, if there is one."""
     frames = FRAME.findall(node.meta.get("stack_trace") or "")
     if not frames:
         return Reason("", str(node.target))

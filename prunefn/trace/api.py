@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
+from .prove import guarded, proved, varying
 from .record import record
 from .rules import Contraction, Reason, Rule, Value
 from .sites import module_path
@@ -35,6 +38,7 @@ def trace(
     train: bool = False,
     rules: Mapping[str, Rule] | None = None,
     freeze: Sequence[str] | str = (),
+    check: bool = True,
 ) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.
 
@@ -46,6 +50,9 @@ def trace(
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"` or `"aten.foo.default"`), before the built-in ones.
         freeze: tensors that stay as they are in every dim: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
+        check: prove the program: run it beside the module at the traced sizes and with every size changed. Where they differ at
+            the traced sizes the run is recorded instead; another size at which they differ is refused by `forward` and statistics,
+            and `print(spec)` says why. On `meta` nothing is run.
 
     Returns:
         A `Spec`: groups with kinds, members and sites; the program; exact costs. Hashable, picklable, comparable.
@@ -70,7 +77,53 @@ def trace(
         args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
-    captured, analysis, reason = _captured(model, args, kwargs or {}, train, rules or {})
+    given = args, kwargs or {}
+    try:
+        spec = _exported(model, given, train, rules or {}, freeze, check=check)
+    except TraceError as error:
+        reason = " ".join(str(error).split())[:2000]
+        spec = _recorded(model, given, train, rules or {}, freeze, reason)
+    if check and (varies := varying(spec, model, *given)):
+        warnings.warn(
+            f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and another state of Python's and "
+            f"numpy's generators {varies}. What it drew while it was traced is a constant of the program; draw with torch, "
+            "or take the numbers as inputs",
+            stacklevel=2,
+        )
+    return spec
+
+
+Given = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""(args, kwargs)"""
+
+
+def _exported(
+    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, *, check: bool
+) -> Spec:
+    """By `torch.export`; the program is proved."""
+    captured = capture(model, *given, train)
+    analysis = analyse(captured, rules)
+    spec = guarded(_spec(model, given, train, captured, analysis, freeze), captured)
+    return proved(spec, model, *given, captured, analysis) if check else spec
+
+
+def _recorded(
+    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
+) -> Spec:
+    """By recording a run, for the reason that there is no export."""
+    try:
+        captured = record(model, *given, train)
+        analysis = analyse(captured, rules)
+    except Exception as error:  # the model's own code may raise anything
+        raise TraceError(
+            f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
+        ) from error
+    return replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
+
+
+def _spec(
+    model: nn.Module, given: Given, train: bool, captured: Captured, analysis: Analysis, freeze: Sequence[str] | str
+) -> Spec:
     tied = _tie(model, analysis)
     fixed = chosen(freeze, analysis.tensors)
     freeze_tensors(captured, analysis, fixed)
@@ -78,6 +131,7 @@ def trace(
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, found, device)
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False))
+    exported = captured.how == "exported"
     spec = Spec(
         program,
         found.axes,
@@ -91,31 +145,13 @@ def trace(
         tied,
         found.frozen,
         FrozenDict(analysis.unknown),
-        example_of(args, kwargs or {}, captured.in_spec),
+        example_of(*given, captured.in_spec, program.inputs if exported else ()),
         train,
         captured.how,
-        reason,
+        "",
         _layers(captured, analysis, found),
     )
     return unwritten(spec, fixed) if fixed else spec
-
-
-def _captured(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, rules: Mapping[str, Rule]
-) -> tuple[Captured, Analysis, str]:
-    """By `torch.export`, or else by recording a run; with the reason for that."""
-    try:
-        captured = capture(model, args, kwargs, train)
-        return captured, analyse(captured, rules), ""
-    except TraceError as error:
-        reason = " ".join(str(error).split())[:2000]
-    try:
-        captured = record(model, args, kwargs, train)
-        return captured, analyse(captured, rules), reason
-    except Exception as error:  # the model's own code may raise anything
-        raise TraceError(
-            f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _tie(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from .functional import make_functional
+from .unchanged import unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
@@ -48,10 +49,10 @@ class Captured(NamedTuple):
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
     """Export in the given mode; the model comes back as it was."""
     placed, named = _on_device_of(model, (args, dict(kwargs)))
-    with in_mode(model, train), restored(model), torch.no_grad():  # an export that fails leaves its traces
+    with in_mode(model, train), unchanged(model), torch.no_grad():  # an export that fails leaves its traces
         program = _export(model, placed, named)
     _tidy(program)
-    if train or not make_functional(program.graph):
+    if train or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
         with torch.no_grad():
             program = program.run_decompositions({})
         _tidy(program)
@@ -98,24 +99,6 @@ def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
     finally:
         for module, flag in flags.items():
             module.training = flag
-
-
-@contextlib.contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Attributes that a run assigns, entries that it adds to dicts of modules, and numbers that it draws are undone."""
-    tables = [t for m in model.modules() for t in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
-    # torch 2.11 leaves a hook behind
-    tables.append(getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {}))
-    before = [dict(t) for t in tables]
-    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices)):
-        try:
-            yield
-        finally:
-            for table, entries in zip(tables, before, strict=True):
-                if list(table) != list(entries) or any(table[k] is not v for k, v in entries.items()):
-                    table.clear()
-                    table.update(entries)
 
 
 def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from ..types import FrozenDict
+from .domain import Domain
+from .expr import Leaf
+from .program import Input
 
 
 class Like(NamedTuple):
@@ -17,6 +22,8 @@ class Like(NamedTuple):
     dtype: torch.dtype
     low: float
     high: float
+    free: FrozenDict[int, str] = FrozenDict()
+    """Dim whose size may change from call to call → the name of its axis."""
 
 
 class Example(NamedTuple):
@@ -24,36 +31,46 @@ class Example(NamedTuple):
 
     leaves: tuple[Any, ...]
     in_spec: pytree.TreeSpec
+    domain: Domain = Domain()
+    """The sizes that the program takes."""
 
     def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
         """Random inputs of the same kind: (args, kwargs).
 
         Args:
             seed: the same seed gives the same bits.
-            batch: size of dim 0 of every tensor; None: as in the traced call.
+            batch: size of every dim that may change, or the nearest that the program takes; None: as in the traced call.
             device: where they are put.
         """
         generator = torch.Generator().manual_seed(seed)
-        flat = [_draw(x, batch, generator).to(device) if isinstance(x, Like) else x for x in self.leaves]
+        sizes = {} if batch is None else self.domain.nearest(batch)
+        flat = [_draw(x, sizes, generator).to(device) if isinstance(x, Like) else x for x in self.leaves]
         return pytree.tree_unflatten(flat, self.in_spec)
 
 
-def example_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: pytree.TreeSpec) -> Example:
-    """What stands for these arguments; keywords in the order of the traced call."""
+def example_of(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: pytree.TreeSpec, inputs: Sequence[Input]
+) -> Example:
+    """Return what stands for these arguments, keywords in the order of the traced call; `inputs` has the tensors' axes, if known."""
     names = in_spec.children()[1].context or list(kwargs)
     flat = pytree.tree_leaves((args, {n: kwargs[n] for n in names}))
-    return Example(tuple(_like(x) if isinstance(x, Tensor) else x for x in flat), in_spec)
+    axes = iter(inputs)
+    likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
+    traced = {leaf: x.shape[d] for x in likes if isinstance(x, Like) for d, leaf in x.free.items()}
+    return Example(likes, in_spec, Domain(FrozenDict(traced)))
 
 
-def _like(t: Tensor) -> Like:
+def _like(t: Tensor, given: Input | None) -> Like:
     values = t.detach().double() if not (t.is_meta or t.is_complex()) and t.numel() else torch.zeros(1)
     values = values[values.isfinite()]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    return Like(tuple(t.shape), t.dtype, low, high)
+    axes = given.axes if given is not None else (Leaf("batch"),) if t.ndim else ()
+    free = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(free))
 
 
-def _draw(like: Like, batch: int | None, generator: torch.Generator) -> Tensor:
-    shape = like.shape if batch is None or not like.shape else (batch, *like.shape[1:])
+def _draw(like: Like, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+    shape = [sizes.get(like.free.get(d, ""), n) for d, n in enumerate(like.shape)]
     if like.dtype.is_floating_point or like.dtype.is_complex:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         return (like.low + (like.high - like.low) * uniform).to(like.dtype)

@@ -7,6 +7,7 @@ must do it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,16 +21,21 @@ SCATTERS: dict[Any, Any] = {
 }
 
 
-def make_functional(graph: fx.Graph) -> bool:
-    """Rename all in-place ops. False: a write could not be followed, and the graph must be thrown away."""
-    return all(map(_Writes(graph).visit, list(graph.nodes)))
+def make_functional(graph: fx.Graph, buffers: Collection[str]) -> bool:
+    """Rename all in-place ops. False: a write could not be followed, and the graph must be thrown away.
+
+    Args:
+        graph: of an export.
+        buffers: placeholders whose new values are results, so that torch must follow what is written to them.
+    """
+    return all(map(_Writes(graph, buffers).visit, list(graph.nodes)))
 
 
 class _Writes:
     """One walk over a graph that knows which values share memory."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: fx.Graph, buffers: Collection[str]) -> None:
+        self.graph, self.buffers = graph, buffers
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.parent: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, list[fx.Node]] = {}
@@ -57,6 +63,8 @@ class _Writes:
         chain = [written]
         while chain[-1] in self.parent:
             chain.append(self.parent[chain[-1]])
+        if chain[-1].name in self.buffers:
+            return False
         stale = [v for v in self.views[chain[-1]] if v not in chain]
         if any(self.order[u] > self.order[n] for v in stale for u in v.users if u in self.order):
             return False

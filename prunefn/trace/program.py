@@ -16,6 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ..types import FrozenDict
+from .domain import Domain
 from .expr import Axis, Concat, Fixed, Leaf, Product, leaves, size
 
 
@@ -85,6 +86,8 @@ class Program(NamedTuple):
     out_spec: pytree.TreeSpec
     axes: FrozenDict[str, tuple[Axis, ...]]
     """Result of an instruction (`%name`) → the axis of each of its dims, where it is one tensor."""
+    domain: Domain = Domain()
+    """The sizes for which the program stands for the model."""
 
 
 def target(op: str) -> Callable[..., Any]:

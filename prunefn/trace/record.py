@@ -24,9 +24,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import TraceError
-from .capture import Captured, in_mode, restored
+from .capture import Captured, in_mode
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
+from .unchanged import Writes, unchanged
 
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
 """They tell Python of types and sizes, not of values."""
@@ -53,7 +54,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     inputs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the model may write to them
     buffers = _copies(model)
     tape.placeholders(buffers, inputs)
-    with in_mode(model, train), restored(model), torch.no_grad(), _recording(tape):
+    with in_mode(model, train), unchanged(model), torch.no_grad(), Writes(model), _recording(tape):
         result = torch.func.functional_call(model, buffers, *inputs)
     leaves, out_spec = pytree.tree_flatten(result)
     outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _plain(x) for x in leaves]

@@ -16,7 +16,7 @@ from ..types import FrozenDict, Group, Params, Site
 from .constants import Constants
 from .cost import Costs, Polynomial
 from .example import Example
-from .expr import Axis, einops_form, keep, leaves, size
+from .expr import Axis, Leaf, einops_form, keep, leaves, size
 from .program import Program
 
 
@@ -111,6 +111,10 @@ class Spec:
             repr(self),
             *self._recorded(),
             "",
+            "inputs",
+            *(f"  {i.name}: {' '.join(self._input_axis(a) for a in i.axes) or '()'}" for i in self.program.inputs),
+            *self._domain(),
+            "",
             "groups (label: name, kind, units, members, MACs that it takes part in)",
         ]
         for g in self.groups.values():
@@ -123,6 +127,15 @@ class Spec:
             lines += ["", "ops without a rule: all that they touch is frozen"]
             lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
         return "\n".join(lines)
+
+    def _input_axis(self, axis: Axis) -> str:
+        return axis.name if isinstance(axis, Leaf) else str(size(axis, self.sizes))
+
+    def _domain(self) -> list[str]:
+        """Sizes of inputs for which the program stands for the model, where those are not all."""
+        domain = self.program.domain
+        limits = [f"  {leaf} is {limit}" for leaf, limit in domain.limits.items()]
+        return [*limits, *(f"  holds where {guard}" for guard in domain.guards)]
 
     def _recorded(self) -> list[str]:
         """What a reader should know of a recorded spec."""
@@ -156,7 +169,8 @@ class Spec:
 
         * `format`: 1, until keys change their meaning; `versions` of prunefn and torch; `capture` and `capture_reason`;
           `train`
-        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] whose size it has
+        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] whose size it has; `limits`: axis → `low`, `high`, `reason`
+          of the sizes for which the program holds; `guards`: conditions on sizes under which it does
         * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: for each of them a list of terms
           `{"times": int, "axes": […]}`, whose sum of products of sizes is the cost of any mask
         * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,

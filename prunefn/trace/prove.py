@@ -1,0 +1,329 @@
+"""Prove a program: run it beside its module, at the traced sizes and with every size changed.
+
+What `torch.export` writes down need not be what the module computes: a loop over samples is unrolled for the traced ones, a branch
+on a size is taken once. So the program is compared with the module by numbers. Sizes that it does not stand for become limits of
+its domain, which `forward` and everything above it check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import TraceError
+from ..types import FrozenDict
+from .analyse import Analysis, reason_of
+from .capture import Captured, in_mode
+from .domain import Domain, Limit, guards_of, refusal, shape_environment
+from .expr import Leaf
+from .program import Ref, build, target
+from .rules import Value
+from .spec import Spec
+from .unchanged import Writes, unchanged
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Of the largest output: the program runs the module's own ops, so that only fused kernels of the module round differently."""
+UNROLLED = ("aten.unbind", "aten.select", "aten.split", "aten.chunk", "aten.slice", "aten.index", "aten.narrow")
+"""Ops that read an axis position by position."""
+
+
+_Result = tuple[list[Any], dict[str, Tensor]]
+"""Outputs, flat, and updated buffers."""
+
+
+class _Outcome(NamedTuple):
+    """What came of running both at some sizes."""
+
+    who: str
+    """`"same"`; `"differs"`; or who raised: `"module"`, `"program"`."""
+    text: str = ""
+
+
+def guarded(spec: Spec, captured: Captured) -> Spec:
+    """Return the spec with the guards of the export."""
+    metas = [captured.nodes[n].meta.get("val") for n in captured.inputs]
+    env = shape_environment(metas)
+    if env is None:
+        return spec
+    shapes = dict(zip(captured.inputs, (m.shape for m in metas), strict=True))
+    sizes = {leaf: shapes[name][dim] for leaf, (name, dim) in spec.program.batch.items()}
+    symbols = {leaf: n.node.expr for leaf, n in sizes.items() if isinstance(n, torch.SymInt)}
+    known = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
+    traced = FrozenDict({leaf: n.node.hint if isinstance(n, torch.SymInt) else n for leaf, n in sizes.items()})
+    guards, unreadable = guards_of(env, known)
+    limits = {leaf: Limit(traced[leaf], traced[leaf], f"the export guards {text}") for leaf, text in unreadable.items()}
+    return with_domain(spec, Domain(traced, FrozenDict(limits), guards))
+
+
+def with_domain(spec: Spec, domain: Domain) -> Spec:
+    """Return the spec with another domain."""
+    example = spec.example._replace(domain=domain)
+    return replace(spec, program=spec.program._replace(domain=domain), example=example)
+
+
+def proved(spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any], captured: Captured, a: Analysis) -> Spec:
+    """Return the spec with limits to the sizes for which its program agrees with the module.
+
+    Args:
+        spec: of the model.
+        model: on a device that runs.
+        args, kwargs: the example inputs.
+        captured, a: what the spec was made from; they tell the line that is at fault.
+
+    Raises:
+        TraceError: the program differs from the module at the traced sizes, or the module does not run.
+    """
+    if not _runs(model, args, kwargs):
+        return spec
+    trial = _Trial(spec, model, args, kwargs)
+    here = trial.run({})
+    if here.who == "module":
+        raise TraceError(
+            f"the module does not run on the example inputs: {here.text}; check=False traces it without running it"
+        )
+    if here.who != "same":
+        raise TraceError(f"the program of torch.export is not the module's: {here.text}")
+    limits = dict(spec.program.domain.limits)
+    free = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
+    if free and not any(trial.run(sizes).who == "same" for sizes in _changes(free, spec.program.domain)[:1]):
+        limits |= _limits(trial, free, spec.program.domain, captured, a)
+    ones = [leaf for leaf, n in free.items() if leaf not in limits and n != 1]
+    limits |= _from_two(trial, [leaf for leaf in ones if _allowed({leaf: 1}, spec.program.domain)])
+    return with_domain(spec, spec.program.domain._replace(limits=FrozenDict(limits)))
+
+
+def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
+    """Other sizes, small ones first, that the guards allow."""
+    ways = ({leaf: pick(n) for leaf, n in free.items()} for pick in (_small, _next, _twice))
+    return [sizes for sizes in ways if _allowed(sizes, domain)]
+
+
+def varying(spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> str:
+    """Return what of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
+    if not _runs(model, args, kwargs):
+        return ""
+    trial = _Trial(spec, model, args, kwargs)
+    try:
+        first, second = trial.module(trial.flat, seed=0), trial.module(trial.flat, seed=1)
+    except Exception:  # the model's own code may raise anything; that it does is found elsewhere
+        return ""
+    return _difference(first, second, values=True)
+
+
+def _runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether there are numbers to run the model on."""
+    tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    return not any(t.is_meta for t in (*model.parameters(), *model.buffers(), *tensors))
+
+
+def _allowed(sizes: Mapping[str, int], domain: Domain) -> bool:
+    """Whether the guards allow these sizes beside the traced ones."""
+    return not refusal({**domain.traced, **sizes}, (), domain.guards)
+
+
+def _small(n: int) -> int:
+    return 3 if n != 3 else 2
+
+
+def _next(n: int) -> int:
+    return n + 1
+
+
+def _twice(n: int) -> int:
+    return 2 * n
+
+
+def _limits(
+    trial: _Trial, free: Mapping[str, int], domain: Domain, captured: Captured, a: Analysis
+) -> dict[str, Limit]:
+    """Size by size: those that cannot be changed alone stay as they were traced."""
+    limits = {}
+    for leaf, n in free.items():
+        outcome = _Outcome("module", "the guards leave no other size to try")
+        for sizes in _changes({leaf: n}, domain):
+            outcome = trial.run(sizes)
+            if outcome.who != "module":
+                break
+        if outcome.who == "module":
+            limits[leaf] = Limit(n, n, f"the module itself was not seen to run at another size ({outcome.text})")
+        elif outcome.who != "same":
+            limits[leaf] = Limit(n, n, f"{_line(captured, a, leaf, trial)}{outcome.text}")
+    return limits
+
+
+def _from_two(trial: _Trial, free: list[str]) -> dict[str, Limit]:
+    """Sizes of one, where torch's export takes everything for broadcasting."""
+    if not free or trial.run(dict.fromkeys(free, 1)).who in ("same", "module"):
+        return {}
+    outcomes = {leaf: trial.run({leaf: 1}) for leaf in free}
+    return {leaf: Limit(2, None, o.text) for leaf, o in outcomes.items() if o.who not in ("same", "module")}
+
+
+def _line(captured: Captured, a: Analysis, leaf: str, trial: _Trial) -> str:
+    """The first op that reads an axis position by position."""
+    source, dim = trial.spec.program.batch[leaf]
+    var = a.alg.find(a.values[captured.nodes[source]].axes[dim])
+    for node in captured.graph.nodes:
+        if node.op != "call_function" or not str(node.target).startswith(UNROLLED):
+            continue
+        before = [x for n in node.all_input_nodes if isinstance(v := a.values[n], Value) for x in v.axes]
+        out = a.values[node]
+        after = [x for v in (out if isinstance(out, list) else [out]) if isinstance(v, Value) for x in v.axes]
+        if var in map(a.alg.find, before) and var not in map(a.alg.find, after):
+            return f"{node.target}{_at(node)} reads its positions one by one; "
+    return ""
+
+
+def _at(node: fx.Node) -> str:
+    source = reason_of(node).source
+    return f" at {source}" if source else ""
+
+
+class _Trial:
+    """A module and its program, ready to be run on the example at other sizes."""
+
+    def __init__(self, spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self.spec, self.model = spec, model
+        names = spec.program.in_spec.children()[1].context or list(kwargs)
+        self.flat, self.form = pytree.tree_flatten((args, {n: kwargs[n] for n in names}))
+        self.places = [i for i, x in enumerate(self.flat) if isinstance(x, Tensor)]
+        axes = dict(zip(self.places, (i.axes for i in spec.program.inputs), strict=True))
+        self.axes = {i: [x.name if isinstance(x, Leaf) else None for x in axes[i]] for i in self.places}
+        self.sizes = {
+            leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
+        }
+        self.random = any(_draws(i.op) for i in spec.program.instructions)
+
+    def run(self, sizes: Mapping[str, int]) -> _Outcome:
+        """Both at the traced sizes, but for those that are given."""
+        flat = [self._resized(i, x, sizes) if i in self.axes else x for i, x in enumerate(self.flat)]
+        at = ", ".join(f"{leaf} = {n}" for leaf, n in sizes.items())
+        at = f"at {at}, " if at else ""
+        try:
+            expected = self.module(flat, seed=0)
+        except Exception as error:  # the model's own code may raise anything
+            return _Outcome("module", f"{at}{type(error).__name__}: {_short(error)}")
+        try:
+            got = self.program([flat[i] for i in self.places])
+        except Exception as error:  # so may its program at a size that it was not made for
+            return _Outcome("program", f"{at}the program raises {type(error).__name__}: {_short(error)}")
+        text = _difference(expected, got, values=not self.random)
+        return _Outcome("differs", f"{at}{text}") if text else _Outcome("same")
+
+    def _resized(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Rows of the example, in turns and starting from the second."""
+        for d, leaf in enumerate(self.axes[i]):
+            if leaf in sizes:
+                t = t.index_select(d, (torch.arange(sizes[leaf], device=t.device) + 1) % t.shape[d])
+        return t
+
+    def module(self, flat: list[Any], *, seed: int) -> _Result:
+        """Outputs, and the buffers that the program says are written to; `seed` is of Python's and numpy's generators."""
+        args, kwargs = pytree.tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in flat], self.form)
+        with (
+            _quietly(),
+            in_mode(self.model, self.spec.train),
+            unchanged(self.model),
+            torch.no_grad(),
+            Writes(self.model),
+        ):
+            torch.manual_seed(0)
+            random.seed(seed)
+            np.random.seed(seed)
+            out = pytree.tree_leaves(self.model(*args, **kwargs))
+            buffers = dict(self.model.named_buffers(remove_duplicate=False))
+            return out, {n: buffers[n].clone() for n, _ in self.spec.program.updates}
+
+    def program(self, inputs: list[Tensor]) -> _Result:
+        """The same of the program."""
+        with torch.no_grad(), torch.random.fork_rng({t.device for t in inputs if t.is_cuda}):
+            torch.manual_seed(0)
+            out, new = run_program(self.spec, self.model, inputs)
+        return list(out), dict(zip((n for n, _ in self.spec.program.updates), new, strict=True))
+
+
+def run_program(spec: Spec, model: nn.Module, inputs: Iterable[Tensor]) -> tuple[Any, Any]:
+    """Return the outputs and the updated buffers of a spec's program on the model's own tensors."""
+    program = spec.program
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    values = {**dict(named), **spec.constants.tensors}
+    given = dict(zip((i.name for i in program.inputs), inputs, strict=True))
+    names: list[str] = []
+
+    def load(graph: fx.Graph, name: str) -> fx.Node:
+        names.append(name)
+        return graph.placeholder(f"v_{len(names)}")
+
+    def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
+        outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in program.outputs)
+        return outputs, tuple(env[r.name] for _, r in program.updates)
+
+    device = next((t.device for _, t in named), torch.device("cpu"))
+    graph = build(program, spec.sizes, present=frozenset(), device=device, load=load, emit=emit)
+    values |= given
+    return fx.GraphModule(nn.Module(), graph).forward(*(values[n] for n in names))
+
+
+def _draws(op: str) -> bool:
+    """Whether an op draws random numbers."""
+    tags = getattr(target(op), "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def _difference(expected: _Result, got: _Result, *, values: bool) -> str:
+    """What differs between two results; an empty text where nothing does."""
+    if len(expected[0]) != len(got[0]):
+        return f"the module gives {len(expected[0])} outputs, the program {len(got[0])}"
+    outputs = [(f"output {i}", x, y) for i, (x, y) in enumerate(zip(expected[0], got[0], strict=True))]
+    for name, x, y in [*outputs, *((f"buffer {n!r}", x, got[1][n]) for n, x in expected[1].items())]:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            text = _tensors_differ(x, y, values=values)
+        else:
+            text = (
+                ""
+                if not isinstance(x, int | float | str) or x == y
+                else f"is {x!r} of the module, {y!r} of the program"
+            )
+        if text:
+            return f"{name} {text}"
+    return ""
+
+
+def _tensors_differ(x: Tensor, y: Tensor, *, values: bool) -> str:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return f"is {x.dtype} {tuple(x.shape)} of the module, {y.dtype} {tuple(y.shape)} of the program"
+    if not values or torch.equal(x, y) or not x.numel():
+        return ""
+    if not (x.is_floating_point() or x.is_complex()):
+        return f"differs in {int((x != y).sum())} of {x.numel()} places"
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    a, b = (torch.nan_to_num(t.to(wide)) for t in (x, y))
+    error, scale = float((a - b).abs().max()), float(a.abs().max())
+    if error <= TOLERANCE.get(x.dtype, 1e-4) * scale and torch.equal(x.isnan(), y.isnan()):
+        return ""
+    return f"differs by {error:.2g} (the module's largest is {scale:.2g})"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """What the model warns of, it has warned of before; and the fused kernel of torch's encoder layers rounds differently."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
