@@ -20,7 +20,7 @@ from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
-from .prove import guarded, proved, varying
+from .prove import Trial, guarded, proved, runs
 from .record import record
 from .rules import Contraction, Reason, Rule, Value
 from .sites import module_path
@@ -79,15 +79,15 @@ def trace(
         args = (args,)
     given = args, kwargs or {}
     try:
-        spec = _exported(model, given, train, rules or {}, freeze, check=check)
+        spec, trial = _exported(model, given, train, rules or {}, freeze, check=check)
     except TraceError as error:
         reason = " ".join(str(error).split())[:2000]
-        spec = _recorded(model, given, train, rules or {}, freeze, reason)
-    if check and (varies := varying(spec, model, *given)):
+        spec, trial = _recorded(model, given, train, rules or {}, freeze, reason)
+    if check and runs(model, *given) and (changes := trial.varies()):
         warnings.warn(
-            f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and another state of Python's and "
-            f"numpy's generators {varies}. What it drew while it was traced is a constant of the program; draw with torch, "
-            "or take the numbers as inputs",
+            f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "
+            f"numpy's generators, {changes}. What it drew while it was traced is a constant of the program; draw with torch, or "
+            "take the numbers as inputs",
             stacklevel=2,
         )
     return spec
@@ -99,17 +99,18 @@ Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 def _exported(
     model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, *, check: bool
-) -> Spec:
+) -> tuple[Spec, Trial]:
     """By `torch.export`; the program is proved."""
     captured = capture(model, *given, train)
     analysis = analyse(captured, rules)
     spec = guarded(_spec(model, given, train, captured, analysis, freeze), captured)
-    return proved(spec, model, *given, captured, analysis) if check else spec
+    trial = Trial(spec, model, *given)
+    return proved(spec, trial, captured, analysis) if check and runs(model, *given) else spec, trial
 
 
 def _recorded(
     model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
-) -> Spec:
+) -> tuple[Spec, Trial]:
     """By recording a run, for the reason that there is no export."""
     try:
         captured = record(model, *given, train)
@@ -118,7 +119,8 @@ def _recorded(
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
         ) from error
-    return replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
+    spec = replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
+    return spec, Trial(spec, model, *given)
 
 
 def _spec(

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from ..types import FrozenDict
-from .analyse import Analysis, reason_of
+from .analyse import Analysis, hints, reason_of
 from .capture import Captured, in_mode
 from .domain import Domain, Limit, guards_of, refusal, shape_environment
 from .expr import Leaf
@@ -54,11 +54,11 @@ def guarded(spec: Spec, captured: Captured) -> Spec:
     env = shape_environment(metas)
     if env is None:
         return spec
-    shapes = dict(zip(captured.inputs, (m.shape for m in metas), strict=True))
-    sizes = {leaf: shapes[name][dim] for leaf, (name, dim) in spec.program.batch.items()}
+    inputs = dict(zip(captured.inputs, metas, strict=True))
+    sizes = {leaf: inputs[name].shape[dim] for leaf, (name, dim) in spec.program.batch.items()}
     symbols = {leaf: n.node.expr for leaf, n in sizes.items() if isinstance(n, torch.SymInt)}
     known = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
-    traced = FrozenDict({leaf: n.node.hint if isinstance(n, torch.SymInt) else n for leaf, n in sizes.items()})
+    traced = FrozenDict({leaf: hints(inputs[name])[dim] for leaf, (name, dim) in spec.program.batch.items()})
     guards, unreadable = guards_of(env, known)
     limits = {leaf: Limit(traced[leaf], traced[leaf], f"the export guards {text}") for leaf, text in unreadable.items()}
     return with_domain(spec, Domain(traced, FrozenDict(limits), guards))
@@ -70,21 +70,17 @@ def with_domain(spec: Spec, domain: Domain) -> Spec:
     return replace(spec, program=spec.program._replace(domain=domain), example=example)
 
 
-def proved(spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any], captured: Captured, a: Analysis) -> Spec:
+def proved(spec: Spec, trial: Trial, captured: Captured, a: Analysis) -> Spec:
     """Return the spec with limits to the sizes for which its program agrees with the module.
 
     Args:
         spec: of the model.
-        model: on a device that runs.
-        args, kwargs: the example inputs.
+        trial: of the spec.
         captured, a: what the spec was made from; they tell the line that is at fault.
 
     Raises:
         TraceError: the program differs from the module at the traced sizes, or the module does not run.
     """
-    if not _runs(model, args, kwargs):
-        return spec
-    trial = _Trial(spec, model, args, kwargs)
     here = trial.run({})
     if here.who == "module":
         raise TraceError(
@@ -92,13 +88,15 @@ def proved(spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any], c
         )
     if here.who != "same":
         raise TraceError(f"the program of torch.export is not the module's: {here.text}")
-    limits = dict(spec.program.domain.limits)
+    domain = spec.program.domain
+    limits = dict(domain.limits)
     free = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
-    if free and not any(trial.run(sizes).who == "same" for sizes in _changes(free, spec.program.domain)[:1]):
-        limits |= _limits(trial, free, spec.program.domain, captured, a)
-    ones = [leaf for leaf, n in free.items() if leaf not in limits and n != 1]
-    limits |= _from_two(trial, [leaf for leaf in ones if _allowed({leaf: 1}, spec.program.domain)])
-    return with_domain(spec, spec.program.domain._replace(limits=FrozenDict(limits)))
+    changes = _changes(free, domain)
+    if free and not (changes and trial.run(changes[0]).who == "same"):
+        limits |= _limits(trial, free, domain, captured, a)
+    ones = [leaf for leaf, n in free.items() if leaf not in limits and n != 1 and _allowed({leaf: 1}, domain)]
+    limits |= _from_two(trial, ones)
+    return with_domain(spec, domain._replace(limits=FrozenDict(limits)))
 
 
 def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
@@ -107,20 +105,8 @@ def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
     return [sizes for sizes in ways if _allowed(sizes, domain)]
 
 
-def varying(spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> str:
-    """Return what of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
-    if not _runs(model, args, kwargs):
-        return ""
-    trial = _Trial(spec, model, args, kwargs)
-    try:
-        first, second = trial.module(trial.flat, seed=0), trial.module(trial.flat, seed=1)
-    except Exception:  # the model's own code may raise anything; that it does is found elsewhere
-        return ""
-    return _difference(first, second, values=True)
-
-
-def _runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether there are numbers to run the model on."""
+def runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether there are numbers to run the model on: nothing is on `meta`."""
     tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     return not any(t.is_meta for t in (*model.parameters(), *model.buffers(), *tensors))
 
@@ -142,9 +128,7 @@ def _twice(n: int) -> int:
     return 2 * n
 
 
-def _limits(
-    trial: _Trial, free: Mapping[str, int], domain: Domain, captured: Captured, a: Analysis
-) -> dict[str, Limit]:
+def _limits(trial: Trial, free: Mapping[str, int], domain: Domain, captured: Captured, a: Analysis) -> dict[str, Limit]:
     """Size by size: those that cannot be changed alone stay as they were traced."""
     limits = {}
     for leaf, n in free.items():
@@ -160,15 +144,15 @@ def _limits(
     return limits
 
 
-def _from_two(trial: _Trial, free: list[str]) -> dict[str, Limit]:
+def _from_two(trial: Trial, free: list[str]) -> dict[str, Limit]:
     """Sizes of one, where torch's export takes everything for broadcasting."""
-    if not free or trial.run(dict.fromkeys(free, 1)).who in ("same", "module"):
+    if not free or trial.run(dict.fromkeys(free, 1)).who == "same":
         return {}
     outcomes = {leaf: trial.run({leaf: 1}) for leaf in free}
     return {leaf: Limit(2, None, o.text) for leaf, o in outcomes.items() if o.who not in ("same", "module")}
 
 
-def _line(captured: Captured, a: Analysis, leaf: str, trial: _Trial) -> str:
+def _line(captured: Captured, a: Analysis, leaf: str, trial: Trial) -> str:
     """The first op that reads an axis position by position."""
     source, dim = trial.spec.program.batch[leaf]
     var = a.alg.find(a.values[captured.nodes[source]].axes[dim])
@@ -188,7 +172,7 @@ def _at(node: fx.Node) -> str:
     return f" at {source}" if source else ""
 
 
-class _Trial:
+class Trial:
     """A module and its program, ready to be run on the example at other sizes."""
 
     def __init__(self, spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -196,7 +180,10 @@ class _Trial:
         names = spec.program.in_spec.children()[1].context or list(kwargs)
         self.flat, self.form = pytree.tree_flatten((args, {n: kwargs[n] for n in names}))
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, Tensor)]
-        axes = dict(zip(self.places, (i.axes for i in spec.program.inputs), strict=True))
+        self.first: _Result | None = None
+        """Of the module, at the traced sizes."""
+        exported = spec.capture == "exported"
+        axes = dict(zip(self.places, (i.axes if exported else () for i in spec.program.inputs), strict=exported))
         self.axes = {i: [x.name if isinstance(x, Leaf) else None for x in axes[i]] for i in self.places}
         self.sizes = {
             leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
@@ -210,6 +197,7 @@ class _Trial:
         at = f"at {at}, " if at else ""
         try:
             expected = self.module(flat, seed=0)
+            self.first = expected if not sizes else self.first
         except Exception as error:  # the model's own code may raise anything
             return _Outcome("module", f"{at}{type(error).__name__}: {_short(error)}")
         try:
@@ -219,10 +207,18 @@ class _Trial:
         text = _difference(expected, got, values=not self.random)
         return _Outcome("differs", f"{at}{text}") if text else _Outcome("same")
 
+    def varies(self) -> str:
+        """What of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
+        try:
+            first = self.first or self.module(self.flat, seed=0)
+            return _difference(first, self.module(self.flat, seed=1), values=True)
+        except Exception:  # the model's own code may raise anything; that it does is found elsewhere
+            return ""
+
     def _resized(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Rows of the example, in turns and starting from the second."""
         for d, leaf in enumerate(self.axes[i]):
-            if leaf in sizes:
+            if leaf is not None and leaf in sizes:
                 t = t.index_select(d, (torch.arange(sizes[leaf], device=t.device) + 1) % t.shape[d])
         return t
 

@@ -147,7 +147,8 @@ def _restore(container: Any, before: Any) -> None:
     else:
         same = len(container) == len(before) and all(a is b for a, b in zip(container, before, strict=True))
     if not same:
-        kind: Any = next(k for k in CONTAINERS if isinstance(container, k))  # subclasses may forbid what changes them
+        kinds: tuple[Any, ...] = CONTAINERS
+        kind = next(k for k in kinds if isinstance(container, k))  # subclasses may forbid what changes them
         kind.clear(container)
         (kind.extend if kind in (list, deque) else kind.update)(container, before)
 
