@@ -91,6 +91,17 @@ class Eager(Net):
         return self.b(h.tanh() if torch.compiler.is_compiling() else h.relu())
 
 
+class Nested(Net):
+    """The fault is in a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inner, self.after = nn.Linear(3, 3), Eager(), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.inner(self.before(x)).relu())
+
+
 class Counts(Net):
     """Writes another number to a buffer when it is exported."""
 
@@ -216,12 +227,15 @@ def test_most_models_have_no_limits() -> None:
     assert [pf.forward(params, torch.randn(n, 3), spec=spec).shape[0] for n in (1, 2, 5)] == [1, 2, 5]
 
 
-@pytest.mark.parametrize("cls", [Eager, Counts])
+@pytest.mark.parametrize("cls", [Eager, Counts, Nested])
 def test_a_program_that_differs_at_the_traced_size_is_recorded(cls: type[Net]) -> None:
     model = cls()
     spec, _ = traced(model, torch.randn(4, 3))
     assert spec.capture == "recorded"
     assert "the program of torch.export is not the module's" in spec.capture_reason
+    if cls is Nested:
+        assert "from 'inner.b' on (" in spec.capture_reason
+        assert "test_proof.py" in spec.capture_reason
     assert traced(model, torch.randn(4, 3), check=False)[0].capture == "exported"
     if cls is Counts:
         assert float(model.seen) == 0

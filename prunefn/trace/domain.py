@@ -217,7 +217,7 @@ def guards_of(env: Any, known: Mapping[sympy.Symbol, str]) -> tuple[tuple[Guard,
 
 def _place(sloc: Any) -> tuple[str, int]:
     """File and line where torch asked."""
-    frame = getattr(sloc, "framework_loc", None)
+    frame: Any = getattr(sloc, "framework_loc", None)
     return (frame.filename, frame.lineno) if hasattr(frame, "filename") else ("/torch/", 0)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from .analyse import Analysis, hints, reason_of
 from .capture import Captured, in_mode
 from .domain import Domain, Limit, guards_of, refusal, shape_environment
 from .expr import Leaf
+from .locate import Outputs, first_difference
 from .program import Ref, build, target
 from .rules import Value
 from .spec import Spec
@@ -50,14 +52,13 @@ class _Outcome(NamedTuple):
 
 def guarded(spec: Spec, captured: Captured) -> Spec:
     """Return the spec with the guards of the export."""
-    metas = [captured.nodes[n].meta.get("val") for n in captured.inputs]
-    env = shape_environment(metas)
+    inputs: dict[str, Any] = {n: captured.nodes[n].meta.get("val") for n in captured.inputs}
+    env = shape_environment(inputs.values())
     if env is None:
         return spec
-    inputs = dict(zip(captured.inputs, metas, strict=True))
     sizes = {leaf: inputs[name].shape[dim] for leaf, (name, dim) in spec.program.batch.items()}
     symbols = {leaf: n.node.expr for leaf, n in sizes.items() if isinstance(n, torch.SymInt)}
-    known = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
+    known: dict[Any, str] = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
     traced = FrozenDict({leaf: hints(inputs[name])[dim] for leaf, (name, dim) in spec.program.batch.items()})
     guards, unreadable = guards_of(env, known)
     limits = {leaf: Limit(traced[leaf], traced[leaf], f"the export guards {text}") for leaf, text in unreadable.items()}
@@ -87,7 +88,7 @@ def proved(spec: Spec, trial: Trial, captured: Captured, a: Analysis) -> Spec:
             f"the module does not run on the example inputs: {here.text}; check=False traces it without running it"
         )
     if here.who != "same":
-        raise TraceError(f"the program of torch.export is not the module's: {here.text}")
+        raise TraceError(f"the program of torch.export is not the module's{trial.place(captured)}: {here.text}")
     domain = spec.program.domain
     limits = dict(domain.limits)
     free = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
@@ -188,7 +189,7 @@ class Trial:
         self.sizes = {
             leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
         }
-        self.random = any(_draws(i.op) for i in spec.program.instructions)
+        self.draws = any(_draws(i.op) for i in spec.program.instructions)
 
     def run(self, sizes: Mapping[str, int]) -> _Outcome:
         """Both at the traced sizes, but for those that are given."""
@@ -201,19 +202,33 @@ class Trial:
         except Exception as error:  # the model's own code may raise anything
             return _Outcome("module", f"{at}{type(error).__name__}: {_short(error)}")
         try:
-            got = self.program([flat[i] for i in self.places])
+            inputs = [flat[i] for i in self.places]
+            got = self.program(inputs, seed=0)
         except Exception as error:  # so may its program at a size that it was not made for
             return _Outcome("program", f"{at}the program raises {type(error).__name__}: {_short(error)}")
-        text = _difference(expected, got, values=not self.random)
+        text = _difference(expected, got)
+        if (
+            text and self.draws and _difference(got, self.program(inputs, seed=1))
+        ):  # of what is random, the shapes are compared
+            text = _difference(expected, got, values=False)
         return _Outcome("differs", f"{at}{text}") if text else _Outcome("same")
 
     def varies(self) -> str:
         """What of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
         try:
             first = self.first or self.module(self.flat, seed=0)
-            return _difference(first, self.module(self.flat, seed=1), values=True)
+            return _difference(first, self.module(self.flat, seed=1))
         except Exception:  # the model's own code may raise anything; that it does is found elsewhere
             return ""
+
+    def place(self, captured: Captured) -> str:
+        """Where the two part."""
+        with Outputs(self.model) as outputs:
+            self.module(self.flat, seed=0)
+        inputs, made = [self.flat[i] for i in self.places], self.spec.program.instructions
+        with torch.no_grad():
+            values = run_program(self.spec, self.model, inputs, lambda env: {i.name: env[f"%{i.name}"] for i in made})
+        return first_difference(outputs, values, made, captured.nodes, partial(_tensors_differ, values=True))
 
     def _resized(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Rows of the example, in turns and starting from the second."""
@@ -239,16 +254,23 @@ class Trial:
             buffers = dict(self.model.named_buffers(remove_duplicate=False))
             return out, {n: buffers[n].clone() for n, _ in self.spec.program.updates}
 
-    def program(self, inputs: list[Tensor]) -> _Result:
-        """The same of the program."""
+    def _results(self, env: Mapping[str, Any]) -> Any:
+        """Outputs and updated buffers, flat."""
+        outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in self.spec.program.outputs)
+        return outputs, tuple(env[r.name] for _, r in self.spec.program.updates)
+
+    def program(self, inputs: list[Tensor], *, seed: int) -> _Result:
+        """The same of the program; `seed` is of torch's generator."""
         with torch.no_grad(), torch.random.fork_rng({t.device for t in inputs if t.is_cuda}):
-            torch.manual_seed(0)
-            out, new = run_program(self.spec, self.model, inputs)
+            torch.manual_seed(seed)
+            out, new = run_program(self.spec, self.model, inputs, self._results)
         return list(out), dict(zip((n for n, _ in self.spec.program.updates), new, strict=True))
 
 
-def run_program(spec: Spec, model: nn.Module, inputs: Iterable[Tensor]) -> tuple[Any, Any]:
-    """Return the outputs and the updated buffers of a spec's program on the model's own tensors."""
+def run_program(
+    spec: Spec, model: nn.Module, inputs: Iterable[Tensor], wanted: Callable[[Mapping[str, Any]], Any]
+) -> Any:
+    """Run a spec's program on the model's own tensors; `wanted` chooses the results among the values by name."""
     program = spec.program
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     values = {**dict(named), **spec.constants.tensors}
@@ -259,23 +281,19 @@ def run_program(spec: Spec, model: nn.Module, inputs: Iterable[Tensor]) -> tuple
         names.append(name)
         return graph.placeholder(f"v_{len(names)}")
 
-    def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
-        outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in program.outputs)
-        return outputs, tuple(env[r.name] for _, r in program.updates)
-
     device = next((t.device for _, t in named), torch.device("cpu"))
-    graph = build(program, spec.sizes, present=frozenset(), device=device, load=load, emit=emit)
+    graph = build(program, spec.sizes, present=frozenset(), device=device, load=load, emit=lambda _, env: wanted(env))
     values |= given
     return fx.GraphModule(nn.Module(), graph).forward(*(values[n] for n in names))
 
 
 def _draws(op: str) -> bool:
-    """Whether an op draws random numbers."""
+    """Whether an op can draw random numbers: attention can, where it drops out."""
     tags = getattr(target(op), "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def _difference(expected: _Result, got: _Result, *, values: bool) -> str:
+def _difference(expected: _Result, got: _Result, *, values: bool = True) -> str:
     """What differs between two results; an empty text where nothing does."""
     if len(expected[0]) != len(got[0]):
         return f"the module gives {len(expected[0])} outputs, the program {len(got[0])}"

@@ -140,6 +140,7 @@ def _entries(container: Any) -> Any:
 
 def _restore(container: Any, before: Any) -> None:
     """Put the entries back if any of them is another object than before."""
+    whole: Any = container
     if isinstance(container, set):
         same = container == before
     elif isinstance(container, dict):
@@ -150,7 +151,8 @@ def _restore(container: Any, before: Any) -> None:
         kinds: tuple[Any, ...] = CONTAINERS
         kind = next(k for k in kinds if isinstance(container, k))  # subclasses may forbid what changes them
         kind.clear(container)
-        (kind.extend if kind in (list, deque) else kind.update)(container, before)
+        add = kind.extend if kind in (list, deque) else kind.update
+        add(whole, before)
 
 
 # ---- generators of random numbers
