@@ -19,7 +19,7 @@ from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
 from .record import record
-from .rules import Contraction, Reason, Rule, Value
+from .rules import Contraction, Reason, Rule, Value, checked
 from .sites import module_path
 from .spec import Spec
 
@@ -44,7 +44,7 @@ def trace(
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
-        rules: extra rules by op name (`"mylib.op"` or `"aten.foo.default"`), before the built-in ones.
+        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), before the built-in ones.
         freeze: tensors that stay as they are in every dim: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
 
     Returns:
@@ -52,6 +52,7 @@ def trace(
 
     Raises:
         TraceError: the model can be neither exported nor recorded; both messages are passed on.
+            A rule of `rules` fails or returns wrong sizes, or torch has no op of its name.
         ParamsError: a pattern of `freeze` matches nothing.
 
     Example:
@@ -70,7 +71,7 @@ def trace(
         args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
-    captured, analysis, reason = _captured(model, args, kwargs or {}, train, rules or {})
+    captured, analysis, reason = _captured(model, args, kwargs or {}, train, checked(rules or {}))
     tied = _tie(model, analysis)
     fixed = chosen(freeze, analysis.tensors)
     freeze_tensors(captured, analysis, fixed)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..axes import ONE, Plus, Term, Times
 from .base import Axes, Call, Value, rule
+from .shape import freeze_all
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -57,6 +58,8 @@ def cell(call: Call) -> Axes | list[Axes]:
     x: Value = call["input"]
     states: list[Value] = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
     w = Weights(call["w_ih"], call["w_hh"], [b for b in (call["b_ih"], call["b_hh"]) if b is not None])
+    if any(len(s.axes) != len(x.axes) for s in states) or any(len(m.axes) != 2 for m in (w.inputs, w.state)):
+        return freeze_all(call, "its states or weights are of another rank")
     for s in states:
         for a, b in zip(s.axes, (*x.axes[:-1], w.state.axes[1]), strict=True):
             call.unify(a, b)
