@@ -147,8 +147,8 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
         return call, out
     except Exception as error:  # a rule may raise anything
         problem = f"{type(error).__name__}: {error}"
-        if rule in extra.values():
-            raise TraceError(f"rules[{call.op!r}] fails at {call.at.source or node.name}: {problem}") from error
+        if key := next((k for k, v in extra.items() if v is rule), None):
+            raise TraceError(f"rules[{key!r}] fails at {call.at.source or node.name}: {problem}") from error
         a.unknown.setdefault(call.op, f"{call.at.source} (its rule raises {problem})".strip())
         return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
 

@@ -48,9 +48,10 @@ def _broadcast(call: Call, v: Value) -> bool:
     return any(not call.alg.is_frozen(w.axes[d]) for d in spread for w in others)
 
 
-def pointwise(call: Call) -> Axes:
-    """Any op with torch's pointwise tag, and those that lack it in POINTWISE."""
-    return call.broadcast(call.tensors())
+def pointwise(call: Call) -> Axes | list[Axes]:
+    """Any op with torch's pointwise tag; every output has the shape of the broadcast inputs."""
+    axes = call.broadcast(call.tensors())
+    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
 
 
 @rule("aten.add", "aten.sub", "aten.rsub", "aten._add_relu")
@@ -125,9 +126,8 @@ def add(call: Call) -> Axes:
     "aten.imag",
 )
 def untagged(call: Call) -> Axes | list[Axes]:
-    """Pointwise ops without the tag; every output has the shape of the broadcast inputs."""
-    axes = call.broadcast(call.tensors())
-    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
+    """Pointwise ops without the tag."""
+    return pointwise(call)
 
 
 @rule("aten.to", "aten.type_as")
