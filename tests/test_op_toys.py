@@ -54,7 +54,6 @@ UNCHECKED = ("aten.empty", "aten.empty_like", "aten.new_empty")
 
 OPEN = {
     "aten.instance_norm": "torch writes to its running statistics, which its schema does not say",
-    "aten.true_divide": "its rule is said to fail for some call",
 }
 """Ops that break a law."""
 

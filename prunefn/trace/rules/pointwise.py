@@ -105,6 +105,7 @@ def add(call: Call) -> Axes:
     "aten.masked_fill",
     "aten.square",
     "aten.floor_divide",
+    "aten.true_divide",
     "aten.positive",
     "aten.rrelu",
     "aten._prelu_kernel",
