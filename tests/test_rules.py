@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import prunefn as pf
 from prunefn.trace import rules
 from prunefn.trace.rules import pointwise
 from prunefn.trace.rules.base import TABLE, rule
@@ -74,3 +79,113 @@ def test_two_rules_for_one_op_are_refused() -> None:
     with pytest.raises(ValueError, match=r"two rules for aten\.flip"):
         rule("aten.flip")(pointwise.pointwise)
     assert TABLE["aten.flip"] is pointwise.scanned
+
+
+# ---- inputs that share dims, and ints that follow axes
+
+
+class Deformable(nn.Module):
+    """Four heads of values are sampled at places of their own, heads and batch in one dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.offset, self.out = nn.Linear(6, 4 * 8), nn.Linear(6, 4 * 3 * 2), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        value = self.value(x).view(n, 16, 4, 8).permute(0, 2, 3, 1).reshape(n * 4, 8, 4, 4)
+        places = self.offset(x).tanh().view(n, 16, 4, 3, 2).transpose(1, 2).flatten(0, 1)
+        sampled = F.grid_sample(value, places, align_corners=False).sum(-1)
+        return self.out(sampled.view(n, 32, 16).transpose(1, 2))
+
+
+class Repeated(nn.Module):
+    """Channels are repeated, with the size of the result written in the call."""
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.a, self.b, self.dim = nn.Linear(4, 6), nn.Linear(12 if dim else 24, 3), dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.dim is None:
+            h = (self.a.weight * x.mean()).repeat_interleave(2, output_size=48)
+            return self.b(h.reshape(-1, 24)).mean() + x
+        return self.b(h.repeat_interleave(2, dim=1, output_size=12).relu())
+
+
+def removes_exactly(model: nn.Module, x: Tensor, group: str, units: int) -> pf.Spec:
+    """Removing some units is setting them to zero."""
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    mask = {group: torch.arange(spec.sizes[group]) >= units}
+    removed = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    torch.testing.assert_close(removed, pf.forward(pf.zero(params, mask, spec=spec), x, spec=spec))
+    return spec
+
+
+def test_grid_sample_has_one_batch() -> None:
+    """The heads of the values are those of the places."""
+    spec = removes_exactly(Deformable().double(), torch.randn(2, 16, 6).double(), "value.hidden", 2)
+    members = {(m.tensor, m.dim) for m in spec.groups["value.hidden"].members}
+    assert {("value.weight", 0), ("offset.weight", 0), ("out.weight", 1)} <= members
+
+
+@pytest.mark.parametrize("dim", [1, None])
+def test_the_size_of_repeated_channels_follows_them(dim: int | None) -> None:
+    removes_exactly(Repeated(dim).double(), torch.randn(2, 4).double(), "a", 2)
+
+
+# ---- rules that fail, and names that are none
+
+
+class Wide(nn.Module):
+    """Two layers with an op between them."""
+
+    def __init__(self, op: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.op = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3), op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.op(self.a(x))).relu())
+
+
+def failing(call: rules.Call) -> rules.Axes:
+    raise KeyError("no such dim")
+
+
+def test_a_rule_that_fails_freezes_what_the_op_touches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, "aten.flip", failing)
+    spec = pf.trace(Wide(lambda x: x.flip(0)), (torch.randn(2, 4),))
+    assert list(spec.groups) == ["b"]
+    assert "its rule raises KeyError: 'no such dim'" in spec.unknown["aten.flip.default"]
+    assert "its rule raises KeyError: 'no such dim' by aten.flip.default at " in spec.explain("a.weight")
+
+
+def test_a_rule_of_the_user_that_fails_is_named() -> None:
+    with pytest.raises(
+        pf.TraceError, match=r"rules\['aten\.relu'\] fails at .*test_rules\.py:\d+: KeyError: 'no such dim'"
+    ):
+        pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={"aten.relu": failing})
+
+
+@pytest.mark.parametrize("name", ["aten.renorm", "aten::renorm", "aten.renorm.default", "aten::renorm.default"])
+def test_names_of_rules_are_those_of_torch(name: str) -> None:
+    def keep(call: rules.Call) -> rules.Axes:
+        return call["self"].axes
+
+    spec = pf.trace(Wide(lambda x: torch.renorm(x, 2, 0, 1.0)), (torch.randn(2, 4),), rules={name: keep})
+    assert not spec.unknown and list(spec.groups) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("aten.renom", "aten.renorm"),
+        ("renorm", "'library.op'"),
+        ("mylib::op", "'library.op'"),
+        ("aten.renorm.x", "aten.renorm"),
+    ],
+)
+def test_a_rule_for_an_op_that_torch_does_not_know_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(pf.TraceError, match=f"torch has no op of this name.*{hint}"):
+        pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={name: failing})

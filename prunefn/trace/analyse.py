@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,16 +122,35 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
         _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
     )
     call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, reason_of(node), unused)
-    rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
-    if rule is None:
-        rule = rules.no_rule
-        a.unknown.setdefault(call.op, call.at.source)
-    out = rule(call)
-    if isinstance(out, tuple):
-        out = [out]
-    _check(call, out)
+    call, out = _apply_rule(a, node, call, extra)
     _same_batch(a, metas, out)
     return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
+
+
+def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
+    """The call with what its rule said, and the axes of the outputs.
+
+    An op without a rule, or whose built-in rule fails, freezes all that it touches and is reported.
+
+    Raises:
+        TraceError: a rule of the user fails.
+    """
+    rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
+    if rule is None:
+        a.unknown.setdefault(call.op, call.at.source)
+        return call, rules.no_rule(call)
+    untouched = replace(call, resized={}, contractions=[])
+    try:
+        out = rule(call)
+        out = [out] if isinstance(out, tuple) else out
+        _check(call, out)
+        return call, out
+    except Exception as error:  # a rule may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        if key := next((k for k, v in extra.items() if v is rule), None):
+            raise TraceError(f"rules[{key!r}] fails at {call.at.source or node.name}: {problem}") from error
+        a.unknown.setdefault(call.op, f"{call.at.source} (its rule raises {problem})".strip())
+        return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
 
 
 def _unused(node: fx.Node, count: int) -> frozenset[int]:
@@ -170,9 +189,7 @@ def _check(call: Call, out: list[Axes]) -> None:
     """A rule that returns the wrong sizes is a bug; better found here than in a pruned network."""
     sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
     if sizes != call.shapes:
-        raise AssertionError(
-            f"the rule for {call.op} returned axes of sizes {sizes} for outputs of shapes {call.shapes} at {call.at}"
-        )
+        raise TraceError(f"the rule returns axes of sizes {sizes} for outputs of shapes {call.shapes}")
 
 
 def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:

@@ -22,7 +22,7 @@ from .groups import Found, find_groups
 from .lower import lower
 from .prove import Trial, guarded, proved, runs
 from .record import record
-from .rules import Contraction, Reason, Rule, Value
+from .rules import Contraction, Reason, Rule, Value, checked
 from .sites import module_path
 from .spec import Spec
 
@@ -48,7 +48,7 @@ def trace(
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
-        rules: extra rules by op name (`"mylib.op"` or `"aten.foo.default"`), before the built-in ones.
+        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), before the built-in ones.
         freeze: tensors that stay as they are in every dim: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
         check: prove the program: run it beside the module at the traced sizes and with every size changed. Where they differ at
             the traced sizes the run is recorded instead; another size at which they differ is refused by `forward` and statistics,
@@ -59,6 +59,7 @@ def trace(
 
     Raises:
         TraceError: the model can be neither exported nor recorded; both messages are passed on.
+            A rule of `rules` fails or returns wrong sizes, or torch has no op of its name.
         ParamsError: a pattern of `freeze` matches nothing.
 
     Example:
@@ -77,12 +78,12 @@ def trace(
         args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
-    given = args, kwargs or {}
+    given, own = (args, kwargs or {}), checked(rules or {})
     try:
-        spec, trial = _exported(model, given, train, rules or {}, freeze, check=check)
+        spec, trial = _exported(model, given, train, own, freeze, check=check)
     except TraceError as error:
         reason = " ".join(str(error).split())[:2000]
-        spec, trial = _recorded(model, given, train, rules or {}, freeze, reason)
+        spec, trial = _recorded(model, given, train, own, freeze, reason)
     if check and runs(model, *given) and (changes := trial.varies()):
         warnings.warn(
             f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "

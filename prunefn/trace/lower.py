@@ -65,7 +65,7 @@ class _Lowering:
     def instruction(self, node: fx.Node) -> Instruction:
         op, resized = op_name(node.target), self.a.resized.get(node, {})
         args, kwargs = [self.arg(x) for x in node.args], {k: self.arg(v) for k, v in node.kwargs.items()}
-        if op.startswith(SPLITS):
+        if op.startswith(SPLITS) and "split_sizes" in resized:
             sizes = self.resized(None, resized["split_sizes"])
             dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
             return Instruction(node.name, "aten.split_with_sizes.default", (args[0], sizes, dim), (), module_path(node))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tag
 from torch._ops import OpOverload
 
+from ...errors import TraceError, nearest
 from . import (  # noqa: F401  (each enters its rules)
     contract,
     convolution,
@@ -36,10 +38,32 @@ __all__ = [
     "Rule",
     "SizeOf",
     "Value",
+    "checked",
     "find",
+    "freeze_all",
     "keeps_zero",
     "no_rule",
 ]
+
+
+def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The user's rules by names as torch prints them: `mylib::op` becomes `mylib.op`.
+
+    Raises:
+        TraceError: torch knows no op of this name.
+    """
+    found = {name.replace("::", "."): rule for name, rule in extra.items()}
+    for given, name in zip(extra, found, strict=False):
+        namespace, _, op = name.partition(".")
+        packet, _, overload = op.partition(".")
+        known = getattr(getattr(torch.ops, namespace), packet, None) if packet else None
+        if known is None or (overload and overload not in known.overloads()):
+            ops = [f"{n}.{o}" for n in {namespace, "aten"} for o in dir(getattr(torch.ops, n))]
+            raise TraceError(
+                f"rules={{{given!r}: …}}: torch has no op of this name{nearest(name, [*TABLE, *ops])}; "
+                "a name is 'library.op' or 'library.op.overload', and the library must be imported"
+            )
+    return found
 
 
 def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:

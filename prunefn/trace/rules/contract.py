@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Any
 
+import torch
+
 from ..axes import ONE, Term, Times
 from .base import Axes, Call, Value, replaced, rule
 
@@ -21,7 +23,6 @@ from .base import Axes, Call, Value, replaced, rule
     "aten.addmv",
     "aten.dot",
     "aten.vdot",
-    "aten.linalg_vecdot",
     "aten.addbmm",
 )
 def contraction(call: Call) -> Axes:
@@ -34,17 +35,18 @@ def linear(call: Call) -> Axes:
     x, w, b = call["input"], call["weight"], call["bias"]
     inner = call.unify(x.axes[-1], w.axes[-1])
     out = w.axes[0] if len(w.axes) == 2 else ONE
-    if b is not None and b.axes:
-        call.unify(out, b.axes[0])
     axes = (*x.axes[:-1], out) if len(w.axes) == 2 else x.axes[:-1]
+    one_per_unit = b is None or len(b.axes) < 2
+    if b is not None:  # torch adds it, whatever its rank
+        axes = call.broadcast([Value("", axes, True), b])
     call.contract(
         macs=(*axes, inner),
         x=x,
         dim=-1,
         weight=w,
         pattern="o i -> 1 o i 1" if len(w.axes) == 2 else "",
-        bias=b,
-        bias_arg="bias",
+        bias=b if one_per_unit else None,
+        bias_arg="bias" if one_per_unit else "",
         out=out,
     )
     return axes
@@ -63,8 +65,6 @@ def matmul(call: Call) -> Axes:
     )
     if call.op.startswith("aten.addbmm"):
         axes = full[-2:]
-    if call.op.startswith("aten.linalg_vecdot"):
-        axes = call.broadcast([a, b], None)
     if extra is not None:
         axes = call.broadcast([Value("", axes, True), extra])
     _attention_marks(call, a, b, batch, [inner])
@@ -206,10 +206,22 @@ def bilinear(call: Call) -> Axes:
     a, b, w = call["input1"], call["input2"], call["weight"]
     call.unify(a.axes[-1], w.axes[1])
     call.unify(b.axes[-1], w.axes[2])
-    if call["bias"] is not None:
-        call.unify(call["bias"].axes[0], w.axes[0])
     lead = call.broadcast(
         [v._replace(axes=replaced(v.axes, {len(v.axes) - 1: ONE})) for v in (a, b)], [*call.shape[:-1], 1]
     )
     call.contract(macs=(*lead, *w.axes))
-    return (*lead[:-1], w.axes[0])
+    out = Value("", (*lead[:-1], w.axes[0]), True)
+    return call.broadcast([out] if call["bias"] is None else [out, call["bias"]])
+
+
+@rule("aten.linalg_vecdot")
+def vecdot(call: Call) -> Axes:
+    """Products of two tensors of one shape, summed over a dim."""
+    a, b = call["x"], call["y"]
+    shape = torch.broadcast_shapes(*([call.alg.size(t) for t in v.axes] for v in (a, b)))
+    full = call.broadcast([a, b], shape)
+    d = (-1 if call["dim"] is None else call["dim"]) % len(full)
+    rest = (*full[:d], *full[d + 1 :])
+    _attention_marks(call, a, b, rest, [full[d]])
+    call.contract(macs=full)
+    return rest

@@ -90,9 +90,11 @@ def index_select(call: Call) -> Axes:
     "aten.index_copy",
     "aten.take_along_dim",
 )
-def gather(call: Call) -> Axes:
+def gather(call: Call) -> Axes | list[Axes]:
     """Positions along a dim are picked by data; other dims meet, or the first positions of the longer are taken."""
     x = call["self"]
+    if call["dim"] is None or any(len(v.axes) not in (0, len(x.axes)) for v in call.tensors()):
+        return freeze_all(call, PICKED)
     dims = call.dims(x, call["dim"])
     call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
     for v in call.tensors():
@@ -153,7 +155,9 @@ def meshgrid(call: Call) -> list[Axes]:
 
 
 @rule("aten.one_hot")
-def one_hot(call: Call) -> Axes:
+def one_hot(call: Call) -> Axes | list[Axes]:
     """A new last dim, one position per class."""
     x = call["self"]
+    if call["num_classes"] == -1:
+        return freeze_all(call, "the number of classes depends on data")
     return (*x.axes, *call.frozen(call.shape[-1:], "classes of a one-hot code"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..axes import ONE
+from ..axes import ONE, Times
 from .base import Axes, Call, rule
+from .shape import freeze_all
 
 
 @rule(
@@ -40,6 +41,8 @@ def over_last_dims(call: Call) -> Axes | list[Axes]:
     """Mean and variance run over the last dims."""
     x = call["input"]
     n = len(call["normalized_shape"])
+    if any(len(v.axes) != n for v in call.tensors() if v is not x):
+        return freeze_all(call, "its weight has another rank than what it normalizes")
     last = x.axes[len(x.axes) - n :]
     for v in call.tensors():
         if v is not x:
@@ -56,6 +59,8 @@ def over_last_dims(call: Call) -> Axes | list[Axes]:
 def group_norm(call: Call) -> Axes | list[Axes]:
     """Channels are (groups, c): whole groups go without a trace; mean and variance run over c and the dims behind."""
     x = call["input"]
+    if len(x.axes) < 2 or call["C"] not in (None, call.alg.size(x.axes[1])):
+        return freeze_all(call, "its channels are laid out in another way")
     key = "num_groups" if call["num_groups"] is not None else "group"
     groups = call[key]
     g, c = call.alg.split(x.axes[1], [groups, call.alg.size(x.axes[1]) // groups])
@@ -68,6 +73,7 @@ def group_norm(call: Call) -> Axes | list[Axes]:
     if len(call.shapes) == 1:
         return x.axes
     call.resize("C", x.axes[1])
+    call.resize("HxW", Times(x.axes[2:]))
     call.resize("N", x.axes[0])
     return [x.axes, *((x.axes[0], g) for _ in call.shapes[1:])]
 
@@ -80,17 +86,3 @@ def weight_norm(call: Call) -> Axes | list[Axes]:
     kept = (call["dim"] or 0) % len(v.axes)
     call.mark([a for d, a in enumerate(axes) if d != kept], f"mixed:{call.op}")
     return axes if len(call.shapes) == 1 else [axes, g.axes]
-
-
-@rule("aten.local_response_norm")
-def local_response_norm(call: Call) -> Axes:
-    """Neighbouring channels are averaged."""
-    call.freeze(call["input"].axes[1], "neighbours along it are averaged")
-    return call["input"].axes
-
-
-@rule("aten.normalize")
-def normalize(call: Call) -> Axes:
-    x = call["self"]
-    call.mark([x.axes[d] for d in call.dims(x, call["dim"])], f"mixed:{call.op}")
-    return x.axes

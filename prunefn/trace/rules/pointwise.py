@@ -10,7 +10,7 @@ KEEPS_ZERO = frozenset(
     for op in (
         "relu relu6 gelu silu tanh neg abs leaky_relu elu celu selu hardswish mish sqrt sin tan sinh asinh atan erf sign square "
         "div clone alias detach contiguous _to_copy dropout feature_dropout alpha_dropout native_dropout lift_fresh_copy "
-        "lift_fresh float half positive hardshrink softshrink nan_to_num real imag _conj resolve_conj prelu _prelu_kernel "
+        "lift_fresh positive hardshrink softshrink nan_to_num real imag _conj resolve_conj prelu _prelu_kernel "
         "expand_copy zeros_like add sub _add_relu rrelu floor ceil round trunc expm1 log1p glu cumsum flip roll "
         "to type_as isnan isinf"
     ).split()
@@ -48,9 +48,10 @@ def _broadcast(call: Call, v: Value) -> bool:
     return any(not call.alg.is_frozen(w.axes[d]) for d in spread for w in others)
 
 
-def pointwise(call: Call) -> Axes:
-    """Any op with torch's pointwise tag, and those that lack it in POINTWISE."""
-    return call.broadcast(call.tensors())
+def pointwise(call: Call) -> Axes | list[Axes]:
+    """Any op with torch's pointwise tag; every output has the shape of the broadcast inputs."""
+    axes = call.broadcast(call.tensors())
+    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
 
 
 @rule("aten.add", "aten.sub", "aten.rsub", "aten._add_relu")
@@ -76,7 +77,6 @@ def add(call: Call) -> Axes:
     "aten.relu6",
     "aten.mish",
     "aten.softplus",
-    "aten.logsigmoid",
     "aten.threshold",
     "aten.clone",
     "aten.alias",
@@ -103,12 +103,12 @@ def add(call: Call) -> Axes:
     "aten.fill",
     "aten.zero",
     "aten.masked_fill",
-    "aten.float",
-    "aten.half",
     "aten.square",
     "aten.floor_divide",
+    "aten.true_divide",
     "aten.positive",
     "aten.rrelu",
+    "aten._prelu_kernel",
     "aten.hardshrink",
     "aten.softshrink",
     "aten._conj",
@@ -122,16 +122,13 @@ def add(call: Call) -> Axes:
     "aten.__and__",
     "aten.__or__",
     "aten.__xor__",
-    "aten.one_minus",
     "aten.log_sigmoid_forward",
     "aten.real",
     "aten.imag",
-    "aten.expand_copy",
 )
 def untagged(call: Call) -> Axes | list[Axes]:
-    """Pointwise ops without the tag; every output has the shape of the broadcast inputs."""
-    axes = call.broadcast(call.tensors())
-    return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
+    """Pointwise ops without the tag."""
+    return pointwise(call)
 
 
 @rule("aten.to", "aten.type_as")
@@ -146,12 +143,10 @@ def copy(call: Call) -> Axes:
     return call.broadcast([call["self"], call["src"]], call.shape)
 
 
-@rule("aten.prelu", "aten._prelu_kernel")
+@rule("aten.prelu")
 def prelu(call: Call) -> Axes:
     """One slope per channel (dim 1), or one for all."""
     x, w = call["self"], call["weight"]
-    if len(w.axes) == len(x.axes) and len(w.axes) > 1:
-        return call.broadcast([x, w])
     if w.axes and w.axes[0] is not ONE and call.alg.size(w.axes[0]) > 1:
         call.unify(x.axes[min(1, len(x.axes) - 1)], w.axes[0])
     return x.axes
@@ -201,4 +196,6 @@ def diff(call: Call) -> Axes:
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     for v in call.tensors():
         call.freeze(v.axes[d], "neighbours along it are compared")
-    return replaced(x.axes, {d: call.frozen([call.shape[d]], "neighbours along it are compared")[0]})
+    others = [v._replace(axes=replaced(v.axes, {d: ONE})) for v in call.tensors()]
+    axes = call.broadcast(others, replaced(call.shape, {d: 1}))
+    return replaced(axes, {d: call.frozen([call.shape[d]], "neighbours along it are compared")[0]})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..axes import ONE, Plus, Term, Times
 from .base import Axes, Call, Value, rule
+from .shape import freeze_all
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -23,7 +24,7 @@ class Weights(NamedTuple):
     """[(gates hidden), in]"""
     state: Value
     """[(gates hidden), state]"""
-    biases: Sequence[Value] = ()
+    biases: Sequence[Value | None] = ()
     projection: Value | None = None
     """[state, hidden]"""
 
@@ -56,7 +57,12 @@ def cell(call: Call) -> Axes | list[Axes]:
     """x [batch, in], h and c [batch, hidden]: one step of one layer."""
     x: Value = call["input"]
     states: list[Value] = call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
-    w = Weights(call["w_ih"], call["w_hh"], [b for b in (call["b_ih"], call["b_hh"]) if b is not None])
+    w = Weights(call["w_ih"], call["w_hh"], (call["b_ih"], call["b_hh"]))
+    if any(len(s.axes) != len(x.axes) for s in states) or any(
+        m is not None and len(m.axes) != rank
+        for m, rank in zip((w.inputs, w.state, *w.biases), (2, 2, 1, 1), strict=True)
+    ):
+        return freeze_all(call, "its states or weights are of another rank")
     for s in states:
         for a, b in zip(s.axes, (*x.axes[:-1], w.state.axes[1]), strict=True):
             call.unify(a, b)
@@ -113,7 +119,7 @@ def _layer(call: Call, w: Weights, x: Value, gates: list[Term], state: Term, hid
     """The equations and the costs of one layer in one direction. Only an input from outside is a site: the state has
     another mean at each step."""
     positions, out = x.axes[:-1], Times((*gates, hidden)) if gates else hidden
-    for v in (w.inputs, w.state, *w.biases):
+    for v in (w.inputs, w.state, *(b for b in w.biases if b is not None)):
         call.unify(v.axes[0], out)
     call.unify(w.inputs.axes[1], x.axes[-1])
     call.unify(w.state.axes[1], state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..axes import ONE
 from .base import Axes, Call, rule
 
@@ -69,12 +71,10 @@ def cdist(call: Call) -> Axes:
 
 @rule("aten.cosine_similarity")
 def cosine_similarity(call: Call) -> Axes:
+    """The angle between vectors along a dim; the others are broadcast."""
     a, b = call["x1"], call["x2"]
-    axes = list(
-        call.broadcast(
-            [a, b], [max(p) for p in zip(*([call.alg.size(t) for t in v.axes] for v in (a, b)), strict=True)]
-        )
-    )
+    shape = torch.broadcast_shapes(*([call.alg.size(t) for t in v.axes] for v in (a, b)))
+    axes = list(call.broadcast([a, b], shape))
     gone = axes.pop((1 if call["dim"] is None else call["dim"]) % len(axes))
     call.mark([gone], f"mixed:{call.op}")
     return tuple(axes)

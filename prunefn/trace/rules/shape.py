@@ -82,8 +82,10 @@ def reshape(call: Call) -> Axes:
     "aten.atleast_1d",
     "aten.atleast_2d",
 )
-def implied(call: Call) -> Axes:
+def implied(call: Call) -> Axes | list[Axes]:
     """A reshape whose sizes follow from those of the tensor at run time."""
+    if call["self"] is None:  # several tensors, each by itself
+        return [regroup(call, v.axes, shape) for v, shape in zip(call.tensors(), call.shapes, strict=True)]
     out = regroup(call, call["self"].axes, call.shape)
     if call["other"] is not None:
         for a, b in zip(out, call["other"].axes, strict=True):
@@ -108,7 +110,12 @@ def transpose(call: Call) -> Axes:
     return replaced(x.axes, {a: x.axes[b], b: x.axes[a]}) if x.axes else x.axes
 
 
-@rule("aten.t", "aten.t_copy", "aten.numpy_T", "aten.mT", "aten.adjoint", "aten.mH")
+@rule("aten.numpy_T")
+def reversed_dims(call: Call) -> Axes:
+    return call["self"].axes[::-1]
+
+
+@rule("aten.t", "aten.t_copy", "aten.mT", "aten.adjoint", "aten.mH", "aten.matrix_H")
 def matrix_transpose(call: Call) -> Axes:
     x = call["self"]
     return x.axes if len(x.axes) < 2 else (*x.axes[:-2], x.axes[-1], x.axes[-2])
@@ -123,7 +130,7 @@ def movedim(call: Call) -> Axes:
     return tuple(x.axes[d] for d in order)
 
 
-@rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
+@rule("aten.expand", "aten.expand_as", "aten.expand_copy", "aten.broadcast_to")
 def expand(call: Call) -> Axes:
     """A dim of size 1 becomes a free axis, until something pins it."""
     out = call.broadcast([v for v in call.tensors() if v is not None])
@@ -154,12 +161,14 @@ def repeat_interleave(call: Call) -> Axes | list[Axes]:
     if not isinstance(n, int) or x is None:
         return freeze_all(call, "positions are repeated by data")
     if call["dim"] is None:
-        axis: Term = x.axes[0] if len(x.axes) == 1 else Times(x.axes)
-        return (_times(axis, call.alg.leaf(n)),)
-    (d,) = call.dims(x, call["dim"])
-    count = call.alg.leaf(n)
+        out, d = (_times(Times(x.axes), count := call.alg.leaf(n)),), 0
+    else:
+        (d,) = call.dims(x, call["dim"])
+        out = replaced(x.axes, {d: _times(x.axes[d], count := call.alg.leaf(n))})
     call.resize("repeats", count)
-    return replaced(x.axes, {d: _times(x.axes[d], count)})
+    if call["output_size"] is not None:
+        call.resize("output_size", out[d])
+    return out
 
 
 def _times(a: Term, b: Term) -> Term:

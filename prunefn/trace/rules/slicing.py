@@ -71,10 +71,16 @@ def select(call: Call) -> Axes:
 
 
 def window(call: Call, n: int) -> tuple[int, int, int]:
-    """Start, end and step of a slice of a dim of size n."""
+    """Start, end and step of a slice of a dim of size n; a step of 0 where they depend on data."""
+    if "length" in call.args:  # narrow
+        start, length = call["start"], call["length"]
+        if not (isinstance(start, int) and isinstance(length, int)):
+            return 0, n, 0
+        start = start + n if start < 0 else start
+        return start, start + length, 1
     start, end = (n if v is None and last else v or 0 for v, last in ((call["start"], False), (call["end"], True)))
     if not all(isinstance(v, int) for v in (start, end)):
-        return 0, n, 0  # a size computed from data
+        return 0, n, 0
     start, end = (min(max(v + n if v < 0 else v, 0), n) for v in (start, end))
     return start, max(start, end), call["step"] or 1
 
@@ -85,11 +91,7 @@ def slice_(call: Call) -> Axes:
     x = call["self"]
     (d,) = call.dims(x, call["dim"] or 0)
     n = call.alg.size(x.axes[d])
-    if "length" in call.args:
-        begin = call["start"] + n if call["start"] < 0 else call["start"]
-        start, end, step = begin, begin + call["length"], 1
-    else:
-        start, end, step = window(call, n)
+    start, end, step = window(call, n)
     if (end - start, step) == (n, 1):
         if "length" in call.args:
             call.resize("length", x.axes[d])

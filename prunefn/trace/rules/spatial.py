@@ -6,18 +6,17 @@ from .base import Axes, Call, replaced, rule
 
 SPATIAL = {
     f"aten.{name}{rank}d": rank
-    for rank in (1, 2, 3)
-    for name in (
-        "max_pool",
-        "avg_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "_adaptive_avg_pool",
-        "upsample_nearest",
-        "_upsample_nearest_exact",
-        "fractional_max_pool",
-        "lp_pool",
-    )
+    for name, ranks in {
+        "max_pool": (1, 2, 3),
+        "avg_pool": (1, 2, 3),
+        "adaptive_avg_pool": (1, 2, 3),
+        "adaptive_max_pool": (1, 2, 3),
+        "upsample_nearest": (1, 2, 3),
+        "_upsample_nearest_exact": (1, 2, 3),
+        "_adaptive_avg_pool": (2, 3),
+        "fractional_max_pool": (2, 3),
+    }.items()
+    for rank in ranks
 } | {
     "aten.max_pool1d_with_indices": 1,
     "aten.max_pool2d_with_indices": 2,
@@ -30,6 +29,7 @@ SPATIAL = {
     "aten._upsample_bicubic2d_aa": 2,
     "aten._upsample_lanczos2d_aa": 2,
     "aten.max_unpool2d": 2,
+    "aten.max_unpool3d": 3,
 }
 
 
@@ -43,6 +43,9 @@ def spatial(call: Call) -> Axes | list[Axes]:
     if call["indices"] is not None:
         for a, b in zip(lead, call["indices"].axes, strict=False):
             call.unify(a, b)
+        call.freeze(call["indices"].axes[-rank:], "it is an index")
+    if (samples := call["random_samples"]) is not None:  # [samples, channels, rank]
+        call.freeze([*lead, *samples.axes], "windows of it are drawn")
     out = [(*lead, *call.frozen(s[-rank:], "it is a spatial dim")) for s in call.shapes]
     return out[0] if len(out) == 1 else out
 
@@ -51,6 +54,7 @@ def spatial(call: Call) -> Axes | list[Axes]:
 def grid_sampler(call: Call) -> Axes:
     """x [n, c, …] sampled at grid [n, …, rank]."""
     x, grid = call["input"], call["grid"]
+    call.unify(x.axes[0], grid.axes[0])
     call.freeze([*x.axes[2:], *grid.axes[1:]], "it is sampled along")
     return replaced(x.axes, dict(enumerate(call.frozen(call.shape[2:], "it is a spatial dim"), start=2)))
 

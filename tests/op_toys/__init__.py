@@ -1,0 +1,1 @@
+"""A toy for every op of the table of rules, found from the op's schema."""

@@ -1,0 +1,132 @@
+"""Every op of the table of rules, with every kind of argument, obeys the laws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+import prunefn as pf
+from prunefn.trace import rules
+from prunefn.trace.rules import pointwise
+from prunefn.trace.rules.base import TABLE
+
+from .op_toys.build import Toy, X
+from .op_toys.search import known_calls, names, overloads
+from .orders import permuted
+
+CALLS = known_calls()
+GATES = "its weights are stacked by gates: tests/test_recurrent.py"
+NORM = "it does not check its arguments, and its rule is that of aten.batch_norm"
+NO_TOY = {
+    "aten._batch_norm_with_update_functional": NORM,
+    "aten._native_batch_norm_legit": NORM,
+    "aten._native_batch_norm_legit_functional": NORM,
+    "aten._native_batch_norm_legit_no_training": NORM,
+    "aten.native_batch_norm": NORM,
+    "aten.cudnn_batch_norm": NORM,
+    "aten.cudnn_convolution": "it runs on GPUs only, and its rule is that of aten.convolution",
+    "aten.mkldnn_convolution": "it takes float32 only, and its rule is that of aten.convolution",
+    "aten._grouped_mm": "it takes bfloat16 only: tests/test_transformers.py",
+    "transformers.grouped_mm_fallback": "transformers adds it: tests/test_transformers.py",
+    **dict.fromkeys(
+        ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten.lstm_cell", "aten.gru_cell"), GATES
+    ),
+    "aten._pack_padded_sequence": "its lengths must be sorted: tests/test_recurrent.py",
+    "aten._pad_packed_sequence": "it does not check its arguments: tests/test_recurrent.py",
+    "aten.rrelu_with_noise": "it writes to its noise",
+    "aten._weight_norm": "it does not check its arguments: tests/test_toys.py",
+    "aten._weight_norm_interface": "it does not check its arguments: tests/test_toys.py",
+    "aten.view_as_complex": "its last dim has two positions: tests/test_toys.py",
+    "aten.fractional_max_pool3d": "it takes two lists that must fit each other; its rule is that of fractional_max_pool2d",
+    "torchvision.deform_conv2d": "it freezes all of its axes but the batch",
+    "torchvision.ps_roi_align": "it does not check its arguments, and freezes all axes",
+    "torchvision.ps_roi_pool": "it does not check its arguments, and freezes all axes",
+}
+"""Why no toy is found from the schema."""
+UNCHECKED = ("aten.empty", "aten.empty_like", "aten.new_empty")
+"""Their numbers are what was in memory."""
+
+
+OPEN = {
+    "aten.instance_norm": "torch writes to its running statistics, which its schema does not say",
+}
+"""Ops that break a law."""
+
+
+def entries() -> list[Any]:
+    marks = {name: [pytest.mark.xfail(reason=OPEN[name])] for name in OPEN}
+    return [pytest.param(name, marks=marks.get(name, [])) for name in names() if toys_of(name)]
+
+
+def toys_of(name: str) -> list[OpOverload]:
+    """The overloads of an entry of the table for which calls are known on this version of torch."""
+    return [op for op in overloads(name) if str(op) in CALLS]
+
+
+def test_every_op_has_a_toy_or_a_reason() -> None:
+    without = {name for name in TABLE if not toys_of(name)}
+    assert without == set(NO_TOY)
+
+
+def masks(spec: pf.Spec, groups: list[str]) -> Iterator[pf.Mask]:
+    """Every other unit, and all but the first, of each group."""
+    yield {g: torch.arange(spec.sizes[g]) % 2 == 0 for g in groups}
+    yield {g: torch.arange(spec.sizes[g]) >= 1 for g in groups}
+
+
+def close(got: Any, wanted: Any, which: list[int]) -> None:
+    for a, b, output in zip(got, wanted, which, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True, msg=lambda m, i=output: f"call {i}: {m}")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on what is deprecated
+@pytest.mark.parametrize("name", entries())
+def test_laws(name: str) -> None:
+    """The order of units does not matter; removing is zeroing where nothing mixes; two rounds are one."""
+    for op in toys_of(name):
+        toy = Toy(op, CALLS[str(op)])
+        spec, params = toy.trace(), pf.params(toy)
+        assert not spec.unknown
+        y, again = (pf.forward(params, X, spec=spec) for _ in range(2))
+        drawn = name in UNCHECKED or torch.Tag.nondeterministic_seeded in op.tags
+        steady = [k for k, (a, b) in enumerate(zip(y, again, strict=True)) if not drawn and torch.equal(a, b)]
+        which = [toy.branch_of(k) for k in steady]
+
+        def outputs(p: pf.Params, s: pf.Spec, steady: list[int] = steady) -> list[Tensor]:
+            out = pf.forward(p, X, spec=s)
+            return [out[k] for k in steady]
+
+        close(outputs(*permuted(params, spec, 3)), [y[k] for k in steady], which)
+        exact = [g.name for g in spec.groups.values() if g.exact]
+        for mask in masks(spec, exact):
+            small = outputs(pf.apply(params, mask, spec=spec), pf.shrink(spec, mask))
+            close(small, outputs(without(params, mask, spec, op), spec), which)
+        check_rounds(params, spec)
+
+
+def without(params: pf.Params, mask: pf.Mask, spec: pf.Spec, op: OpOverload) -> pf.Params:
+    """Params with zeros where the removed units are read: in the head alone, if the op works on each element by itself.
+
+    It may be undefined at zero, as a logarithm is.
+    """
+    zeroed = pf.zero(params, mask, spec=spec)
+    alone = rules.find(op, {}) in (pointwise.pointwise, pointwise.untagged)
+    return {n: params[n] if alone and "_head" not in n else t for n, t in zeroed.items()}
+
+
+def check_rounds(params: pf.Params, spec: pf.Spec) -> None:
+    """All groups in two rounds, and in one; the program runs at these sizes."""
+    first = {g: torch.arange(n) % 4 != 1 for g, n in spec.sizes.items()}
+    smaller = pf.shrink(spec, first)
+    second = {g: torch.arange(n) % 2 == 0 for g, n in smaller.sizes.items()}
+    both = pf.compose(first, second)
+    twice = pf.apply(pf.apply(params, first, spec=spec), second, spec=smaller)
+    once, shrunk = pf.apply(params, both, spec=spec), pf.shrink(spec, both)
+    assert all(torch.equal(twice[n], t) for n, t in once.items())
+    assert pf.shrink(smaller, second) == shrunk
+    assert [t.shape for t in pf.forward(once, X, spec=shrunk)] == [(2, 3)] * len(spec.program.outputs)
