@@ -18,6 +18,7 @@ from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
+from .mixing import mixed_by_weights
 from .record import record
 from .rules import Contraction, Reason, Rule, Value
 from .sites import module_path
@@ -83,7 +84,7 @@ def trace(
         found.axes,
         found.sizes,
         found.sizes,
-        found.groups,
+        mixed_by_weights(program, found.axes, found.groups),
         found.sites,
         _constants(captured, analysis, found, program.constants),
         _costs(analysis, found, parameters, tied),
