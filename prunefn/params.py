@@ -99,7 +99,7 @@ def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
     def zeroed(t: Tensor, name: str) -> Tensor:
         if name not in spec.parameters and name not in slots:
             return t
-        return fill(t, spec.axes[name], zeroed_groups(spec, name, mask), spec, 0.0)
+        return fill(t, spec.axes[name], zeroed_groups(spec, name, mask), spec)
 
     check_mask(mask, spec)
     check_zeroable(spec, mask)
@@ -257,7 +257,7 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
                 t = t.new_ones((*t.shape[:d], len(at), *t.shape[d + 1 :])).index_copy(
                     d, at.nonzero()[:, 0].to(t.device), t
                 )
-        return fill(t, spec.axes[name], zeros, spec, 0.0)
+        return fill(t, spec.axes[name], zeros, spec)
 
     small = shrink(spec, mask)
     check_zeroable(spec, mask, buffers=True)

@@ -89,7 +89,7 @@ def _works(spec: Spec, e: Effective, group: str, dims: list[int], inputs: Sequen
     gone = {group: torch.arange(small.sizes[group]) > 0}
     params = _random(small, inputs)
     for t in zeroed:
-        params[t] = fill(params[t], small.axes[t], gone, small, 0.0)
+        params[t] = fill(params[t], small.axes[t], gone, small)
 
     def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
         return env[e.name]
@@ -104,16 +104,16 @@ def _works(spec: Spec, e: Effective, group: str, dims: list[int], inputs: Sequen
         TypeError,
     ):  # buffers of integers, other float types: no trial, as if it were a parameter
         return True
-    return bool(value.isfinite().all()) and not bool((value - fill(value, e.axes, gone, small, 0.0)).any())
+    return bool(value.isfinite().all()) and not bool((value - fill(value, e.axes, gone, small)).any())
 
 
-def fill(t: Tensor, axes: Sequence[Any], mask: Mask, spec: Spec, value: float) -> Tensor:
-    """Put a number where removed units stand; the tensor itself where none does."""
+def fill(t: Tensor, axes: Sequence[Any], mask: Mask, spec: Spec) -> Tensor:
+    """Put zeros where removed units stand; return the tensor itself where none does."""
     for d, axis in enumerate(axes):
         if any(leaf in mask for leaf in leaves(axis)):
             kept = keep(axis, mask, spec.sizes)
             if not bool(kept.all()):
-                number = torch.full((), value, dtype=t.dtype, device=t.device)
+                number = torch.zeros((), dtype=t.dtype, device=t.device)
                 t = torch.where(kept.reshape(-1, *(1,) * (t.ndim - d - 1)).to(t.device), t, number)
     return t
 

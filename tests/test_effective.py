@@ -168,7 +168,7 @@ def test_removal_equals_zeroing_or_is_refused(way: str) -> None:
         y = pf.forward(small, X, spec=pf.shrink(spec, mask))
         if way == "exponential":
             for refused in (lambda: pf.zero(params, mask, spec=spec), lambda: weight_masks(mask, spec=spec)):  # noqa: B023
-                with pytest.raises(pf.ParamsError, match="cannot be set to zero: the weight of .* is computed from"):
+                with pytest.raises(pf.ParamsError, match=r"cannot be set to zero: the weight of .* is computed from"):
                     refused()
             continue
         zeroed = pf.zero(params, mask, spec=spec)

@@ -192,8 +192,8 @@ def test_an_index_by_tensor_means_its_rows() -> None:
         pf.MaskError, match=r"nothing can be removed from the rows \(dim 0\) of 'wte.weight'.*write {'wte': "
     ):
         pf.mask(spec, {"wte.weight": [1, 2]})
-    for key, given in ((spec.groups["wte"], [1]), ("norm", [1]), ("wte", bits("1011"))):
-        assert {g: m.tolist() for g, m in pf.mask(spec, {key: given}).items()} == {"wte": [True, False, True, True]}
+    for key, kept in ((spec.groups["wte"], [1]), ("norm", [1]), ("wte", bits("1011"))):
+        assert {g: m.tolist() for g, m in pf.mask(spec, {key: kept}).items()} == {"wte": [True, False, True, True]}
     assert list(pf.mask(spec, {"mix": [4]})) == ["mix"]  # outputs of the product
 
 

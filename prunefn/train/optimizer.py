@@ -107,7 +107,7 @@ def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     for name, axes in spec.axes.items():
         zeros = zeroed_groups(spec, name, mask) if name in spec.parameters else {}
         if any(not bool(keep(a, zeros, spec.sizes).all()) for a in axes if any(g in zeros for g in leaves(a))):
-            out[name] = fill(torch.ones(spec.shape(name), dtype=torch.bool), axes, zeros, spec, False)
+            out[name] = fill(torch.ones(spec.shape(name), dtype=torch.bool), axes, zeros, spec)
     return out
 
 
