@@ -65,14 +65,18 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
     raw = {e.name for e in tensors if not e.computed}
     out: set[str] = set()
     for e in tensors:
-        if not e.computed or not (dims := e.dims(group)):
+        if not e.computed or not e.dims(group):
             continue
         inputs = _inputs(spec, e.name)
         having = [t for t in inputs if any(group in leaves(a) for a in spec.axes[t])]
         free = [t for t in having if buffers or t in spec.parameters]
         must = [t for t in free if spec.tied.get(t, t) in raw]
         choices = [free, *([*must, t] for t in free if t not in must)]
-        chosen = next((c for c in choices if _works(spec, e, group, dims, inputs, c)), None)
+        chosen = next((c for c in choices if _works(spec, e, group, inputs, c)), None)
+        if (
+            chosen is None and not spec.groups[group].exact
+        ):  # a mean over units is another anyway; only NaN is kept away
+            chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), None)
         if chosen is None:
             raise ParamsError(
                 f"units of group {group!r} cannot be set to zero: the weight of {_owner(spec, e)!r} is computed from "
@@ -83,8 +87,10 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
     return frozenset(out)
 
 
-def _works(spec: Spec, e: Effective, group: str, dims: list[int], inputs: Sequence[str], zeroed: Sequence[str]) -> bool:
-    """Whether zeros in these tensors make the effective tensor zero where the first unit stands, and leave it finite."""
+def _works(
+    spec: Spec, e: Effective, group: str, inputs: Sequence[str], zeroed: Sequence[str], *, finite: bool = False
+) -> bool:
+    """Whether zeros in these tensors make the effective tensor zero where the first unit stands, and leave it finite; perhaps only that."""
     small = _few(spec)
     gone = {group: torch.arange(small.sizes[group]) > 0}
     params = _random(small, inputs)
@@ -104,7 +110,7 @@ def _works(spec: Spec, e: Effective, group: str, dims: list[int], inputs: Sequen
         TypeError,
     ):  # buffers of integers, other float types: no trial, as if it were a parameter
         return True
-    return bool(value.isfinite().all()) and not bool((value - fill(value, e.axes, gone, small)).any())
+    return bool(value.isfinite().all()) and (finite or not bool((value - fill(value, e.axes, gone, small)).any()))
 
 
 def fill(t: Tensor, axes: Sequence[Any], mask: Mask, spec: Spec) -> Tensor:
