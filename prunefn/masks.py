@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .errors import MaskError, nearest
 from .params import check_mask
-from .trace.expr import Axis, Leaf, leaves, size, unit_of
+from .trace.expr import Axis, Fixed, Leaf, leaves, size, unit_of
 from .trace.spec import Spec
-from .types import Mask
+from .types import Group, Mask
 
 
 class Target(NamedTuple):
@@ -23,21 +23,22 @@ class Target(NamedTuple):
     axis: Axis
 
 
-def mask(spec: Spec, removed: Mapping[str, Iterable[int] | Tensor]) -> Mask:
+def mask(spec: Spec, removed: Mapping[str | Group, Iterable[int] | Tensor]) -> Mask:
     """A mask that removes the given units.
 
     Args:
         spec: of what is to be pruned.
-        removed: by key, indices of what goes; or a bool tensor, True = **kept**. A key is a group's name, and units are
-            counted; or else a tensor's, or that of a module with a `weight`, and positions of its output dim are counted.
-            The output dim must belong to a single group; where a unit stands at several positions, give them all.
+        removed: by key, indices of what goes; or a bool tensor, True = **kept**. A key is a group (`spec.groups[…]`, or its
+            name), and units are counted; or else the name of a tensor, or of a module with a `weight`, and rows are counted, the
+            positions of dim 0. The rows must belong to a single group; where a unit stands at several, give them all.
+            A layer and the group of its outputs may have one name, also where its weight is [in, out]: that means the group.
 
     Returns:
         Group → bool [units], for the groups that are named. Keys that mean the same group add up.
 
     Raises:
-        MaskError: there is no such key, its output dim is frozen or belongs to several groups, an index is out of range,
-            negative or given twice, or no unit would be left.
+        MaskError: there is no such key, its rows are frozen or belong to several groups, a name means a group and rows of
+            something else, an index is out of range, negative or given twice, or no unit would be left.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
@@ -49,7 +50,7 @@ def mask(spec: Spec, removed: Mapping[str, Iterable[int] | Tensor]) -> Mask:
     """
     out: Mask = {}
     for key, given in removed.items():
-        target = _target(key, spec)
+        target = _target(key, spec, given)
         gone = _positions(target, given, size(target.axis, spec.sizes))
         left = ~_units(target, gone, spec)
         out[target.group] = out[target.group] & left if target.group in out else left
@@ -57,35 +58,75 @@ def mask(spec: Spec, removed: Mapping[str, Iterable[int] | Tensor]) -> Mask:
     return out
 
 
-def _target(key: str, spec: Spec) -> Target:
+def _target(key: str | Group, spec: Spec, given: object) -> Target:
     """The group of a key."""
-    if key in spec.groups:
-        return Target(key, key, Leaf(key))
-    tensor = next((t for t in (key, f"{key}.weight") if t in spec.axes), None)
+    name = key.name if isinstance(key, Group) else key
+    tensor = next((t for t in (name, f"{name}.weight") if t in spec.axes), None)
+    if name in spec.groups:
+        if tensor is not None and not isinstance(key, Group) and not _is_mask(given, name, tensor, spec):
+            _check_agrees(name, tensor, spec)
+        return Target(name, name, Leaf(name))
     if tensor is None:
         known = [*spec.groups, *spec.axes, *(t.removesuffix(".weight") for t in spec.axes)]
-        raise MaskError(f"no group, tensor or module with a weight is called {key!r}{nearest(key, known)}")
-    axis = spec.axes[tensor][_out_dim(key, tensor, spec)]
-    inside = list(dict.fromkeys(leaf for leaf in leaves(axis) if leaf in spec.groups))
+        raise MaskError(f"no group, tensor or module with a weight is called {name!r}{nearest(name, known)}")
+    axis = spec.axes[tensor][0] if spec.axes[tensor] else Fixed(1)
+    inside = _groups_of(axis, spec)
+    if not inside:
+        raise MaskError(f"nothing can be removed from {_rows(tensor, spec)}{_instead(tensor, spec)}")
     if len(inside) != 1:
-        raise MaskError(f"the output dim of {tensor!r} belongs to {len(inside)} groups; {_choose(inside)}")
-    return Target(key, inside[0], axis)
+        raise MaskError(f"{_rows(tensor, spec)} belong to {len(inside)} groups; {_choose(inside)}")
+    if tensor != name and _role(tensor, 0, spec) == "in":
+        outputs = [g for d, a in enumerate(spec.axes[tensor]) if d for g in _groups_of(a, spec)]
+        also = f"; its outputs are {_choose(outputs)}" if outputs else ""
+        raise MaskError(
+            f"{name!r} may mean the outputs of the layer, but {_rows(tensor, spec)} are its inputs: for these give "
+            f"{tensor!r}, or group {inside[0]!r}{also}"
+        )
+    return Target(name, inside[0], axis)
 
 
-def _out_dim(key: str, tensor: str, spec: Spec) -> int:
-    """The only dim that groups produce or run along."""
-    members = [(m, g.name) for g in spec.groups.values() for m in g.members if m.tensor == tensor]
-    out = [(m, g) for m, g in members if m.role != "in"]
-    dims = {m.dim for m, _ in [(m, g) for m, g in out if m.role == "out"] or out}
-    if len(dims) == 1:
-        return dims.pop()
-    if dims:
-        raise MaskError(f"{tensor!r} has groups in dims {sorted(dims)}; {_choose(dict.fromkeys(g for _, g in out))}")
-    inputs = f"; its input dim belongs to {_choose(dict.fromkeys(g for _, g in members))}" if members else ""
-    raise MaskError(
-        f"nothing can be removed from the output dim of {tensor!r} = {spec.einops(tensor)}; "
-        f"spec.explain({key!r}) says why{inputs}"
-    )
+def _is_mask(given: object, group: str, tensor: str, spec: Spec) -> bool:
+    """A bool vector that has the length of the group's units, and not that of the tensor's rows."""
+    n = spec.sizes[group]
+    bits = isinstance(given, Tensor) and given.dtype == torch.bool and given.ndim == 1
+    return bits and len(given) == n and spec.shape(tensor)[:1] != (n,)
+
+
+def _check_agrees(name: str, tensor: str, spec: Spec) -> None:
+    """What has the name of a group has its units as rows, or as the outputs of a layer.
+
+    Raises:
+        MaskError: the rows are something else, such as a vocabulary.
+    """
+    axes = spec.axes[tensor]
+    rows = bool(axes) and axes[0] == Leaf(name)
+    if not rows and not any(name in leaves(a) and _role(tensor, d, spec) == "out" for d, a in enumerate(axes)):
+        raise MaskError(
+            f"{name!r} means two things: a group of {spec.sizes[name]} units, and {_rows(tensor, spec)}, which are not these "
+            f"units; for the units, give the group itself as the key: spec.groups[{name!r}]{_instead(tensor, spec)}"
+        )
+
+
+def _rows(tensor: str, spec: Spec) -> str:
+    return f"the rows (dim 0) of {tensor!r} = {spec.einops(tensor) or '()'}"
+
+
+def _instead(tensor: str, spec: Spec) -> str:
+    """Why the rows are frozen, and where units of this tensor are."""
+    why = "; ".join(spec.frozen.get((tensor, 0), ()))
+    frozen = f"; they are frozen: {why}" if why else ""
+    others = [(d, g) for d, a in enumerate(spec.axes[tensor]) if d for g in _groups_of(a, spec)]
+    write = "".join(f"; for units along dim {d}, write {{{g!r}: […]}}" for d, g in others)
+    return f"{frozen}{write}; see spec.explain({tensor!r})"
+
+
+def _groups_of(axis: Axis, spec: Spec) -> list[str]:
+    return [leaf for leaf in dict.fromkeys(leaves(axis)) if leaf in spec.groups]
+
+
+def _role(tensor: str, dim: int, spec: Spec) -> str:
+    roles = [m.role for g in spec.groups.values() for m in g.members if (m.tensor, m.dim) == (tensor, dim)]
+    return roles[0] if roles else "along"
 
 
 def _choose(groups: Iterable[str]) -> str:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .errors import MaskError, ParamsError, nearest
 from .sharded import changed, resharded, same_memory
-from .trace.expr import Leaf, keep, leaves
+from .trace.expr import Leaf, keep
 from .trace.spec import Spec, check_params, resize, take
 from .types import Mask, Params
+from .zeroing import check_zeroable, fill, zeroed_groups
 
 
 def params(model: nn.Module) -> Params:
@@ -76,33 +77,33 @@ def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     >>> {name: tuple(t.shape) for name, t in small.items()}
     {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
     """
-    return _map(params, mask, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
+    check_mask(mask, spec)
+    return _each(params, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
 
 
 def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """Set removed units to zero in every parameter; shapes stay. Buffers are left alone.
 
-    Args and errors as for `apply`.
+    Where a weight is computed from several parameters, those are set to zero that make it zero and finite: under weight norm the
+    gain, not the direction. The result computes what `apply(params, mask)` does, for groups that are `exact`.
+
+    Args: as for `apply`.
+
+    Raises:
+        MaskError: as for `apply`.
+        ParamsError: as for `apply`; or a weight is computed such that no zeros in its parameters make it zero (orthogonal
+            ones, exponentials).
     """
+    slots = {s.tensor for s in spec.program.slots}
 
     def zeroed(t: Tensor, name: str) -> Tensor:
         if name not in spec.parameters and name not in slots:
             return t
-        for d, axis in enumerate(spec.axes[name]):
-            if any(leaf in mask for leaf in leaves(axis)):
-                kept = keep(axis, mask, spec.sizes).to(t.device)
-                t = torch.where(
-                    kept.reshape(-1, *(1,) * (t.ndim - d - 1)), t, torch.zeros((), dtype=t.dtype, device=t.device)
-                )
-        return t
+        return fill(t, spec.axes[name], zeroed_groups(spec, name, mask), spec)
 
-    slots = {s.tensor for s in spec.program.slots}
-    return _map(params, mask, spec, zeroed)
-
-
-def _map(params: Params, mask: Mask, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
     check_mask(mask, spec)
-    return _each(params, spec, change)
+    check_zeroable(spec, mask)
+    return _each(params, spec, zeroed)
 
 
 def _each(params: Params, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
@@ -149,29 +150,44 @@ def compose(first: Mask, second: Mask, *more: Mask) -> Mask:
     >>> compose({"a": torch.tensor([True, False, True])}, {"a": torch.tensor([False, True])})
     {'a': tensor([False, False,  True])}
 
+    Masks of one group may be on different devices; the result is on that of the first.
+
     Raises:
-        MaskError: a mask is not bool, or of another size than what those before it left.
+        MaskError: a mask is no bool vector, is of another size than what those before it left, or removes all units of a group.
     """
-    return reduce(_then, (second, *more), first)
+    _check_vectors(first, "first")
+    return reduce(_then, (second, *more), dict(first))
 
 
 def _then(first: Mask, second: Mask) -> Mask:
+    _check_vectors(second, "second")
     out = dict(first)
     for name, m in second.items():
         if name not in first:
             out[name] = m
             continue
-        if m.dtype != torch.bool:
-            raise MaskError(f"the second mask of group {name!r} has dtype {m.dtype}; it must be bool, True = kept")
         left = int(first[name].sum())
-        if tuple(m.shape) != (left,):
+        if len(m) != left:
             raise MaskError(
-                f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units"
+                f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units; a mask of a "
+                "later round is over the units that are left"
             )
-        both = first[name].clone()
-        both[first[name]] = m.to(both.device)
-        out[name] = both
+        out[name] = first[name].masked_scatter(first[name], m.to(first[name].device))
     return out
+
+
+def _check_vectors(mask: Mask, which: str) -> None:
+    """As far as it can be known without a spec, the mask is one."""
+    for name, m in mask.items():
+        if not isinstance(m, Tensor) or m.dtype != torch.bool:
+            what = f"has dtype {m.dtype}" if isinstance(m, Tensor) else f"is a {type(m).__name__}"
+            raise MaskError(f"the {which} mask of group {name!r} {what}; it must be a bool tensor, True = kept")
+        if m.ndim != 1:
+            raise MaskError(
+                f"the {which} mask of group {name!r} has shape {tuple(m.shape)}; it must be a vector, [units]"
+            )
+        if not bool(m.any()):
+            raise MaskError(f"the {which} mask of group {name!r} removes all {len(m)} units; at least one must stay")
 
 
 def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
@@ -212,6 +228,8 @@ def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
 def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """Back to the dense shapes: the inverse of `apply`, with zeros where it removed something.
 
+    Ones stand where zeros would make a computed weight infinite or NaN: in the direction of weight norm, whose gain is zero.
+
     Args:
         params: that `apply(…, mask, spec=spec)` left, trained further or not; biases created by a compensation are welcome.
         mask: group → bool [units] of `spec`; for several rounds, `compose` them.
@@ -221,7 +239,7 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
         New dict; it goes with `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied.
 
     Raises:
-        MaskError, ParamsError: something does not fit the spec.
+        MaskError, ParamsError: something does not fit the spec, or, as for `zero`, a weight cannot be zero.
 
     >>> import prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -232,11 +250,15 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """
 
     def spread(t: Tensor, name: str) -> Tensor:
+        zeros = zeroed_groups(spec, name, mask, buffers=True)
         for d, axis in enumerate(spec.axes[name]):
             at = keep(axis, mask, spec.sizes)
             if not bool(at.all()):
-                zeros = t.new_zeros((*t.shape[:d], len(at), *t.shape[d + 1 :]))
-                t = zeros.index_copy(d, at.nonzero()[:, 0].to(t.device), t)
-        return t
+                t = t.new_ones((*t.shape[:d], len(at), *t.shape[d + 1 :])).index_copy(
+                    d, at.nonzero()[:, 0].to(t.device), t
+                )
+        return fill(t, spec.axes[name], zeros, spec)
 
-    return _each(params, shrink(spec, mask), spread)
+    small = shrink(spec, mask)
+    check_zeroable(spec, mask, buffers=True)
+    return _each(params, small, spread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import NamedTuple
@@ -22,6 +23,9 @@ from .trace.expr import keep, leaves, size
 from .trace.program import refs
 from .trace.spec import Spec
 from .types import Compensation, Dense, Inputs, Mask, Moments, Paired, Params, Repair, Residual, Site
+
+ENOUGH = 2
+"""Samples for each kept input: with n samples for k inputs the error of a least-squares estimate grows by about n / (n − k)."""
 
 
 def compensate(
@@ -45,7 +49,7 @@ def compensate(
         method: default `compensation.mean()`.
 
     Returns:
-        New params of the same shapes; `apply` them next.
+        New params of the same shapes; `apply` them next. A warning says where `affine` has few samples for its estimate.
 
     Raises:
         StatsError: a site that loses inputs has no mean, or what the method needs was not measured; the message names it.
@@ -85,7 +89,8 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
         method: default `compensation.mean()`.
 
     Returns:
-        Site that loses inputs → `Residual(error, signal)`, sums over its outputs; `.relative` is their ratio.
+        Site that loses inputs → `Residual(error, signal)`, sums over its outputs; `.relative` is their ratio. It is of the
+        measured samples: where a warning says that they are few, new data loses more.
 
     Raises:
         StatsError, MaskError, ParamsError: as for `compensate`.
@@ -128,14 +133,34 @@ def repairs(
 ) -> Iterator[Repaired]:
     """What a method does to each of the sites that lose inputs; given what they are in the dense network, towards its outputs.
 
-    One by one, so that of DTensors a single weight is there in whole at any time.
+    One by one, so that of DTensors a single weight is there in whole at any time. At the end a warning names the sites where too few
+    samples were measured for a weight that is estimated from the covariance.
     """
-    given = means.sites if isinstance(means, Stats) else means
+    given, few = means.sites if isinstance(means, Stats) else means, list[str]()
     for site in affected(spec, mask):
         inputs, weight = site_inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
         if dense is not None:
             inputs = inputs._replace(dense=_dense(dense[site.name], site, spec, inputs))
-        yield Repaired(site, weight, inputs, _repair(weight, inputs, site, spec, method))
+        repair = _repair(weight, inputs, site, spec, method)
+        yield Repaired(site, weight, inputs, repair)
+        few += _few_samples(site, given[site.name], inputs, repair, method)
+    if few:
+        warnings.warn(
+            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {'; '.join(few)}; give "
+            f"collect_stats more batches ({ENOUGH} samples for each kept input, or more), a larger ridge such as "
+            "compensation.affine(1e-1), or take compensation.mean()",
+            stacklevel=4,
+        )
+
+
+def _few_samples(
+    site: Site, found: Tensor | Moments, inputs: Inputs, repair: Repair, method: Compensation
+) -> Iterator[str]:
+    """What to say of a site whose new weight follows from a covariance of few samples."""
+    kept = int(inputs.kept.sum(1).max())
+    estimated = repair.weight is not None and "covariance" in method.needs
+    if estimated and isinstance(found, Moments) and found.count < ENOUGH * kept:
+        yield f"site {site.name!r} has {found.count} samples for {kept} kept inputs"
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:

@@ -421,3 +421,19 @@ def test_recalibration_at_the_end() -> None:
     anew = pf.pipeline(ratio=0.3, scope=pf.scope.local(), recalibrate=True)(t.params, [x], spec=t.spec)
     expected = pf.recalibrate(plain.params, [x], spec=plain.spec)
     assert all(torch.equal(expected[n], v) for n, v in anew.params.items())
+
+
+def test_few_samples_are_noticed_once_a_call() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    spec, params = pf.trace(net, (torch.randn(2, 3),)), pf.params(net)
+    mask, affine = {"0": torch.arange(8) < 4}, pf.compensation.affine()
+    few, many = (pf.collect_stats(params, [torch.randn(n, 3)], spec=spec, covariance=True) for n in (5, 8))
+    said = r"site '2' has 5 samples for 4 kept inputs; give collect_stats more batches"
+    with pytest.warns(UserWarning, match=said) as caught:
+        pf.compensate(params, few, mask, spec=spec, method=affine)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=said):
+        pf.residual(few, mask, spec=spec, method=affine)
+    pf.compensate(params, few, mask, spec=spec)  # means need no more
+    pf.compensate(params, many, mask, spec=spec, method=affine)

@@ -127,12 +127,20 @@ WRONG: dict[str, tuple[str, dict[str, Any], Iterable[str]]] = {
     "a matrix": ("mlp", {"0": torch.zeros(2, 2, dtype=torch.int64)}, ["'0'", "shape (2, 2)", "list of indices"]),
     "too short": ("mlp", {"0": bits("101")}, ["'0'", "3 entries", "must have 5"]),
     "via a tensor": ("cnn", {"7.bias": [7]}, ["'7.bias' (group '6')", "no index 7", "from 0 to 4"]),
-    "an output": ("mlp", {"4.weight": [0]}, ["output dim of '4.weight' = 2 hidden_1", "explain('4.weight')", "'2'"]),
+    "an output": (
+        "mlp",
+        {"4.weight": [0]},
+        ["rows (dim 0) of '4.weight' = 2 hidden_1", "explain('4.weight')", "{'2': […]}"],
+    ),
     "several groups": ("attention", {"qkv": [0]}, ["'qkv.weight'", "2 groups", "'qkv.heads', 'qkv.head_dim'"]),
     "a product": ("cnn", {"3": [0]}, ["'3.weight'", "2 groups", "choose by group", "'3.hidden'"]),
     "half of a unit": ("halves", {"up": [1]}, ["unit 1 of group 'up", "positions 1, 6 of 'up'", "{'up"]),
     "a frozen part": ("stuck", {"b": [0, 2]}, ["position 0 of 'b' cannot be removed", "frozen"]),
-    "all frozen": ("stuck", {"a": [0]}, ["nothing can be removed from the output dim of 'a.weight'", "explain('a')"]),
+    "all frozen": (
+        "stuck",
+        {"a": [0]},
+        ["nothing can be removed from the rows (dim 0) of 'a.weight'", "explain('a.weight')"],
+    ),
     "no dims": ("cnn", {"1.num_batches_tracked": [0]}, ["nothing can be removed", "'1.num_batches_tracked'"]),
 }
 
@@ -160,7 +168,61 @@ def test_a_mask_by_hand_is_the_mask(name: str, data: st.DataObject) -> None:
         assert by_bool[g].data_ptr() != m.data_ptr()
 
 
+class Words(nn.Module):
+    """A vocabulary of 9, a stream of 4 that only the embedding produces, and a product of [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.norm = nn.Embedding(9, 4), nn.LayerNorm(4)
+        self.mix = nn.Parameter(torch.randn(4, 5))
+        self.head = nn.Linear(5, 9, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.norm(self.wte(x)) @ self.mix).relu())
+
+
+def test_an_index_by_tensor_means_its_rows() -> None:
+    spec = pf.trace(Words(), (torch.zeros(2, 3, dtype=torch.int64),))
+    assert {"wte", "mix"} <= set(spec.groups)
+    with pytest.raises(
+        pf.MaskError, match=r"'wte' means two things: a group of 4 units, and the rows.*'wte.weight'.*vocabulary"
+    ):
+        pf.mask(spec, {"wte": [1, 2]})
+    with pytest.raises(
+        pf.MaskError, match=r"nothing can be removed from the rows \(dim 0\) of 'wte.weight'.*write {'wte': "
+    ):
+        pf.mask(spec, {"wte.weight": [1, 2]})
+    for key, kept in ((spec.groups["wte"], [1]), ("norm", [1]), ("wte", bits("1011"))):
+        assert {g: m.tolist() for g, m in pf.mask(spec, {key: kept}).items()} == {"wte": [True, False, True, True]}
+    assert list(pf.mask(spec, {"mix": [4]})) == ["mix"]  # outputs of the product
+
+
+def test_rows_of_a_transposed_convolution_are_its_inputs() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ConvTranspose1d(3, 4, 1), nn.Conv1d(4, 1, 1))
+    spec = pf.trace(net, (torch.randn(2, 2, 5),))
+    assert list(pf.mask(spec, {"1": [3]})) == ["1"]  # the group of its outputs
+    assert list(pf.mask(spec, {"1.weight": [2]})) == ["0"]
+
+
 # ---- rounds
+
+
+def test_rounds_that_empty_a_group_or_are_no_masks() -> None:
+    with pytest.raises(pf.MaskError, match="second mask of group 'a' removes all 2 units"):
+        pf.compose({"a": bits("101")}, {"a": bits("00")})
+    with pytest.raises(pf.MaskError, match="first mask of group 'a' removes all 3 units"):
+        pf.compose({"a": bits("000")}, {})
+    with pytest.raises(pf.MaskError, match="second mask of group 'b' removes all"):
+        pf.compose({"a": bits("101")}, {"b": bits("0")})
+    with pytest.raises(pf.MaskError, match=r"first mask of group 'a' has dtype torch.uint8"):
+        pf.compose({"a": bits("101").to(torch.uint8)}, {"a": bits("01")})
+    with pytest.raises(pf.MaskError, match=r"second mask of group 'b' has dtype torch.uint8"):
+        pf.compose({}, {"b": bits("101").to(torch.uint8)})
+    with pytest.raises(pf.MaskError, match=r"has shape \(1, 3\); it must be a vector"):
+        pf.compose({"a": bits("101")[None]}, {})
+    with pytest.raises(pf.MaskError, match=r"shape \(3,\), but the first leaves 2 units"):
+        pf.compose({"a": bits("101")}, {"a": bits("011")})
 
 
 @each

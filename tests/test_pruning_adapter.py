@@ -81,7 +81,7 @@ def run(
     for epoch in epochs:
         step = pruning.prune(model, epoch)
         if step.new_optimizer:
-            state = step.optimizer_state(optimizer.state_dict())
+            state = step.optimizer_state(optimizer)
             optimizer = sgd(step.model)
             optimizer.load_state_dict(state)
         model, pruning = step.model, step.pruning
@@ -382,7 +382,7 @@ def test_the_optimizer_goes_on() -> None:
     pruning, optimizer = Pruning.of(config(), model), sgd(model)
     train(model, optimizer, pruning, None, 0)
     step = pruning.prune(model, 1)
-    state = step.optimizer_state(optimizer.state_dict())
+    state = step.optimizer_state(optimizer)
     names = [n for n, _ in model.named_parameters()]
     momentum = {n: optimizer.state[p]["momentum_buffer"] for n, p in model.named_parameters()}
     buffers = {n: t for n, t in pf.params(model).items() if n not in momentum}

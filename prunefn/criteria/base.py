@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..effective import effective, reader
 from ..errors import StatsError
 from ..forward import site_weight
 from ..shapes import Float, Int64
@@ -57,47 +58,47 @@ def wrapped(name: str, score: Callable[[Stats], Scores], *inner: Criterion) -> C
 # ---- weights
 
 
-def members(spec: Spec, *, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Parameters with the dims in which groups occur, in program order; tied ones once."""
-    for tensor in dict.fromkeys(spec.tied.get(t, t) for t in spec.axes):
-        dims = tuple(d for d, axis in enumerate(spec.axes[tensor]) if groups_of(axis, spec))
-        if dims and tensor in spec.parameters and (bias or not tensor.endswith("bias")):
-            yield tensor, dims
-
-
 def member_sums(spec: Spec, values: Callable[[str], Tensor], *, bias: bool = True) -> dict[str, Tensor]:
-    """Sum over the unit's slice of every member: group → [members, units].
+    """Sum over the unit's slice of every effective tensor: group → [tensors, units].
 
     Args:
         spec: whose groups.
-        values: parameter → numbers of its shape; called once for each.
+        values: effective tensor (see `prunefn.effective`) → numbers of its shape; called once for each.
         bias: count biases, too.
     """
     sums: dict[str, list[Tensor]] = {}
-    for tensor, dims in members(spec, bias=bias):
-        elements = values(tensor)
-        for d in dims:
+    for tensor in effective(spec):
+        if tensor.bias and not bias:
+            continue
+        elements = values(tensor.name)
+        for d, axis in enumerate(tensor.axes):
             others = [other for other in range(elements.ndim) if other != d]
-            slices = elements.sum(others) if others else elements
-            for group in groups_of(spec.axes[tensor][d], spec):
-                sums.setdefault(group, []).append(per_unit(slices, spec.axes[tensor][d], group, spec).sum(1))
+            if found := groups_of(axis, spec):
+                slices = elements.sum(others) if others else elements
+                for group in found:
+                    sums.setdefault(group, []).append(per_unit(slices, axis, group, spec).sum(1))
     return {g: torch.stack(sums[g]) for g in spec.groups if g in sums}
 
 
 def filters(stats: Stats, group: str) -> Float[Tensor, "units weights"] | None:
-    """The signed weights that produce each unit: its slices of the weights (not biases) whose output dim it stands in, one
-    after the other; without such weights (embeddings, computed weights), of all weights of two dims and more; else None."""
-    spec = spec_of(stats)
-    wide = [m for m in spec.groups[group].members if m.tensor in spec.parameters and len(spec.axes[m.tensor]) > 1]
-    wide = [m for m in wide if m.tensor not in spec.tied]
-    chosen = [m for m in wide if m.role == "out"] or wide
+    """The signed effective weights that produce each unit: its slices of the weights (not biases) whose output dim it stands in,
+    one after the other; without such weights (embeddings), of all weights of two dims and more; else None."""
+    spec, value = spec_of(stats), weight_reader(stats)
+    wide = [(e, d) for e in effective(spec) if len(e.axes) > 1 for d in e.dims(group)]
+    chosen = [(e, d) for e, d in wide if e.roles[d] == "out"] or wide
     if not chosen:
         return None
     slices = []
-    for tensor, dim, _ in chosen:
-        w = stats.params[tensor].detach().double().movedim(dim, 0)
-        slices.append(w[index_map(spec.axes[tensor][dim], group, spec.sizes).to(w.device)].flatten(1))
+    for tensor, dim in chosen:
+        w = value(tensor.name).movedim(dim, 0)
+        slices.append(w[index_map(tensor.axes[dim], group, spec.sizes).to(w.device)].flatten(1))
     return torch.cat(slices, 1)
+
+
+def weight_reader(stats: Stats) -> Callable[[str], Tensor]:
+    """Effective tensor → its value in float64, without a gradient."""
+    value = reader(stats.params, spec=spec_of(stats))
+    return lambda name: value(name).detach().double()
 
 
 # ---- sites

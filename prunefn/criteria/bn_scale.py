@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
+from ..effective import Effective, arguments, effective
 from ..stats import Stats
-from ..trace.program import Ref, target
+from ..trace.program import Ref
 from ..trace.spec import Spec
 from ..types import Criterion, Scores
-from .base import groups_of, per_unit, spec_of
+from .base import groups_of, per_unit, spec_of, weight_reader
 
 
 def bn_scale() -> Criterion:
-    """|γ| of the norms over the unit (BatchNorm above all; GroupNorm, LayerNorm, RMSNorm), averaged over norms; needs no data.
+    """|γ| of the norms over the unit (BatchNorm above all; GroupNorm, LayerNorm, RMSNorm), averaged over norms; needs no data. γ is
+    the weight that the op uses, also where it is computed (see `magnitude`).
 
     Units that stand at several positions of a norm have their mean. Groups without a norm that has a weight get no score.
 
@@ -31,22 +31,18 @@ def bn_scale() -> Criterion:
 def _score(stats: Stats) -> Scores:
     spec = spec_of(stats)
     found: dict[str, list[torch.Tensor]] = {}
-    for tensor in dict.fromkeys(_norm_weights(spec)):
-        (axis,) = spec.axes[tensor]
+    weight = weight_reader(stats)
+    for tensor in _norm_weights(spec):
+        (axis,) = tensor.axes
         for group in groups_of(axis, spec):
-            values = per_unit(stats.params[tensor].detach().double().abs(), axis, group, spec)
+            values = per_unit(weight(tensor.name).abs(), axis, group, spec)
             found.setdefault(group, []).append(values.mean(1))
     return {g: torch.stack(found[g]).mean(0) for g in spec.groups if g in found}
 
 
-def _norm_weights(spec: Spec) -> Iterator[str]:
-    """Parameters of one dim that are the weight of a norm op."""
-    for i in spec.program.instructions:
-        schema = getattr(target(i.op), "_schema", None) if "_norm" in i.op else None
-        if schema is None:
-            continue
-        names = [a.name for a in schema.arguments]
-        given = {**dict(zip(names, i.args, strict=False)), **dict(i.kwargs)}
-        weight = given.get("weight")
-        if isinstance(weight, Ref) and weight.name in spec.parameters and len(spec.axes[weight.name]) == 1:
-            yield weight.name
+def _norm_weights(spec: Spec) -> list[Effective]:
+    """Effective tensors of one dim that are the weight of a norm op."""
+    known = {e.name: e for e in effective(spec) if len(e.axes) == 1}
+    read = [arguments(i).get("weight") for i in spec.program.instructions if "_norm" in i.op]
+    names = [spec.tied.get(w.name, w.name) for w in read if isinstance(w, Ref)]
+    return [known[n] for n in dict.fromkeys(names) if n in known]

@@ -13,8 +13,9 @@ from .base import CHUNK, filters, spec_of
 def fpgm() -> Criterion:
     """Σ_j ‖w_i − w_j‖₂ over the units of the group; needs no data.
 
-    w_i: the signed weights that produce unit i; of several producers (a residual stream) and positions (a head), one after the
-    other. Groups that weights do not produce take all their weights of two dims and more; groups without those get no score.
+    w_i: the signed effective weights (see `magnitude`) that produce unit i; of several producers (a residual stream) and
+    positions (a head), one after the other. Groups that weights do not produce take all their weights of two dims and more;
+    groups without those get no score.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))

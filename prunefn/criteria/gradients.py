@@ -19,13 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from ..batches import device_of, inputs_of
+from ..effective import computed_values, effective, exposed, reader
 from ..errors import BatchError, ParamsError
 from ..forward import forward
 from ..params import tied_names
 from ..trace.expr import Leaf
 from ..trace.spec import Spec
 from ..types import Batch, Params
-from .base import members
 from .unit_mask import mask_params, masked
 
 Loss = Callable[..., Tensor]
@@ -125,18 +125,20 @@ class Objective(NamedTuple):
 
     def of_weights(self, params: Params, spec: Spec) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:
         """(weights, inputs, rest) → loss; the weights stand for those of `weights_of`."""
-        second = tied_names(params, spec)
+        second, program, computed = tied_names(params, spec), exposed(spec), computed_values(params, spec=spec)
 
         def loss(weights: Tensors, inputs: list[Tensor], rest: list[Any]) -> Tensor:
-            new = {**params, **weights}
-            return self.value({n: new[second.get(n, n)] for n in new}, inputs, rest, spec)
+            new = {**params, **computed, **weights}
+            return self.value({n: new[second.get(n, n)] for n in new}, inputs, rest, program)
 
         return loss
 
 
 def weights_of(params: Params, spec: Spec) -> Tensors:
-    """The parameters in which groups occur, tied ones once."""
-    return {t: params[t].detach() for t, _ in members(spec) if params[t].is_floating_point()}
+    """The effective tensors in which groups occur, tied ones once."""
+    value = reader(params, spec=spec)
+    found = {e.name: value(e.name).detach() for e in effective(spec)}
+    return {n: t for n, t in found.items() if t.is_floating_point()}
 
 
 # ---- what is summed over batches

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..stats import Stats
 from ..types import Criterion, Scores
-from .base import member_sums, spec_of
+from .base import member_sums, spec_of, weight_reader
 
 
 def lamp() -> Criterion:
-    """s_i / Σ_{s_j ≥ s_i} s_j, with s = Σw² over the unit's slices of all members (no biases); needs no data.
+    """s_i / Σ_{s_j ≥ s_i} s_j, with s = Σw² over the unit's slices of all effective tensors (no biases; see `magnitude`).
 
     The largest unit of each group scores 1, so that a global ranking finds a ratio for each group. Equal units have equal
     scores (the paper orders them by index); units of zeros score 0.
@@ -27,7 +27,8 @@ def lamp() -> Criterion:
 
 
 def _score(stats: Stats) -> Scores:
-    squares = member_sums(spec_of(stats), lambda t: stats.params[t].detach().double().square(), bias=False)
+    value = weight_reader(stats)
+    squares = member_sums(spec_of(stats), lambda t: value(t).square(), bias=False)
     return {g: lamp_shares(s.sum(0)) for g, s in squares.items()}
 
 

@@ -10,16 +10,21 @@ from .. import reduction as reductions
 from ..reduction import Reduction
 from ..stats import Stats
 from ..types import Criterion, Scores
-from .base import member_sums, spec_of
+from .base import member_sums, spec_of, weight_reader
 
 
 def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = reductions.mean) -> Criterion:
-    """Σ|w|^p over the unit's slice of every member (rows, columns, norm weights), averaged over members; needs no data.
+    """Σ|w|^p over the unit's slice of every effective tensor (rows, columns, norm weights), averaged over these; needs no data.
+
+    An effective tensor is what an op of the program uses: a parameter, or what is computed from parameters (under weight norm,
+    spectral norm, a mask of `nn.utils.prune` or any other parametrization, standardised or summed weights). So two ways to write
+    the same function score alike; buffers and parameters that only enter such a computation do not count by themselves, and a
+    group that stands in no effective tensor (the ranks of factors that are multiplied to a weight) has no score.
 
     Args:
         p: power, above zero.
         bias: count biases, too.
-        reduction: of the members' sums, such as `reduction.max`; members come in the order in which the program uses them.
+        reduction: of the tensors' sums, such as `reduction.max`; they come in the order in which the program uses them.
 
     Raises:
         ValueError: p is not above zero.
@@ -30,7 +35,8 @@ def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = redu
 
 
 def _score(stats: Stats, *, p: float, bias: bool, reduction: Reduction) -> Scores:
-    powers = member_sums(spec_of(stats), lambda t: _power(stats.params[t].detach().double(), p), bias=bias)
+    value = weight_reader(stats)
+    powers = member_sums(spec_of(stats), lambda t: _power(value(t), p), bias=bias)
     return {g: reduction(sums) for g, sums in powers.items()}
 
 

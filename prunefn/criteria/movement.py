@@ -16,7 +16,7 @@ from .gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients
 
 
 class Movement(NamedTuple):
-    """Collects −Σ over samples of w·∂L/∂w, summed over the unit's slices of all members: group → [units]."""
+    """Collects −Σ over samples of w·∂L/∂w, summed over the unit's slices of all effective tensors: group → [units]."""
 
     loss: Loss
 
@@ -28,7 +28,9 @@ class Movement(NamedTuple):
 
 
 def movement(loss: Loss = cross_entropy) -> Criterion:
-    """−Σ w·∂L/∂w over the unit's slices of all members: high where gradient descent moves the weights away from zero.
+    """−Σ w·∂L/∂w over the unit's slices of all effective tensors (see `magnitude`).
+
+    High where gradient descent moves the weights away from zero.
 
     Over batches it is the mean; over the steps of a training, collect from each step's params and batch, and add up
     `stats.sums`, which are one vector for each group. Scores below zero are usual.

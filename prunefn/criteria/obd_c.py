@@ -13,13 +13,13 @@ from ..reduction import Reduction
 from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Batch, Collector, Criterion, Params, Scores
-from .base import collected, member_sums, spec_of
+from .base import collected, member_sums, spec_of, weight_reader
 from .fisher import check_chunk
 from .gradients import Loss, Objective, cross_entropy, loss_name, squared_gradients, weights_of
 
 
 class SquaredWeightGradients(NamedTuple):
-    """Collects Σ over samples of (∂L_n/∂w)²: parameter → its shape."""
+    """Collects Σ over samples of (∂L_n/∂w)²: effective tensor → its shape."""
 
     loss: Loss
     chunk: int
@@ -32,7 +32,9 @@ class SquaredWeightGradients(NamedTuple):
 
 
 def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reduction = reductions.sum) -> Criterion:
-    """Σ w² F over the unit's slices of all members, with F the mean over samples of (∂L_n/∂w)²; the factor ½ is left out.
+    """Σ w² F over the unit's slices of all effective tensors (see `magnitude`).
+
+    F is the mean over samples of (∂L_n/∂w)²; the factor ½ is left out.
 
     Args:
         loss: as for `taylor`; it is called under `vmap`.
@@ -52,7 +54,9 @@ def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reducti
 def _score(stats: Stats, *, collector: Collector, reduction: Reduction) -> Scores:
     sums = collected(stats, collector, "obd_c", "obd_c(…)")
 
+    weight = weight_reader(stats)
+
     def values(t: str) -> Tensor:
-        return stats.params[t].detach().double().square() * sums[t] / max(stats.samples, 1)
+        return weight(t).square() * sums[t] / max(stats.samples, 1)
 
     return {g: reduction(s) for g, s in member_sums(spec_of(stats), values).items()}

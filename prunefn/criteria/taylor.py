@@ -15,7 +15,7 @@ from ..reduction import Reduction
 from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Batch, Collector, Criterion, Params, Scores
-from .base import collected, member_sums, spec_of
+from .base import collected, member_sums, spec_of, weight_reader
 from .gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients, weights_of
 from .unit_mask import ones
 
@@ -35,7 +35,7 @@ class MaskGradients(NamedTuple):
 
 
 class WeightGradients(NamedTuple):
-    """Collects Σ over samples of ∂L/∂w: parameter → its shape."""
+    """Collects Σ over samples of ∂L/∂w: effective tensor → its shape."""
 
     loss: Loss
     criterion: str = "taylor"
@@ -62,7 +62,8 @@ def taylor(
         loss: (output, *rest of the batch) → scalar, a mean over samples; default: cross entropy with the labels that follow
             the inputs.
         absolute: the mean over batches of |∂L/∂m|, instead of the magnitude of the mean over all data.
-        weights: instead Σ|w·∂L/∂w| over the unit's slices of all members, norms and biases included. With a random or
+        weights: instead Σ|w·∂L/∂w| over the unit's slices of all effective tensors (see `magnitude`), norms and
+            biases included. With a random or
             untrained network it is SNIP (Lee et al., ICLR 2019) for units.
         reduction: of the members, with `weights`.
 
@@ -94,7 +95,9 @@ def _masks(stats: Stats, *, collector: Collector) -> Scores:
 def _weights(stats: Stats, *, collector: Collector, reduction: Reduction) -> Scores:
     sums = collected(stats, collector, "taylor", "taylor(…, weights=True)")
 
+    weight = weight_reader(stats)
+
     def values(t: str) -> Tensor:
-        return (stats.params[t].detach().double() * sums[t]).abs() / max(stats.samples, 1)
+        return (weight(t) * sums[t]).abs() / max(stats.samples, 1)
 
     return {g: reduction(s) for g, s in member_sums(spec_of(stats), values).items()}

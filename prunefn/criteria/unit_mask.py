@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..effective import effective
 from ..params import tied_names
 from ..trace.expr import Axis, Concat, Fixed, Leaf, Product, Sizes, leaves, size
 from ..trace.program import Instruction, Ref, refs
@@ -146,7 +147,10 @@ def first_part(axis: Axis, group: str) -> Axis:
 def _elsewhere(group: Group, spec: Spec, present: frozenset[str]) -> dict[tuple[str, int], bool]:
     """Where a group is multiplied that no site covers: (tensor, dim) → only where it first stands there."""
     weights = {_first_name(spec.sites[s].weight, spec) for s in group.sites}
-    inputs = [m for m in group.members if m.role == "in" and m.tensor in present]
+    used = {e.name for e in effective(spec)}  # not what a weight is computed from, such as the vectors of spectral norm
+    inputs = [
+        m for m in group.members if m.role == "in" and m.tensor in present and _first_name(m.tensor, spec) in used
+    ]
     left = [(m.tensor, m.dim) for m in inputs if _first_name(m.tensor, spec) not in weights]
     if group.sites or inputs:
         once = {(_first_name(t, spec), d): (t, d) for t, d in left}

@@ -37,7 +37,7 @@ Pruning: once an epoch; the state of the optimizer goes along, and what is maske
 ...     print(step.report)
 ...     model, pruning = step.model, step.pruning
 ...     if step.new_optimizer:
-...         state = step.optimizer_state(optimizer.state_dict())
+...         state = step.optimizer_state(optimizer)
 ...         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 ...         optimizer.load_state_dict(state)
 ...     optimizer.zero_grad()

@@ -40,15 +40,16 @@ class Step(NamedTuple):
     """Group → bool [units of `before`]: what was removed for real."""
     before: Spec
     """Of the model that was given."""
+    given: nn.Module
+    """The model that was given."""
 
-    def optimizer_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state of an optimizer over `model.parameters()` of the model that was given, for one over those of the new.
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The state of an optimizer over the model that was given, for one over the new model with the same groups and order.
 
         Raises:
             ParamsError: as `train.optimizer.slice_optimizer`.
         """
-        names = [n for n, _ in self.model.named_parameters()]
-        return optimizers.slice_optimizer(state, self.cut, spec=self.before, names=names)
+        return optimizers.slice_optimizer(optimizer, self.cut, spec=self.before, model=self.given)
 
     def hold_zero(self, optimizer: torch.optim.Optimizer) -> None:
         """Set what is masked to zero again, in place, in the model and in the optimizer; call it after each of its steps."""
@@ -201,7 +202,7 @@ class Pruning(NamedTuple):
             small = apply(now, cut, spec=dense)
             small = apply_sparse(small, {n: m for n, m in self.masks.items() if n in small})
             new = rebuilt(small, self.spec, self.bones, model)
-            return Step(new, self, self.masks, True, f"at init: {self._stands()}", cut, dense)
+            return Step(new, self, self.masks, True, f"at init: {self._stands()}", cut, dense, model)
         at_once = args is not None and args.at_once and not self.channels.reached
         share = args.share(0) if args is not None and at_once else self.channels.share
         return self._to(model, fitting(model, self.spec), "at init", share, self.rate, batches)
@@ -240,9 +241,9 @@ class Pruning(NamedTuple):
         new = new._replace(slices=masks, rate=rate)
         report = f"{when}: {', '.join(did) or 'nothing to prune'}; {new._stands()}"
         if not did:
-            return Step(model, new, new.masks, False, report, {}, self.spec)
+            return Step(model, new, new.masks, False, report, {}, self.spec, model)
         module = rebuilt(apply_sparse(now, masks), new.spec, self.bones, model)
-        return Step(module, new, new.masks, True, report, cut, self.spec)
+        return Step(module, new, new.masks, True, report, cut, self.spec, model)
 
     def _cutting(self, args: SliceArgs) -> dict[str, Any]:
         return {

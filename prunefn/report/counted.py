@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..latency.clock import Call
 from ..latency.walk import Env, Machine, used, walk
-from ..sparse.weights import RECURRENT, Weight, weights
+from ..sparse.weights import Weight, weights
+from ..trace.mixing import RECURRENT
 from ..trace.program import Instruction
 from ..trace.spec import Spec
 from ..types import Params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def reconstruct(
 
     In each row, min over v that keep the support S and over b of E(w·x − v·x − b)² + λ‖v − w‖²: v by the covariance C of the
     inputs, and b = (w − v)·μ goes into the bias, as with `pf.compensate`. Layers without taps are exact; the taps of a convolution
-    are taken as uncorrelated. Weights whose inputs were not measured (see `Weight.site`) are just masked.
+    are taken as uncorrelated. Weights whose inputs were not measured (see `Weight.site`) are just masked, and a warning names them.
 
     Args:
         params: of the spec, as they were measured.
@@ -99,7 +100,16 @@ def reconstruct(
     check_names(params, spec)
     check_plain(params, "sparse.reconstruct", "reconstruct before the params are sharded")
     check_stats(stats, spec)
-    check_weights(masks, weights(spec), "weight masks")
+    known = weights(spec)
+    check_weights(masks, known, "weight masks")
+    bare = [n for n, m in masks.items() if known[n].site not in stats.sites and not bool(m.all())]
+    if bare:
+        names = ", ".join(map(repr, bare))
+        warnings.warn(
+            f"sparse.reconstruct only masks {names}: nothing measures their inputs, so the weights that stay cannot make up for "
+            "those that go; leave them out of the masks to keep them dense",
+            stacklevel=2,
+        )
     found = list(_repaired(params, stats, masks, spec, ridge, least_squares() if solver is None else solver))
     return apply_sparse(written(params, found, spec), masks)
 

@@ -15,6 +15,7 @@ from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Criterion, FrozenDict, Params
 from . import criteria
+from .weights import UNFOLD, left_dense, warn_dense
 from .weights import weights as weights_of
 
 Scores = dict[str, Tensor]
@@ -37,11 +38,13 @@ def score(
         weights: only these: names, module paths, or globs for either; default: all. Tied ones go by their first name.
 
     Returns:
-        Parameter → float64 of its shape, in the order of the program.
+        Parameter → float64 of its shape, in the order of the program. A warning names the weights that have no score, and so
+        stay dense: those whose inputs are not measured (see `Weight.site`), where the criterion needs that, and those that
+        are computed from parameters.
 
     Raises:
         PruneError: params without a spec, or a criterion that does not score weights.
-        StatsError: what the criterion needs was not collected, or a score is not finite.
+        StatsError: what the criterion needs was not collected, no weight has a score, or a score is not finite.
         ParamsError: something does not fit the spec, or `weights` matches nothing.
 
     >>> import prunefn as pf
@@ -61,7 +64,27 @@ def score(
     known = weights_of(spec_of(stats), weights)
     scores = criterion.score(stats)
     _check(scores, stats.params, criterion)
+    _say_missing([n for n in known if n not in scores], len(known), criterion)
+    if weights is None:
+        warn_dense("sparse.score", left_dense(spec_of(stats)), UNFOLD)
     return {n: scores[n] for n in known if n in scores}
+
+
+def _say_missing(missing: Sequence[str], of: int, criterion: Criterion) -> None:
+    """Warn of weights without a score.
+
+    Raises:
+        StatsError: none of them has one.
+    """
+    names = ", ".join(map(repr, missing))
+    if missing and len(missing) == of:
+        raise StatsError(
+            f"criterion {criterion.name!r} has no score for {names}: their inputs are not measured; score them by "
+            "sparse.criteria.magnitude(), which needs no data"
+        )
+    reason = f"criterion {criterion.name!r} needs statistics of its inputs, and there are none"
+    fix = "score them by sparse.criteria.magnitude(), or choose the others with weights="
+    warn_dense("sparse.score", dict.fromkeys(missing, reason), fix)
 
 
 def _check(scores: Scores, params: Mapping[str, Tensor], criterion: Criterion) -> None:

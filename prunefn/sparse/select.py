@@ -16,7 +16,7 @@ from . import pattern as patterns
 from . import scope as scopes
 from .pattern import Pattern
 from .scope import WeightScope, asked
-from .weights import Masks, Weight, check_weights, grow, picked, shrink
+from .weights import Masks, Weight, check_weights, grow, picked, shrink, warn_dense
 from .weights import weights as weights_of
 
 Ratio = float | Mapping[str, float]
@@ -49,7 +49,7 @@ def select(
 
     Returns:
         Weight masks, parameter → bool of its shape, True = kept: for every weight that has scores and that the pattern can
-        divide, also where nothing goes. What is absent is whole.
+        divide, also where nothing goes. What is absent is whole; a warning names the scored weights that the pattern cannot divide.
 
     Raises:
         PruneError: a bad ratio, a layer that would lose everything, scores that are not finite, or a pattern that does not fit.
@@ -80,9 +80,12 @@ def select(
     pattern = patterns.unstructured() if pattern is None else pattern
     scope = scopes.layerwise() if scope is None else scope
     found: Masks = {}
+    whole: dict[str, str] = {}
     for share, some in _shares(ratio, pattern, ordered):
         own = {w.name: _live(scores[w.name].detach(), within.get(w.name)) for w in some}
         found |= _masks(own, some, share, pattern, scope)
+        whole |= {w.name: f"{pattern.name} cannot divide it" for w in some if share and w.name not in found}
+    warn_dense("sparse.select", whole, "leave them out of the scores, or select them with pattern.unstructured()")
     kept = {n: m & within[n].to(m.device) if n in within else m for n, m in found.items()}
     return {w.name: kept[w.name] for w in ordered if w.name in kept}
 

@@ -20,7 +20,7 @@ from ..trace.expr import keep, size
 from ..trace.program import Ref, Size, target
 from ..trace.spec import Spec
 from ..types import Mask, Params
-from .weights import picked
+from .weights import UNFOLD, left_dense, picked, warn_dense
 
 BLOCKS = "(a b) ... -> b ... a"
 """Filter i · B + b is the i-th of block b."""
@@ -101,7 +101,8 @@ def slices(
         weights: only these: names, module paths, or globs for either; default: all convolutions.
 
     Returns:
-        Weight masks, parameter → bool of its shape, True = kept; for every layer with slices, also where none goes.
+        Weight masks, parameter → bool of its shape, True = kept; for every layer with slices, also where none goes. A warning
+        names the convolutions whose weight is computed from parameters, and so stays dense.
 
     Raises:
         PruneError: a bad rate, or A does not divide the filters of a layer, which is named.
@@ -120,6 +121,8 @@ def slices(
     if not 0 <= rate < 1:
         raise PruneError(f"the rate of slices is {rate}; it is the share that goes and must be in [0, 1)")
     check_names(params, spec)
+    if weights is None:
+        warn_dense("sparse.slices", left_dense(spec, convolutions=True), UNFOLD)
     return {
         s.name: _kept(params[s.name].detach(), s, rate, protect_first, short_blocks)
         for s in sliced(spec, block=block, depthwise_block=depthwise_block, mask=mask, weights=weights)
@@ -167,10 +170,12 @@ def sliced(
     check_mask(mask or {}, spec)
     found = dict(_convolutions(spec))
     if weights is not None:
-        every = picked(weights, [n for n in spec.axes if n in spec.parameters])
-        wanted = {n for n in every if n in found}
-        if not wanted:
-            raise ParamsError(f"weights={weights!r} names no weight of a convolution; there are {', '.join(found)}")
+        wanted: set[str] = set()
+        for pattern in [weights] if isinstance(weights, str) else weights:
+            these = {n for n in picked(pattern, [n for n in spec.axes if n in spec.parameters]) if n in found}
+            if not these:
+                raise ParamsError(f"weights={pattern!r} names no weight of a convolution; there are {', '.join(found)}")
+            wanted |= these
         found = {n: d for n, d in found.items() if n in wanted}
     kept = {n: [keep(a, mask or {}, spec.sizes) for a in spec.axes[n][:2]] for n in found}
     return [Sliced(n, depthwise_block if deep else block, *kept[n]) for n, deep in found.items()]

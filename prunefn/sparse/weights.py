@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..effective import LINEAR, PRODUCT, computed_weights, contractions_of, effective
 from ..errors import ParamsError, nearest
 from ..params import check_mask
 from ..trace.expr import keep, size
 from ..trace.freeze import named
-from ..trace.program import Instruction, Ref, Size, refs, target
+from ..trace.mixing import activations
 from ..trace.spec import Spec, take
 from ..types import Mask
 
 Masks = dict[str, Tensor]
 """Weight masks: parameter → bool of its shape, True = kept; a parameter that is absent is kept whole."""
-LINEAR = "o i -> 1 o i 1"
-"""Of a weight [out, in]."""
-PRODUCT = "i o -> 1 o i 1"
-"""Of a weight [in, out], such as GPT-2's."""
-PRODUCTS = ("aten.addmm.", "aten.mm.", "aten.matmul.")
-RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
 
 
 class Weight(NamedTuple):
@@ -84,8 +80,8 @@ def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, W
     """The parameters that are weights of contractions, in the order of the program; tied ones once.
 
     They are the weights of linear layers, of matrix products and of convolutions of every kind, recurrent ones included.
-    Embeddings and norms are none, nor are weights that are computed from parameters (weight norm): a zero in those would not
-    be a zero in the weight.
+    Embeddings and norms are none, nor are weights that are computed from parameters (weight norm, masks of `nn.utils.prune`): a
+    zero in those would not be a zero in the weight; `left_dense` says which.
 
     Args:
         spec: whose parameters.
@@ -112,6 +108,31 @@ def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, W
     known = {**{n: n for n in found}, **{second: first for second, first in spec.tied.items() if first in found}}
     wanted = {known[n] for n in picked(where, known)}
     return {n: w for n, w in found.items() if n in wanted}
+
+
+def warn_dense(what: str, left: Mapping[str, str], fix: str) -> None:
+    """Say which weights stay dense, and why.
+
+    Args:
+        what: that leaves them so.
+        left: weight or module → why; nothing is said where there is none.
+        fix: what to do.
+    """
+    if left:
+        why = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
+        warnings.warn(f"{what} leaves some weights dense ({why}); {fix}", stacklevel=4)
+
+
+def left_dense(spec: Spec, *, convolutions: bool = False) -> dict[str, str]:
+    """Module whose weight is no parameter, so that no single weight of it can be removed → why; perhaps of convolutions only."""
+    found = computed_weights(spec, convolutions)
+    return {m: f"its weight is computed from {', '.join(of)}" for m, of in found.items()}
+
+
+UNFOLD = (
+    "make these weights parameters before the trace (torch.nn.utils.prune.remove, "
+    "torch.nn.utils.parametrize.remove_parametrizations)"
+)
 
 
 def picked(patterns: Sequence[str] | str, known: Collection[str]) -> list[str]:
@@ -200,48 +221,19 @@ def check_shapes(masks: Mapping[str, Tensor], spec: Spec) -> None:
 
 def _found(spec: Spec) -> Iterator[tuple[str, str, int, bool]]:
     """(parameter, pattern, groups, whether it is a convolution), perhaps more than once."""
+    active = activations(spec.program)
     for i in spec.program.instructions:
-        for name, pattern, groups, convolution in _of(i, spec):
+        if f"%{i.name}" not in active:
+            continue  # a product of parameters makes a weight, and its factors are none
+        for name, pattern, groups, convolution in contractions_of(i, lambda n: spec.axes.get(n, ()), spec):
             if name in spec.parameters:
                 yield name, pattern, groups, convolution
     for s in spec.sites.values():
         if s.weight in spec.parameters:
             yield s.weight, s.pattern, size(s.groups, spec.sizes), False
+    used = {e.name for e in effective(spec)}
     for g in spec.groups.values():
         for tensor, dim, role in g.members:
-            if role in ("in", "out") and tensor in spec.parameters and len(spec.axes[tensor]) == 2:
+            known = tensor in spec.parameters and spec.tied.get(tensor, tensor) in used
+            if role in ("in", "out") and known and len(spec.axes[tensor]) == 2:
                 yield tensor, LINEAR if (role == "out") == (dim == 0) else PRODUCT, 1, False
-
-
-def _of(i: Instruction, spec: Spec) -> Iterator[tuple[str, str, int, bool]]:
-    """The weights of an instruction."""
-    if i.op.startswith("aten.linear."):
-        weight = _arguments(i)["weight"]
-        if isinstance(weight, Ref) and len(spec.axes.get(weight.name, ())) == 2:
-            yield weight.name, LINEAR, 1, False
-    elif i.op.startswith(PRODUCTS):
-        factors = list(_arguments(i).values())
-        for v, pattern in (
-            (_arguments(i).get("mat2", factors[-1]), PRODUCT),
-            (_arguments(i).get("mat1", factors[0]), LINEAR),
-        ):
-            if isinstance(v, Ref) and len(spec.axes.get(v.name, ())) == 2:
-                yield v.name, pattern, 1, False
-    elif i.op.startswith(RECURRENT):
-        for name in refs(tuple(_arguments(i).get(k) for k in ("params", "w_ih", "w_hh"))):
-            if len(spec.axes.get(name, ())) == 2:
-                yield name, LINEAR, 1, False
-    elif i.op.startswith(("aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.convolution.", "aten.conv_transpose")):
-        given = _arguments(i)
-        weight, groups = given["weight"], given.get("groups", 1)
-        if isinstance(weight, Ref) and weight.name in spec.parameters:
-            transposed = "transpose" in i.op or bool(given.get("transposed"))
-            kernel = " ".join(f"k{d}" for d in range(len(spec.axes[weight.name]) - 2))
-            rows = "(g i) o" if transposed else "(g o) i"
-            count = size(groups.axis, spec.sizes) if isinstance(groups, Size) else groups
-            yield weight.name, f"{rows} {kernel} -> g o i ({kernel})", count, not transposed
-
-
-def _arguments(i: Instruction) -> dict[str, Any]:
-    names = [a.name for a in target(i.op)._schema.arguments]  # type: ignore[attr-defined]
-    return {**dict(zip(names, i.args, strict=False)), **dict(i.kwargs)}

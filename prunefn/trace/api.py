@@ -20,6 +20,7 @@ from .example import example_of
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
+from .mixing import mixed_by_weights
 from .prove import Trial, guarded, proved, runs
 from .record import record
 from .rules import Contraction, Reason, Rule, Value, checked
@@ -140,7 +141,7 @@ def _spec(
         found.axes,
         found.sizes,
         found.sizes,
-        found.groups,
+        mixed_by_weights(program, found.axes, found.groups),
         found.sites,
         _constants(captured, analysis, found, program.constants),
         _costs(analysis, found, parameters, tied),

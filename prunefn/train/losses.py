@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..criteria.base import index_map, member_sums
+from ..effective import reader
 from ..errors import PruneError, StatsError
 from ..shapes import Float
 from ..sparse.slices import pieces, sliced
@@ -211,8 +212,9 @@ def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
 
 
 def group_squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
-    """Group → [members, units]: sums of squares of all parameters, biases too."""
-    found = member_sums(spec, lambda t: params[t].square())
+    """Group → [tensors, units]: sums of squares of all effective tensors, biases too."""
+    value = reader(params, spec=spec)
+    found = member_sums(spec, lambda t: value(t).square())
     return {g: s for g, s in found.items() if matches(where, spec.groups[g])}
 
 

@@ -6,52 +6,71 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import ParamsError, nearest
 from ..params import check_mask
 from ..trace.expr import keep, leaves
 from ..trace.spec import Spec, take
 from ..types import Mask
+from ..zeroing import check_zeroable, fill, zeroed_groups
 
 State = Mapping[str, Any]
 """What `optimizer.state_dict()` gives."""
 
 
-def slice_optimizer(state: State, mask: Mask, *, spec: Spec, names: Sequence[str]) -> dict[str, Any]:
+def slice_optimizer(
+    optimizer: torch.optim.Optimizer | State,
+    mask: Mask,
+    *,
+    spec: Spec,
+    model: nn.Module | None = None,
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Remove units from the state of an optimizer as `apply` removes them from the parameters.
 
     Momentum of SGD, moments of the Adam family and all else that has the shape of its parameter is sliced; numbers such as
     `step` stay. All tensors are copies: `load_state_dict` does not copy, and two optimizers would count the same `step`.
+    Which state belongs to which parameter is known from the parameters themselves, whatever the order of the parameter groups,
+    and also where only some of them are trained. Learning rate schedulers hold no tensors, and go on with their own state.
 
     Args:
-        state: `optimizer.state_dict()` of an optimizer over the parameters before they were pruned.
+        optimizer: over the parameters before they were pruned; or its `state_dict()`, where it was made of
+            `model.named_parameters()`, so that the state has the names (`param_names`).
         mask: group → bool [units], as for `apply`.
         spec: before it is shrunk.
-        names: the parameters' names in the order in which the optimizer has them: `[n for n, _ in model.named_parameters()]`
-            where it was made of `model.parameters()`.
+        model: whose parameters the optimizer has, before it was pruned; not needed with a state that has names.
+        names: of the parameters in the order of the optimizer's groups, only to be checked.
 
     Returns:
-        A new state for `optimizer.load_state_dict` of an optimizer over the pruned parameters in the same order.
+        A new state for `load_state_dict` of an optimizer over the pruned parameters, in the same groups and order.
 
     Raises:
-        ParamsError: the names do not fit, or a state has neither the shape of its parameter nor is a number (Adafactor's
-            factored moments): start that optimizer anew.
+        ParamsError: nothing says which parameter a state belongs to, names or shapes do not fit, or a state has neither the shape
+            of its parameter nor is a number (Adafactor's factored moments, L-BFGS): start that optimizer anew.
         MaskError: the mask does not fit the spec.
 
     >>> import prunefn as pf
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> spec = pf.trace(model, (torch.randn(2, 4),))
     >>> optimizer = torch.optim.Adam(model.parameters())
     >>> model(torch.randn(2, 4)).sum().backward()
     >>> optimizer.step()
-    >>> mask, names = {"0": torch.tensor([True, False, True])}, [n for n, _ in model.named_parameters()]
-    >>> small = slice_optimizer(optimizer.state_dict(), mask, spec=spec, names=names)
+    >>> small = slice_optimizer(optimizer, {"0": torch.tensor([True, False, True])}, spec=spec, model=model)
     >>> [tuple(s["exp_avg"].shape) for s in small["state"].values()]
     [(2, 4), (2,), (2, 2), (2,)]
     """
     check_mask(mask, spec)
-    by_index = _names(state, names, spec)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        state, known = optimizer.state_dict(), _names_by_identity(optimizer, model, spec)
+    else:
+        state, known = optimizer, _names_in_state(optimizer)
+    if unknown := [n for n in known if n not in spec.axes]:
+        raise ParamsError(f"the spec has no parameter {unknown[0]!r}{nearest(unknown[0], spec.axes)}")
+    _check_order(names, known, spec)
+    order = [i for g in state["param_groups"] for i in g["params"]]
+    by_index = dict(zip(order, known, strict=True))
     out = {i: {k: _sliced(v, k, by_index[i], mask, spec) for k, v in of.items()} for i, of in state["state"].items()}
     return {**state, "state": out, "param_groups": [{**g} for g in state["param_groups"]]}
 
@@ -71,8 +90,11 @@ def slice_state(state: Mapping[str, State], mask: Mask, *, spec: Spec) -> dict[s
 def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     """Which elements of each parameter a mask keeps: parameter → bool of its shape; parameters that are whole are left out.
 
+    What is False is what `zero` sets to zero: of weight norm the gain, not the direction.
+
     Raises:
         MaskError: the mask does not fit the spec.
+        ParamsError: a weight is computed such that nothing makes it zero, as for `zero`.
 
     >>> import prunefn as pf
     >>> spec = pf.trace(torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)), (torch.randn(2, 1),))
@@ -80,18 +102,12 @@ def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     {'0.weight': [[True], [False], [True]], '0.bias': [True, False, True], '1.weight': [[True, False, True]]}
     """
     check_mask(mask, spec)
+    check_zeroable(spec, mask)
     out: dict[str, Tensor] = {}
     for name, axes in spec.axes.items():
-        if name not in spec.parameters:
-            continue
-        kept = [keep(a, mask, spec.sizes) if any(g in mask for g in leaves(a)) else None for a in axes]
-        if all(k is None or bool(k.all()) for k in kept):
-            continue
-        both = torch.ones(spec.shape(name), dtype=torch.bool)
-        for d, k in enumerate(kept):
-            if k is not None:
-                both &= k.reshape(-1, *(1,) * (len(axes) - d - 1))
-        out[name] = both
+        zeros = zeroed_groups(spec, name, mask) if name in spec.parameters else {}
+        if any(not bool(keep(a, zeros, spec.sizes).all()) for a in axes if any(g in zeros for g in leaves(a))):
+            out[name] = fill(torch.ones(spec.shape(name), dtype=torch.bool), axes, zeros, spec)
     return out
 
 
@@ -118,22 +134,68 @@ def hold_zero(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
                 t.masked_fill_(~kept.to(t.device), 0)
 
 
-def _names(state: State, names: Sequence[str], spec: Spec) -> dict[int, str]:
-    """Index in the state → name."""
-    order = [i for g in state["param_groups"] for i in g["params"]]
-    if len(order) != len(names):
+def _names_by_identity(optimizer: torch.optim.Optimizer, model: nn.Module | None, spec: Spec) -> list[str]:
+    """The names of the optimizer's parameters, in the order of its groups."""
+    if model is None:
         raise ParamsError(
-            f"the optimizer has {len(order)} parameters, but {len(names)} names were given; give the names in its order, such as "
-            "[n for n, _ in model.named_parameters()]"
+            "slice_optimizer needs the model that the optimizer is over, to know its parameters: slice_optimizer(optimizer, mask, "
+            "spec=spec, model=model), with the model before it was pruned"
         )
-    if unknown := [n for n in names if n not in spec.axes]:
-        raise ParamsError(f"the spec has no parameter {unknown[0]!r}{nearest(unknown[0], spec.axes)}")
-    return dict(zip(order, names, strict=True))
+    known = {id(p): n for n, p in model.named_parameters()}
+    out: list[str] = []
+    for at, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            if id(p) not in known:
+                raise ParamsError(
+                    f"parameter group {at} of the optimizer has a tensor of shape {tuple(p.shape)} that is no parameter of the "
+                    "model; give the model that the optimizer was made of, before it was pruned"
+                )
+            name = known[id(p)]
+            if name in spec.axes and tuple(p.shape) != spec.shape(name):
+                raise ParamsError(
+                    f"{name!r} has shape {tuple(p.shape)}, but the spec says {spec.shape(name)}; give the spec before it is shrunk"
+                )
+            out.append(name)
+    return out
+
+
+def _names_in_state(state: State) -> list[str]:
+    """The names that a state keeps, in the order of its groups."""
+    groups = state["param_groups"]
+    if any(len(g.get("param_names", ())) != len(g["params"]) for g in groups):
+        raise ParamsError(
+            "a state_dict does not say which parameter a state belongs to, and the order of names cannot be checked; give the "
+            "optimizer itself and its model, slice_optimizer(optimizer, mask, spec=spec, model=model), or make the optimizer of "
+            "model.named_parameters(), whose state keeps the names"
+        )
+    return [n for g in groups for n in g["param_names"]]
+
+
+def _check_order(names: Sequence[str] | None, known: Sequence[str], spec: Spec) -> None:
+    """The names that were given are those of the optimizer, in its order; tied parameters go by any of their names."""
+    if names is None:
+        return
+    if len(names) != len(known):
+        raise ParamsError(
+            f"the optimizer has {len(known)} parameters, but {len(names)} names were given; leave names out, or give them in its order"
+        )
+    for at, (given, name) in enumerate(zip(names, known, strict=True)):
+        if spec.tied.get(given, given) != spec.tied.get(name, name):
+            raise ParamsError(
+                f"names[{at}] is {given!r}, but the optimizer has {name!r} there; leave names out, or give them in the order of its "
+                "parameter groups"
+            )
 
 
 def _sliced(value: Any, key: str, name: str, mask: Mask, spec: Spec) -> Any:
     if not isinstance(value, Tensor):
-        return value
+        inside = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.ndim]
+        if inside and any(not bool(m.all()) for m in mask.values()):  # L-BFGS keeps all parameters in one vector
+            raise ParamsError(
+                f"the optimizer's {key!r} of {name!r} is a {type(value).__name__} of tensors, so that nobody knows what to remove "
+                "from it; start the optimizer anew"
+            )
+        return pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)
     if not value.ndim:
         return value.clone()
     shape = spec.shape(name)

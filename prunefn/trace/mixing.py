@@ -1,0 +1,72 @@
+"""Units that change each other through numbers computed from parameters, such as the norm that spectral norm divides a weight by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..types import FrozenDict, Group
+from .expr import Axis, leaves
+from .program import Program, Size, refs
+
+CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.convolution.", "aten.conv_transpose")
+RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
+LAYERS = (
+    "aten.linear.",
+    *CONVOLUTIONS,
+    *RECURRENT,
+    "aten.embedding.",
+    "aten.layer_norm.",
+    "aten.scaled_dot_product_attention.",
+)
+"""Their result is an activation, also where their input is a parameter (learned queries)."""
+
+
+def activations(program: Program) -> frozenset[str]:
+    """Values that depend on the inputs, or on their sizes, or are a layer's result; all others come from parameters alone."""
+    active, batch = {i.name for i in program.inputs}, set(program.batch)
+    for i in program.instructions:
+        args = (i.args, tuple(v for _, v in i.kwargs))
+        if i.op.startswith(LAYERS) or any(r in active for r in refs(args)) or batch & set(_size_leaves(args)):
+            active.add(f"%{i.name}")
+    return frozenset(active)
+
+
+def mixed_by_weights(
+    program: Program, axes: Mapping[str, tuple[Axis, ...]], groups: Mapping[str, Group]
+) -> FrozenDict[str, Group]:
+    """The groups, with the ops noted that reduce parameters over units to a number that the others of the group meet again.
+
+    Args:
+        program: whose values.
+        axes: of its tensors.
+        groups: as found by the rules, which note what activations are mixed by.
+    """
+    active = activations(program)
+    has = {n: _groups(a, groups) for n, a in axes.items()}
+    gone: dict[str, dict[str, str]] = {}  # value → group that was summed over on the way to it → by which op
+    mixed: dict[str, set[str]] = {}
+    for i in program.instructions:
+        value, read = f"%{i.name}", set(refs((i.args, tuple(v for _, v in i.kwargs))))
+        there = {g for r in read for g in has.get(r, ())}
+        known = program.axes.get(value)
+        has[value] = there if known is None else _groups(known, groups)
+        gone[value] = {g: op for r in read for g, op in gone.get(r, {}).items()}
+        for g in has[value] & set(gone[value]):
+            mixed.setdefault(g, set()).add(gone[value][g])
+        if value not in active:
+            gone[value] |= dict.fromkeys(there - has[value], i.op)
+    new = {n: g._replace(mixed_by=tuple(sorted({*g.mixed_by, *mixed.get(n, ())}))) for n, g in groups.items()}
+    return FrozenDict(new)
+
+
+def _groups(axes: tuple[Axis, ...], groups: Mapping[str, Group]) -> set[str]:
+    return {leaf for axis in axes for leaf in leaves(axis) if leaf in groups}
+
+
+def _size_leaves(args: Any) -> Iterator[str]:
+    if isinstance(args, Size):
+        yield from leaves(args.axis)
+    elif isinstance(args, tuple):
+        for a in args:
+            yield from _size_leaves(a)
