@@ -120,7 +120,7 @@ def apply_checkpoint(
             if name in there:
                 bar.update(sum(j.dense.nbytes for j in room))
             else:
-                atomic.write(target / name, lambda part, room=room: _write(part, room, metadata, bar), alone=True)
+                atomic.write(target / name, lambda part, room=room: _write(part, room, metadata, bar))
     nbytes = sum(j.small.nbytes for room in rooms.values() for j in room)
     if len(rooms) > 1:
         places = {j.name: name for name, room in rooms.items() for j in room}
