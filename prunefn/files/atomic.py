@@ -148,7 +148,9 @@ def _place(path: str | os.PathLike[str]) -> _Place:
 def _pour(file: Path, target: Path) -> None:
     """Copy a finished file into a device or a pipe."""
     try:
-        handle = os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)  # a pipe without a reader would wait for ever
+        handle = os.open(
+            target, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK
+        )  # a pipe without a reader would wait for ever
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise PruneError(f"{target} is a pipe that nobody reads; start its reader first") from error

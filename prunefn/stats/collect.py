@@ -87,7 +87,7 @@ def collect_stats(
 
     Raises:
         BatchError: no batches, or a batch that does not fit.
-        StatsError: a site's input is not finite; the params changed during the pass; the covariances do not fit into memory; a criterion needs what nobody knows;
+        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows;
             the file is of something else, or is not what these batches begin with.
         ParamsError: something does not fit the spec; DTensors, with a criterion that needs gradients or with `resume`.
 
