@@ -52,7 +52,8 @@ def compensate(
         New params of the same shapes; `apply` them next. A warning says where `affine` has few samples for its estimate.
 
     Raises:
-        StatsError: a site that loses inputs has no mean, or what the method needs was not measured; the message names it.
+        StatsError: a site that loses inputs has no mean, or what the method needs was not measured; the message names it. Or
+            stats are of other params: to use them all the same, give their `sites`.
         ParamsError: a weight cannot be rewritten, and the method does not say what to do otherwise.
         MaskError, ParamsError: something does not fit the spec.
 
@@ -68,7 +69,7 @@ def compensate(
     check_mask(mask, spec)
     check_names(params, spec)
     if isinstance(means, Stats):
-        check_stats(means, spec)
+        check_stats(means, spec, params)
     if method.repair is None:
         return dict(params)
     return written(params, repairs(params, means, mask, spec=spec, method=method), spec)

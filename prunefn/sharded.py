@@ -220,6 +220,17 @@ def with_constants(spec: Spec, model: nn.Module) -> Spec:
 
 # ---- processes in step
 
+
+def agreed(names: list[str], params: Mapping[str, Tensor]) -> list[str]:
+    """Names that any process gives, on all of those that share the params, so that all of them raise or none."""
+    mesh = next((t.device_mesh for t in params.values() if is_sharded(t)), None)
+    for group in [] if mesh is None else mesh.get_all_groups():
+        found: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(found, names, group=group)
+        names = sorted({n for part in found for n in part})
+    return names
+
+
 DONE, MORE, FAILED = range(3)
 
 

@@ -161,6 +161,43 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.
         prune()
 
 
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    t = NETS["cnn"]()
+    mask, src, dst = masks_of(t.spec), tmp_path / "src", tmp_path / "dst"
+    spread(t.params, src, 2)
+    (src / "tokenizer.txt").write_text("of the source")
+
+    def prune(limit: int = 10**9, **options: bool) -> stream.Streamed:
+        return pf.apply_checkpoint(
+            src, dst, mask, spec=t.spec, progress=False, max_shard_bytes=limit, **options
+        )  # fmt: skip
+
+    dst.write_text("a file")
+    with pytest.raises(pf.PruneError, match="dst is a file; give a folder"):
+        prune(overwrite=True)
+    dst.unlink()
+    dst.mkdir()
+    (dst / "notes.txt").write_text("of the user")
+    (dst / "tokenizer.txt").write_text("of the user")
+    with pytest.raises(pf.PruneError, match=r"tokenizer.txt exists and is another than .*overwrite=True"):
+        prune()
+    assert sorted(p.name for p in dst.iterdir()) == ["notes.txt", "tokenizer.txt"]
+    assert (dst / "tokenizer.txt").read_text() == "of the user"
+    prune(limit=200, overwrite=True)
+    assert (dst / "tokenizer.txt").read_text() == "of the source"
+    with pytest.raises(pf.PruneError, match="overwrite=True"):
+        prune()
+    prune(overwrite=True)
+    assert sorted(p.name for p in dst.iterdir()) == ["model.safetensors", "notes.txt", "tokenizer.txt"]
+    assert (dst / "notes.txt").read_text() == "of the user"
+    small = pf.apply(t.params, mask, spec=t.spec)
+    assert all(torch.equal(v, small[n]) for n, v in pf.load_params(dst, spec=t.spec).params.items())
+    (dst / "model.safetensors").unlink()
+    (dst / "model.safetensors").symlink_to(next(src.glob("*.safetensors")))
+    with pytest.raises(pf.PruneError, match="is a link"):
+        prune(overwrite=True)
+
+
 def test_what_does_not_fit(tmp_path: Path) -> None:
     t = NETS["cnn"]()
     mask, name = masks_of(t.spec), next(iter(t.params))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunefn as pf
+from prunefn.stats.fingerprint import fingerprint
 from prunefn.stats.moments import merge_moments, site_moments
 from prunefn.trace.rules import Geometry
 from prunefn.types import Moments
@@ -492,3 +494,46 @@ def test_a_loader_over_a_stream() -> None:
     t = traced(mlp(3, 4, 2), randn(2, 3))
     loader = torch.utils.data.DataLoader(Stream(), batch_size=3)
     assert pf.collect_stats(t.params, loader, spec=t.spec).samples == 7
+
+
+def test_statistics_know_the_weights_that_they_were_measured_on(tmp_path: Path) -> None:
+    model, x = mlp(4, 6, 2), randn(8, 4)
+    t = traced(model, x)
+    params = pf.params(model)
+    stats, frozen = (pf.collect_stats(p, [x], spec=t.spec) for p in (params, {n: v.clone() for n, v in params.items()}))
+    assert pf.merge_stats(stats, frozen).samples == 16
+    mask = pf.select(pf.score(stats), 0.5, spec=t.spec)
+    with torch.no_grad():
+        model[0].weight.data[0, 0] *= -1  # neither autograd nor a version counter sees it
+    other = pf.collect_stats(params, [x], spec=t.spec)
+    for use in (
+        lambda: pf.merge_stats(stats, other),
+        lambda: pf.score(stats),
+        lambda: pf.score(stats, criterion=pf.criteria.magnitude()),
+        lambda: pf.residual(stats, mask, spec=t.spec),
+        lambda: pf.compensate(params, stats, mask, spec=t.spec),
+        lambda: pf.compensate(params, frozen, mask, spec=t.spec),
+    ):
+        with pytest.raises(pf.StatsError, match=r"of (different|other) parameters"):
+            use()
+    pf.compensate(params, frozen.sites, mask, spec=t.spec)
+    pf.save_stats(stats, tmp_path / "stats")
+    with pytest.raises(pf.StatsError, match=r"other parameters: '0.weight' differs"):
+        pf.load_stats(tmp_path / "stats", spec=t.spec, params=params)
+    assert pf.load_stats(tmp_path / "stats", spec=t.spec, params=frozen.params).samples == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_any_change_of_a_large_tensor_changes_its_fingerprint(dtype: torch.dtype) -> None:
+    w = torch.randn(301, 171, generator=torch.Generator().manual_seed(0)).to(dtype)
+    changes = (
+        torch.neg, lambda t: t.flip(0), lambda t: t.roll(1), lambda t: t * 2, lambda t: t.mT.contiguous().view_as(t),
+        lambda t: torch.cat([-t[:2], t[2:]]), lambda t: torch.cat([t[1:2], t[:1], t[2:]]), torch.zeros_like,
+    )  # fmt: skip
+    seen = [fingerprint(w), *(fingerprint(change(w)) for change in changes)]
+    for i in (0, 1, 4097, w.numel() - 1):
+        nudged = w.clone().reshape(-1)
+        nudged[i] = -nudged[i]
+        seen.append(fingerprint(nudged.view_as(w)))
+    assert len(set(seen)) == len(seen)
+    assert fingerprint(w) == seen[0] == fingerprint(w.mT.contiguous().mT)

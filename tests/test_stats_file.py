@@ -173,16 +173,16 @@ def test_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(pf.StatsError, match="plain holds no statistics that this version can read: it has no format"):
         load(tmp_path / "plain", stats)
     pf.save(mlp(3, 4, 2), tmp_path / "model.safetensors")
-    with pytest.raises(pf.StatsError, match="its format is '2' instead of 'stats 2'"):
+    with pytest.raises(pf.StatsError, match="its format is '2' instead of 'stats 3'"):
         load(tmp_path / "model.safetensors", stats)
-    save_file({"a": randn(3)}, tmp_path / "newer", {"prunefn": "stats 3"})
-    with pytest.raises(pf.StatsError, match="its format is 'stats 3' instead of 'stats 2'"):
+    save_file({"a": randn(3)}, tmp_path / "newer", {"prunefn": "stats 4"})
+    with pytest.raises(pf.StatsError, match="its format is 'stats 4' instead of 'stats 3'"):
         load(tmp_path / "newer", stats)
     for header in ("{}", "[]", "1", "{", '{"spec": 1, "params": {}}'):
-        save_sealed(tmp_path / "broken", {"a": randn(3)}, {"prunefn": "stats 2", "header": header})
+        save_sealed(tmp_path / "broken", {"a": randn(3)}, {"prunefn": "stats 3", "header": header})
         with pytest.raises(pf.StatsError, match="broken is damaged"):
             load(tmp_path / "broken", stats)
-    save_file({"a": randn(3)}, tmp_path / "unsealed", {"prunefn": "stats 2", "header": "{}"})
+    save_file({"a": randn(3)}, tmp_path / "unsealed", {"prunefn": "stats 3", "header": "{}"})
     with pytest.raises(pf.StatsError, match=r"unsealed is damaged.*it has no seal"):
         load(tmp_path / "unsealed", stats)
     with pytest.raises(FileNotFoundError):
@@ -205,7 +205,7 @@ def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
 
 def test_a_file_of_statistics_is_no_model(tmp_path: Path) -> None:
     pf.save_stats(measured("mlp"), tmp_path / "stats.safetensors")
-    with pytest.raises(pf.ParamsError, match="has format 'stats 2'"):
+    with pytest.raises(pf.ParamsError, match="has format 'stats 3'"):
         pf.load(mlp(3, 4, 2), tmp_path / "stats.safetensors")
 
 
@@ -332,11 +332,19 @@ def test_batches_in_another_order_are_refused(tmp_path: Path) -> None:
     data, path = batches("cnn"), tmp_path / "stats"
     go(data, path, max_batches=3)
     with pytest.raises(
-        pf.StatsError, match=r"batch 3 is not the one that .*stats ends with, so that some samples would"
+        pf.StatsError, match=r"batch 1 is not the one that .*stats was measured on, so that some samples would"
     ):
         go(data[::-1], path)
     with pytest.raises(pf.StatsError, match="stats is of 3 batches, but there are only 2"):
         go(data[:2], path)
+    identical(go(data, path), go(data, None))
+
+
+def test_each_batch_that_is_skipped_is_checked(tmp_path: Path) -> None:
+    data, path = batches("cnn"), tmp_path / "stats"
+    go(data, path, max_batches=3)
+    with pytest.raises(pf.StatsError, match=r"batch 2 is not the one that .*stats was measured on"):
+        go([data[0], data[1] + 1, *data[2:]], path)
     identical(go(data, path), go(data, None))
 
 
@@ -406,7 +414,7 @@ def test_batches_of_any_form_are_recognised(tmp_path: Path) -> None:
         identical(stats, pf.collect_stats(t.params, data, spec=t.spec))
         other = [form(x, i + 1) for i, x in enumerate(randn(8, 3).split(2))]
         pf.collect_stats(t.params, data, spec=t.spec, resume=tmp_path / f"{n}b", max_batches=2)
-        with pytest.raises(pf.StatsError, match="batch 2 is not the one"):
+        with pytest.raises(pf.StatsError, match="batch 1 is not the one"):
             pf.collect_stats(t.params, other, spec=t.spec, resume=tmp_path / f"{n}b")
 
 

@@ -8,7 +8,6 @@ show in the time stamps of a coarse file system.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -19,10 +18,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ..errors import PruneError
-from ..files.atomic import write_text
+from ..files.sealed_json import read_sealed, write_sealed
 from ..latency.cache import file_name, folder_of
 
-FORMAT = 1
+FORMAT = 2
 SETTLED = 2 * 10**9
 """Nanoseconds."""
 
@@ -103,15 +102,18 @@ def _read(path: Path, root: Path) -> dict[str, Listed]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_sealed(path)
         if (found["format"], found["root"]) != (FORMAT, str(root)):
             raise ValueError(
                 f"format {found['format']!r} of {found['root']!r} instead of format {FORMAT} of {str(root)!r}"
             )
-        return {
+        known = {
             name: Listed({str(k): int(v) for k, v in entry["folders"].items()}, [str(f) for f in entry["files"]])
             for name, entry in found["classes"].items()
         }
+        for name, listed in known.items():
+            _check_inside(name, [*listed.folders, *listed.files])
+        return known
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise PruneError(
             f"the list of images {path} is damaged, or is something else ({type(e).__name__}: {e}); delete it, and "
@@ -119,12 +121,24 @@ def _read(path: Path, root: Path) -> dict[str, Listed]:
         ) from e
 
 
+def _check_inside(name: str, paths: Iterable[str]) -> None:
+    """A list names nothing outside its class.
+
+    Raises:
+        ValueError: names a path that is.
+    """
+    for path in paths:
+        parts = Path(path).parts
+        if parts[:1] != (name,) or ".." in parts:
+            raise ValueError(f"the path {path!r} is not in the folder of class {name!r}")
+
+
 def _write(path: Path, root: Path, listed: Mapping[str, Listed]) -> None:
     """To another file first, which is then renamed. Where it cannot be written, a warning says so."""
     content = {"format": FORMAT, "root": str(root), "classes": {c: v._asdict() for c, v in listed.items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(content, indent=0))
+        write_sealed(path, content)
     except OSError as e:
         warnings.warn(
             f"the list of images of {root} cannot be kept in {path.parent} ({e.strerror}) and is made anew every time; "

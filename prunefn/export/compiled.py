@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def program(
     """
 
     def make(example: Example, file: Path) -> Run:
-        torch.export.save(exported(example), file)
+        made = exported(example)
+        save_bytes(file, lambda buffer: torch.export.save(made, buffer))
         return Flat(torch.export.load(file).module(), example)
 
     return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
@@ -103,11 +105,18 @@ def torchscript(
         inputs = tensors_of((example.args, example.kwargs))
         with torch.no_grad():
             traced = torch.jit.trace(_Traced(example), tuple(inputs), check_trace=False)
-        torch.jit.save(traced, str(file))
+        save_bytes(file, lambda buffer: torch.jit.save(traced, buffer))
         loaded = torch.jit.load(str(file))
         return lambda given: tensors_of(loaded(*given))
 
     return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
+
+
+def save_bytes(file: Path, save: Callable[[BytesIO], object]) -> None:
+    """Write a file through memory: on a full disk, torch's own writer of archives ends the process."""
+    buffer = BytesIO()
+    save(buffer)
+    file.write_bytes(buffer.getbuffer())
 
 
 class Flat:

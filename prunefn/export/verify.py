@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from ..errors import PruneError
+from ..files import atomic
 from ..forward import forward
 from ..io.graph import graph_module
 from ..trace.expr import Leaf
@@ -111,15 +110,12 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if not target.parent.is_dir():
         raise PruneError(f"there is no folder {target.parent} to write {target.name} into")
-    folder = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
+    with atomic.workroom(target) as room:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters about themselves
-            yield Path(folder) / target.name
-        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == target.name):
-            os.replace(file, target.parent / file.name)  # data beside the graph first
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            yield room / target.name
+        for file in sorted(room.iterdir(), key=lambda f: f.name == target.name):  # data beside the graph first
+            atomic.move(file, target if file.name == target.name else target.parent / file.name)
 
 
 def verified(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from ..errors import StatsError
-from ..stats import Stats
-from ..stats.fingerprint import origin
+from ..sharded import is_sharded
+from ..stats import Stats, check_stats
+from ..stats.fingerprint import origin, taken
 from ..stats.saved import read, write
 from ..trace.spec import Spec
 from ..types import FrozenDict, Params
@@ -15,7 +16,7 @@ from ..types import FrozenDict, Params
 def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
     """Write statistics as safetensors, to a new file or over an old one.
 
-    The spec and the parameters are not in the file, but fingerprints of them are (sha256), which `load_stats` checks.
+    The spec and the parameters are not in the file, but fingerprints of them are, taken when they were measured, which `load_stats` checks.
 
     Args:
         stats: of `collect_stats`, `merge_stats` or `sync_stats`.
@@ -38,7 +39,9 @@ def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
         raise StatsError(
             "the statistics are empty, there is nothing to save; use collect_stats(params, batches, spec=spec)"
         )
-    write(path, stats, origin(stats.spec, stats.params))
+    if any(is_sharded(t) for t in stats.params.values()):
+        check_stats(stats, stats.spec)  # the whole tensors are hashed here, so they must be those that were measured
+    write(path, stats, origin(stats.spec, stats.params, stats.fingerprints))
 
 
 def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> Stats:
@@ -52,4 +55,5 @@ def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> S
     Raises:
         StatsError: it is no such file, it is damaged, or of another spec or other parameters (names what differs).
     """
-    return read(path, Stats(spec, FrozenDict(params)), origin(spec, params))[0]
+    start = Stats(spec, FrozenDict(params), fingerprints=FrozenDict(taken(params)))
+    return read(path, start, origin(spec, params, start.fingerprints))[0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +66,7 @@ def apply_checkpoint(
     spec: Spec,
     progress: bool = True,
     max_shard_bytes: int = 4_000_000_000,
+    overwrite: bool = False,
 ) -> Streamed:
     """`apply` from file to file, for models larger than memory: no more than some rows of one tensor are held at a time.
 
@@ -79,6 +83,8 @@ def apply_checkpoint(
         spec: of the checkpoint; it needs no weights, so trace a model on `meta`.
         progress: show a bar.
         max_shard_bytes: at which a new file begins; a single tensor may be larger.
+        overwrite: replace a checkpoint of something else in `dst`, and files there that have names of the source's; all else
+            that is in the folder stays.
 
     Returns:
         What was written. `load_params(dst, spec=spec)` and `lazy_params(dst, spec=shrink(spec, mask))` read it.
@@ -86,7 +92,8 @@ def apply_checkpoint(
     Raises:
         ParamsError: the checkpoint is not of this spec, or is damaged; names file and tensor.
         MaskError: the mask does not fit the spec.
-        PruneError: `dst` holds a checkpoint of something else.
+        PruneError: `dst` is a file, the folder of the source, or holds a checkpoint of something else or a file that differs from
+            the source's of this name (without `overwrite`).
 
     >>> import tempfile, torch, prunefn as pf
     >>> from safetensors.torch import save_file
@@ -111,8 +118,13 @@ def apply_checkpoint(
     metadata[JOB] = _fingerprint(found, metadata, max_shard_bytes)
     if target.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise PruneError(f"{target} is the folder of the source; give another")
+    _check_target(source, target, rooms, overwrite=overwrite or _is_ours(target, metadata[JOB]))
     target.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        _remove_others(target, rooms, metadata[JOB])
     there = _there(target, rooms, metadata[JOB])
+    if not there:
+        atomic.write_text(target / UNFINISHED, metadata[JOB])
     config = _copy_rest(source, target, spec, mask) if source.is_dir() else None
     total = sum(j.dense.nbytes for room in rooms.values() for j in room)
     with tqdm(total=total, desc="pruning", unit="B", unit_scale=True, disable=not progress) as bar:
@@ -120,7 +132,8 @@ def apply_checkpoint(
             if name in there:
                 bar.update(sum(j.dense.nbytes for j in room))
             else:
-                atomic.write(target / name, lambda part, room=room: _write(part, room, metadata, bar), alone=True)
+                atomic.write(target / name, lambda part, room=room: _write(part, room, metadata, bar))
+                (target / UNFINISHED).unlink(missing_ok=True)
     nbytes = sum(j.small.nbytes for room in rooms.values() for j in room)
     if len(rooms) > 1:
         places = {j.name: name for name, room in rooms.items() for j in room}
@@ -187,6 +200,67 @@ def _fingerprint(found: tuple[Shard, ...], metadata: Mapping[str, str], limit: i
     return digest.hexdigest()
 
 
+UNFINISHED = ".prunefn-unfinished"
+"""A file in the target until its first file of tensors is complete; it holds the job."""
+
+
+def _is_ours(target: Path, job: str) -> bool:
+    """Whether the target is of this job, finished or not."""
+    if (target / UNFINISHED).is_file() and (target / UNFINISHED).read_bytes() == job.encode():
+        return True
+    for path in target.glob("*.safetensors") if target.is_dir() else ():
+        with suppress(FormatError, OSError), Reader(path) as reader:
+            if reader.metadata.get(JOB) == job:
+                return True
+    return False
+
+
+def _check_target(source: Path, target: Path, names: Collection[str], *, overwrite: bool) -> None:
+    """Nothing is written over that somebody else wrote.
+
+    Raises:
+        PruneError: names the file.
+    """
+    if target.exists() and not target.is_dir():
+        raise PruneError(f"{target} is a file; give a folder")
+    for name in (*names, INDEX):
+        if (target / name).is_symlink():  # it may lead to the source
+            raise PruneError(f"{target / name} is a link, and what is behind it would be replaced; delete the link")
+    for path in _others(source) if source.is_dir() else ():
+        old = target / path.name
+        if old.exists() and (old.samefile(path) or not (overwrite or filecmp.cmp(path, old, shallow=False))):
+            raise PruneError(f"{old} exists and is another than {path}; give an empty folder, or overwrite=True")
+    for name in (INDEX, CONFIG, f"dense_{CONFIG}"):
+        if (target / name).exists() and not overwrite and (name == INDEX or (source / CONFIG).exists()):
+            raise PruneError(
+                f"{target / name} exists and is of another source, mask, spec or max_shard_bytes than this call; give an empty "
+                "folder, or overwrite=True"
+            )
+
+
+def _remove_others(target: Path, names: Collection[str], job: str) -> None:
+    """Remove a checkpoint of something else: the index first, so that at no time half of one can be loaded."""
+    stale = []
+    for path in sorted(target.glob("*.safetensors")):
+        try:
+            with Reader(path) as reader:
+                mine = reader.metadata.get(JOB) == job and path.name in names
+            if mine:
+                check_seal(path)
+        except (FormatError, OSError):
+            mine = False
+        stale += [] if mine else [path]
+    if stale or len(names) == 1:
+        (target / INDEX).unlink(missing_ok=True)
+    for path in stale:
+        if SHARD.fullmatch(path.name):
+            path.unlink()
+
+
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""Names of files of tensors, as transformers gives them."""
+
+
 def _there(target: Path, names: Collection[str], job: str) -> set[str]:
     """The files of this job that are complete.
 
@@ -204,7 +278,8 @@ def _there(target: Path, names: Collection[str], job: str) -> set[str]:
             raise PruneError(f"{path} is damaged: {error}; delete it, and call again to write it anew") from error
         if not mine:
             raise PruneError(
-                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, or delete it"
+                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, delete it, or say "
+                "overwrite=True"
             )
         found.add(path.name)
     if len(found) < len(names):
@@ -214,8 +289,8 @@ def _there(target: Path, names: Collection[str], job: str) -> set[str]:
 
 def _copy_rest(source: Path, target: Path, spec: Spec, mask: Mask) -> Path | None:
     """Tokenizers and the like as they are, and the config at the new sizes; where it is."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not _is_weights(path.name) and path.name != CONFIG:
+    for path in _others(source):
+        if not (target / path.name).exists() or not filecmp.cmp(path, target / path.name, shallow=False):
             atomic.write(target / path.name, lambda part, path=path: shutil.copyfile(path, part))
     if not (source / CONFIG).exists():
         return None
@@ -224,6 +299,11 @@ def _copy_rest(source: Path, target: Path, spec: Spec, mask: Mask) -> Path | Non
     atomic.write_text(target / name, (source / CONFIG).read_text(encoding="utf-8") if new is None else new)
     (target / (CONFIG if new is None else f"dense_{CONFIG}")).unlink(missing_ok=True)
     return None if new is None else target / name
+
+
+def _others(source: Path) -> list[Path]:
+    """Files that are copied as they are."""
+    return [p for p in sorted(source.iterdir()) if p.is_file() and not _is_weights(p.name) and p.name != CONFIG]
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".part")

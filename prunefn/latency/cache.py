@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import PruneError
-from ..files.atomic import write_text
+from ..files.sealed_json import read_sealed, write_sealed
 
 EVERY = 3.0
 """Seconds from one writing to the next."""
-FORMAT = 1
+FORMAT = 2
 
 
 def folder_of(cache: str | os.PathLike[str] | None, kind: str = "latency") -> Path:
@@ -55,7 +54,7 @@ class Cache:
         """To another file first, which is then renamed; what another process has written meanwhile stays."""
         self.seconds = {**read(self.path), **self.seconds}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps({"format": FORMAT, "seconds": self.seconds}, indent=0))
+        write_sealed(self.path, {"format": FORMAT, "seconds": self.seconds})
         self.written = time.monotonic()
 
 
@@ -68,7 +67,7 @@ def read(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_sealed(path)
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r} instead of {FORMAT}")
         seconds = {str(k): float(v) for k, v in found["seconds"].items()}

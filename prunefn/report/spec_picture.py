@@ -92,7 +92,7 @@ def picture(spec: Spec, path: Path | str) -> None:
         dpi = min(DPI, MOST_PIXELS / max(place.size))
         figure.savefig(drawn, format=kind, dpi=dpi, metadata=metadata)
     if kind != "svg":
-        atomic.write(path, lambda name: Path(name).write_bytes(drawn.getvalue()))
+        atomic.write_bytes(path, drawn.getvalue())
         return
     titles = {_id(i): spec.explain(g) for i, g in enumerate(spec.groups)}
     text = svg.titled(drawn.getvalue().decode(), titles)

@@ -19,12 +19,13 @@ from ..batches import device_of, each, inputs_of
 from ..errors import BatchError, StatsError
 from ..forward import Compiled, compiled
 from ..params import check_names
-from ..sharded import check_plain, gather, is_sharded, together
+from ..sharded import agreed, check_plain, gather, is_sharded, together
 from ..trace.expr import size
 from ..trace.rules import Geometry
 from ..trace.spec import Spec
 from ..types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
 from ..where import sites_of
+from .fingerprint import fingerprint, taken
 from .moments import merge_moments, site_moments, tap_means
 from .saved import Plan, resumed
 
@@ -47,6 +48,8 @@ class Stats(NamedTuple):
     batches: int = 0
     samples: int = 0
     """Of all batches: the sum of their sizes."""
+    fingerprints: Mapping[str, str] = FrozenDict()
+    """Parameter → fingerprint at the time when it was measured; `params` are the live tensors, which training changes."""
 
 
 def collect_stats(
@@ -97,7 +100,7 @@ def collect_stats(
     """
     check_names(params, spec)
     chosen = [criterion] if isinstance(criterion, Criterion) else list(criterion)
-    start = Stats(spec, FrozenDict(params))
+    start = Stats(spec, FrozenDict(params), fingerprints=FrozenDict(taken(params)))
     if batches is None:
         if needy := [c.name for c in chosen if c.data]:
             raise BatchError(f"criterion {needy[0]!r} needs batches")
@@ -267,7 +270,7 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
         return b if a.spec is None else a
     if a.spec != b.spec:
         raise StatsError("the statistics are of different specs; collect both with the same spec")
-    if any(not _same(t, b.params.get(n)) for n, t in a.params.items()):
+    if not (a.params is b.params and a.fingerprints is b.fingerprints) and _others(a, b):
         raise StatsError("the statistics are of different parameters; collect both with the same params")
     sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
     for name, groups in b.sums.items():
@@ -280,6 +283,7 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
         FrozenDict(sums),
         a.batches + b.batches,
         a.samples + b.samples,
+        a.fingerprints,
     )
 
 
@@ -297,17 +301,41 @@ def _merge_sites(a: Mapping[str, Moments], b: Mapping[str, Moments]) -> dict[str
     return out
 
 
-def _same(a: Tensor, b: Tensor | None) -> bool:
-    return b is a or (b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+def _others(a: Stats, b: Stats) -> list[str]:
+    """Names of parameters that differ between the times when they were measured."""
+
+    def same(name: str) -> bool:
+        if name not in a.params or name not in b.params:
+            return False
+        one, two = a.params[name], b.params[name]
+        if name not in a.fingerprints and name not in b.fingerprints and one is two:
+            return True
+        marks = [s.fingerprints.get(name) or fingerprint(gather(t)) for s, t in ((a, one), (b, two))]
+        return marks[0] == marks[1]
+
+    return [name for name in {**a.params, **b.params} if not same(name)]
 
 
-def check_stats(stats: Stats, spec: Spec) -> None:
-    """The statistics are of this spec.
+def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
+    """The statistics are of this spec, and of parameters that are still what was measured.
+
+    Args:
+        stats: of `collect_stats`; of those made by hand, only the spec is checked.
+        spec: that they are used with.
+        params: that they are used with; None: their own.
 
     Raises:
-        StatsError: they are of another one, or empty.
+        StatsError: they are of another spec or other parameters, or empty; names a parameter that differs.
     """
     if stats.spec is None:
         raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
-    if stats.spec != spec:
+    if stats.spec is not spec and stats.spec != spec:
         raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")
+    if not stats.fingerprints:
+        return
+    live = stats.params if params is None else params
+    if wrong := agreed(_others(stats, stats._replace(params=live, fingerprints=FrozenDict(taken(live)))), live):
+        raise StatsError(
+            f"the statistics are of other parameters: {wrong[0]!r} has changed since they were measured, or is another; collect "
+            "them again with these params"
+        )

@@ -8,14 +8,25 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..sharded import gather
+from ..files.on_disk import OnDisk
+from ..sharded import gather, is_sharded
 from ..trace.spec import Spec
 
 PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "parameters", "tied", "train", "capture")
 """Fields by which specs are compared."""
+
+SMALL = 4096
+"""Bytes of a tensor that are hashed as they are."""
+ROW = 1 << 14
+"""Words of 8 bytes that are summed up at a time, so that they stay in the processor's cache."""
+ROWS = 512
+"""Rows at a time on other devices: the intermediate results take 64 MB."""
+WEIGHTS = np.random.Generator(np.random.PCG64(0)).integers(-(2**63), 2**63, ROW, dtype=np.int64) | 1
+"""Odd, so that no change of a single word goes unseen."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -29,8 +40,12 @@ class Origin(NamedTuple):
     """Tensor → fingerprint"""
 
 
-def origin(spec: Spec, params: Mapping[str, Tensor]) -> Origin:
+def origin(spec: Spec, params: Mapping[str, Tensor], measured: Mapping[str, str] | None = None) -> Origin:
     """Fingerprints of a spec and its parameters; DTensors are gathered, so that all processes must call this.
+
+    Args:
+        spec, params: of the statistics.
+        measured: fingerprints that were taken when the parameters were measured, of `taken`; they are not computed again.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -39,10 +54,34 @@ def origin(spec: Spec, params: Mapping[str, Tensor]) -> Origin:
     >>> difference(a, b)
     "other parameters: '2.bias' differs"
     """
+    known = {n: f for n, f in (measured or {}).items() if not f.startswith(PART)}
     return Origin(
         {part: fingerprint(getattr(spec, part)) for part in PARTS},
-        {n: fingerprint(gather(params[n])) for n in sorted(params)},
+        {n: known.get(n) or fingerprint(gather(params[n])) for n in sorted(params)},
     )
+
+
+PART = "part "
+"""Begins the fingerprint of this process's part of a DTensor."""
+
+
+def taken(params: Mapping[str, Tensor]) -> dict[str, str]:
+    """Fingerprints of parameters as they are at this moment; nothing is sent between processes.
+
+    Tensors on disk are left out: reading them raises where their file has changed.
+    """
+    once: dict[tuple[Any, ...], str] = {}
+    out = {}
+    for name, t in params.items():
+        if isinstance(t, OnDisk):
+            continue
+        key: tuple[Any, ...] = (id(t),)
+        if type(t) in (Tensor, torch.nn.Parameter):
+            key = (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device)
+        if key not in once:
+            once[key] = f"{PART}{t.placements} {fingerprint(t.to_local())}" if is_sharded(t) else fingerprint(t)
+        out[name] = once[key]
+    return out
 
 
 def difference(a: Origin, b: Origin) -> str:
@@ -64,7 +103,7 @@ def _listed(names: list[str]) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """128 bits of the sha256 of a value: nested tuples, lists, mappings and sets (in any order), dataclasses, tensors, plain values.
+    """128 bits of a hash of a value: nested tuples, lists, mappings and sets (in any order), dataclasses, tensors, plain values.
 
     >>> fingerprint({"a": torch.zeros(2), "b": 1}) == fingerprint({"b": 1, "a": torch.zeros(2)})
     True
@@ -82,7 +121,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)}:".encode()
         if value.numel() and not value.is_meta:
-            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            yield from _sums(value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8))
     elif (items := _items(value)) is not None:
         yield f"{type(value).__qualname__} {len(items)}:".encode()
         for item in items:
@@ -90,6 +129,28 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     else:
         text = ADDRESS.sub("", repr(value)).encode()
         yield f"{type(value).__qualname__} {len(text)}:".encode() + text
+
+
+def _sums(data: Tensor) -> Iterator[bytes]:
+    """What stands for the bytes of a tensor: sums of its words times fixed weights, the same on every device.
+
+    As an integer sum loses what is carried out of it at the top, the upper halves of the words are summed up once more.
+    """
+    n = 0 if len(data) <= SMALL else len(data) // 8 * 8
+    if n and data.device.type == "cpu":
+        words = data[:n].numpy().view(np.int64)
+        for start in range(0, len(words), ROW):
+            row = words[start : start + ROW]
+            yield np.array([row @ WEIGHTS[: len(row)], (row >> 32) @ WEIGHTS[: len(row)]]).tobytes()
+    elif n:
+        part = data[:n] if data.storage_offset() % 8 == 0 else data[:n].clone()
+        words, weights = part.view(torch.int64), torch.from_numpy(WEIGHTS).to(data.device)
+        whole = len(words) // ROW * ROW
+        for rows in [*words[:whole].view(-1, ROW).split(ROWS), words[whole:][None]]:
+            w = weights[: rows.shape[1]]
+            if rows.numel():
+                yield torch.stack([(rows * w).sum(1), ((rows >> 32) * w).sum(1)], 1).cpu().numpy().tobytes()
+    yield data[n:].cpu().numpy().tobytes()
 
 
 def _items(value: Any) -> list[Any] | None:

@@ -24,14 +24,14 @@ from .fingerprint import Origin, difference, fingerprint, origin
 if TYPE_CHECKING:
     from .collect import Stats
 
-FORMAT = "stats 2"
+FORMAT = "stats 3"
 
 
 class Mark(NamedTuple):
     """How far a pass over batches has come."""
 
-    last: str = ""
-    """Fingerprint of the last batch that was measured."""
+    batches: tuple[str, ...] = ()
+    """Fingerprints of the batches that were measured, 64 bits each; none where nobody took them."""
     finished: bool = False
     """There were no more batches."""
 
@@ -163,7 +163,8 @@ def _contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[Stats
         batches=int(header["batches"]),
         samples=int(header["samples"]),
     )
-    return stats, Mark(*header["mark"])
+    batches, finished = header["mark"]
+    return stats, Mark(tuple(batches), bool(finished))
 
 
 # ---- going on
@@ -198,7 +199,7 @@ def resumed(
     if not Path(path).parent.is_dir():
         raise StatsError(f"there is no folder {Path(path).parent} to save statistics in; make it first")
     assert start.spec is not None
-    known = origin(start.spec, start.params)
+    known = origin(start.spec, start.params, start.fingerprints)
     total, mark = read(path, start, known) if Path(path).exists() else (start, Mark())
     done = total.batches
     if done:
@@ -207,29 +208,29 @@ def resumed(
             raise StatsError(f"{path} is of {done} batches, but max_batches={most}; ask for as many, or save elsewhere")
         if mark.finished or done == most:
             return total
-    n, batch = 0, None
+    n, marks = 0, [*mark.batches]
     for n, batch in enumerate(batches, 1):
-        if n < done:
+        if n <= done:
+            _check_batch(path, n, batch, mark)
             continue
-        if n == done:
-            _check_last(path, n, batch, mark)
-            continue
+        if len(marks) == n - 1:  # else those of a file of `save_stats`, whose batches nobody took fingerprints of
+            marks.append(fingerprint(batch)[:16])
         total = step(total, batch)
         if n % every == 0 and n != most:
-            write(path, total, known, Mark(fingerprint(batch)))
+            write(path, total, known, Mark(tuple(marks)))
     if n < done:
         raise StatsError(
             f"{path} is of {done} batches, but there are only {n}; give the batches that it was begun with"
         )
-    write(path, total, known, Mark(fingerprint(batch), most is None or n < most))
+    write(path, total, known, Mark(tuple(marks), most is None or n < most))
     return total
 
 
-def _check_last(path: Any, n: int, batch: Batch, mark: Mark) -> None:
-    if mark.last and fingerprint(batch) != mark.last:
+def _check_batch(path: Any, n: int, batch: Batch, mark: Mark) -> None:
+    if n <= len(mark.batches) and fingerprint(batch)[:16] != mark.batches[n - 1]:
         raise StatsError(
-            f"batch {n} is not the one that {path} ends with, so that some samples would count twice and others never; give "
-            "the batches in the same order each time (without shuffling, or seeded), or save elsewhere"
+            f"batch {n} is not the one that {path} was measured on, so that some samples would count twice and others never; "
+            "give the batches in the same order each time (without shuffling, or seeded), or save elsewhere"
         )
 
 

@@ -114,7 +114,9 @@ def _share(stats: Stats) -> _Share:
     return _Share(
         None
         if stats.spec is None
-        else origin(stats.spec, {n: outline(t) if is_sharded(t) else t for n, t in stats.params.items()}),
+        else origin(
+            stats.spec, {n: outline(t) if is_sharded(t) else t for n, t in stats.params.items()}, stats.fingerprints
+        ),
         stats.batches,
         stats.samples,
         {n: _seen(n, m, first.setdefault(id(m.scatter), n)) for n, m in stats.sites.items()},
@@ -251,7 +253,7 @@ def _sums(stats: Stats, shares: list[_Share], wire: Wire, device: torch.device) 
 def _with_spec(stats: Stats, first: int, wire: Wire) -> Stats:
     """The statistics, with the spec and the parameters of the first rank that has them, where this rank has none."""
 
-    def pack() -> tuple[bytes, dict[str, _Layout], dict[str, str]] | None:
+    def pack() -> tuple[bytes, dict[str, _Layout], dict[str, str], Mapping[str, str]] | None:
         if wire.rank != first:
             return None
         check_plain(stats.params, "a rank without statistics", "call collect_stats on every rank, with batches or not")
@@ -260,9 +262,9 @@ def _with_spec(stats: Stats, first: int, wire: Wire) -> Stats:
             n: names.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,), n)
             for n, t in stats.params.items()
         }
-        return pickle.dumps(stats.spec), {n: _layout(t) for n, t in stats.params.items()}, same
+        return pickle.dumps(stats.spec), {n: _layout(t) for n, t in stats.params.items()}, same, stats.fingerprints
 
-    packed, layouts, same = wire.together(pack)[first]
+    packed, layouts, same, fingerprints = wire.together(pack)[first]
     spec = stats.spec
     lacking: list[Spec] = []
     wire.together(lambda: lacking.append(pickle.loads(packed)) if spec is None else None)
@@ -274,4 +276,5 @@ def _with_spec(stats: Stats, first: int, wire: Wire) -> Stats:
                 params[name] = t
     if spec is not None:
         return stats
-    return stats._replace(spec=lacking[0], params=FrozenDict({n: params[same[n]] for n in layouts}))
+    received = FrozenDict({n: params[same[n]] for n in layouts})
+    return stats._replace(spec=lacking[0], params=received, fingerprints=fingerprints)

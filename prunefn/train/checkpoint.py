@@ -19,7 +19,7 @@ FORMAT = 1
 def write(path: Path, fill: Callable[[str], object]) -> None:
     """Let a file of a run be written whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, fill, alone=True)
+    atomic.write(path, fill)
 
 
 def write_text(path: Path, text: str) -> None:
