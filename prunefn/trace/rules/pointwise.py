@@ -54,6 +54,8 @@ def pointwise(call: Call) -> Axes:
 
 
 @rule(
+    "aten.rsub",
+    "aten._add_relu",
     "aten.elu",
     "aten.hardswish",
     "aten.hardsigmoid",
