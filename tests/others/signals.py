@@ -159,12 +159,14 @@ class Slots(nn.Module):
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
-        self.start, self.q, self.kv = nn.Parameter(torch.rand(3, width)), nn.Linear(width, 5), nn.Linear(4, 5 + width)
+        self.dim = 5
+        self.start, self.q = nn.Parameter(torch.rand(3, width)), nn.Linear(width, self.dim)
+        self.kv = nn.Linear(4, self.dim + width)
         self.cell, self.leave = nn.GRUCell(width, width), nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         slots = self.start.expand(len(x), -1, -1)
-        k, v = self.kv(x).split([5, self.start.shape[-1]], -1)
+        k, v = self.kv(x).split([self.dim, self.start.shape[-1]], -1)
         for _ in range(2):
             weights = (k @ self.q(slots).transpose(1, 2)).softmax(-1)
             read = (weights / weights.sum(1, keepdim=True)).transpose(1, 2) @ v
