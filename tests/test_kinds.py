@@ -230,7 +230,7 @@ REAL: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "densenet": (lambda: tv.DenseNet(8, (2, 2), 16), 0, 10),
     "repvgg": (lambda: timm.create_model("repvgg_a0"), 3, 2),
     "vit": (lambda: tv.VisionTransformer(32, 16, 2, 2, 16, 24), 1, 2),
-    "convnext": (lambda: timm.models.ConvNeXt(depths=(1, 2), dims=(8, 12)), 2, 3),
+    "convnext": (lambda: timm.models.ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 12, 16, 20)), 4, 5),
     "mixer": (lambda: timm.models.MlpMixer(img_size=32, num_blocks=2, embed_dim=16), 1, 4),
 }
 """Architecture, its residual streams and its hidden groups."""
