@@ -81,7 +81,7 @@ class Group(NamedTuple):
 
     name: str
     kind: str
-    """`hidden`, `residual`, `heads`, `head_dim` or `groups`."""
+    """`hidden` (inside a block), `residual` (x of x + f(x)), `heads`, `head_dim` or `groups` (of a convolution)."""
     size: int
     """Number of units."""
     members: tuple[Member, ...]

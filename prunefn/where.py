@@ -91,6 +91,9 @@ def _called(name: str, *args: str) -> str:
 def kind(*kinds: str) -> Choice:
     """Groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
 
+    A group is `residual` if some sum adds to a value, carried on unit by unit, what weights compute from that same value: x + f(x).
+    Sums of parallel branches, f(x) + g(x), are inside a block: `hidden`.
+
     Raises:
         PruneError: there is no such kind.
     """

@@ -68,7 +68,7 @@ def test_rules_are_found_from_the_special_to_the_general() -> None:
     relu, flip = torch.ops.aten.relu.default, torch.ops.aten.flip.default
     assert rules.find(relu, {}) is pointwise.pointwise  # by torch's tag
     assert rules.find(torch.ops.aten.relu_.default, {}) is pointwise.pointwise
-    assert rules.find(torch.ops.aten.add_.Tensor, {}) is pointwise.add
+    assert rules.find(torch.ops.aten.add_.Tensor, {}) is pointwise.pointwise
     assert rules.find(flip, {}) is pointwise.scanned
     for key in ("aten.flip.default", "aten.flip"):
         assert rules.find(flip, {key: mine}) is mine

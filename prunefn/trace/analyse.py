@@ -171,15 +171,13 @@ def _same_batch(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
     inputs = call.tensors()
     active = any(v.active for v in inputs)
-    fresh = bool(call.contractions) or call.residual or call.lookup
-    sources = frozenset([node.name]) if fresh else frozenset[str]().union(*(v.sources for v in inputs))
     if call.resized:
         a.resized[node] = call.resized
     a.contractions += call.contractions
     if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
         a.written += out
     values = [
-        Value(node.name, axes, active, sources, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
+        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
         for axes, m in zip(out, metas, strict=True)
     ]
     return values[0] if single else values

@@ -16,6 +16,7 @@ from .program import Slot
 from .rules import Contraction, Reason
 from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
+from .streams import mark_streams
 
 NOT_READ = Reason("nothing reads it at this size of the inputs")
 
@@ -40,6 +41,7 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     order = _tensor_order(captured, a)
     _freeze_outside(a, _users(a, order))
     users = _users(a, order)
+    mark_streams(captured.graph, a, users)
     names = _names(captured, a, contractions, users)
     taken = {n for n, _ in names.values()}
     free = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in taken)

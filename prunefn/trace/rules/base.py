@@ -24,8 +24,6 @@ class Value(NamedTuple):
     axes: Axes
     active: bool
     """Depends on the inputs; otherwise on parameters and constants alone."""
-    sources: frozenset[str] = frozenset()
-    """The contractions (or residual additions) that it comes from."""
     boolean: bool = False
     """It holds truth values: as an index it is a mask."""
     zero: bool = True
@@ -90,10 +88,6 @@ class Call:
     """Outputs that nothing reads."""
     resized: dict[str, Any] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    residual: bool = False
-    """The op adds two values that come from different contractions."""
-    lookup: bool = False
-    """The op picks rows of a parameter, which is a contraction with a one-hot code."""
 
     @property
     def shape(self) -> tuple[int, ...]:

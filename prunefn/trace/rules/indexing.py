@@ -73,7 +73,6 @@ def index_select(call: Call) -> Axes:
     if call["weight"] is not None:
         w, idx = call["weight"], call["indices"]
         call.freeze(w.axes[0], "it is a vocabulary")
-        call.lookup = True
         return (*idx.axes, w.axes[1])
     x, idx = call["self"], call["index"]
     (d,) = call.dims(x, call["dim"])

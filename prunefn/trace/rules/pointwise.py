@@ -54,19 +54,9 @@ def pointwise(call: Call) -> Axes | list[Axes]:
     return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
 
 
-@rule("aten.add", "aten.sub", "aten.rsub", "aten._add_relu")
-def add(call: Call) -> Axes:
-    """An addition of two values from different contractions makes a residual stream of the dims that meet."""
-    axes = call.broadcast(call.tensors())
-    active = [v for v in call.tensors() if v.active]
-    if len(active) == 2 and active[0].sources != active[1].sources and all(v.sources for v in active):
-        call.residual = True
-        a, b = (v.axes[::-1] for v in active)
-        call.mark([x for x, y in zip(a, b, strict=False) if ONE not in (x, y)], "residual")
-    return axes
-
-
 @rule(
+    "aten.rsub",
+    "aten._add_relu",
     "aten.elu",
     "aten.hardswish",
     "aten.hardsigmoid",
