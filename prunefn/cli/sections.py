@@ -8,12 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..report.goal import Goal
 from ..train.recipe import Recipe
+from ..train.schedule import MOST_ROUNDS
 
 
 class Section(BaseModel):
     """Options that belong together; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +182,7 @@ class Sparsify(Section):
     """globs of weights; by default all of convolutions and linear layers"""
     ridge: float | None = Field(default=None, gt=0)
     """reconstruct what is kept by least squares, with this ridge, such as 0.01"""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=MOST_ROUNDS)
     """little by little, training between as `between` says"""
     schedule: Literal["linear", "geometric", "cubic"] = "cubic"
     """of the rounds"""
@@ -196,7 +199,7 @@ class Pat(Section):
     """removed in the end; by default, what `prune` says"""
     of: Literal["units", "macs", "params"] = "units"
     """what the share is of"""
-    steps: int = Field(default=5, ge=1)
+    steps: int = Field(default=5, ge=1, le=MOST_ROUNDS)
     """rounds of pruning"""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """what goes in each of them"""

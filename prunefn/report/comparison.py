@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..errors import PruneError
+from ..files.yaml_text import read_yaml_file
 from .goal import COLUMNS, COMPARISON, Goal
 from .pareto import pareto
 from .tables import Table, write_csv
@@ -106,7 +105,7 @@ def compare_runs(folder: Path) -> Comparison:
 
 def _entry(path: Path) -> Entry | None:
     """None for a run that was not measured on data."""
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found: dict[str, Any] = read_yaml_file(path) or {}
     if any(found.get(k) is None for k in ("accuracy", "flops_g", "params_m")):
         return None
     return Entry(path.parent.name, found["accuracy"], found["flops_g"], found["params_m"], found.get("sparsity") or 0.0)
