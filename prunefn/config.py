@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from .errors import PruneError, nearest
+from .train.schedule import multiples
 
 try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -83,8 +84,8 @@ class _Scheduled(_Frozen):
         >>> [args.fraction(e) for e in range(7)]
         [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0]
         """
-        at = [i for i in range(self.start_epoch, self.end_epoch) if i % self.epoch_rate == 0]
-        return sum(i <= epoch for i in at) / len(at)
+        done = multiples(self.start_epoch, min(epoch + 1, self.end_epoch), self.epoch_rate)
+        return done / multiples(self.start_epoch, self.end_epoch, self.epoch_rate)
 
     def _check_epochs(self) -> None:
         if self.start_epoch >= self.end_epoch:
@@ -93,7 +94,7 @@ class _Scheduled(_Frozen):
                 "the last epoch that may prune is the one before it"
             )
         start, end, rate = self.start_epoch, self.end_epoch, self.epoch_rate
-        if not any(i % rate == 0 for i in range(start, end)):
+        if not multiples(start, end, rate):
             raise ValueError(
                 f"epoch_rate|is {rate}, and no epoch in [{start}, {end}) is a multiple of it, so that nothing would be "
                 "pruned; change one of the three"

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from prunefn.cli import words  # noqa: E402
 from prunefn.cli.layers import merge, resolve, shipped  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402
+from prunefn.cli.streams import Stopped  # noqa: E402
 
 SIZES = {"dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 4.0}
 VIT = ["-c", "digits_vit", "--options", json.dumps(SIZES)]
@@ -461,6 +462,152 @@ def test_a_report_needs_a_dense_run(tmp_path: Path) -> None:
 def test_debug_shows_where() -> None:
     done = typer_testing.CliRunner().invoke(prunefn.cli.app, ["inspect", "resnt18", "--debug"])
     assert isinstance(done.exception, pf.PruneError)
+
+
+# ---- a config is data
+
+
+@pytest.mark.parametrize("name", ["mine:net", "mine.py:net", "os:system", "torchvision:os.system", "timm/hf-hub:a/b"])
+def test_a_config_names_no_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the command line has the same text, or --trust."""
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\nPath('ran').touch()\ndef net():\n    return nn.Linear(4, 3)\n"
+    )
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump({"model": {"name": name, "input_shape": [4]}}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for command in ("inspect", "prune", "train"):
+        said = run(command, "-c", "shared.yaml", code=2).stderr
+        assert repr(name) in said and "--trust" in said and not Path("ran").exists()
+    if name == "mine:net":
+        assert "does not say" not in run("inspect", "-c", "shared.yaml", "mine:net").stderr
+        assert run("inspect", "-c", "shared.yaml", "--trust", "--json").json["params"] == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("timm/resnet10t", {"checkpoint_path": "evil.pth"}),
+        ("timm/resnet10t", {"pretrained_cfg": {"file": "evil.pth"}}),
+        ("transformers/TimmWrapperModel", {"model_args": {"checkpoint_path": "evil.pth"}}),
+        ("transformers/ViTModel", {"trust_remote_code": True}),
+        ("transformers/ViTModel", {"attn_implementation": "someone/kernel"}),
+    ],
+)
+def test_options_run_no_code(name: str, options: dict) -> None:
+    with pytest.raises(pf.PruneError, match=r"model\.options\..* foreign code"):
+        open_network(Model(name=name, options=options))
+
+
+@pytest.mark.parametrize("name", ["os", "sys", "pipeline", "AutoModel", "__class__", "ViTConfig", "ViTImageProcessor"])
+def test_only_model_classes_of_transformers(name: str) -> None:
+    with pytest.raises(pf.PruneError, match="transformers has no model"):
+        open_network(Model(name=f"transformers/{name}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\ntrain: {epochs: 3}\nseed: 2", "the key 'seed' stands twice, in lines 1 and 3"),
+        ("train:\n  epochs: 3\n  epochs: 4", "the key 'epochs' stands twice, in lines 2 and 3"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice, in lines 1 and 1"),
+        ("a: &a {<<: {x: 1}, <<: {y: 1}}", "the key '<<' stands twice"),
+        ("a: &a [*a]", "contains itself"),
+        ("a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}]\n" for i in range(9)), "by its anchors"),
+        ("out: 2020-99-99", "is no YAML"),
+        ("[" * 5000, "is no YAML"),
+        ("# " + "x" * 2_000_000, "characters"),
+        ("a: \x00", "is no YAML"),
+    ],
+    ids="top section json merge itself bomb date deep long null".split(),
+)
+def test_yaml_that_is_not_what_it_seems(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert message in run("config", "--check", path, code=1).stderr
+
+
+def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is no text in UTF-8" in run("config", "--check", tmp_path / "c.yaml", code=1).stderr
+    assert "stands twice" in run("inspect", "small_vit", "--options", "{depth: 1, depth: 2}", code=1).stderr
+
+
+# ---- how every command ends
+
+
+def every_command() -> list[str]:
+    from typer.main import get_command
+
+    return sorted(get_command(prunefn.cli.app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", every_command())
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Stopped(), 143), (RuntimeError("x"), 1)])
+def test_every_command_ends_in_a_line(
+    name: str, error: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in its midst, or by an error that nobody expected; what it has not finished is not there."""
+
+    def raises(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    for place in ("prunefn.cli.networks.torch.manual_seed", "prunefn.cli.commands.config.shipped"):
+        monkeypatch.setattr(place, raises)
+    monkeypatch.setattr("prunefn.cli.commands.report.is_results", raises)
+    monkeypatch.setattr("prunefn.cli.demo.study.study", raises)
+    asked = {"report": ["x"], "config": [], "demo": []}.get(name, ["small_vit", "--data", "digits"])
+    asked += ["--checkpoint", "w"] if name in ("finetune", "load-check") else []
+    asked += ["x"] if name == "analyze" else []
+    Path("w").touch()
+    done = run(name, *asked, code=code)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    assert "Traceback" not in done.stderr and len(lines) == (2 if code == 1 else 1), done.stderr
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"w", "config.yaml"}
+
+
+@pytest.mark.parametrize("name", [c for c in every_command() if c not in ("config", "demo", "report")])
+def test_out_on_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = run(name, "small_vit", "--out", tmp_path / "file", code=2).stderr
+    assert "is a file; give a folder" in said and (tmp_path / "file").read_text() == "mine"
+
+
+SHELL = """
+import os, signal, subprocess, sys
+{setup}
+import prunefn.cli
+{then}
+sys.argv = ["prunefn", *{args!r}]
+prunefn.cli.app()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message"),
+    [
+        ("closed", 0, ""),
+        ("full", 1, "No space left"),
+        ("pipe", 141, ""),
+        ("ascii", 0, ""),
+        ("term", 143, "stopped"),
+    ],
+)
+def test_streams_of_the_process(how: str, code: int, message: str, tmp_path: Path) -> None:
+    """A process of each kind; what it prints is more than a pipe holds."""
+    setup = {"closed": "os.close(0); os.close(1)", "full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"}
+    setup["pipe"] = "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
+    then = {"term": "prunefn.cli.commands.config.shipped = lambda: os.kill(os.getpid(), signal.SIGTERM)"}
+    text = SHELL.format(setup=setup.get(how, ""), then=then.get(how, ""), args=["config"])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONIOENCODING": "ascii", "COLUMNS": "20"} if how == "ascii" else {}
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert bool(done.stderr) == bool(message) and not list(tmp_path.iterdir())
 
 
 # ---- the paper's commands, on a folder of images

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import prunefn as pf
 from prunefn.config import ChannelArgs, Config, SliceArgs, load
@@ -168,3 +169,20 @@ def test_no_such_file_is_taken(tmp_path: Path, text: str, message: str) -> None:
     assert str(path) in str(found.value) and path.read_text() == text
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("end", [10**12, 10**400])
+def test_end_epoch_of_any_size(end: int) -> None:
+    """No epoch is counted one by one."""
+    args = SliceArgs(block_size=2, start_epoch=0, end_epoch=end, epoch_rate=1, prune_rate=0.5)
+    assert args.fraction(0) == 1 / end and args.fraction(end - 1) == args.fraction(end + 5) == 1
+    with pytest.raises(ValidationError, match="no epoch in"):
+        SliceArgs(block_size=2, start_epoch=1, end_epoch=end, epoch_rate=end, prune_rate=0.5)
+    assert args.fraction(-3) == 0
+
+
+def test_fraction_counts_the_epochs_that_prune() -> None:
+    for start, end, rate in ((0, 1, 1), (1, 6, 2), (3, 17, 5), (4, 5, 4), (0, 9, 10)):
+        args = SliceArgs(block_size=2, start_epoch=start, end_epoch=end, epoch_rate=rate, prune_rate=0.5)
+        at = [i for i in range(start, end) if i % rate == 0]
+        assert [args.fraction(e) for e in range(20)] == [sum(i <= e for i in at) / len(at) for e in range(20)]

@@ -252,3 +252,19 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 def masks(folder: Path) -> dict[str, list[bool]]:
     found: dict[str, Tensor] = read_nest(folder / "mask.safetensors")["mask"]
     return {g: m.tolist() for g, m in found.items()}
+
+
+def test_schedules_of_any_size() -> None:
+    """No epoch is counted one by one, and no run begins that could never end."""
+    for start, end, rate in ((0, 1, 1), (1, 6, 2), (3, 17, 5), (2, 8, 2)):
+        at = [i for i in range(start, end) if i % rate == 0]
+        made = schedule.epochs(0.6, start, end, rate)
+        want = [0.6 if (done := sum(i <= e for i in at)) == len(at) else 0.6 * done / len(at) for e in range(20)]
+        assert [made(e) for e in range(20)] == want
+    huge = schedule.epochs(0.5, 0, 2**50)
+    assert huge(2**49 - 1) == 0.25 and huge(2**60) == 0.5 and huge(-1) == 0
+    for wrong in ((0.5, 0, 10**400), (0.5, 0, 0), (0.5, 5, -3), (0.5, 0, 5, 0)):
+        with pytest.raises(pf.PruneError, match=r"schedule|no epoch"):
+            schedule.epochs(*wrong)
+    with pytest.raises(pf.PruneError, match="10000 are the most"):
+        pat(net(), points(), held_out=points(), calibration=[], prune=pf.recipes.l1_channels, schedule=huge)

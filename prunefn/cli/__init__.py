@@ -10,6 +10,8 @@ from typing import Any
 def _app() -> Callable[..., Any]:
     try:
         from .main import app
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "click"):
             raise

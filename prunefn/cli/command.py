@@ -21,6 +21,8 @@ from .flags import flags_of, nested, parameters
 from .layers import merge, resolve, text_of
 from .networks import check_name
 from .sections import Config
+from .streams import PIPE, Stopped, complain, flush, reader_gone, silence, terminable
+from .trust import check_trust
 
 Result = dict[str, Any]
 
@@ -88,7 +90,7 @@ def add(app: typer.Typer, command: Command) -> None:
     def call(**given: Any) -> None:
         debug, quiet = given.pop("debug"), given.pop("as_json")
         with ended(debug, quiet):
-            config, files = _resolved(command, given["config"] or [], nested(flags, given), _arguments(given))
+            config, files = _resolved(command, given, nested(flags, given))
             if command.model and not config.model.name:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
             if given["dry_run"]:
@@ -104,7 +106,7 @@ def add(app: typer.Typer, command: Command) -> None:
             result = command.run(job)
             _note(command, job, again=True)
             if quiet and main_process():
-                print(json.dumps(result, indent=2, ensure_ascii=False))
+                print(json.dumps(result, indent=2))
 
     call.__signature__ = inspect.Signature(
         [*_arguments_of(command), *(p for f in flags for p in parameters(f)), *_common()]
@@ -137,7 +139,9 @@ def _common() -> list[inspect.Parameter]:
     dry = typer.Option("--dry-run", help="Print the resolved options and the steps, and stop.", rich_help_panel=panel)
     as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
     debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
-    made = [("config", Annotated[list[str] | None, config], None), ("dry_run", Annotated[bool, dry], False)]
+    trust = typer.Option("--trust", help="Let a config file name module:function, which runs.", rich_help_panel=panel)
+    made = [("config", Annotated[list[str] | None, config], None), ("trust", Annotated[bool, trust], False)]
+    made += [("dry_run", Annotated[bool, dry], False)]
     made += [("as_json", Annotated[bool, as_json], False), ("debug", Annotated[bool, debug], False)]
     return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
 
@@ -147,15 +151,16 @@ def _arguments(given: dict[str, Any]) -> list[str]:
     return [str(a) for a in [given.get("model"), *(given.get("files") or [])] if a is not None]
 
 
-def _resolved(
-    command: Command, sources: list[str], layer: dict[str, Any], arguments: list[str]
-) -> tuple[Config, list[str]]:
+def _resolved(command: Command, given: dict[str, Any], layer: dict[str, Any]) -> tuple[Config, list[str]]:
     """The config, and the arguments that are files: the first one is the model, unless a config or flag names that."""
+    sources, arguments = given["config"] or [], _arguments(given)
+    typed = [*arguments, layer.get("model", {}).get("name")]
     try:
         config = resolve(sources, layer)
-        if command.model and arguments and not (command.files and config.model.name):
+        if command.model and arguments and not (command.files and config.model.name not in ("", arguments[0])):
             name, *arguments = arguments
             config = resolve(sources, merge(layer, {"model": {"name": name}}))
+        check_trust(config.model.name, config.model.name in typed, given["trust"])
     except PruneError as error:
         fail(str(error), MISUSED)
     return config, arguments
@@ -166,6 +171,8 @@ def _folder(command: Command, config: Config) -> Path | None:
     if name is None:
         return None
     folder = Path(name)
+    if folder.exists() and not folder.is_dir():
+        fail(f"--out {name} is a file; give a folder", MISUSED)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -188,7 +195,7 @@ def _note(command: Command, job: Job, *, again: bool) -> None:
 def _show_plan(command: Command, config: Config, quiet: bool) -> None:
     steps = list(command.plan(config))
     if quiet:
-        print(json.dumps({"config": config.model_dump(mode="json"), "steps": steps}, indent=2, ensure_ascii=False))
+        print(json.dumps({"config": config.model_dump(mode="json"), "steps": steps}, indent=2))
         return
     print(text_of(config, command.sections), end="")
     print("\nsteps:")
@@ -202,19 +209,32 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
 
 @contextlib.contextmanager
 def ended(debug: bool, quiet: bool = False) -> Any:
-    """Errors become a line on stderr and an exit code, with `--json` also JSON; with `--debug` they come as they are."""
+    """Errors become a line on stderr and an exit code, with `--json` also JSON; with `--debug` they come as they are.
+
+    Ctrl-C is 130, SIGTERM 143, a reader of stdout that has gone 141 without a word.
+    """
     try:
-        yield
+        with terminable():
+            yield
+            flush()
     except typer.Exit:
         raise
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on where a run has checkpoints", 130)
+    except KeyboardInterrupt as stop:
+        complain("stopped; the same command goes on where a run has checkpoints")
+        raise typer.Exit(143 if isinstance(stop, Stopped) else 130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_gone():
+            silence()
+            raise typer.Exit(PIPE) from None
         if debug:
             raise
         expected = isinstance(error, PruneError | OSError | ModuleNotFoundError)
         text = str(error) if expected else f"{type(error).__name__}: {error}"
-        if quiet:
-            print(json.dumps({"error": text.strip()}, ensure_ascii=False))
-        print("error: " + text.strip() + ("" if expected else "\n(--debug shows where)"), file=sys.stderr)
+        try:
+            if quiet:
+                print(json.dumps({"error": text.strip()}))
+            flush()
+        except OSError:  # the error may have been that of stdout itself: a full device
+            silence()
+        complain("error: " + text.strip() + ("" if expected else "\n(--debug shows where)"))
         raise typer.Exit(FAILED) from None

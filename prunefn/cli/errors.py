@@ -11,6 +11,7 @@ import torch
 import typer
 
 from ..errors import PruneError
+from .streams import complain
 
 FAILED = 1
 """The run failed: too little accuracy, a file that cannot be written, something to install."""
@@ -22,7 +23,7 @@ DEVICES = ("cpu", "cuda")
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Say what is wrong and exit."""
-    typer.echo(f"error: {message}", err=True)
+    complain(f"error: {message}")
     raise typer.Exit(code)
 
 

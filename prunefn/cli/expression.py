@@ -40,13 +40,14 @@ def value_of(text: str, room: Room, what: str) -> Any:
     """
     try:
         tree = ast.parse(re.sub(r"\bglobal\b", "global_", text.strip()), mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
+        why = error.msg if isinstance(error, SyntaxError) else str(error) or "it is nested too deeply"
         raise PruneError(
-            f"{what} {text!r} cannot be read: {error.msg}; write it as a call, such as name(0.5)"
+            f"{what} {text[:200]!r} cannot be read: {why}; write it as a call, such as name(0.5)"
         ) from None
     try:
         return _value(tree, room, call=True)
-    except (PruneError, TypeError, ValueError) as error:
+    except (PruneError, TypeError, ValueError, RecursionError) as error:
         raise PruneError(f"{what} {text!r}: {error}") from None
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..errors import PruneError
+from ..files.yaml_text import read_yaml
 from .sections import Config
 
 SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data.name": "--data"}
@@ -131,10 +130,7 @@ def _read(flag: Flag, value: Any) -> Any:
     if _allows_none(kind) and value.lower() in ("none", "null") and flag.path not in WORDS:
         return None
     if any(get_origin(k) is dict for k in _members(kind)) and value.lstrip().startswith("{"):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise PruneError(f"{flag.names[0]} {value!r} is no YAML: {str(error).splitlines()[0]}") from None
+        return read_yaml(value, flag.names[0])
     return value
 
 

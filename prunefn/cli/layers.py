@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..errors import PruneError
+from ..files.yaml_text import read_yaml, read_yaml_file
 from .sections import Config
 
 AMOUNTS = {"ratio", "macs", "params", "activations"}
@@ -31,23 +32,19 @@ def read(name_or_path: str) -> dict[str, Any]:
     """A config file, or one that comes with the package.
 
     Raises:
-        PruneError: there is none, or it is no YAML of keys and values; names the line.
+        PruneError: there is none, it is no YAML of keys and values, or a key stands twice; names the line.
     """
     path = Path(name_or_path)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        found = read_yaml_file(path)
     elif name_or_path in (known := shipped()):
-        text = known[name_or_path]
+        found = read_yaml(known[name_or_path], name_or_path)
     else:
         near = difflib.get_close_matches(name_or_path, known, n=1)
         hint = (
             f"; did you mean {near[0]!r}?" if near else f": give the path of a YAML file, or one of {', '.join(known)}"
         )
         raise PruneError(f"there is no config {name_or_path!r}{hint}")
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PruneError(f"{name_or_path} is no YAML: {' '.join(str(error).split())}") from None
     if found is None:
         return {}
     if not isinstance(found, dict):

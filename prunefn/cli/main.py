@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +25,27 @@ from .commands import (
 )
 from .commands.config import config
 from .demo.command import demo
+from .streams import PIPE, flush, prepare, reader_gone, silence
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
+
+class App(typer.Typer):
+    """The command line as a process: what it prints reaches its reader, or its exit code says why not."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command of `sys.argv`, and exit."""
+        prepare()
+        try:
+            try:
+                super().__call__(*args, **kwargs)
+            finally:
+                flush()
+        except OSError as error:
+            gone = reader_gone()
+            silence()
+            sys.exit(PIPE if gone else f"error: what is printed cannot be written: {error}")
+
+
+app = App(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
 def _version(wanted: bool) -> bool:

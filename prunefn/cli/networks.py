@@ -22,6 +22,7 @@ from ..trace.spec import Spec
 from ..types import FrozenDict
 from .layers import shipped
 from .sections import Model
+from .trust import check_options
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
@@ -108,11 +109,15 @@ def check_name(config: Model) -> None:
         PruneError: there is none; says what comes near.
     """
     name = config.name
+    if ":" not in name:
+        check_options(config.options)
     library, _, rest = name.partition("/")
     ours = ":" in name or Path(name).is_dir() or name in NETS
     if not ours and library in LIBRARIES and rest:
         plain = rest.partition(".")[0] if library == "timm" else rest
-        if plain not in _names(library) and not (library == "transformers" and hasattr(_transformers(), rest)):
+        if plain not in _names(library) and not (
+            library == "transformers" and _class_of_transformers(rest) is not None
+        ):
             hub = "; models of a hub are not fetched: give the folder of one" if "/" in rest or "-" in rest else ""
             raise PruneError(f"{library} has no model {rest!r}{hub or nearest(rest, _names(library))}")
     elif not ours and name.partition(".")[0] not in (known := [*NETS, *_names("timm"), *_names("torchvision")]):
@@ -161,10 +166,13 @@ def _names(library: str) -> list[str]:
     ]
 
 
-def _transformers() -> Any:
+def _class_of_transformers(name: str) -> type[nn.Module] | None:
+    """Return the model class of this name; None for all else that transformers has."""
     with needs("hf", "models of transformers"):
         import transformers
-    return transformers
+    found: Any = getattr(transformers, name, None)
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model and getattr(found, "config_class", None) is not None else None
 
 
 def _of_nets(name: str, config: Model, data: Data | None) -> Built | None:
@@ -217,12 +225,9 @@ def _of_torchvision(name: str, config: Model, data: Data | None) -> Built | None
 
 
 def _of_transformers(name: str, config: Model, data: Data | None) -> Built | None:
-    with needs("hf", "models of transformers"):
-        import transformers
-    make: Any = getattr(transformers, name, None)
-    if not isinstance(make, type) or getattr(make, "config_class", None) is None:
+    build: Any = _class_of_transformers(name)
+    if build is None:
         return None
-    build: Any = make
     given = (
         {} if data is None else {"num_labels": len(data.classes), "num_channels": data.input_shape[0]}
     ) | config.options
@@ -236,12 +241,18 @@ def _of_transformers(name: str, config: Model, data: Data | None) -> Built | Non
 def _of_folder(config: Model) -> Built:
     with needs("hf", "a folder of transformers"):
         import transformers
-    found = transformers.AutoConfig.from_pretrained(config.name, local_files_only=True, **config.options)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    found = transformers.AutoConfig.from_pretrained(config.name, **options, **config.options)
+    said = {
+        k: v for k, v in found.to_dict().items() if k not in ("auto_map", "pretrained_cfg")
+    }  # neither is followed here
+    said["attn_implementation"] = getattr(found, "_attn_implementation", None)
+    check_options(said, f"{config.name}/config.json")
     names = getattr(found, "architectures", None) or []
-    make = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    make: Any = _class_of_transformers(names[0]) if names else transformers.AutoModel
     if make is None:
         raise PruneError(f"{config.name}/config.json is of {names[0]!r}, which transformers does not have")
-    model = make.from_pretrained(config.name, config=found, local_files_only=True)
+    model = make.from_pretrained(config.name, config=found, **options)
     return Built(model, _shape_of(found))
 
 

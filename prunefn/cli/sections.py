@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..report.goal import Goal
 from ..train.recipe import Recipe
+from ..train.schedule import MOST_ROUNDS
 
 
 class Section(BaseModel):
     """Options that belong together; unknown ones are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -65,36 +69,41 @@ class Training(Recipe):
         return Recipe(**given)
 
 
+Epochs = Annotated[int, Field(ge=0, description="passes over the training data")]
+Batch = Annotated[int, Field(ge=1, description="samples of all processes together in an update")]
+Rate = Annotated[float, Field(gt=0, description="learning rate")]
+
+
 class Train(Training):
     """Training from scratch."""
 
-    epochs: int = Field(default=10, ge=0, description="passes over the training data")
-    batch: int = Field(default=128, ge=1, description="samples of all processes together in an update")
-    rate: float = Field(default=1e-3, gt=0, description="learning rate")
+    epochs: Epochs = 10
+    batch: Batch = 128
+    rate: Rate = 1e-3
 
 
 class Sparse(Training):
     """Training towards small units before pruning; 0 epochs: none."""
 
-    epochs: int = Field(default=0, ge=0, description="passes over the training data")
-    batch: int = Field(default=64, ge=1, description="samples of all processes together in an update")
-    rate: float = Field(default=1e-4, gt=0, description="learning rate")
+    epochs: Epochs = 0
+    batch: Batch = 64
+    rate: Rate = 1e-4
 
 
 class Between(Training):
     """Training after each round of pruning; 0 epochs: none."""
 
-    epochs: int = Field(default=1, ge=0, description="passes over the training data")
-    batch: int = Field(default=32, ge=1, description="samples of all processes together in an update")
-    rate: float = Field(default=1.5e-5, gt=0, description="learning rate")
+    epochs: Epochs = 1
+    batch: Batch = 32
+    rate: Rate = 1.5e-5
 
 
 class Finetune(Training):
     """Training at the end; 0 epochs: none."""
 
-    epochs: int = Field(default=10, ge=0, description="passes over the training data")
-    batch: int = Field(default=32, ge=1, description="samples of all processes together in an update")
-    rate: float = Field(default=1.5e-5, gt=0, description="learning rate")
+    epochs: Epochs = 10
+    batch: Batch = 32
+    rate: Rate = 1.5e-5
     hold_zeros: bool = Field(default=False, description="weights that are zero stay zero, as sparsify left them")
 
 
@@ -173,7 +182,7 @@ class Sparsify(Section):
     """globs of weights; by default all of convolutions and linear layers"""
     ridge: float | None = Field(default=None, gt=0)
     """reconstruct what is kept by least squares, with this ridge, such as 0.01"""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=MOST_ROUNDS)
     """little by little, training between as `between` says"""
     schedule: Literal["linear", "geometric", "cubic"] = "cubic"
     """of the rounds"""
@@ -190,7 +199,7 @@ class Pat(Section):
     """removed in the end; by default, what `prune` says"""
     of: Literal["units", "macs", "params"] = "units"
     """what the share is of"""
-    steps: int = Field(default=5, ge=1)
+    steps: int = Field(default=5, ge=1, le=MOST_ROUNDS)
     """rounds of pruning"""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """what goes in each of them"""
@@ -237,9 +246,9 @@ class Sweep(Section):
     """processes on this machine"""
     storage: str | None = None
     """an optuna URL for many machines; by default a file of SQLite in the folder"""
-    min_macs_removed: float = Field(default=0.4, ge=0, le=1)
+    min_macs_removed: float = Field(default=Goal().macs_removed, ge=0, le=1)
     """the goal: at least so many MACs less"""
-    max_points_lost: float = Field(default=1.5, ge=0)
+    max_points_lost: float = Field(default=Goal().points_lost, ge=0)
     """the goal: at most so many points of accuracy lost"""
 
 

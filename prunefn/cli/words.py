@@ -14,7 +14,7 @@ from ..sparse import pattern as patterns
 from ..sparse import scope as weight_scopes
 from ..trace.spec import Spec
 from ..train import schedule, sparsity
-from ..types import Budget, Compensation, Criterion, Scope, Where
+from ..types import Budget, Compensation, Criterion, Params, Scope, Where
 from .expression import Room, value_of
 from .sections import Pat, Prune
 
@@ -96,9 +96,15 @@ def where_of(text: str) -> Where | str | None:
     return text
 
 
-def weight_criterion_of(text: str) -> Criterion:
-    """A criterion on single weights."""
-    return value_of(text, WEIGHT_CRITERIA, "criterion")
+def weight_criterion_of(text: str, start: Callable[[], Params] = dict) -> Criterion:
+    """A criterion on single weights.
+
+    Args:
+        text: `movement_since` among them.
+        start: the weights that it looks back to.
+    """
+    since: Room = {"movement_since": lambda: weight_criteria.movement_since(start())}
+    return value_of(text, {**WEIGHT_CRITERIA, **since}, "criterion")
 
 
 def weight_scope_of(text: str) -> weight_scopes.WeightScope:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ..errors import PruneError
-from ..files.atomic import write_text
+from ..files.yaml_text import read_yaml_file
+from .goal import COLUMNS, COMPARISON, Goal
 from .pareto import pareto
-from .tables import Table
+from .tables import Table, write_csv
 
-FILE = "final_comparison.csv"
-COLUMNS = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
 METRICS, DENSE = "metrics.yaml", "best_model.safetensors"
 
 
@@ -39,14 +34,13 @@ class Comparison(NamedTuple):
     runs: tuple[Entry, ...]
     skipped: tuple[str, ...] = ()
     """Folders of runs without an accuracy."""
-    goal: tuple[float, float] = (40.0, 1.5)
-    """At least so many percent of the MACs removed, at most so many points of accuracy lost."""
+    goal: Goal = Goal()
 
     def rows(self) -> list[list[str]]:
         """Method, sparsity (share of the weights that are gone or zero), percent of the MACs removed, points lost, whether the
         goal is met."""
         return [
-            [r.name, f"{self.sparsity(r):.4f}", f"{self.removed(r):.2f}", f"{self.lost(r):.2f}", str(self.met(r))]
+            [r.name, f"{self.sparsity(r):.4f}", f"{100 * self.removed(r):.2f}", f"{self.lost(r):.2f}", str(self.met(r))]
             for r in self.runs
         ]
 
@@ -55,8 +49,8 @@ class Comparison(NamedTuple):
         return 1 - run.params * (1 - run.zeros) / self.dense.params
 
     def removed(self, run: Entry) -> float:
-        """Percent of the MACs."""
-        return 100 * (1 - run.macs / self.dense.macs)
+        """Share of the MACs."""
+        return 1 - run.macs / self.dense.macs
 
     def lost(self, run: Entry) -> float:
         """Points of accuracy."""
@@ -64,7 +58,7 @@ class Comparison(NamedTuple):
 
     def met(self, run: Entry) -> bool:
         """Whether the goal is."""
-        return self.removed(run) >= self.goal[0] and self.lost(run) <= self.goal[1]
+        return self.goal.met({"macs_removed": self.removed(run), "points_lost": self.lost(run)})
 
     def table(self) -> Table:
         """For the terminal."""
@@ -72,9 +66,7 @@ class Comparison(NamedTuple):
 
     def write(self, folder: Path) -> None:
         """`final_comparison.csv` and `pareto.png`."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows()])
-        write_text(folder / FILE, text.getvalue())
+        write_csv(folder / COMPARISON, COLUMNS, self.rows())
         points = [(r.name, round(1e9 * r.macs), r.accuracy) for r in (self.dense, *self.runs)]
         pareto(points, folder / "pareto.png")
 
@@ -113,7 +105,7 @@ def compare_runs(folder: Path) -> Comparison:
 
 def _entry(path: Path) -> Entry | None:
     """None for a run that was not measured on data."""
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found: dict[str, Any] = read_yaml_file(path) or {}
     if any(found.get(k) is None for k in ("accuracy", "flops_g", "params_m")):
         return None
     return Entry(path.parent.name, found["accuracy"], found["flops_g"], found["params_m"], found.get("sparsity") or 0.0)

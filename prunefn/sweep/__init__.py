@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..extras import needs
 
 with needs("sweep", "prunefn.sweep"):
-    from .result import Goal as Goal
+    from ..report.goal import Goal as Goal
     from .result import Sweep as Sweep
     from .result import Trial as Trial
     from .run import read_sweep as read_sweep

@@ -13,28 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import PruneError
 from ..extras import needs
+from ..report.goal import Goal
 from .places import DEATHS, died, places
 from .space import Objectives, Space, Value, distributions
 from .store import quiet
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.RUNNING: "running", TrialState.WAITING: "stopped"}
-
-
-class Goal(NamedTuple):
-    """What a pruned network should reach."""
-
-    macs_removed: float = 0.4
-    """At least this share of the MACs is gone."""
-    points_lost: float = 1.5
-    """At most so many percentage points of top-1 are."""
-
-    def met(self, results: Mapping[str, float]) -> bool:
-        """Whether it is.
-
-        >>> Goal().met({"macs_removed": 0.45, "points_lost": 0.3}), Goal().met({"macs_removed": 0.45, "points_lost": 2.0})
-        (True, False)
-        """
-        return results["macs_removed"] >= self.macs_removed and results["points_lost"] <= self.points_lost
 
 
 class Trial(NamedTuple):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..files import atomic
+from ..report.goal import COLUMNS, COMPARISON, Goal
+from ..report.tables import write_csv
 from .picture import importance, pareto
-from .result import Goal, Sweep, Trial, compared, method
+from .result import Sweep, Trial, compared, method
 
-COMPARISON = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
 STATES = ("finished", "failed", "running", "stopped")
 
 
@@ -27,7 +25,7 @@ def write(sweep: Sweep, goal: Goal) -> dict[str, str]:
     rows = [t for t in sweep.finished if compared(t) and t.same_as is None]
     nothing = "no trial is finished" if not sweep.finished else ""
     lacking = {
-        "final_comparison.csv": nothing or ("" if rows else "no finished trial gave macs_removed and points_lost"),
+        COMPARISON: nothing or ("" if rows else "no finished trial gave macs_removed and points_lost"),
         "pareto.png": nothing or ("" if len(sweep.objectives) > 1 else "there is one objective"),
         "importance.png": "" if shares else "no setting or no result varied in the finished trials",
     }
@@ -35,8 +33,8 @@ def write(sweep: Sweep, goal: Goal) -> dict[str, str]:
     for name in left_out:
         (folder / name).unlink(missing_ok=True)
     trials(sweep)
-    if "final_comparison.csv" not in left_out:
-        table(folder / "final_comparison.csv", COMPARISON, comparison(rows, goal))
+    if COMPARISON not in left_out:
+        write_csv(folder / COMPARISON, COLUMNS, comparison(rows, goal))
     if "pareto.png" not in left_out:
         pareto(sweep, folder / "pareto.png")
     if shares:
@@ -67,7 +65,7 @@ def trials(sweep: Sweep) -> None:
         values = [*(t.settings.get(s, "") for s in settings), *(t.results.get(r, "") for r in results)]
         same, seconds = "" if t.same_as is None else t.same_as, "" if t.seconds is None else f"{t.seconds:.3f}"
         rows.append([t.number, t.state, *values, same, seconds, t.error])
-    table(sweep.folder / "trials.csv", [*header, "same_as", "seconds", "error"], rows)
+    write_csv(sweep.folder / "trials.csv", [*header, "same_as", "seconds", "error"], rows)
 
 
 def comparison(trials: Iterable[Trial], goal: Goal) -> list[list[str]]:
@@ -86,15 +84,6 @@ def comparison(trials: Iterable[Trial], goal: Goal) -> list[list[str]]:
         ]
         for t in sorted(trials, key=order)
     ]
-
-
-def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic.write_text(path, text.getvalue())
 
 
 def _sparsity(trial: Trial) -> float:

@@ -26,7 +26,7 @@ from .loop import train
 from .objective import Loss, Metrics, top1
 from .recipe import Recipe
 from .run import Attempt, Result, Run, Shared
-from .schedule import Schedule, one_shot
+from .schedule import MOST_ROUNDS, Schedule, one_shot
 from .sparsity import Sparsity
 from .stage import Trained
 
@@ -124,6 +124,10 @@ def pat(
     steps = one_shot(schedule) if isinstance(schedule, int | float) else schedule
     if target is not None and not 0 < target < 1:
         raise PruneError(f"target is {target}; it is the share of the MACs that is left, and must be in (0, 1)")
+    if steps.steps > MOST_ROUNDS:
+        raise PruneError(
+            f"the schedule has {steps.steps} steps; each is a round of pruning, and {MOST_ROUNDS} are the most"
+        )
     if steps.share(steps.steps) >= 1 and target is None:
         raise PruneError("the schedule removes everything; give target=, the share of the MACs at which to stop")
     first = calibration[0] if len(calibration) else None

@@ -21,7 +21,7 @@ class Recipe(BaseModel):
     0.9
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=0, description="passes over the training data")
     batch: int = Field(default=64, ge=1, description="samples of all processes together that are read at once")

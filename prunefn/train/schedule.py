@@ -12,6 +12,12 @@ from typing import NamedTuple
 
 from ..errors import PruneError
 
+MOST = 2**53
+"""Steps of a schedule: above, a float does not tell them apart."""
+
+MOST_ROUNDS = 10_000
+"""Of pruning with training in between: each of them is work."""
+
 
 class Schedule(NamedTuple):
     """How much is removed by when."""
@@ -86,19 +92,28 @@ def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
     [0.0, 0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6]
     """
     _check(ratio, max(end, 1))
-    at = [i for i in range(start, end) if rate > 0 and i % rate == 0]
-    if start < 0 or not at:
+    steps = multiples(start, end, rate) if rate > 0 else 0
+    if start < 0 or not steps:
         raise PruneError(
             f"no epoch in [{start}, {end}) is a multiple of rate {rate}, so that nothing would be pruned; change one of them"
         )
-    return Schedule("epochs", end, partial(_epochs, ratio=ratio, at=tuple(at)))
+    return Schedule("epochs", end, partial(_epochs, ratio=ratio, start=start, rate=rate, steps=steps))
+
+
+def multiples(start: int, end: int, rate: int) -> int:
+    """Return how many numbers in [start, end) the rate divides, without counting them.
+
+    >>> multiples(1, 6, 2), multiples(0, 10**30, 1), multiples(5, 2, 1)
+    (2, 1000000000000000000000000000000, 0)
+    """
+    return max(0, (end - 1) // rate - (start - 1) // rate)
 
 
 def _check(ratio: float, steps: int) -> None:
     if not 0 <= ratio <= 1:
         raise PruneError(f"the schedule's ratio is {ratio}; it is the share removed at the end and must be in [0, 1]")
-    if steps < 1:
-        raise PruneError(f"the schedule has {steps} steps; it must have at least one")
+    if not 1 <= steps <= MOST:
+        raise PruneError(f"the schedule has {steps} steps; it must have at least one, and at most {MOST}")
 
 
 def _linear(t: int, *, ratio: float, steps: int) -> float:
@@ -113,5 +128,5 @@ def _cubic(t: int, *, ratio: float, steps: int, initial: float) -> float:
     return ratio + (initial - ratio) * (1 - t / steps) ** 3
 
 
-def _epochs(epoch: int, *, ratio: float, at: tuple[int, ...]) -> float:
-    return _linear(sum(i <= epoch for i in at), ratio=ratio, steps=len(at))
+def _epochs(epoch: int, *, ratio: float, start: int, rate: int, steps: int) -> float:
+    return _linear(min(multiples(start, epoch + 1, rate), steps), ratio=ratio, steps=steps)

@@ -23,7 +23,7 @@ def config(
     with ended(debug):
         known = shipped()
         if schema:
-            print(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+            print(json.dumps(Config.model_json_schema(), indent=2))
         elif check is not None:
             resolve([check], {})
             print(f"{check} is valid")

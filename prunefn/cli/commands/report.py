@@ -27,8 +27,7 @@ def run(job: Job) -> Result:
             compared = compare_runs(folder)
             compared.write(folder)
             job.show(terminal(compared.table()))
-            least, most = compared.goal
-            job.show(f"goal: at least {least:g} % of the MACs removed, at most {most:g} points of accuracy lost")
+            job.show(f"goal: {compared.goal}")
             if compared.skipped:
                 job.note(f"left out, without an accuracy: {', '.join(compared.skipped)}")
             met |= {r.name: compared.met(r) for r in compared.runs}

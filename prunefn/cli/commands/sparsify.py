@@ -19,7 +19,6 @@ from ..sections import Config
 from ..words import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
 
 SPARSE = "sparse.safetensors"
-SINCE = "movement_since"
 
 
 def run(job: Job) -> Result:
@@ -103,9 +102,7 @@ def run(job: Job) -> Result:
 
 def _criterion(config: Config, data: Data | None) -> Criterion:
     """That of the config; `movement_since` starts from the weights of the seed, which those of `prunefn train` grew from."""
-    if config.sparsify.criterion.strip() == SINCE:
-        return sparse.criteria.movement_since(params_of(network_of(config, data, dense=True).model))
-    return weight_criterion_of(config.sparsify.criterion)
+    return weight_criterion_of(config.sparsify.criterion, lambda: params_of(network_of(config, data, dense=True).model))
 
 
 def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
@@ -120,7 +117,7 @@ def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
 def plan(config: Config) -> Iterable[str]:
     """Lines."""
     s = config.sparsify
-    name = SINCE if s.criterion.strip() == SINCE else weight_criterion_of(s.criterion).name
+    name = weight_criterion_of(s.criterion).name
     pattern, among = pattern_of(s.pattern), weight_scope_of(s.scope)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     how = f"{pattern.name} by {name}, {among.name}"

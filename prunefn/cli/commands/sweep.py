@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import PruneError
+from ...report.goal import Goal
 from ...report.page import page
 from ...report.tables import Table, terminal
 from ..command import Command, Job, Result
@@ -56,7 +57,7 @@ def run(job: Job) -> Result:
         seed=config.seed,
         progress=not job.quiet,
     )
-    goal = sweeps.Goal(s.min_macs_removed, s.max_points_lost)
+    goal = Goal(s.min_macs_removed, s.max_points_lost)
     left_out = done.write(goal)
     if done.finished:
         page(job.folder)
@@ -122,7 +123,7 @@ def plan(config: Config) -> Iterable[str]:
     yield "trace it, measure it and collect statistics once"
     trials = f"all {size} combinations" if s.sampler == "grid" else f"{s.trials} trials by {s.sampler}"
     yield f"{trials} of " + ", ".join(f"{k} {v}" for k, v in s.space.items())
-    yield f"{s.workers} workers; goal: {s.min_macs_removed:.0%} fewer MACs, at most {s.max_points_lost} points lost"
+    yield f"{s.workers} workers; goal: {Goal(s.min_macs_removed, s.max_points_lost)}"
 
 
 COMMAND = Command(

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..command import ended
 from ..errors import device_of, need, reported
 
 
@@ -34,7 +35,7 @@ def demo(
 
     where = device_of(device)
     call = ["prunefn", "demo", "--seed", str(seed), "--out", str(out), "--device", device, "--threads", str(threads)]
-    with reported(DemoError), steady(threads):
+    with ended(False), reported(DemoError), steady(threads):
         check_folder(out)
         split = digits(device=where)
         studies = [study(network, split, seed=seed) for network in (VIT, RESNET)]

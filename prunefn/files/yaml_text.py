@@ -1,0 +1,102 @@
+"""YAML from elsewhere, read as data: every key stands once, and what anchors unfold to is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import PruneError
+
+LONGEST = 1_000_000
+"""Characters of a text; a config has a few thousand."""
+MOST = 100_000
+"""Nodes once all anchors are unfolded: nine lines of anchors can stand for a billion."""
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """Return the value that a YAML (or JSON) text stands for.
+
+    Args:
+        text: is read without tags of Python.
+        what: is read, for messages.
+
+    Raises:
+        PruneError: it is no YAML, a key stands twice in a mapping, or it is too large; names the key and the line.
+
+    >>> read_yaml("prune: {ratio: 0.5}", "a.yaml")
+    {'prune': {'ratio': 0.5}}
+    >>> read_yaml("a: 1\\nb: 2\\na: 3", "a.yaml")
+    Traceback (most recent call last):
+    prunefn.errors.PruneError: a.yaml: the key 'a' stands twice, in lines 1 and 3; keep one of them
+    """
+    if len(text) > LONGEST:
+        raise PruneError(f"{what} has {len(text)} characters; a config has at most {LONGEST}")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(loader, node, what)
+        if (size := _unfolded(node, {}, set(), what)) > MOST:
+            raise PruneError(f"{what} unfolds to {size} values by its anchors; a config has at most {MOST}")
+        return loader.construct_document(node)
+    except PruneError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PruneError(f"{what} is no YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml_file(path: Path) -> Any:
+    """Return what a YAML file says.
+
+    Raises:
+        PruneError: as `read_yaml`; or it is no text in UTF-8.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PruneError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+    return read_yaml(text, str(path))
+
+
+def _check_keys(loader: yaml.SafeLoader, root: yaml.Node, what: str) -> None:
+    """Raise where a mapping has a key twice; each node is looked at once, however often an alias names it."""
+    todo, done = [root], set[int]()
+    while todo:
+        node = todo.pop()
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[Any, int] = {}
+            for key, value in node.value:
+                todo += [key, value]
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                name = key.value if key.tag == "tag:yaml.org,2002:merge" else loader.construct_object(key)
+                line = key.start_mark.line + 1
+                if name in lines:
+                    raise PruneError(
+                        f"{what}: the key {name!r} stands twice, in lines {lines[name]} and {line}; keep one of them"
+                    )
+                lines[name] = line
+
+
+def _unfolded(node: yaml.Node, sizes: dict[int, int], above: set[int], what: str) -> int:
+    """Return the number of nodes with every alias written out."""
+    if id(node) in above:
+        raise PruneError(f"{what}: what begins in line {node.start_mark.line + 1} contains itself")
+    if id(node) not in sizes:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        inside = above | {id(node)}
+        sizes[id(node)] = 1 + sum(_unfolded(child, sizes, inside, what) for child in children)
+    return sizes[id(node)]
