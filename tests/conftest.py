@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from .smoke import is_smoke
+
 torch.set_num_threads(1)
 torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel of torch's own attention layers rounds differently
 
@@ -20,6 +22,13 @@ settings.register_profile(
 )
 settings.register_profile("shrink", settings.get_profile("quick"), phases=list(Phase))
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_smoke(item.nodeid):
+            item.add_marker("smoke")
 
 
 @pytest.fixture(autouse=True)
