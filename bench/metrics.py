@@ -16,11 +16,11 @@ import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import prunefn as pf
 from prunefn import sparse
+from prunefn.report.counted import flop_counter
 
 from .timing import markdown, versions, write
 
@@ -94,7 +94,7 @@ def rows(name: str) -> list[list[str]]:
 def row(name: str, variant: str, params: pf.Params, spec: pf.Spec, inputs: tuple[Tensor, ...]) -> list[str]:
     """All counters on a network."""
     ours, module = pf.metrics(params, spec=spec), pf.to_module(params, spec=spec)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pf.forward(params, *inputs, spec=spec)
     torchs = counter.get_total_flops() // 2
     analysis = FlopCountAnalysis(module, inputs).set_op_handle("aten::scaled_dot_product_attention", attention)

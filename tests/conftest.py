@@ -1,10 +1,34 @@
-"""One thread and a fixed seed for every test."""
+"""One thread, a fixed seed for every test, and one profile for all random examples."""
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
+
+from .smoke import is_smoke
 
 torch.set_num_threads(1)
 torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel of torch's own attention layers rounds differently
+
+# The same examples in every run. The first one that fails is printed at once: to shrink a network takes minutes.
+# `--hypothesis-profile=shrink` looks for the smallest.
+settings.register_profile(
+    "quick",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    phases=(Phase.explicit, Phase.generate),
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile("shrink", settings.get_profile("quick"), phases=list(Phase))
+settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_smoke(item.nodeid):
+            item.add_marker("smoke")
 
 
 @pytest.fixture(autouse=True)

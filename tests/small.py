@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunefn as pf
 
-laws = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+laws = settings(max_examples=30)
 
 
 class Traced(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -680,7 +680,7 @@ def check(sketch: Sketch, seed: int) -> int:
     return sum(int((~m).sum()) for m in mask.values())
 
 
-LAWS = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+LAWS = settings(max_examples=80)
 
 
 @pytest.mark.parametrize("choices", [CORE, ALL], ids=["core", "all"])

@@ -7,9 +7,9 @@ import torch
 import torchvision.models as tv
 from pytest import mark, raises
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 
 from .orders import permuted
 from .zoo import NAMES, SIDE, Subject, double, random_mask, randomize, subject
@@ -110,7 +110,7 @@ def test_law_6_cost_is_what_a_counter_counts_on_the_pruned_network(name: str) ->
     for keep in (1.0, 0.4):
         mask = random_mask(s.spec, 7, keep)
         small, params = pf.shrink(s.spec, mask), pf.apply(s.params, mask, spec=s.spec)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             pf.forward(params, s.x, spec=small)
         cost = pf.cost(s.spec, mask)
         assert cost == pf.cost(small)

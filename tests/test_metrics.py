@@ -13,10 +13,10 @@ import torch
 import torchvision.models as tv
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
 from prunefn import sparse
+from prunefn.report.counted import flop_counter
 from prunefn.report.tables import markdown
 
 from .zoo import random_mask
@@ -87,7 +87,7 @@ def networks(name: str) -> tuple[Network, Network]:
 
 
 def network(params: pf.Params, spec: pf.Spec, inputs: tuple[Tensor, ...]) -> Network:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pf.forward(params, *inputs, spec=spec)
     flops = {str(op): n for op, n in counter.flop_counts["Global"].items()}
     return Network(params, spec, inputs, pf.metrics(params, spec=spec), flops)

@@ -40,7 +40,7 @@ def equal(a: object, b: object) -> bool:
 
 
 @given(value=NESTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_goes_in_comes_out(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("nest") / "a.safetensors"
     write_nest(path, value)

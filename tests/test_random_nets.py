@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 
 from .nets.space import Flat
 from .nets.tokens import FeedForward
@@ -104,7 +104,7 @@ def check_cost(s: Subject) -> None:
     """
     mask = random_mask(s.spec, 7, 0.75)
     small, params = pf.shrink(s.spec, mask), pf.apply(s.params, mask, spec=s.spec)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pf.forward(params, s.x[:1], spec=small)  # products of weights alone cost the same for any batch
     cost = pf.cost(s.spec, mask)
     assert cost == pf.cost(small)
@@ -152,7 +152,7 @@ def check(net: Net) -> None:
         law(s)
 
 
-few = settings(deadline=None, max_examples=30, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=30)
 
 
 @few

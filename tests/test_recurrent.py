@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 
 from .orders import permuted
 from .small import Traced, close, same, traced
@@ -220,7 +220,7 @@ def test_costs_are_those_of_every_matrix_at_every_step(name: str) -> None:
         times = MATRICES.get(name, lambda n: 5)
         assert pf.cost(spec).macs == sum(times(n) * prod(s) for n, s in shapes.items())
         params = {n: torch.ones(spec.shape(n), dtype=torch.float64) for n in t.params}
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             run(name, params, spec, 1)
         assert 2 * pf.cost(spec).macs == counter.get_total_flops()
         assert pf.cost(spec).params == sum(prod(spec.shape(n)) for n in spec.parameters)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 from prunefn.trace.rules import Axes, Call
 
 from .toys import CASES
@@ -114,7 +114,7 @@ def test_pruned_shapes_and_costs(name: str) -> None:
     mask = mask_of(t.spec, 1, list(t.spec.groups))
     small, shrunk = pf.apply(t.params, mask, spec=t.spec), pf.shrink(t.spec, mask)
     assert {n: tuple(p.shape) for n, p in small.items()} == {n: shrunk.shape(n) for n in small}
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         t.run(name, 1, small, shrunk)
     cost = t.spec.costs(shrunk.sizes)
     assert cost == shrunk.costs(shrunk.sizes)

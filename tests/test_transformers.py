@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from pytest import fixture, mark
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 from prunefn.trace.expr import Concat, Fixed, Leaf
 
 from .orders import permuted
@@ -72,7 +72,7 @@ def test_removing_is_zeroing_and_costs_are_exact(case) -> None:
     params = double(pf.params(model))
     mask = random_mask(spec, 5, groups=[g.name for g in spec.groups.values() if g.exact])
     small = pf.apply(params, mask, spec=spec)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         a = pf.forward(small, input_ids=IDS, spec=pf.shrink(spec, mask))[0]
     b = pf.forward(pf.zero(params, mask, spec=spec), input_ids=IDS, spec=spec)[0]
     assert float(b.abs().max()) > 1e-2
@@ -206,7 +206,7 @@ def test_sampled_costs_and_half_of_every_group(sampled: Sampled) -> None:
     spec, name = sampled.spec, sampled.name
     mask = random_mask(spec, 5)
     small, less = pf.shrink(spec, mask), pf.apply(pf.params(sampled.model), mask, spec=spec)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pf.forward(less, spec=small, **{n: t[:1] for n, t in sampled.x.items()})
     matrices = [less[n][0].numel() for n in less if ".layers.0.mlp.experts." in n]
     assert pf.cost(small).macs == counter.get_total_flops() // 2 + UNCOUNTED.get(name, 0) * sum(matrices)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 from prunefn.trace.expr import Leaf
 from tests.orders import permuted
 from tests.zoo import double, random_mask, randomize
@@ -132,7 +132,7 @@ def _laws(model: nn.Module, spec: pf.Spec, x: Inputs, y: Inputs) -> list[str]:
 def _costs(params: pf.Params, spec: pf.Spec, one: Inputs) -> list[str]:
     mask = random_mask(spec, 5)
     small, less, wrong = pf.shrink(spec, mask), pf.apply(params, mask, spec=spec), []
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pf.forward(less, *one[0], spec=small, **one[1])
     cost, counted = pf.cost(spec, mask), counter.get_total_flops() // 2
     single = any(t.dtype == torch.float32 for t in params.values())

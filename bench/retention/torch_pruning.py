@@ -17,9 +17,9 @@ import torch_pruning as tp
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import prunefn as pf
+from prunefn.report.counted import flop_counter
 
 from .data import Images
 from .networks import CLASSES
@@ -219,6 +219,6 @@ def _forward(self: Any, x: Tensor, **_: Any) -> Tensor:
 
 def macs(model: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of one forward pass, by torch's own counter."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model(x)
     return counter.get_total_flops() // 2
