@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import compensation as compensations
 from .compensation import output_variance, weighted_sum
+from .doors import door
 from .errors import ParamsError, StatsError, nearest
 from .forward import conv_groups, site_weight
 from .params import check_mask, check_names
@@ -24,6 +25,7 @@ from .trace.spec import Spec
 from .types import Compensation, Dense, Inputs, Mask, Moments, Paired, Params, Repair, Residual, Site
 
 
+@door
 def compensate(
     params: Params,
     means: Stats | Mapping[str, Tensor | Moments],
@@ -70,6 +72,7 @@ def compensate(
     return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
 
 
+@door
 def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | None = None) -> dict[str, Residual]:
     """Predict what the outputs of contractions lose when units go, before anything is pruned.
 

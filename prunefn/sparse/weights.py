@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..doors import door
 from ..errors import ParamsError, nearest
 from ..params import check_mask
 from ..trace.expr import keep, size
@@ -80,6 +81,7 @@ class Weight(NamedTuple):
         return {"g": self.groups} if "g" in self.pattern.partition("->")[0] else {}
 
 
+@door
 def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, Weight]:
     """The parameters that are weights of contractions, in the order of the program; tied ones once.
 
@@ -149,6 +151,7 @@ def check_weights(given: Mapping[str, Tensor], known: Mapping[str, Weight], what
 # ---- beside channel pruning
 
 
+@door
 def shrink(masks: Mapping[str, Tensor], mask: Mask, *, spec: Spec) -> Masks:
     """Weight masks, scores or anything of the parameters' shapes after channels were removed: as `pf.apply` does with the parameters.
 
