@@ -42,7 +42,11 @@ class Compiled(NamedTuple):
     def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
         given = list(inputs)
         try:
-            return self.call(*[params[n] for n in self.names], *self.constants, *given)
+            tensors = [params[n] for n in self.names]
+        except KeyError as error:
+            raise ParamsError(f"params lack {error.args[0]!r}{nearest(str(error.args[0]), params)}") from None
+        try:
+            return self.call(*tensors, *self.constants, *given)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
