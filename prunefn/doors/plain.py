@@ -34,8 +34,8 @@ class Kind(NamedTuple):
 
 
 LEAST: dict[str, int] = dict.fromkeys(
-    ("max_batches save_every batch batches rounds repeats chunk_size chunk block depthwise_block workers trials inputs "
-     "classes image_size max_shard_bytes num_classes in_chans width img_size patch_size dim depth heads filters height end rate opset"
+    ("max_batches save_every batch batches repeats chunk_size chunk inputs "
+     "classes image_size max_shard_bytes num_classes in_chans img_size patch_size dim depth heads end rate opset"
      ).split(), 1,
 ) | {"start": 0, "mlp_ratio": 0}  # fmt: skip
 """The least that a number of this name may be, where that is one for all functions."""
