@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .doors import check_batch
 from .errors import BatchError, nearest
 from .forward import flat_inputs
-from .trace.spec import Spec
+from .trace.spec import Spec, check_runnable
 from .types import Batch, Params
 
 
@@ -21,8 +22,12 @@ def inputs_of(batch: Batch, *, spec: Spec, device: torch.device | None = None) -
 
     Raises:
         BatchError: an input is missing or of the wrong shape.
+        ParamsError: the device is meta: there are no numbers to measure with.
+        TraceError: the spec was recorded, so that it has no program that runs.
     """
+    check_runnable(spec)
     names = [i.name for i in spec.program.inputs]
+    check_batch(batch, names, device)
     if isinstance(batch, Tensor):
         given: list[Any] = [batch]
     elif isinstance(batch, Mapping):

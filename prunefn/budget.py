@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, isfinite, sqrt
 
+from .doors import door
 from .errors import BudgetError, PruneError
 from .trace.cost import Polynomial
 from .trace.expr import Axis, Concat, Fixed, Leaf, Product
@@ -19,6 +20,7 @@ SLACK = 1 + 1e-12
 """So that a share of 0.3 of ten is three."""
 
 
+@door
 def macs(keep: float) -> Budget:
     """At most this share of the MACs.
 
@@ -28,16 +30,19 @@ def macs(keep: float) -> Budget:
     return _budget("macs", keep, _macs)
 
 
+@door
 def params(keep: float) -> Budget:
     """At most this share of the parameters."""
     return _budget("params", keep, _params)
 
 
+@door
 def activations(keep: float) -> Budget:
     """At most this share of the activations: the elements that all ops write for one sample, which is what training keeps."""
     return _budget("activations", keep, _activations)
 
 
+@door
 def latency(keep: float, table: Predictor) -> Budget:
     """At most this share of the latency that a table predicts.
 
@@ -58,6 +63,7 @@ def latency(keep: float, table: Predictor) -> Budget:
     return _budget("latency", keep, partial(_predicted, table), falls=False)
 
 
+@door
 def custom(
     keep: float, cost: Callable[[Mapping[str, int], Spec], float], *, name: str = "custom", falls: bool = False
 ) -> Budget:
@@ -218,6 +224,7 @@ def at_least(share: float) -> float:
 # ---- one ratio for all groups, in closed form
 
 
+@door
 def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) -> float:
     """The ratio at which a budget is just met when it is removed from all chosen groups alike, sizes taken as continuous.
 

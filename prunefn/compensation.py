@@ -8,7 +8,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from .errors import StatsError
+from .doors import door
+from .errors import PruneError, StatsError
 from .shapes import Bool, Float
 from .types import Compensation, Inputs, Repair
 
@@ -26,6 +27,7 @@ def mean() -> Compensation:
     return Compensation("mean", _mean)
 
 
+@door
 def affine(ridge: float = 1e-4, *, otherwise: Compensation | None = None) -> Compensation:
     """Removed inputs are replaced by their best affine estimate from the kept ones: x_P ≈ B x_S + c.
 
@@ -37,13 +39,14 @@ def affine(ridge: float = 1e-4, *, otherwise: Compensation | None = None) -> Com
         otherwise: what to do where the weight cannot be rewritten, such as `mean()`; without it, that is an error.
 
     Raises:
-        ValueError: the ridge is negative.
+        PruneError: the ridge is negative.
     """
     if not ridge >= 0:
-        raise ValueError(f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4")
+        raise PruneError(f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4")
     return Compensation("affine", partial(_affine, ridge=ridge), ("covariance",), otherwise)
 
 
+@door
 def variance_rescale(*, otherwise: Compensation | None = None) -> Compensation:
     """Mean compensation, and each output's kept weights are scaled so that its variance is what it was.
 

@@ -7,15 +7,18 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .doors import check_run, door
 from .errors import BatchError, ParamsError, TraceError, nearest
 from .shapes import Float
 from .sharded import Gathering, gather, is_elsewhere
 from .trace.domain import Guard, Limit, refusal
+from .trace.example import Like
 from .trace.expr import Leaf
 from .trace.expr import size as axis_size
 from .trace.program import Program, Ref, build, needed_by
@@ -34,9 +37,22 @@ class Compiled(NamedTuple):
     constants: tuple[Tensor, ...]
     gathered: tuple[str, ...] = ()
     """DTensors, in the order in which the function gathers them."""
+    inputs: tuple[tuple[str, torch.dtype | None], ...] = ()
+    """Name and traced dtype of each."""
 
     def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
-        return self.call(*[params[n] for n in self.names], *self.constants, *inputs)
+        given = list(inputs)
+        try:
+            tensors = [params[n] for n in self.names]
+        except KeyError as error:
+            raise ParamsError(f"params lack {error.args[0]!r}{nearest(str(error.args[0]), params)}") from None
+        try:
+            return self.call(*tensors, *self.constants, *given)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            check_run(error, params, zip(self.inputs, given, strict=True))
+            raise
 
 
 _CACHE: dict[tuple[Any, ...], str] = {}
@@ -125,7 +141,16 @@ def _compile(
     inputs = {i.name for i in program.inputs}
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
     constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
-    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered)
+    return Compiled(
+        module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _traced(spec, program)
+    )
+
+
+def _traced(spec: Spec, program: Program) -> tuple[tuple[str, torch.dtype | None], ...]:
+    """The inputs with the dtypes that they had in the example, where these are known."""
+    names, likes = [i.name for i in program.inputs], [x for x in spec.example.leaves if isinstance(x, Like)]
+    dtypes = [x.dtype for x in likes] if len(likes) == len(names) else [None] * len(names)
+    return tuple(zip(names, dtypes, strict=True))
 
 
 def constant(spec: Spec, name: str, device: torch.device) -> Tensor:
@@ -215,8 +240,10 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     for name in _in_order(kwargs, known):
         given += [x for x in pytree.tree_leaves(kwargs[name]) if isinstance(x, Tensor)]
     if len(given) != len(known.inputs):
+        arrays = any([isinstance(x, np.ndarray) for x in pytree.tree_leaves((inputs, dict(kwargs)))])
         raise BatchError(
             f"the model has {len(known.inputs)} tensor inputs ({', '.join(known.inputs)}), but {len(given)} were given"
+            + ("; write torch.from_numpy(…) for a numpy array" if arrays else "")
         )
     sizes: dict[str, int] = {}
     for name, shape, x in zip(known.inputs, known.shapes, given, strict=True):
@@ -251,6 +278,7 @@ def result(spec: Spec, env: Any) -> Any:
     return tuple(env[o.name] if isinstance(o, Ref) else o for o in spec.program.outputs)
 
 
+@door
 def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     """Run the network: bit for bit what the module gives in the traced mode.
 
@@ -279,6 +307,7 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     return pytree.tree_unflatten(run(params, flat), spec.program.out_spec)
 
 
+@door
 def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tuple[Any, Params]:
     """Run the network in train mode; buffers that it updates (BatchNorm) come back in new params.
 

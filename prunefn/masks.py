@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .doors import door
 from .errors import MaskError, nearest
 from .params import check_mask
 from .trace.expr import Axis, Fixed, Leaf, leaves, size, unit_of
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     axis: Axis
 
 
+@door
 def mask(spec: Spec, removed: Mapping[str | Group, Iterable[int] | Tensor]) -> Mask:
     """A mask that removes the given units.
 

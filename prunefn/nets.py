@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from .doors import door
 from .extras import needs
 
 
+@door
 def small_resnet18(num_classes: int = 10, in_chans: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 with the stem for small images: 3 × 3, stride 1, no pooling (He et al., CVPR 2016, as usual for CIFAR-10).
 
@@ -36,6 +38,7 @@ def small_resnet18(num_classes: int = 10, in_chans: int = 3, width: int = 64) ->
     return model
 
 
+@door
 def small_vit(
     num_classes: int = 10,
     in_chans: int = 1,

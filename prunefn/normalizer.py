@@ -11,12 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .doors import door
 from .errors import PruneError
 
 Normalizer = Callable[[Tensor], Tensor]
 """Scores of a group [units] → scores that can be compared with those of other groups [units]."""
 
 
+@door
 def none(scores: Tensor) -> Tensor:
     """The scores as they are.
 
@@ -26,6 +28,7 @@ def none(scores: Tensor) -> Tensor:
     return scores
 
 
+@door
 def mean(scores: Tensor) -> Tensor:
     """Over their mean magnitude: `s / mean |s|`.
 
@@ -35,6 +38,7 @@ def mean(scores: Tensor) -> Tensor:
     return _over(scores, scores.abs().mean())
 
 
+@door
 def sum(scores: Tensor) -> Tensor:
     """Over the sum of their magnitudes, `s / Σ |s|`: as `mean`, and the units of wide groups count less.
 
@@ -44,6 +48,7 @@ def sum(scores: Tensor) -> Tensor:
     return _over(scores, scores.abs().sum())
 
 
+@door
 def max(scores: Tensor) -> Tensor:
     """Over their largest magnitude: `s / max |s|`.
 
@@ -53,6 +58,7 @@ def max(scores: Tensor) -> Tensor:
     return _over(scores, scores.abs().amax())
 
 
+@door
 def min_max(scores: Tensor) -> Tensor:
     """From 0 for the lowest to 1 for the highest: `(s − min) / (max − min)`. Torch-Pruning calls it "standarization".
 
@@ -62,6 +68,7 @@ def min_max(scores: Tensor) -> Tensor:
     return _over(scores - scores.amin(), scores.amax() - scores.amin())
 
 
+@door
 def z_score(scores: Tensor) -> Tensor:
     """Deviations from the mean over the standard deviation of the group (÷ n): `(s − mean) / sd`.
 
@@ -75,6 +82,7 @@ def z_score(scores: Tensor) -> Tensor:
     return _over(deviation, deviation.square().mean().sqrt()) if bool(spread > 0) else torch.zeros_like(scores)
 
 
+@door
 def rank(scores: Tensor) -> Tensor:
     """The share of the group's units that score no more, in (0, 1]; equal scores have equal ranks. The scale is lost.
 
@@ -85,6 +93,7 @@ def rank(scores: Tensor) -> Tensor:
     return torch.searchsorted(ordered, scores, right=True).to(scores.dtype) / len(scores)
 
 
+@door
 def quantile(q: float = 0.5) -> Normalizer:
     """Over the q-quantile of their magnitudes, interpolated linearly; at .5, over the median. Torch-Pruning's "sentinel".
 
@@ -109,6 +118,7 @@ def quantile(q: float = 0.5) -> Normalizer:
     return normalize
 
 
+@door
 def width(scores: Tensor) -> Tensor:
     """Over the number of units, `s / units`: at equal scores, wide groups lose units first. `sum` is `mean`, then `width`.
 

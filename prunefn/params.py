@@ -8,6 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from .doors import door
 from .errors import MaskError, ParamsError, nearest
 from .sharded import changed, resharded, same_memory
 from .trace.expr import Leaf, keep
@@ -16,6 +17,7 @@ from .types import Mask, Params
 from .zeroing import check_zeroable, fill, zeroed_groups
 
 
+@door
 def params(model: nn.Module) -> Params:
     """Parameters and persistent buffers by name, as in `state_dict`; they share storage and are never written to.
 
@@ -56,6 +58,7 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
             raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
 
 
+@door
 def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """Remove units for real: every tensor loses the positions of removed units.
 
@@ -81,6 +84,7 @@ def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     return _each(params, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
 
 
+@door
 def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """Set removed units to zero in every parameter; shapes stay. Buffers are left alone.
 
@@ -134,6 +138,7 @@ def check_names(params: Params, spec: Spec) -> None:
     check_params(params, spec, tuple(n for n in spec.axes if n not in slots or n in params))
 
 
+@door
 def shrink(spec: Spec, mask: Mask) -> Spec:
     """The spec of what a mask leaves: for `apply(params, mask)`.
 
@@ -144,6 +149,7 @@ def shrink(spec: Spec, mask: Mask) -> Spec:
     return resize(spec, mask)
 
 
+@door
 def compose(first: Mask, second: Mask, *more: Mask) -> Mask:
     """One mask for several rounds: each mask is over what those before it left.
 
@@ -190,6 +196,7 @@ def _check_vectors(mask: Mask, which: str) -> None:
             raise MaskError(f"the {which} mask of group {name!r} removes all {len(m)} units; at least one must stay")
 
 
+@door
 def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
     """Which units are left: group → int64 [units left], the index of each in the groups of `spec`.
 
@@ -207,6 +214,7 @@ def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
     return {g: keep(Leaf(g), mask, spec.sizes).nonzero()[:, 0] for g in spec.groups}
 
 
+@door
 def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
     """Which positions of each tensor are left: tensor → one int64 vector per dim, in the positions of `spec`.
 
@@ -225,6 +233,7 @@ def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
     return {t: tuple(keep(a, mask, spec.sizes).nonzero()[:, 0] for a in axes) for t, axes in spec.axes.items()}
 
 
+@door
 def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """Back to the dense shapes: the inverse of `apply`, with zeros where it removed something.
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
+from .doors import door
 from .errors import BatchError, PruneError, StatsError
 from .params import apply, check_mask, shrink
 from .recalibrate import recalibrate as recalibrated
@@ -61,6 +62,7 @@ class Prune(Protocol):
         ...
 
 
+@door
 def cost(spec: Spec, mask: Mask | None = None) -> Cost:
     """Exact cost of one sample: MACs, parameters, activations; with a mask, of what it leaves. Nothing is built or run.
 
@@ -71,6 +73,7 @@ def cost(spec: Spec, mask: Mask | None = None) -> Cost:
     return spec.costs({**spec.sizes, **{g: int(m.sum()) for g, m in (mask or {}).items()}})
 
 
+@door
 def pipeline(
     *,
     criterion: Criterion | None = None,
@@ -120,6 +123,7 @@ def pipeline(
     chosen: Criterion = criteria.variance() if criterion is None else criterion
     method: Compensation = compensations.mean() if compensation is None else compensation
 
+    @door
     def prune(
         params: Params,
         batches: Iterable[Batch] | None,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, fx
 
 from .batches import device_of, each, inputs_of
+from .doors import door
 from .errors import BatchError, ParamsError
 from .forward import compiled
 from .params import check_names
@@ -21,6 +22,7 @@ from .types import Batch, Params
 BATCH_NORM = "aten.batch_norm.default"
 
 
+@door
 def recalibrate(
     params: Params,
     batches: Iterable[Batch],

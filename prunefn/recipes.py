@@ -17,6 +17,7 @@ from typing import Any
 from . import compensation, criteria, normalizer, reduction, scope
 from .budget import macs
 from .criteria.gradients import Loss, cross_entropy
+from .doors import door
 from .pipeline import Prune, pipeline
 from .types import Budget
 from .where import kind
@@ -24,6 +25,7 @@ from .where import kind
 Ratio = float | Budget
 
 
+@door
 def vbp(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Variance-based pruning: least variance goes, its mean stays (Berisha et al., ICCV 2025, arXiv 2507.12988)."""
     given = {
@@ -35,6 +37,7 @@ def vbp(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def dvbp_ob2c(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Denoised variance, and the optimal-brain update with a bias (arXiv 2608.17657)."""
     given = {
@@ -46,6 +49,7 @@ def dvbp_ob2c(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def corp(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """The same share of every MLP, kept units take over affinely what the others gave (CORP, arXiv 2602.05243)."""
     given = {
@@ -57,12 +61,14 @@ def corp(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def network_slimming(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Smallest scales of BatchNorm (Liu et al., ICCV 2017, arXiv 1708.06519); train with `bn_l1` first."""
     given = {"criterion": criteria.bn_scale(), "scope": scope.global_(), "compensation": compensation.none()}
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def l1_channels(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Smallest L1 norm of each layer's filters (Li et al., ICLR 2017, arXiv 1608.08710)."""
     given = {
@@ -74,6 +80,7 @@ def l1_channels(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def taylor(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any) -> Prune:
     """Smallest change of the loss to first order (Molchanov et al., CVPR 2019, arXiv 1906.10771)."""
     given = {
@@ -84,6 +91,7 @@ def taylor(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any) ->
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def isomorphic(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any) -> Prune:
     """Groups of the same structure are ranked among themselves (Fang et al., ECCV 2024, arXiv 2407.04616)."""
     given = {
@@ -94,6 +102,7 @@ def isomorphic(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def depgraph_group_norm(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """L2 norm of all coupled tensors of a unit, the same share of every group (Fang et al., CVPR 2023, arXiv 2301.12900)."""
     given = {
@@ -104,12 +113,14 @@ def depgraph_group_norm(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def lamp(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Layer-adaptive magnitude, one ranking over all (Lee et al., ICLR 2021, arXiv 2010.07611)."""
     given = {"criterion": criteria.lamp(), "scope": scope.global_(), "compensation": compensation.none()}
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def fpgm(ratio: Ratio = 0.5, **options: Any) -> Prune:
     """Filters nearest to all others of their layer (He et al., CVPR 2019, arXiv 1811.00250)."""
     given = {
@@ -121,6 +132,7 @@ def fpgm(ratio: Ratio = 0.5, **options: Any) -> Prune:
     return pipeline(ratio=ratio, **given | options)
 
 
+@door
 def mac_aware(ratio: Ratio | None = None, **options: Any) -> Prune:
     """Magnitude, lowered where MACs are dear; by default to half of the MACs."""
     given = {

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .doors import door
+
 Reduction = Callable[[Tensor], Tensor]
 """Scores of a group's members, in the order in which the program uses them, [members, units] → [units]."""
 
 
+@door
 def mean(scores: Tensor) -> Tensor:
     """Their mean: a group's scores do not grow with the number of its members.
 
@@ -20,6 +23,7 @@ def mean(scores: Tensor) -> Tensor:
     return scores.mean(0)
 
 
+@door
 def sum(scores: Tensor) -> Tensor:
     """Their sum.
 
@@ -30,6 +34,7 @@ def sum(scores: Tensor) -> Tensor:
     return scores.sum(0)
 
 
+@door
 def max(scores: Tensor) -> Tensor:
     """The largest.
 
@@ -40,6 +45,7 @@ def max(scores: Tensor) -> Tensor:
     return scores.amax(0)
 
 
+@door
 def prod(scores: Tensor) -> Tensor:
     """Their product: zero as soon as one member is.
 
@@ -50,6 +56,7 @@ def prod(scores: Tensor) -> Tensor:
     return scores.prod(0)
 
 
+@door
 def first(scores: Tensor) -> Tensor:
     """That of the first member, which for groups inside a block is the weight that produces the units.
 

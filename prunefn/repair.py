@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import compensation as compensations
 from .compensation import output_variance, weighted_sum
+from .doors import door
 from .errors import ParamsError, StatsError, nearest
 from .forward import conv_groups, site_weight
 from .params import check_mask, check_names
@@ -28,6 +29,7 @@ ENOUGH = 2
 """Samples for each kept input: with n samples for k inputs the error of a least-squares estimate grows by about n / (n − k)."""
 
 
+@door
 def compensate(
     params: Params,
     means: Stats | Mapping[str, Tensor | Moments],
@@ -75,6 +77,7 @@ def compensate(
     return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
 
 
+@door
 def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | None = None) -> dict[str, Residual]:
     """Predict what the outputs of contractions lose when units go, before anything is pruned.
 

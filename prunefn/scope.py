@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from . import normalizer
+from .doors import door
 from .errors import PruneError, nearest
 from .normalizer import Normalizer
 from .selection.isomorphic import signatures
@@ -18,6 +19,7 @@ from .trace.spec import Spec
 from .types import Cost, Group, Scope
 
 
+@door
 def global_(*, normalize: bool | Normalizer | None = None) -> Scope:
     """One ranking over all units of all groups; a ratio is a share of all units.
 
@@ -44,6 +46,7 @@ def local() -> Scope:
     return Scope("local", _each)
 
 
+@door
 def per_kind(*, normalize: bool | Normalizer | None = None) -> Scope:
     """A ranking over all groups of a kind (`hidden`, `residual`, `heads`, …); `select` needs the spec.
 
@@ -53,6 +56,7 @@ def per_kind(*, normalize: bool | Normalizer | None = None) -> Scope:
     return by(_kind, name="per_kind", normalize=normalize)
 
 
+@door
 def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
     """A ranking over each set of structurally identical groups; `select` needs the spec.
 
@@ -77,6 +81,7 @@ def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
     return Scope("isomorphic", _alike, _normalizer(normalize))
 
 
+@door
 def by(
     key: Callable[[Group, Spec], Hashable], *, name: str = "by", normalize: bool | Normalizer | None = None
 ) -> Scope:
@@ -92,6 +97,7 @@ def by(
     return Scope(name, partial(_keyed, key=key, name=name), _normalizer(normalize))
 
 
+@door
 def knapsack(quantity: str = "macs", *, normalize: bool | Normalizer | None = None) -> Scope:
     """One ranking over all units: next goes the lowest score per unit of cost that it saves; `select` needs the spec.
 

@@ -6,12 +6,14 @@ import torch
 
 from . import criteria
 from .criteria.base import spec_of
+from .doors import door
 from .errors import StatsError
 from .sharded import Gathering, is_sharded
 from .stats import Stats, check_stats
 from .types import Criterion, Scores
 
 
+@door
 def score(stats: Stats, *, criterion: Criterion | None = None) -> Scores:
     """Score every unit that the statistics cover; higher = keep.
 

@@ -11,6 +11,7 @@ import torch
 
 from . import scope as scopes
 from .budget import fewest
+from .doors import door
 from .errors import BudgetError, MaskError, PruneError, nearest
 from .selection.caps import TINY, Caps, RoundTo, caps, patterns
 from .selection.knapsack import by_saving
@@ -25,6 +26,7 @@ Ratio = float | Budget | Sequence[Budget] | Mapping[str, float]
 """The share removed, what is kept of one or more costs, or the share removed of the groups that match each glob."""
 
 
+@door
 def select(
     scores: Scores,
     ratio: Ratio,

@@ -45,6 +45,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .doors import door
 from .errors import BatchError, ParamsError, StatsError, TraceError
 from .files.on_disk import OnDisk
 from .trace.spec import Spec
@@ -160,6 +161,7 @@ class Gathering(Mapping[str, Tensor]):
         return len(self.params)
 
 
+@door
 def fill(module: nn.Module, params: Params) -> None:
     """Give a module under `fully_shard` the values of params, where `to_module` left its parameters on `meta`.
 
@@ -168,10 +170,13 @@ def fill(module: nn.Module, params: Params) -> None:
         params: the same. They are copied; a tensor whose mesh or placements are others than the module's is gathered for it.
 
     Raises:
-        ParamsError: the module is not sharded.
+        ParamsError: the module is not sharded, or has other tensors than the params.
     """
     once: dict[int, Tensor] = {}
     state = module.state_dict()
+    if odd := sorted(params.keys() ^ state.keys()):
+        has, lacks = ("params have", "the module lacks") if odd[0] in params else ("the module has", "params lack")
+        raise ParamsError(f"{has} {odd[0]!r}, which {lacks}; give the params that the module was made of")
     for name, t in params.items():
         if is_sharded(t) and not is_sharded(state[name]):
             raise ParamsError(
@@ -192,6 +197,7 @@ def _placed(t: Tensor, like: Tensor) -> Tensor:
     return spread(gather(t).clone(), like)
 
 
+@door
 def with_constants(spec: Spec, model: nn.Module) -> Spec:
     """The spec of a model on `meta`, with what is in no state dict (rotary tables, position grids) from one that has numbers.
 

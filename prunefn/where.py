@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from torch import Tensor
 
+from .doors import door
 from .errors import PruneError, nearest
 from .trace.expr import leaves
 from .trace.freeze import named
@@ -88,6 +89,7 @@ def _called(name: str, *args: str) -> str:
     return f"{name}({', '.join(map(repr, args))})"
 
 
+@door
 def kind(*kinds: str) -> Choice:
     """Groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
 
@@ -102,11 +104,13 @@ def kind(*kinds: str) -> Choice:
     return Choice(partial(_is_of, kinds), _called("kind", *kinds))
 
 
+@door
 def glob(*patterns: str) -> Choice:
     """Groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
     return Choice(partial(_matches, patterns), _called("glob", *patterns))
 
 
+@door
 def module(*paths: str) -> Choice:
     """Groups that come from these modules or from below them; a path may be a glob, such as `blocks.*.mlp`.
 
@@ -119,6 +123,7 @@ def module(*paths: str) -> Choice:
     return Choice(partial(_is_below, paths), _called("module", *paths))
 
 
+@door
 def touches(*tensors: str) -> Choice:
     """Groups that have one of these tensors as a member: a tensor's name, a module's (all that is in it), or a glob.
 
@@ -190,6 +195,7 @@ def check_matches(where: Where | str | None, spec: Spec) -> None:
     raise PruneError(f"no group matches {where!r}{hint}")
 
 
+@door
 def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Scores:
     """Keep the scores of some groups; the others stay whole.
 

@@ -7,11 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..doors import door
+from ..errors import PruneError
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import wrapped
 
 
+@door
 def combined(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
     """α a + (1 − α) b, each over its mean magnitude over all units; such as α‖w‖ + (1 − α)σ.
 
@@ -23,7 +26,7 @@ def combined(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
         alpha: share of a, in [0, 1].
 
     Raises:
-        ValueError: alpha is not in [0, 1].
+        PruneError: alpha is not in [0, 1].
     """
     check_share("combined", alpha)
     return wrapped(f"combined({a.name}, {b.name})", partial(_score, a=a, b=b, alpha=alpha), a, b)
@@ -33,10 +36,10 @@ def check_share(name: str, alpha: float) -> None:
     """It is a share.
 
     Raises:
-        ValueError: alpha is not in [0, 1].
+        PruneError: alpha is not in [0, 1].
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"{name}'s alpha is {alpha}; it must be in [0, 1]")
+        raise PruneError(f"{name}'s alpha is {alpha}; it must be in [0, 1]")
 
 
 def both(a: Criterion, b: Criterion, stats: Stats) -> tuple[Scores, Scores]:

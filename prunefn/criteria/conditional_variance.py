@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import StatsError
+from ..doors import door
+from ..errors import PruneError, StatsError
 from ..shapes import Float
 from ..stats import Stats
 from ..trace.expr import size
@@ -20,6 +21,7 @@ from ..types import Criterion, Moments, Scores, Site
 from .base import column_squares, measured, over_sites, spec_of, sum_positions
 
 
+@door
 def conditional_variance(ridge: float = 1e-4) -> Criterion:
     """‖W[:, j]‖² / [C⁻¹]_jj at the inputs of the group's consumers, averaged over sites.
 
@@ -31,10 +33,10 @@ def conditional_variance(ridge: float = 1e-4) -> Criterion:
         ridge: share of the mean variance that is added to each; 0 needs a covariance of full rank.
 
     Raises:
-        ValueError: the ridge is negative.
+        PruneError: the ridge is negative.
     """
     if not ridge >= 0:
-        raise ValueError(f"conditional_variance's ridge is {ridge}; it must be 0 or more, such as 1e-4")
+        raise PruneError(f"conditional_variance's ridge is {ridge}; it must be 0 or more, such as 1e-4")
     return Criterion("conditional_variance", partial(_score, ridge=ridge), needs=("covariance",))
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..doors import door
+from ..errors import PruneError
 from ..shapes import Float
 from ..stats import Stats
 from ..types import Criterion, Moments, Scores, Site
@@ -21,6 +23,7 @@ STEPS = 20_000
 """Of the numerical integral; the median is then right to 1e-8."""
 
 
+@door
 def denoised_variance(p: float = 0.5) -> Criterion:
     """(1 − p) σ² + p σ²_denoised, averaged over a unit's positions and over sites.
 
@@ -32,10 +35,10 @@ def denoised_variance(p: float = 0.5) -> Criterion:
         p: share of the denoised variance, in [0, 1]; 0 is `variance()`.
 
     Raises:
-        ValueError: p is not in [0, 1].
+        PruneError: p is not in [0, 1].
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"denoised_variance's p is {p}; it must be in [0, 1]")
+        raise PruneError(f"denoised_variance's p is {p}; it must be in [0, 1]")
     return Criterion("denoised_variance", partial(_score, p=p), needs=("covariance",))
 
 

@@ -7,12 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..shapes import Float
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import CHUNK, filters, wrapped
 
 
+@door
 def dissimilar(criterion: Criterion) -> Criterion:
     """The score × (1 − max_{j≠k} cos(w_k, w_j)), with w_k the signed weights that produce unit k, as for `fpgm`.
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..batches import device_of
+from ..doors import door
+from ..errors import PruneError
 from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Batch, Collector, Criterion, Params, Scores
@@ -31,6 +33,7 @@ class SquaredMaskGradients(NamedTuple):
         return squared_gradients(objective.of_masks(params, spec), at, data, spec, self.chunk)
 
 
+@door
 def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
     """Mean over samples of (∂L_n/∂m)² at a mask m of ones on the units (see `mask_params`); every group has a score.
 
@@ -41,7 +44,7 @@ def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
         chunk_size: samples whose gradients are in memory at once.
 
     Raises:
-        ValueError: chunk_size is below one.
+        PruneError: chunk_size is below one.
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the gradients were not collected; pass the criterion to `collect_stats`.
     """
@@ -54,10 +57,10 @@ def check_chunk(name: str, chunk: int) -> None:
     """It is a number of samples.
 
     Raises:
-        ValueError: it is below one.
+        PruneError: it is below one.
     """
     if chunk < 1:
-        raise ValueError(f"{name}'s chunk_size is {chunk}; it must be 1 or more, such as 32")
+        raise PruneError(f"{name}'s chunk_size is {chunk}; it must be 1 or more, such as 32")
 
 
 def _score(stats: Stats, *, collector: Collector) -> Scores:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from .. import normalizer
+from ..doors import door
+from ..errors import PruneError
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import wrapped
 from .combined import both
 
 
+@door
 def guided(criterion: Criterion, by: Criterion, delta: float = 0.2) -> Criterion:
     """score · (δ + (1 − δ) rank(by)): magnitude guided by weighted variance is `guided(magnitude(), weighted_variance())`.
 
@@ -23,10 +26,10 @@ def guided(criterion: Criterion, by: Criterion, delta: float = 0.2) -> Criterion
         delta: what the last in rank would keep of its score, in [0, 1]; 1 leaves the scores as they are.
 
     Raises:
-        ValueError: delta is not in [0, 1].
+        PruneError: delta is not in [0, 1].
     """
     if not 0 <= delta <= 1:
-        raise ValueError(f"guided's delta is {delta}; it must be in [0, 1]")
+        raise PruneError(f"guided's delta is {delta}; it must be in [0, 1]")
     score = partial(_score, criterion=criterion, by=by, delta=delta)
     return wrapped(f"guided({criterion.name}, {by.name})", score, criterion, by)
 

@@ -13,6 +13,8 @@ from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batches import device_of
+from ..doors import door
+from ..errors import PruneError
 from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Batch, Collector, Criterion, Params, Scores
@@ -40,6 +42,7 @@ class HessianDiagonal(NamedTuple):
         return total
 
 
+@door
 def hessian(loss: Loss = cross_entropy, *, probes: int = 8, seed: int = 0) -> Criterion:
     """∂²L/∂m² at a mask m of ones on the units (see `mask_params`), by Hutchinson's estimator; every group has a score.
 
@@ -52,12 +55,12 @@ def hessian(loss: Loss = cross_entropy, *, probes: int = 8, seed: int = 0) -> Cr
         seed: of the probes.
 
     Raises:
-        ValueError: there are no probes.
+        PruneError: there are no probes.
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the derivatives were not collected; pass the criterion to `collect_stats`.
     """
     if probes < 1:
-        raise ValueError(f"hessian's probes are {probes}; there must be 1 or more, such as 8")
+        raise PruneError(f"hessian's probes are {probes}; there must be 1 or more, such as 8")
     name = f"Hessian diagonal of {loss_name(loss)}, {probes} probes, seed {seed}"
     collector = Collector(name, HessianDiagonal(loss, probes, seed))
     score = partial(_score, collector=collector, call=f"hessian(…, probes={probes}, seed={seed})")

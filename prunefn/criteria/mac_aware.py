@@ -10,12 +10,15 @@ from functools import partial
 
 from torch import Tensor
 
+from ..doors import door
+from ..errors import PruneError
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import spec_of, wrapped
 from .combined import check_share
 
 
+@door
 def mac_aware(criterion: Criterion, alpha: float = 0.9) -> Criterion:
     """α I / max(1, I_max) + (1 − α)(1 − n), with n = (mac − min) / (max − min) over the scored groups ("Sum").
 
@@ -26,12 +29,13 @@ def mac_aware(criterion: Criterion, alpha: float = 0.9) -> Criterion:
         alpha: share of the importance, in [0, 1].
 
     Raises:
-        ValueError: alpha is not in [0, 1].
+        PruneError: alpha is not in [0, 1].
     """
     check_share("mac_aware", alpha)
     return wrapped(f"mac_aware({criterion.name})", partial(_sum, criterion=criterion, alpha=alpha), criterion)
 
 
+@door
 def mac_aware_product(criterion: Criterion, beta: float = 2.0) -> Criterion:
     """I · (min / mac)^{1/β}, with min over the scored groups that cost anything ("Mul").
 
@@ -42,10 +46,10 @@ def mac_aware_product(criterion: Criterion, beta: float = 2.0) -> Criterion:
         beta: above zero; the larger, the less cost matters.
 
     Raises:
-        ValueError: beta is not above zero.
+        PruneError: beta is not above zero.
     """
     if not beta > 0:
-        raise ValueError(f"mac_aware_product's beta is {beta}; it must be above 0")
+        raise PruneError(f"mac_aware_product's beta is {beta}; it must be above 0")
     return wrapped(f"mac_aware_product({criterion.name})", partial(_product, criterion=criterion, beta=beta), criterion)
 
 

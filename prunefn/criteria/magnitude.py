@@ -7,12 +7,15 @@ from functools import partial
 from torch import Tensor
 
 from .. import reduction as reductions
+from ..doors import door
+from ..errors import PruneError
 from ..reduction import Reduction
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import member_sums, spec_of, weight_reader
 
 
+@door
 def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = reductions.mean) -> Criterion:
     """Σ|w|^p over the unit's slice of every effective tensor (rows, columns, norm weights), averaged over these; needs no data.
 
@@ -27,10 +30,10 @@ def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = redu
         reduction: of the tensors' sums, such as `reduction.max`; they come in the order in which the program uses them.
 
     Raises:
-        ValueError: p is not above zero.
+        PruneError: p is not above zero.
     """
     if not p > 0:
-        raise ValueError(f"magnitude's p is {p}; it must be above 0")
+        raise PruneError(f"magnitude's p is {p}; it must be above 0")
     return Criterion("magnitude", partial(_score, p=p, bias=bias, reduction=reduction), needs=())
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..doors import door
 from ..stats import Stats
 from ..trace.spec import Spec
 from ..types import Batch, Collector, Criterion, Params, Scores
@@ -27,6 +28,7 @@ class Movement(NamedTuple):
         return {g: -s.sum(0) for g, s in member_sums(spec, lambda t: weights[t].double() * found[t]).items()}
 
 
+@door
 def movement(loss: Loss = cross_entropy) -> Criterion:
     """−Σ w·∂L/∂w over the unit's slices of all effective tensors (see `magnitude`).
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from .. import normalizer
+from ..doors import door
 from ..normalizer import Normalizer
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import wrapped
 
 
+@door
 def normalized(criterion: Criterion, by: Normalizer = normalizer.mean) -> Criterion:
     """Each group's scores through a normaliser, such as `normalizer.mean`, `normalizer.max` or `normalizer.quantile(0.5)`.
 

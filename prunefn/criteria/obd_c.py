@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import reduction as reductions
+from ..doors import door
 from ..reduction import Reduction
 from ..stats import Stats
 from ..trace.spec import Spec
@@ -31,6 +32,7 @@ class SquaredWeightGradients(NamedTuple):
         return squared_gradients(objective.of_weights(params, spec), weights, data, spec, self.chunk)
 
 
+@door
 def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reduction = reductions.sum) -> Criterion:
     """Σ w² F over the unit's slices of all effective tensors (see `magnitude`).
 
@@ -42,7 +44,7 @@ def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reducti
         reduction: of the members; biases are members, too.
 
     Raises:
-        ValueError: chunk_size is below one.
+        PruneError: chunk_size is below one.
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the gradients were not collected; pass the criterion to `collect_stats`.
     """

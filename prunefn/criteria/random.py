@@ -6,11 +6,13 @@ from functools import partial
 
 import torch
 
+from ..doors import door
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import spec_of
 
 
+@door
 def random(seed: int = 0) -> Criterion:
     """Uniform in [0, 1), from a generator of its own; the same seed gives the same scores. Needs no data."""
     return Criterion("random", partial(_score, seed=seed), needs=())

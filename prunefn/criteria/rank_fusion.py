@@ -7,12 +7,14 @@ from functools import partial
 import torch
 
 from .. import normalizer
+from ..doors import door
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import wrapped
 from .combined import both, check_share
 
 
+@door
 def rank_fusion(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
     """α rank(a) + (1 − α) rank(b), such as magnitude with weighted variance.
 
@@ -24,7 +26,7 @@ def rank_fusion(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
         alpha: share of a, in [0, 1].
 
     Raises:
-        ValueError: alpha is not in [0, 1].
+        PruneError: alpha is not in [0, 1].
     """
     check_share("rank_fusion", alpha)
     return wrapped(f"rank_fusion({a.name}, {b.name})", partial(_score, a=a, b=b, alpha=alpha), a, b)

@@ -7,12 +7,14 @@ from functools import partial
 
 from torch import Tensor
 
-from ..errors import StatsError
+from ..doors import door
+from ..errors import PruneError, StatsError
 from ..stats import Stats
 from ..types import Criterion, Scores
 from .base import wrapped
 
 
+@door
 def smoothed(criterion: Criterion, previous: Mapping[str, Tensor] | None = None, decay: float = 0.9) -> Criterion:
     """decay · previous + (1 − decay) · score: the result is the `previous` of the next round, and the only state.
 
@@ -22,11 +24,11 @@ def smoothed(criterion: Criterion, previous: Mapping[str, Tensor] | None = None,
         decay: weight of the past, in [0, 1).
 
     Raises:
-        ValueError: decay is not in [0, 1).
+        PruneError: decay is not in [0, 1).
         StatsError: (when scored) a group has another number of units than before: it was pruned in between.
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"smoothed's decay is {decay}; it must be in [0, 1)")
+        raise PruneError(f"smoothed's decay is {decay}; it must be in [0, 1)")
     score = partial(_score, criterion=criterion, previous=dict(previous or {}), decay=decay)
     return wrapped(f"smoothed({criterion.name})", score, criterion)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import reduction as reductions
 from ..batches import device_of
+from ..doors import door
 from ..reduction import Reduction
 from ..stats import Stats
 from ..trace.spec import Spec
@@ -46,6 +47,7 @@ class WeightGradients(NamedTuple):
         return mean_gradients(objective.of_weights(params, spec), weights_of(params, spec), data)
 
 
+@door
 def taylor(
     loss: Loss = cross_entropy,
     *,

@@ -11,11 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..stats import Stats
 from ..types import Criterion, Moments, Scores, Site
 from .base import column_squares, filters, mean_positions, measured, over_sites, spec_of
 
 
+@door
 def weighted_variance(*, producer: bool = False) -> Criterion:
     """‖W[:, k]‖₂ σ_k at the inputs of the group's consumers, averaged over a unit's positions and over sites.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..doors import door
 from ..errors import PruneError, nearest
 from ..extras import needs
 from .memory import open_small
@@ -17,6 +18,7 @@ NAMES = tuple(SOURCES)
 """Data that is opened by name."""
 
 
+@door
 def open_data(
     name_or_folder: str | os.PathLike[str],
     *,
@@ -111,6 +113,7 @@ def open_data(
     )
 
 
+@door
 def preprocessing_of(model: nn.Module) -> Preprocessing:
     """What a timm model was trained with, from its pretrained configuration; ImageNet's usual values for other models.
 

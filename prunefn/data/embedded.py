@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..extras import needs
 from .splits import stratified
 
@@ -24,6 +25,7 @@ class Split(NamedTuple):
     """Value of an empty pixel after normalisation."""
 
 
+@door
 def digits(*, held_out: float = 1 / 3, seed: int = 0, device: torch.device | str = "cpu") -> Split:
     """The 1797 handwritten digits of scikit-learn, 8 × 8 grey values, split within each class.
 

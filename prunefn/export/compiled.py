@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ..doors import door
 from ..trace.spec import Spec
 from ..types import Params
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export, tensors_of
 
 
+@door
 def program(
     params: Params,
     path: str | os.PathLike[str],
@@ -56,6 +58,7 @@ def program(
     return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
 
 
+@door
 def aoti(
     params: Params,
     path: str | os.PathLike[str],
@@ -83,6 +86,7 @@ def aoti(
     return export(params, path, spec=spec, kind="AOTInductor", batches=batches, limit=limit, make=make)
 
 
+@door
 def torchscript(
     params: Params,
     path: str | os.PathLike[str],

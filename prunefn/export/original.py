@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..doors import door
 from ..io.checkpoint import load, save
 from ..io.module import to_module
 from ..trace.spec import Spec
@@ -16,6 +17,7 @@ from .compiled import Flat
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export
 
 
+@door
 def state_dict(
     params: Params,
     path: str | os.PathLike[str],

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..extras import needs
 from ..trace.spec import Spec
 from ..types import Params
@@ -16,6 +17,7 @@ from .compiled import exported
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export
 
 
+@door
 def onnx(
     params: Params,
     path: str | os.PathLike[str],

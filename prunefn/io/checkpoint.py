@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..doors import door
 from ..errors import ParamsError, nearest
 from ..files import atomic
 from ..files.tensors import FormatError, save_sealed
@@ -39,6 +40,7 @@ class Loaded(NamedTuple):
     """Of every round, as they were saved."""
 
 
+@door
 def save(
     what: nn.Module | Params,
     path: str | os.PathLike[str],
@@ -121,6 +123,7 @@ def _params_state(params: Params, spec: Spec | None) -> tuple[dict[str, Tensor],
     return dict(params), tied_names(params, spec)
 
 
+@door
 def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True) -> Loaded:
     """Params of a file with the spec at their sizes, ready for `forward`, `to_module` or another round of pruning.
 
@@ -199,6 +202,7 @@ def _sized(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None)
     return small
 
 
+@door
 def load(
     model: nn.Module,
     source: str | os.PathLike[str] | Mapping[str, Tensor],

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from ..doors import door
 from ..errors import ParamsError
 from ..files.folder import entries_of, shards
 from ..files.folder import verify as verify_seals
@@ -16,6 +17,7 @@ from ..types import Params
 from .checkpoint import with_ties
 
 
+@door
 def lazy_params(
     source: str | os.PathLike[str],
     *,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..doors import door
 from ..errors import PruneError
 from ..sharded import check_plain
 from ..trace.spec import Spec, check_runnable
@@ -14,6 +15,7 @@ from .graph import graph_module
 from .rebuild import rebuild
 
 
+@door
 def to_module(
     params: Params, *, spec: Spec, model: nn.Module | None = None, blocks: Sequence[str] | str = ()
 ) -> nn.Module:

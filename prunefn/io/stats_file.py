@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..doors import door
 from ..errors import StatsError
 from ..sharded import is_sharded
 from ..stats import Stats, check_stats
@@ -13,6 +14,7 @@ from ..trace.spec import Spec
 from ..types import FrozenDict, Params
 
 
+@door
 def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
     """Write statistics as safetensors, to a new file or over an old one.
 
@@ -44,6 +46,7 @@ def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
     write(path, stats, origin(stats.spec, stats.params, stats.fingerprints))
 
 
+@door
 def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> Stats:
     """Statistics of a file, to the bit; covariances that sites shared are shared again.
 

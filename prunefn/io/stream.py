@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE, Shard, shards, verify
@@ -58,6 +59,7 @@ class _Job(NamedTuple):
         return Entry(self.dense.dtype, tuple(int(k.sum()) for k in self.kept))
 
 
+@door
 def apply_checkpoint(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],

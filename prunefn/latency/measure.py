@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from ..doors import door
 from ..errors import ParamsError, PruneError
 from ..params import check_names
 from ..trace.expr import Axis, size
@@ -29,6 +30,7 @@ MULTIPLE = 16
 """Kernels work in blocks of so many channels: 16 floats fill a vector of AVX-512, and tensor cores like 8 or 16."""
 
 
+@door
 def latency_table(
     spec: Spec,
     params: Params,

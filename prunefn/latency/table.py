@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..doors import door
 from ..params import check_mask
 from ..trace.expr import Axis, size
 from ..trace.spec import Spec
@@ -156,6 +157,7 @@ def _add(a: Grid, b: Grid) -> Grid:
     return Grid(a.sizes, tuple(x + y for x, y in zip(a.seconds, b.seconds, strict=True)))
 
 
+@door
 def latency(table: LatencyTable, mask: Mask | None = None) -> float:
     """Predicted seconds of a forward; with a mask, of what it leaves. Nothing is built or run.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..errors import ParamsError, PruneError
 from ..latency.walk import machine
 from ..params import check_names, tied_names
@@ -50,6 +51,7 @@ class Metrics(NamedTuple):
         return "\n".join(f"{name}: {value}" for name, value in _shown(self).items())
 
 
+@door
 def metrics(params: Params, *, spec: Spec) -> Metrics:
     """Count what a network costs. Only zeros are read; nothing is computed, and nothing is timed (see `profile`).
 
@@ -103,6 +105,7 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
     )
 
 
+@door
 def compare(networks: Mapping[str, tuple[Params, Spec]]) -> Table:
     """A line for each network: what it costs, and in brackets as a share of the first one.
 

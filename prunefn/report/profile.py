@@ -13,6 +13,7 @@ from torch.utils import benchmark
 from torch.utils.benchmark.utils.timer import timer as wall_time
 from tqdm import tqdm
 
+from ..doors import door
 from ..errors import PruneError
 from ..forward import flat_inputs, forward
 from ..latency.clock import Call, Clock, clock_for, device_name, quiet, typical
@@ -131,6 +132,7 @@ class _Placed(NamedTuple):
         return machine(self.spec, self.params, flat_inputs(self.spec, self.args, self.kwargs), device)
 
 
+@door
 def profile(
     networks: Mapping[str, tuple[Params, Spec]],
     *,

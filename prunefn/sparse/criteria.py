@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..criteria.base import collected, measured, spec_of
 from ..criteria.gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients
-from ..errors import ParamsError
+from ..doors import door
+from ..errors import ParamsError, PruneError
 from ..shapes import Float
 from ..stats import Stats
 from ..trace.spec import Spec
@@ -28,22 +29,25 @@ Columns = Float[Tensor, "g i"]
 """A number for each input of a contraction."""
 
 
+@door
 def magnitude(p: float = 2.0) -> Criterion:
     """|w|^p; needs no data. The power counts where weights are added up: in blocks and slices, and for `scope.lamp`.
 
     Raises:
-        ValueError: p is not above zero.
+        PruneError: p is not above zero.
     """
     if not p > 0:
-        raise ValueError(f"magnitude's p is {p}; it must be above 0")
+        raise PruneError(f"magnitude's p is {p}; it must be above 0")
     return Criterion("magnitude", partial(_magnitude, p=p), needs=())
 
 
+@door
 def random(seed: int = 0) -> Criterion:
     """Uniform in [0, 1), from a generator of its own; the same seed gives the same scores. Needs no data."""
     return Criterion("random", partial(_random, seed=seed), needs=())
 
 
+@door
 def taylor(loss: Loss = cross_entropy) -> Criterion:
     """|w · ∂L/∂w|, with the gradient's mean over all data: to first order, how the loss changes when the weight goes.
 
@@ -58,6 +62,7 @@ def taylor(loss: Loss = cross_entropy) -> Criterion:
     return _by_gradient("taylor", loss, _absolute)
 
 
+@door
 def snip(loss: Loss = cross_entropy) -> Criterion:
     """|w · ∂L/∂w| as a share of its sum over all weights, of a network that is not trained yet: Lee et al., ICLR 2019, eq. 6.
 
@@ -68,6 +73,7 @@ def snip(loss: Loss = cross_entropy) -> Criterion:
     return _by_gradient("snip", loss, _shares)
 
 
+@door
 def movement(loss: Loss = cross_entropy) -> Criterion:
     """−w · ∂L/∂w: high where gradient descent moves the weight away from zero; Sanh et al., NeurIPS 2020, eq. 5.
 
@@ -80,6 +86,7 @@ def movement(loss: Loss = cross_entropy) -> Criterion:
     return Criterion("movement", partial(_movement, collector=collector), (), (collector,))
 
 
+@door
 def movement_since(start: Params) -> Criterion:
     """½ (w² − w₀²): movement added up along the whole training from `start`; needs no data.
 
@@ -107,6 +114,7 @@ def wanda() -> Criterion:
     return Criterion("wanda", _wanda, ("moments",))
 
 
+@door
 def obs(ridge: float = 1e-2) -> Criterion:
     """w² / [C⁻¹]_jj: the squared error that removing the one weight costs once the others have made up for it.
 
@@ -118,11 +126,11 @@ def obs(ridge: float = 1e-2) -> Criterion:
         ridge: above zero.
 
     Raises:
-        ValueError: the ridge is not above zero.
+        PruneError: the ridge is not above zero.
         StatsError: (when scored) there is no covariance.
     """
     if not ridge > 0:
-        raise ValueError(f"obs's ridge is {ridge}; it must be above 0, such as 1e-2")
+        raise PruneError(f"obs's ridge is {ridge}; it must be above 0, such as 1e-2")
     return Criterion("obs", partial(_obs, ridge=ridge), ("covariance",))
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..doors import door
 from ..errors import PruneError
 from .slices import blocks_of, spread
 from .weights import Weight
@@ -38,6 +39,7 @@ def unstructured() -> Pattern:
     return Pattern("unstructured", _each)
 
 
+@door
 def n_m(n: int, m: int, *, taps_first: bool = False) -> Pattern:
     """In each m consecutive weights of an output, the n of highest score stay; of equals, those that come first go.
 
@@ -59,6 +61,7 @@ def n_m(n: int, m: int, *, taps_first: bool = False) -> Pattern:
     return Pattern(f"{n}:{m}", keep=keep, ratio=1 - n / m)
 
 
+@door
 def blocks(height: int, width: int) -> Pattern:
     """Tiles of so many outputs × inputs of the matrix (see `n_m` for its columns) go whole; those at its edges may be smaller.
 
@@ -72,6 +75,7 @@ def blocks(height: int, width: int) -> Pattern:
     return Pattern(f"blocks of {height} × {width}", partial(_tiles, height=height, width=width))
 
 
+@door
 def slices(block: int, *, depthwise_block: int = 2, protect_first: bool = False, short_blocks: bool = False) -> Pattern:
     """Of convolutions, weights at one (input channel, tap) of a block of filters go together, as in `sparse.slices`.
 

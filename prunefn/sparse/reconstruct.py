@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..compensation import weighted_sum
-from ..errors import ParamsError, StatsError
+from ..doors import door
+from ..errors import ParamsError, PruneError, StatsError
 from ..forward import site_weight
 from ..params import check_names
 from ..repair import Repaired, not_ours, site_inputs, written
@@ -33,6 +34,7 @@ class Solver(NamedTuple):
     """(weight [rows, d], kept bool [rows, d], covariance [d, d], ridge) → new weight [rows, d], zero where removed."""
 
 
+@door
 def least_squares(chunk: int = 1 << 26) -> Solver:
     """The optimum: v_S = w_S + (C_SS + λ)⁻¹ C_SP w_P in each row, with λ = ridge · mean(diag C).
 
@@ -54,6 +56,7 @@ def sweep() -> Solver:
     return Solver("sweep", _sweep)
 
 
+@door
 def reconstruct(
     params: Params,
     stats: Stats,
@@ -84,7 +87,7 @@ def reconstruct(
         StatsError: there are no covariances.
         ParamsError: something does not fit the spec, or a weight serves other layers, too; leave it out of `masks`, and apply its
             mask by `apply_sparse`.
-        ValueError: the ridge is not above zero.
+        PruneError: the ridge is not above zero.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1, bias=False))
@@ -96,7 +99,7 @@ def reconstruct(
     tensor([[0., 5.]])
     """
     if not ridge > 0:
-        raise ValueError(f"reconstruct's ridge is {ridge}; it must be above 0, such as 1e-2")
+        raise PruneError(f"reconstruct's ridge is {ridge}; it must be above 0, such as 1e-2")
     check_names(params, spec)
     check_plain(params, "sparse.reconstruct", "reconstruct before the params are sharded")
     check_stats(stats, spec)

@@ -7,8 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..doors import door
+from ..errors import MaskError
 from ..report import plots
 from ..report.tables import Table, markdown
 from ..trace.spec import Spec
@@ -29,16 +32,23 @@ class Kept(NamedTuple):
         return self.kept / max(self.weights, 1)
 
 
+@door
 def counts(masks: Mapping[str, Tensor]) -> dict[str, Kept]:
     """Parameter → how many of its weights are kept.
 
     >>> import torch
     >>> counts({"w": torch.tensor([[True, False, False, True]])})["w"].density
     0.5
+
+    Raises:
+        MaskError: a mask is not bool.
     """
+    if wrong := [n for n, m in masks.items() if m.dtype != torch.bool]:
+        raise MaskError(f"the weight mask of {wrong[0]!r} is {masks[wrong[0]].dtype}; it must be bool, True = kept")
     return {n: Kept(tuple(m.shape), m.numel(), int(m.sum())) for n, m in masks.items()}
 
 
+@door
 def masks_of(params: Params, *, spec: Spec) -> Masks:
     """The masks that are in the weights: True where a contraction's weight is not zero; weights without a zero are left out.
 
@@ -53,6 +63,7 @@ def masks_of(params: Params, *, spec: Spec) -> Masks:
     return {n: m for n, m in found.items() if not bool(m.all())}
 
 
+@door
 def table(masks: Mapping[str, Tensor], *, spec: Spec) -> str:
     """A line of Markdown for each weight of a contraction, with the total; those without a mask are whole.
 
@@ -79,6 +90,7 @@ def table(masks: Mapping[str, Tensor], *, spec: Spec) -> str:
     return markdown(Table("sparsity", columns, (*rows, _row("total", "", whole))))
 
 
+@door
 def picture(masks: Mapping[str, Tensor], path: Path | str, *, spec: Spec) -> None:
     """Horizontal bars: the share of each layer's weights that is kept, with their number; a line for the whole.
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..errors import PruneError
 from ..stats import Stats, collect_stats
 from ..trace.spec import Spec
@@ -27,6 +28,7 @@ Between = Callable[[int, Params, Masks], Params]
 """(round, from 1; params with zeros; masks that hold) → params: where training goes."""
 
 
+@door
 def rounds(
     params: Params,
     batches: Iterable[Batch] | None,
@@ -89,6 +91,7 @@ def rounds(
     return params, masks
 
 
+@door
 def renewed(
     schedule: Schedule,
     *,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..criteria.lamp import lamp_shares
+from ..doors import door
 from ..errors import PruneError
 from ..normalizer import Normalizer
 from .weights import Weight
@@ -42,6 +43,7 @@ def rows() -> WeightScope:
     return layerwise()._replace(name="rows", rows=True)
 
 
+@door
 def global_(*, normalize: Normalizer | None = None) -> WeightScope:
     """One ranking over all layers; exactly the share of all pieces, rounded down. Equal scores go in the order of the program.
 
@@ -52,6 +54,7 @@ def global_(*, normalize: Normalizer | None = None) -> WeightScope:
     return by(_together, name="global", normalize=normalize)
 
 
+@door
 def by(key: Callable[[Weight], Hashable], *, name: str = "by", normalize: Normalizer | None = None) -> WeightScope:
     """A ranking over all layers for which `key(weight)` is the same.
 

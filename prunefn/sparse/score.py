@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..criteria.base import spec_of
+from ..doors import door
 from ..errors import PruneError, StatsError
 from ..params import check_names
 from ..sharded import check_plain
@@ -22,6 +23,7 @@ Scores = dict[str, Tensor]
 """Parameter → float64 of its shape; higher = keep."""
 
 
+@door
 def score(
     stats: Stats | Params,
     *,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..doors import door
 from ..errors import PruneError
 from ..params import check_mask
 from ..params import shrink as shrink_spec
@@ -22,6 +23,7 @@ from .weights import weights as weights_of
 Ratio = float | Mapping[str, float]
 
 
+@door
 def select(
     scores: Mapping[str, Tensor],
     ratio: Ratio | None = None,

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 
 CAPABILITY = (8, 0)
 """Ampere, the first with sparse tensor cores."""
 
 
+@door
 def to_semi_structured(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     """A copy whose linear weights are semi-structured where their mask is 2:4 and their shape and type allow it.
 
@@ -43,6 +45,7 @@ def to_semi_structured(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Mod
     return out
 
 
+@door
 def why_dense(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, str]:
     """Parameter → why it cannot be semi-structured; those that can are left out.
 

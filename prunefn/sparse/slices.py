@@ -13,6 +13,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from ..doors import door
 from ..errors import ParamsError, PruneError
 from ..params import check_mask, check_names
 from ..shapes import Bool, Int64
@@ -37,6 +38,7 @@ class Sliced(NamedTuple):
     inputs: Bool[Tensor, " inputs"]
 
 
+@door
 def slice_order(filters: int, block: int, *, short_blocks: bool = False) -> Order:
     """The filters in the order of their blocks: int64 [filters].
 
@@ -57,6 +59,7 @@ def slice_order(filters: int, block: int, *, short_blocks: bool = False) -> Orde
     return torch.cat([part.flatten() for part in blocks_of(at, block, short_blocks)])
 
 
+@door
 def slice_scores(weight: Tensor, block: int, *, short_blocks: bool = False) -> Tensor:
     """The L2 norm of every slice: [blocks, inputs, *kernel].
 
@@ -74,6 +77,7 @@ def slice_scores(weight: Tensor, block: int, *, short_blocks: bool = False) -> T
     return torch.cat([_norm(part.square().sum(-1)) for part in blocks_of(weight, block, short_blocks)])
 
 
+@door
 def slices(
     params: Params,
     rate: float,
@@ -129,6 +133,7 @@ def slices(
     }
 
 
+@door
 def apply_sparse(params: Params, masks: Mapping[str, Tensor]) -> Params:
     """Set what weight masks remove to zero; all else is the same object. Tied tensors stay tied.
 

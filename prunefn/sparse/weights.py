@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..doors import door
 from ..effective import LINEAR, PRODUCT, computed_weights, contractions_of, effective
 from ..errors import ParamsError, nearest
 from ..params import check_mask
@@ -76,6 +77,7 @@ class Weight(NamedTuple):
         return {"g": self.groups} if "g" in self.pattern.partition("->")[0] else {}
 
 
+@door
 def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, Weight]:
     """The parameters that are weights of contractions, in the order of the program; tied ones once.
 
@@ -170,6 +172,7 @@ def check_weights(given: Mapping[str, Tensor], known: Mapping[str, Weight], what
 # ---- beside channel pruning
 
 
+@door
 def shrink(masks: Mapping[str, Tensor], mask: Mask, *, spec: Spec) -> Masks:
     """Weight masks, scores or anything of the parameters' shapes after channels were removed: as `pf.apply` does with the parameters.
 

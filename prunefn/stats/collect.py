@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..batches import device_of, each, inputs_of
+from ..doors import door
 from ..errors import BatchError, StatsError
 from ..forward import Compiled, compiled
 from ..params import check_names
@@ -52,6 +53,7 @@ class Stats(NamedTuple):
     """Parameter → fingerprint at the time when it was measured; `params` are the live tensors, which training changes."""
 
 
+@door
 def collect_stats(
     params: Params,
     batches: Iterable[Batch] | None,
@@ -155,6 +157,7 @@ def _samples(inputs: Sequence[Tensor]) -> int:
     return next((len(x) for x in inputs if x.ndim), 1)
 
 
+@door
 def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: bool = True) -> int:
     """Bytes that the statistics of a pass take; while batches are merged, the largest covariance needs three more times its own.
 
@@ -260,6 +263,7 @@ def _measure(
 # ---- merging
 
 
+@door
 def merge_stats(a: Stats, b: Stats) -> Stats:
     """Statistics of both sets of batches; associative and commutative to float64 rounding, `Stats()` is the identity.
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..batches import device_of
+from ..doors import door
 from ..errors import StatsError
 from ..sharded import check_plain, is_sharded, outline
 from ..trace.spec import Spec
@@ -26,6 +27,7 @@ from .moments import merge_moments
 from .wire import Wire
 
 
+@door
 def sync_stats(stats: Stats, *, group: dist.ProcessGroup | None = None) -> Stats:
     """Statistics of the batches of all processes; every rank gets the same, to the bit.
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from .. import budget, compensation, criteria
+from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
 from ..io.checkpoint import save
@@ -198,6 +199,7 @@ class Ready:
         ).model
 
 
+@door
 def prune_trial(
     model: nn.Module,
     data: Source,

@@ -15,6 +15,7 @@ from optuna import Study
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
 from . import result, workers, write
@@ -51,6 +52,7 @@ class Job(NamedTuple):
     trials: int
 
 
+@door
 def sweep(
     trial: Trial | Prepared,
     space: Space,
@@ -124,6 +126,7 @@ def sweep(
         return _read(study, at, asked)
 
 
+@door
 def read_sweep(folder: Path | str, *, storage: str | None = None, name: str = "sweep") -> Sweep:
     """What a sweep has found so far; it may be running.
 

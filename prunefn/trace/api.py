@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..doors import door
 from ..errors import TraceError
 from ..types import FrozenDict
 from .analyse import Analysis, analyse
@@ -31,6 +32,7 @@ UNUSED = Reason("the program does not use it")
 TIED = Reason("two tied tensors of it have different axes")
 
 
+@door
 def trace(
     model: nn.Module,
     args: Any,

@@ -104,7 +104,8 @@ class Spec:
     def __repr__(self) -> str:
         kinds = [g.kind for g in self.groups.values()]
         counts = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
-        return f"Spec({len(self.groups)} groups: {counts or 'none'}; {self.costs(self.sizes)})"
+        how = "" if self.capture == "exported" else f"; {self.capture}"
+        return f"Spec({len(self.groups)} groups: {counts or 'none'}; {self.costs(self.sizes)}{how})"
 
     def __str__(self) -> str:
         lines = [

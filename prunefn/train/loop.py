@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..doors import door
 from ..errors import PruneError
 from .feed import Source
 from .objective import Distill, Loss, Metrics, Objective, top1
@@ -17,6 +18,7 @@ from .sparsity import Sparsity
 from .stage import BUILD, Stage, State, Trained, WeightMasks
 
 
+@door
 def train(
     model: nn.Module,
     data: Source,

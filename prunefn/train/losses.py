@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..criteria.base import index_map, member_sums
+from ..doors import door
 from ..effective import reader
 from ..errors import PruneError, StatsError
 from ..shapes import Float
 from ..sparse.slices import pieces, sliced
-from ..trace.spec import Spec
+from ..trace.spec import Spec, check_params
 from ..types import Mask, Params, Scores, Where
 from ..where import matches
 
 
+@door
 def distillation(
     student: Float[Tensor, "batch classes"],
     teacher: Float[Tensor, "batch classes"],
@@ -49,6 +52,7 @@ def distillation(
     return alpha * F.cross_entropy(student, labels) + (1 - alpha) * temperature**2 * soft
 
 
+@door
 def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
     """Σ over units of the L2 norm of all coupled weights: whole units go to zero (Yuan and Lin, 2006; DepGraph's sparse learning).
 
@@ -67,12 +71,14 @@ def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None)
     return _total(_norm(s.sum(0)).sum() for s in squares.values())
 
 
+@door
 def l21(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
     """Σ over the weights that produce a group of the L2 norms of their rows: `group_lasso` without coupling.
 
     Args:
         params, spec, where: as for `group_lasso`.
     """
+    check_complete(params, spec)
     chosen = {g.name for g in spec.groups.values() if matches(where, g)}
     rows = []
     for g in spec.groups.values():
@@ -83,6 +89,7 @@ def l21(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tens
     return _total(rows)
 
 
+@door
 def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
     """Σ |γ| over the scales of norms of prunable channels: network slimming (Liu et al., ICCV 2017, arXiv 1708.06519).
 
@@ -92,6 +99,7 @@ def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Te
     Raises:
         PruneError: no chosen group has a norm with a scale.
     """
+    check_complete(params, spec)
     names = dict.fromkeys(
         m.tensor
         for g in spec.groups.values()
@@ -107,6 +115,7 @@ def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Te
     return _total(params[n].abs().sum() for n in names)
 
 
+@door
 def growing(
     params: Params,
     scores: Scores,
@@ -130,12 +139,16 @@ def growing(
         weights: group → factor of its terms; default 1.
 
     Raises:
-        PruneError: a score is negative.
+        PruneError: a score is negative, or there is not one for each unit.
     """
     terms = []
     for name, squares in group_squares(params, spec, where).items():
         if name not in scores:
             continue
+        if scores[name].shape != squares.shape[1:]:
+            raise PruneError(
+                f"the scores of group {name!r} have shape {tuple(scores[name].shape)}; they must be ({squares.shape[1]},)"
+            )
         g = scores[name].detach().to(squares)
         if bool((g < 0).any()):
             raise PruneError(f"growing needs scores of zero or more, but group {name!r} has {float(g.min()):.3g}")
@@ -146,6 +159,7 @@ def growing(
     return _total(terms)
 
 
+@door
 def slice_log_norm(
     params: Params,
     *,
@@ -177,6 +191,7 @@ def slice_log_norm(
     >>> loss({"0.weight": w}), torch.func.grad(loss)({"0.weight": w})["0.weight"].flatten()  # log 5; w / 25
     (tensor(1.6094), tensor([0.1200, 0.1600]))
     """
+    check_complete(params, spec)
     terms = []
     for s in sliced(spec, block=block, depthwise_block=depthwise_block, mask=mask, weights=weights):
         for part in pieces(params[s.name], s, protect_first=protect_first, short_blocks=short_blocks):
@@ -185,6 +200,7 @@ def slice_log_norm(
     return _total(terms)
 
 
+@door
 def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
     """Σ over sites of the entropy H = −Σ p log p of p = σ² / Σσ²: lowered, the variance gathers in few units.
 
@@ -211,8 +227,25 @@ def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
     return _total(terms)
 
 
+def check_complete(params: Params, spec: Spec) -> None:
+    """All parameters of the spec are there, at its sizes; cheap enough for every step of a training.
+
+    Raises:
+        ParamsError: names the first that is not.
+    """
+    for name, shape in _shapes(spec):
+        if name not in params or params[name].shape != shape:
+            check_params(params, spec, (name,))
+
+
+@lru_cache(maxsize=64)
+def _shapes(spec: Spec) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((n, spec.shape(n)) for n in sorted(spec.parameters))
+
+
 def group_squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
     """Group → [tensors, units]: sums of squares of all effective tensors, biases too."""
+    check_complete(params, spec)
     value = reader(params, spec=spec)
     found = member_sums(spec, lambda t: value(t).square())
     return {g: s for g, s in found.items() if matches(where, spec.groups[g])}

@@ -12,6 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..doors import door
 from .feed import Feed, Source, plain
 from .objective import Metrics, call, top1
 
@@ -34,6 +35,7 @@ def accelerator_of(precision: str = "no", device: str | None = None) -> Accelera
     )
 
 
+@door
 def evaluate(
     model: nn.Module,
     data: Source,

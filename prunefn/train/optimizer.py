@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import ParamsError, nearest
+from ..doors import door
+from ..errors import MaskError, ParamsError, nearest
 from ..params import check_mask
 from ..trace.expr import keep, leaves
 from ..trace.spec import Spec, take
@@ -20,6 +21,7 @@ State = Mapping[str, Any]
 """What `optimizer.state_dict()` gives."""
 
 
+@door
 def slice_optimizer(
     optimizer: torch.optim.Optimizer | State,
     mask: Mask,
@@ -75,6 +77,7 @@ def slice_optimizer(
     return {**state, "state": out, "param_groups": [{**g} for g in state["param_groups"]]}
 
 
+@door
 def slice_state(state: Mapping[str, State], mask: Mask, *, spec: Spec) -> dict[str, dict[str, Any]]:
     """As `slice_optimizer`, of what an optimizer remembers by parameter: name → key → tensor or number.
 
@@ -87,6 +90,7 @@ def slice_state(state: Mapping[str, State], mask: Mask, *, spec: Spec) -> dict[s
     return {n: {k: _sliced(v, k, n, mask, spec) for k, v in of.items()} for n, of in state.items()}
 
 
+@door
 def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     """Which elements of each parameter a mask keeps: parameter → bool of its shape; parameters that are whole are left out.
 
@@ -111,6 +115,7 @@ def weight_masks(mask: Mask, *, spec: Spec) -> dict[str, Tensor]:
     return out
 
 
+@door
 @torch.no_grad()
 def hold_zero(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor]) -> None:
     """Set removed weights and what the optimizer remembers of them to zero, in place; call it after every step.
@@ -124,10 +129,13 @@ def hold_zero(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 
     Raises:
         ParamsError: a mask's name is unknown.
+        MaskError: a mask is not bool.
     """
     for name, kept in masks.items():
         if name not in parameters:
             raise ParamsError(f"there is no parameter {name!r} to mask{nearest(name, parameters)}")
+        if kept.dtype != torch.bool:
+            raise MaskError(f"the weight mask of {name!r} is {kept.dtype}; it must be bool, True = kept")
         p = parameters[name]
         for t in (p, *optimizer.state.get(p, {}).values()):
             if isinstance(t, Tensor) and t.shape == kept.shape:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..budget import macs
+from ..doors import door
 from ..errors import PruneError
 from ..pipeline import Prune, cost
 from ..trace.api import trace
@@ -34,6 +35,7 @@ Make = Callable[[Any], Prune]
 """(ratio or budget) → pipeline, such as `recipes.vbp`."""
 
 
+@door
 def fine_tune(model: nn.Module, data: Source, recipe: Recipe | None = None, **options: Any) -> Trained:
     """Train what pruning left: `train` with the recipe of variance-based pruning by default, named "fine_tune".
 
@@ -48,6 +50,7 @@ def fine_tune(model: nn.Module, data: Source, recipe: Recipe | None = None, **op
     return train(model, data, recipe or Recipe(), **given)
 
 
+@door
 def sparse_train(
     model: nn.Module, data: Source, sparsity: Sparsity, recipe: Recipe | None = None, **options: Any
 ) -> Trained:
@@ -61,6 +64,7 @@ def sparse_train(
     return train(model, data, recipe or Recipe(epochs=5, rate=1e-4), **given)
 
 
+@door
 def pat(
     model: nn.Module,
     data: Source,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from ..doors import door
 from ..errors import PruneError
 
 MOST = 2**53
@@ -33,6 +34,7 @@ class Schedule(NamedTuple):
         return self.share(min(max(step, 0), self.steps))
 
 
+@door
 def one_shot(ratio: float) -> Schedule:
     """All at once.
 
@@ -42,6 +44,7 @@ def one_shot(ratio: float) -> Schedule:
     return linear(ratio, 1)._replace(name="one_shot")
 
 
+@door
 def linear(ratio: float, steps: int) -> Schedule:
     """The same share of the dense network at each step: ratio · t / steps.
 
@@ -52,6 +55,7 @@ def linear(ratio: float, steps: int) -> Schedule:
     return Schedule("linear", steps, partial(_linear, ratio=ratio, steps=steps))
 
 
+@door
 def geometric(ratio: float, steps: int) -> Schedule:
     """The same share of what is left at each step: 1 − (1 − ratio)^{t / steps}.
 
@@ -62,6 +66,7 @@ def geometric(ratio: float, steps: int) -> Schedule:
     return Schedule("geometric", steps, partial(_geometric, ratio=ratio, steps=steps))
 
 
+@door
 def cubic(ratio: float, steps: int, *, initial: float = 0.0) -> Schedule:
     """Fast at first, slow at the end: s_f + (s_i − s_f)(1 − t / steps)³ (Zhu and Gupta, arXiv 1710.01878).
 
@@ -79,6 +84,7 @@ def cubic(ratio: float, steps: int, *, initial: float = 0.0) -> Schedule:
     return Schedule("cubic", steps, partial(_cubic, ratio=ratio, steps=steps, initial=initial))
 
 
+@door
 def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
     """By epoch: of the K epochs i in [start, end) with i % rate = 0, the j-th (from 0) brings the share to ratio · (j + 1) / K.
 

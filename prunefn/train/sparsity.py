@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..doors import door
 from ..errors import PruneError
 from ..sparse.rounds import renewed
 from ..sparse.scope import global_
@@ -36,21 +37,25 @@ class Sparsity(NamedTuple):
     """Site → (the module whose input is measured, the dim of its units)."""
 
 
+@door
 def l1_group(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
     """rate · Σ of the L2 norms of output rows: `losses.l21`."""
     return Sparsity("l1_group", lambda params, _: rate * losses.l21(dict(params), spec=spec, where=where))
 
 
+@door
 def lasso(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
     """rate · Σ of the L2 norms of units with all that is coupled: `losses.group_lasso`."""
     return Sparsity("lasso", lambda params, _: rate * losses.group_lasso(dict(params), spec=spec, where=where))
 
 
+@door
 def slimming(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
     """rate · Σ |γ| of the norms: `losses.bn_l1`."""
     return Sparsity("slimming", lambda params, _: rate * losses.bn_l1(dict(params), spec=spec, where=where))
 
 
+@door
 def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Sparsity:
     """rate · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning)."""
 
@@ -62,6 +67,7 @@ def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where 
     return Sparsity("growing", penalty)
 
 
+@door
 def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None = None) -> Sparsity:
     """rate · `losses.variance_concentration` of the inputs of layers, measured in the same pass as the loss.
 
@@ -78,6 +84,7 @@ def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None =
     return Sparsity("concentration", lambda _, variances: rate * losses.variance_concentration(variances), sites=sites)
 
 
+@door
 def gradual(
     spec: Spec, *, target: float = 0.5, initial: float = 0.0, epochs: int = 5, where: Where | str | None = None
 ) -> Sparsity:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..doors import door
 from ..errors import PruneError
 from ..forward import compiled, flat_inputs, result
 from ..trace.spec import Spec
@@ -16,6 +17,7 @@ from ..types import Params, Where
 from ..where import sites_of
 
 
+@door
 def site_variances(
     params: Params, *inputs: Any, spec: Spec, where: Where | str | None = None
 ) -> tuple[Any, dict[str, Tensor]]:

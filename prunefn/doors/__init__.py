@@ -1,0 +1,5 @@
+"""Doors: the arguments of public functions are checked before anything runs."""
+
+from .batch import check_batch as check_batch
+from .batch import check_run as check_run
+from .door import door as door

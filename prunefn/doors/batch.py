@@ -1,0 +1,95 @@
+"""Checks of what a network is run on: a batch when it is read, and what torch refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import BatchError, ParamsError
+from .words import said
+
+WRITE = "a batch is a tensor, a tuple whose first elements are the model's inputs, or a dict by input name"
+
+
+def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) -> None:
+    """The batch holds tensors, and has numbers for parameters that have some.
+
+    Args:
+        batch: as it is read.
+        inputs: names of the model's inputs.
+        device: of the parameters; None where they do not matter.
+
+    Raises:
+        BatchError: says what it is instead.
+        ParamsError: the parameters are on meta.
+    """
+    if device is not None and device.type == "meta":
+        raise ParamsError(
+            "params are on meta, without numbers to measure with; load weights before statistics are taken"
+        )
+    if isinstance(batch, str | bytes | np.ndarray) or not isinstance(batch, Tensor | Iterable):
+        fix = "write torch.from_numpy(batch)" if isinstance(batch, np.ndarray) else WRITE
+        raise BatchError(f"one of the batches is {said(batch)}; {fix}")
+    names = list(inputs)
+    given = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, list | tuple | Mapping) else ()
+    named = given if isinstance(given, Mapping) else dict(zip(names, given, strict=False))
+    leaves = [(n, x) for n in names if n in named for x in pytree.tree_leaves(named[n])]
+    for name, x in leaves:
+        if isinstance(x, np.ndarray):
+            raise BatchError(f"input {name!r} of a batch is {said(x)}; write torch.from_numpy(…)")
+        if isinstance(x, Tensor) and x.is_meta:
+            raise BatchError(f"input {name!r} of a batch is {said(x)}, without numbers; give tensors that have some")
+    if leaves and not any(isinstance(x, Tensor) for _, x in leaves):
+        raise BatchError(f"one of the batches is {said(batch)}, without a tensor; {WRITE}")
+
+
+def check_run(
+    error: Exception, params: Mapping[str, Tensor], inputs: Iterable[tuple[tuple[str, torch.dtype | None], Any]]
+) -> None:
+    """Say what an error of torch's means, where devices or dtypes tell.
+
+    Args:
+        error: what running the network raised.
+        params: that it was run with.
+        inputs: (name, traced dtype), value.
+
+    Raises:
+        BatchError: an input is on another device or of another dtype, or indexes what is not there.
+        ParamsError: the parameters are on several devices.
+    """
+    said_by_torch = (str(error).splitlines() or [""])[0]
+    devices = {str(t.device): n for n, t in params.items()}
+    if len(devices) > 1:
+        places = " and ".join(f"{n!r} on {d}" for d, n in list(devices.items())[:2])
+        raise ParamsError(f"params has {places}; move all to one device ({said_by_torch})") from error
+    dtypes = {t.dtype for t in params.values() if t.is_floating_point()}
+    for (name, traced), x in inputs:
+        if not isinstance(x, Tensor):
+            continue
+        if str(x.device) not in devices and devices:
+            where = next(iter(devices))
+            raise BatchError(
+                f"input {name!r} is on {x.device}, but params are on {where}; write x.to({where!r})"
+            ) from error
+        wanted = _wanted(x.dtype, traced, dtypes)
+        if wanted is not None:
+            raise BatchError(
+                f"input {name!r} is {x.dtype}, but the spec was traced with {traced} and params are "
+                f"{', '.join(sorted(map(str, dtypes)))}; write x.to({wanted}) ({said_by_torch})"
+            ) from error
+        if isinstance(error, IndexError) and not x.is_floating_point():
+            raise BatchError(f"input {name!r} has an index that the network's table lacks ({said_by_torch})") from error
+
+
+def _wanted(dtype: torch.dtype, traced: torch.dtype | None, params: set[torch.dtype]) -> torch.dtype | None:
+    """The dtype that an input should have; None: it has it."""
+    if traced is not None and dtype.is_floating_point != traced.is_floating_point:
+        return next(iter(params)) if traced.is_floating_point and len(params) == 1 else traced
+    if dtype.is_floating_point and params and dtype not in params:
+        return next(iter(params)) if len(params) == 1 else traced
+    return None

@@ -1,0 +1,203 @@
+"""Checks of what is chosen: criteria, scopes and their like by name, predicates on groups, names of tensors, functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import nearest
+from ..types import Budget, Compensation, Criterion, Group, Scope
+from .plain import Read, Refuse, at_entry, read_float
+from .words import public_name, said
+
+FIXES = {"l1": "magnitude(p=1.0)", "l2": "magnitude()", "none": "none()"}
+"""What other libraries call a criterion."""
+
+
+def by_name(kind: type | str, room: str) -> Read:
+    """A value of this class, or the name of a function of `prunefn.<room>` that makes one without arguments."""
+    class_name = kind if isinstance(kind, str) else kind.__name__
+
+    def read(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+        if isinstance(value, str):
+            return named(value, class_name, room, refuse)
+        _uncalled(value, (class_name,), refuse)
+        # by the name of the class, because the rooms are above this one
+        fits = isinstance(value, kind) if isinstance(kind, type) else _is(value, class_name)
+        return value if fits else refuse()
+
+    return read
+
+
+def _is(value: Any, class_name: str) -> bool:
+    return type(value).__name__ == class_name and type(value).__module__.startswith("prunefn.")
+
+
+def named(text: str, class_name: str, room: str, refuse: Refuse) -> Any:
+    """The value that a name stands for, as on the command line."""
+    module = import_module(f"prunefn.{room}")
+    makers = {n: f for n, f in vars(module).items() if not n.startswith("_") and _makes(f, class_name)}
+    wanted = "global_" if text == "global" else text
+    if wanted not in makers:
+        if room.endswith("criteria") and text in FIXES:
+            refuse(f"write pf.{room}.{FIXES[text]}")
+        refuse(f"pf.{room} has no {text!r}{nearest(text, makers)}")
+    if class_name == "Compensation" and text == "affine":  # the name says nothing of weights that cannot be rewritten
+        return makers["affine"](otherwise=makers["mean"]())
+    parameters = inspect.signature(makers[wanted]).parameters.values()
+    if needed := [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]:
+        refuse(f"write pf.{room}.{wanted}({', '.join(needed)}), which needs its arguments")
+    return makers[wanted]()
+
+
+def _makes(function: Any, *class_names: str) -> bool:
+    return inspect.isfunction(function) and str(function.__annotations__.get("return")) in class_names
+
+
+MADE = (
+    "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Choice", "Normalizer", "Schedule",
+    "Sparsity",
+)  # fmt: skip
+"""Classes of values that functions of ours make; such a function stands for itself nowhere."""
+
+
+def _uncalled(value: Any, class_names: tuple[str, ...], refuse: Refuse) -> None:
+    """A function that makes what is wanted, or another value, is given in its place."""
+    if _makes(value, *class_names):
+        refuse(f"call it: {public_name(value)}{_call(value)}")
+    if _makes(value, *MADE):
+        refuse()
+
+
+def _call(function: Callable[..., Any]) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    return f"({', '.join(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL)})"
+
+
+read_criterion = by_name(Criterion, "criteria")
+read_scope = by_name(Scope, "scope")
+read_compensation = by_name(Compensation, "compensation")
+read_weight_criterion = by_name(Criterion, "sparse.criteria")
+read_weight_scope = by_name("WeightScope", "sparse.scope")
+read_pattern = by_name("Pattern", "sparse.pattern")
+
+
+def read_criteria(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """One criterion or several."""
+    if not isinstance(value, list | tuple) or isinstance(value, Criterion):
+        return read_criterion(value, name, refuse, given)
+    return [read_criterion(v, name, at_entry(refuse, name, i, v), given) for i, v in enumerate(value)]
+
+
+def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """A number, a budget, several budgets, or a number for each glob; the function says which numbers it takes."""
+    _uncalled(value, ("Budget",), refuse)
+    if isinstance(value, Budget):
+        return value
+    if isinstance(value, Mapping):
+        for key, v in value.items():
+            if isinstance(v, Budget):
+                fix = f"a budget is for the whole network; write {name}={{{key!r}: 0.5}} or {name}=budget.{v.quantity}({v.keep})"
+                refuse(fix, f"{name}[{key!r}] is {said(v)}")
+            if not isinstance(key, str):
+                refuse("its keys must be names or globs", f"{name} has the key {said(key)}")
+        return {k: read_float(v, name, at_entry(refuse, name, k, v), given) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        for i, v in enumerate(value):
+            _uncalled(v, ("Budget",), at_entry(refuse, name, i, v))
+        return value
+    return read_float(value, name, refuse, given)
+
+
+# ---- groups and tensors
+
+
+def read_where(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """A glob, or a predicate on groups."""
+    _uncalled(value, ("Choice",), refuse)
+    if isinstance(value, nn.Module):
+        refuse("write pf.module('its.name'), with its name in model.named_modules()")
+    if isinstance(value, Group):
+        refuse(f"write pf.glob({value.name!r})")
+    if isinstance(value, list | tuple | set) and value and all(isinstance(v, str) for v in value):
+        refuse(f"write pf.glob({', '.join(map(repr, value))})")
+    return value if isinstance(value, str) or (callable(value) and not isinstance(value, type)) else refuse()
+
+
+def read_names(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Names, module paths or globs; modules and tensors of the call's `model` by their only name."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, nn.Module | Tensor):
+        return _name_in(given.get("model"), value, refuse)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        refuse()
+    return tuple([_name(v, given, at_entry(refuse, name, i, v)) for i, v in enumerate(value)])
+
+
+def _name(value: Any, given: Mapping[str, Any], refuse: Refuse) -> str:
+    if isinstance(value, nn.Module | Tensor):
+        return _name_in(given.get("model"), value, refuse)
+    return value if isinstance(value, str) else refuse()
+
+
+def _name_in(model: Any, value: nn.Module | Tensor, refuse: Refuse) -> str:
+    """The only name of a module or tensor in the model."""
+    if not isinstance(model, nn.Module):
+        refuse("write its name, as in model.named_modules() or pf.params(model)")
+    named = model.named_modules(remove_duplicate=False)
+    if isinstance(value, Tensor):
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    names = [n for n, m in named if m is value and n]
+    if len(names) != 1:
+        refuse(f"it has {len(names)} names in the model{''.join(f' {n!r}' for n in names)}; write a name of the model")
+    return names[0]
+
+
+# ---- functions
+
+
+def function_of(*class_names: str, takes: str = "", modules: bool = False) -> Read:
+    """A function, but neither one that makes a function of these classes, nor a class.
+
+    Args:
+        class_names: what an uncalled function would make.
+        takes: names the classes of values that the function itself may make.
+        modules: whether an nn.Module will do.
+    """
+
+    def read(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+        if not _makes(value, *[n for n in MADE if n in takes]):
+            _uncalled(value, class_names, refuse)
+        if isinstance(value, type):
+            refuse(f"call it: {value.__name__}(…)" if issubclass(value, nn.Module) and modules else "")
+        if isinstance(value, nn.Module) and not modules:
+            refuse()
+        return value if callable(value) else refuse()
+
+    return read
+
+
+def read_normalize(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Whether to normalise, or how."""
+    return value if isinstance(value, bool) else function_of("Normalizer")(value, name, refuse, given)
+
+
+def instance_of(kind: type) -> Read:
+    """A value of a class."""
+
+    def read(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, type) and issubclass(value, kind):
+            refuse(f"call it: {value.__name__}(…)")
+        _uncalled(value, (kind.__name__,), refuse)
+        if field := next((f for f in getattr(value, "_fields", ()) if isinstance(getattr(value, f), kind)), None):
+            refuse(f"write its {field}: ….{field}")
+        return refuse()
+
+    return read

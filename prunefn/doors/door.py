@@ -1,0 +1,129 @@
+"""Doors: the arguments of public functions are checked before anything runs.
+
+A signature says what a function takes, and `@door` reads it once. `prunefn.kinds` has a check for each annotation: it lets a
+value in, reads it (`scope="local"` is `scope.local()`), or raises a PruneError that names the argument, the value and the fix.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, partial, reduce, wraps
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import torch
+
+from ..errors import PruneError
+from .kinds import KINDS, NAMES, class_kind, either, function_kind
+from .plain import Kind
+from .words import call_text, said
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Argument(NamedTuple):
+    """A parameter of a public function, and how its values are read."""
+
+    name: str
+    kind: Kind
+    optional: bool
+    """Whether None says that nothing is given."""
+    function: Callable[..., Any]
+    others: tuple[Argument, ...] = ()
+    """The function's other arguments, for which a value may have been meant."""
+
+    def read(self, value: Any, given: Mapping[str, Any]) -> Any:
+        """The value that the function gets; `given` are all arguments of the call by name.
+
+        Raises:
+            PruneError: it is not what the function takes.
+        """
+        if value is None and self.optional:
+            return None
+        return self.kind.read(value, self.name, partial(self._refuse, value), given)
+
+    def _refuse(self, value: Any, fix: str = "", what: str = "") -> NoReturn:
+        where = what or f"{self.name} is {said(value)}"
+        meant = next((o.name for o in self.others if not what and o.kind.distinct and o.fits(value)), "")
+        swapped = f"; it would do for {meant!r}: the order is {call_text(self.function)}" if meant else ""
+        raise self.kind.error(f"{where}; {fix or f'write {self.kind.write}'}{swapped}")
+
+    def fits(self, value: Any) -> bool:
+        """Whether the argument takes this value."""
+        try:
+            self._replace(others=()).read(value, {})
+        except PruneError:
+            return False
+        return True
+
+
+def door(function: F) -> F:
+    """Check a function's arguments by its signature whenever it is called, except while torch.compile traces it.
+
+    What Python itself says of a missing or unknown argument stays as it is.
+
+    >>> @door
+    ... def half(keep: float) -> float:
+    ...     return keep / 2
+    >>> half("0.5")
+    Traceback (most recent call last):
+    prunefn.errors.PruneError: keep is '0.5'; write a finite number, such as 0.5
+    """
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    arguments = cache(partial(arguments_of, function))  # when first called: classes may be defined below the function
+    compiling = torch.compiler.is_compiling
+
+    @wraps(function)
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        if compiling():
+            return function(*args, **kwargs)
+        given, read = {**dict(zip(positional, args, strict=False)), **kwargs}, {}
+        rest = args[len(positional) :]
+        for a in arguments():
+            if a.name in given:
+                value = a.read(given[a.name], given)
+                if value is not given[a.name]:
+                    read[a.name] = value
+            elif a.name == variadic:
+                rest = tuple([a.read(value, given) for value in rest])
+        if read:
+            args = tuple([read.get(n, value) for n, value in zip(positional, args, strict=False)])
+            kwargs = {n: read.get(n, value) for n, value in kwargs.items()}
+        return function(*args[: len(positional)], *rest, **kwargs)
+
+    return entered  # type: ignore[return-value]
+
+
+def arguments_of(function: Callable[..., Any]) -> tuple[Argument, ...]:
+    """The arguments that there is a check for."""
+    out = []
+    for p in inspect.signature(function).parameters.values():
+        text = str(p.annotation)
+        kind = NAMES.get(p.name) or _kind(text.removesuffix(" | None"), p.name, inspect.unwrap(function))
+        if kind is not None and p.kind is not p.VAR_KEYWORD:
+            out.append(Argument(p.name, kind, text.endswith(" | None"), function))
+    return tuple(a._replace(others=tuple(o for o in out if o is not a)) for a in out)
+
+
+def _kind(text: str, name: str, function: Any) -> Kind | None:
+    """By the annotation, with the parameter's name or the room where these say more, or by the classes that it names."""
+    room = function.__module__.split(".")[1] if "." in function.__module__ else ""
+    for key in (f"{name}: {text}", f"{function.__name__}: {text}", f"{room}: {text}", text):
+        if key in KINDS:
+            return KINDS[key]
+    if text.startswith("Callable["):
+        return function_kind(text)
+    if text.startswith("Float[Tensor, "):
+        return KINDS["Tensor"]
+    one, _, other = text.partition(" | ")
+    if other:
+        kinds = [_kind(t, name, function) for t in (one, other)]
+        return either(*kinds) if all(kinds) else None  # type: ignore[arg-type]
+    first, *rest = text.split(".")
+    try:
+        found = reduce(getattr, rest, function.__globals__[first])
+    except (KeyError, AttributeError):
+        return None
+    return class_kind(found) if isinstance(found, type) and found is not Any else None

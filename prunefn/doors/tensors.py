@@ -1,0 +1,179 @@
+"""Checks of dicts of tensors (params, scores, masks, means), and of batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..types import Moments
+from .plain import Refuse, read_mapping, read_path
+from .words import said
+
+
+def read_tensors(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        refuse()
+    # by their types, of which there are few; what gathers its tensors when they are read is not read here
+    tensors = value if isinstance(value, dict) else {}
+    if all(issubclass(t, str) for t in set(map(type, tensors))) and all(
+        issubclass(t, Tensor) for t in set(map(type, tensors.values()))
+    ):
+        return value
+    for key, t in tensors.items():
+        if not isinstance(key, str):
+            refuse(f"its keys must be names, such as {str(key)!r}", f"{name} has the key {said(key)}")
+        if not isinstance(t, Tensor):
+            fix = "write torch.as_tensor(…)" if isinstance(t, np.ndarray | list) else ""
+            refuse(fix, f"{name}[{key!r}] is {said(t)}")
+    return value
+
+
+def read_numbers(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    for key, t in read_tensors(value, name, refuse, given).items():
+        if t.is_meta:
+            refuse("a tensor on meta has no numbers", f"{name}[{key!r}] is {said(t)}")
+    return value
+
+
+def read_scores(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    for key, t in read_numbers(value, name, refuse, given).items():
+        if t.dtype == torch.bool or t.is_complex() or t.ndim == 0:
+            refuse("", f"{name}[{key!r}] is {said(t)}")
+    return value
+
+
+MASKS = {"first": "the first mask", "second": "the second mask"}
+
+
+def read_mask(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        refuse()
+    for key, m in value.items():
+        of = f"{MASKS.get(name, 'the mask')} of group {key!r}"
+        if not isinstance(key, str):
+            refuse(f"it must be the name of a group, such as {str(key)!r}", f"{name} has the key {said(key)}")
+        if not isinstance(m, Tensor):
+            bits = isinstance(m, np.ndarray) or (isinstance(m, Sequence) and all(isinstance(b, bool) for b in m))
+            indices = f"pf.mask(spec, {{{key!r}: [0, 3]}}) to remove units 0 and 3"
+            refuse(f"write torch.as_tensor(…) of bools, True = kept, or {indices}" if bits else f"write {indices}",
+                   f"{name}[{key!r}] is {said(m)}")  # fmt: skip
+        if m.dtype != torch.bool:
+            refuse("it must be bool, True = kept", f"{of} has dtype {m.dtype}")
+        if m.is_meta:
+            refuse("it must have values, True = kept", f"{of} is on meta")
+        if not bool(m.any()):
+            refuse("at least one must stay", f"{of} removes all {m.numel()} units")
+    return value
+
+
+def read_means(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Site → moments, or mean of its input; or stats."""
+    if type(value).__name__ == "Stats":
+        return value
+    for key, m in read_mapping(value, name, refuse, given).items():
+        if not isinstance(m, Moments) and (not isinstance(m, Tensor) or m.is_meta or m.is_complex()):
+            refuse("", f"{name}[{key!r}] is {said(m)}")
+    return value
+
+
+def read_params(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Name → tensor, of any device."""
+    if isinstance(value, tuple) and "params" in getattr(value, "_fields", ()):
+        refuse("write its params: ….params")
+    return read_tensors(value, name, refuse, given)
+
+
+def read_removed(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """Key → indices or bools; `mask` says which of them fit."""
+    if not isinstance(value, Mapping):
+        refuse()
+    for key in value:
+        if not isinstance(key, str):
+            refuse(f"it must be a name, such as {str(key)!r}", f"{name} has the key {said(key)}")
+    return value
+
+
+def read_masks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """A mask, or those of several rounds."""
+    if not isinstance(value, list | tuple):
+        return read_mask(value, name, refuse, given)
+    return [read_mask(m, name, refuse, given) for m in value]
+
+
+def read_tensor(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """A tensor, on meta only where all are."""
+    if isinstance(value, np.ndarray):
+        refuse("write torch.from_numpy(…)")
+    if not isinstance(value, Tensor):
+        refuse()
+    if value.is_meta and any(isinstance(t, Tensor) and not t.is_meta for t in given.values()):
+        refuse("a tensor on meta has no numbers")
+    return value
+
+
+def read_values(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """A tensor with numbers, of at least one dim."""
+    if read_tensor(value, name, refuse, given).is_meta:
+        refuse("a tensor on meta has no numbers")
+    return value
+
+
+def read_measured(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Stats whose parameters have numbers."""
+    if type(value).__name__ != "Stats":
+        refuse()
+    if any(t.is_meta for t in value.params.values()):
+        refuse("collect them of parameters that have numbers", f"{name} is of parameters on meta")
+    return value
+
+
+def read_networks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Name → (params, spec)."""
+    for key, pair in read_mapping(value, name, refuse, given).items():
+        what = f"{name}[{key!r}] is {said(pair)}"
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], Mapping):
+            refuse("", what)
+        read_tensors(pair[0], f"{name}[{key!r}][0]", refuse, given)
+        if type(pair[1]).__name__ != "Spec":
+            refuse("", f"{name}[{key!r}][1] is {said(pair[1])}")
+    return value
+
+
+def read_source(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """A path, or params."""
+    read = read_numbers if isinstance(value, Mapping) else read_path
+    return read(value, name, refuse, given)
+
+
+# ---- batches
+
+
+def read_batches(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """An iterable of batches; what a batch is, is seen when it is read."""
+    if isinstance(value, Tensor | Mapping):
+        refuse(f"{name} must be an iterable of batches; wrap a single batch in a list")
+    if isinstance(value, np.ndarray):
+        refuse(f"write [torch.from_numpy({name})]")
+    if isinstance(value, str | bytes | nn.Module | type) or not (
+        isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+    ):
+        refuse()
+    return value
+
+
+def read_example(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """Example inputs, nested as the model takes them."""
+    if value is None or isinstance(value, bool | int | float | str | type) or inspect.isroutine(value):
+        refuse()
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, np.ndarray):
+            refuse("write torch.from_numpy(…)", f"{name} has {said(leaf)}")
+        if isinstance(leaf, nn.Module):
+            refuse("", f"{name} has {said(leaf)}")
+    return value
