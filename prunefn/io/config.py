@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import PruneError
 from ..trace.expr import leaves
 from ..trace.spec import Spec
-from .confirm import Problem, confirm_fresh, confirm_without_numbers, same_program
+from .confirm import Problem, confirm_fresh, confirm_without_numbers
 from .fields import Changes, changed, find_fields
 from .plan import Plan
 from .pretrained import refusal, save_with_plan
@@ -64,7 +64,7 @@ def fit_config(module: nn.Module, spec: Spec) -> tuple[Changes, str]:
 
     def check(config: Any) -> Problem | None:
         if any(t.is_meta for t in module.parameters()):
-            return same_program(_fresh(type(module), config).to(_dtype(module)), module, spec)
+            return confirm_without_numbers(_fresh(type(module), config).to(_dtype(module)), spec)
         return confirm_fresh(module, config, spec)
 
     return find_fields(module, spec, check)

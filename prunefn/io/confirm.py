@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +19,7 @@ from ..forward import forward, forward_train
 from ..params import tied_names
 from ..trace.api import trace
 from ..trace.capture import in_mode
-from ..trace.cost import one_sample
 from ..trace.expr import size
-from ..trace.program import Size
 from ..trace.spec import Spec
 from ..types import Params
 from .fold import Fold, example_inputs, fold
@@ -145,29 +142,6 @@ def _scales(spec: Spec) -> list[tuple[str, float]]:
     return [(op, x) for op, x in found if isinstance(x, float)]
 
 
-def same_program(module: nn.Module, other: nn.Module, spec: Spec) -> Problem | None:
-    """What differs in the programs of two modules on `meta`: their ops, and the numbers in them; None if nothing does."""
-    args, kwargs = spec.example.draw(device="meta")
-    try:
-        mine, theirs = (list(_instructions(trace(m, args, kwargs, train=spec.train))) for m in (module, other))
-    except Exception as e:  # the class's own code may raise anything at wrong sizes
-        return _failure(e)
-    for a, b in itertools.zip_longest(mine, theirs, fillvalue="nothing"):
-        if a != b:
-            return Problem(f"its program has {a} where the pruned model has {b}")
-    return None
-
-
-def _instructions(spec: Spec) -> Iterator[str]:
-    """Each instruction of a program with its numbers, for one sample."""
-    for i in spec.program.instructions:
-        leaves = pytree.tree_leaves((i.args, dict(i.kwargs)), is_leaf=lambda x: isinstance(x, Size))
-        values = [
-            size(one_sample(x.axis, spec.program.batch), spec.sizes) if isinstance(x, Size) else x for x in leaves
-        ]
-        yield f"{i.op}({', '.join(f'{x:.6g}' for x in values if type(x) in (int, float))})"
-
-
 def _other_sizes(other: Spec, spec: Spec) -> Problem | None:
     """The first tensor or group whose size differs in the trace of a rebuilt module."""
     for name, axes in spec.axes.items():
@@ -175,9 +149,10 @@ def _other_sizes(other: Spec, spec: Spec) -> Problem | None:
         theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
         if name in other.axes and mine != theirs:
             return Problem(f"{name!r} has shape {theirs} instead of {mine}")
-    wrong = [g for g, n in spec.sizes.items() if other.sizes.get(g, n) != n]  # groups of one unit are groups no more
-    if wrong:
-        return Problem(f"group {wrong[0]!r} has {other.sizes[wrong[0]]} units instead of {spec.sizes[wrong[0]]}")
+    for g in spec.groups.values():  # by what they run through: where one is down to a unit, others get its name
+        alike = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
+        if alike and spec.sizes[g.name] not in alike:
+            return Problem(f"group {g.name!r} has {alike[0]} units instead of {spec.sizes[g.name]}")
     return None
 
 
