@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pytest import fixture, importorskip, mark, raises
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import prunefn as pf
 from prunefn.io.attributes import ways
@@ -247,6 +252,113 @@ def test_constant_tensors_hide_nothing() -> None:
     new = pf.to_module(params, spec=spec, model=t.model)
     assert (new.num_heads, new.head_dim) == (2, 3)
     assert not new.out.weight.any()
+
+
+class WithoutPrunefn(pickle.Unpickler):
+    """As where prunefn is not installed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        assert module.partition(".")[0] != "prunefn"
+        return super().find_class(module, name)
+
+
+def test_a_pickle_has_nothing_of_prunefn(sized: Traced, tmp_path: Path) -> None:
+    new, x = small(sized), randn(2, 5, 12)
+    there = WithoutPrunefn(io.BytesIO(pickle.dumps(new))).load()
+    assert torch.equal(there(x), new(x))
+    same(there.state_dict(), new.state_dict())
+    pf.save(there, tmp_path / "there.safetensors")
+    assert torch.equal(pf.load(Sized().double(), tmp_path / "there.safetensors")(x), new(x))
+    assert torch.equal(pf.load(Sized().double(), copy.deepcopy(new).state_dict())(x), new(x))
+
+
+# ---- models that others have touched
+
+
+class Own(nn.Module):
+    """A method of the name that the transformers library uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+    def save_pretrained(self, folder: str) -> None:
+        torch.save(self.state_dict(), folder)
+
+
+class WithDict(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"width": 8}
+
+
+class Average(Own):
+    """Writes to a buffer in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        self.seen.copy_(0.9 * self.seen + 0.1 * h.mean(0))
+        return self.b(h - self.seen)
+
+
+def normed() -> nn.Module:
+    model = Own()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model.a)
+    return model
+
+
+def sparse() -> nn.Module:
+    model = Own()
+    prune.l1_unstructured(model.a, "weight", 0.5)
+    return model
+
+
+@mark.parametrize("build", [Own, WithDict, Average, normed, sparse])
+def test_touched_models_are_rebuilt_like_any(build: Callable[[], nn.Module]) -> None:
+    t = traced(build(), randn(3, 4))
+    buffers = {n: b.clone() for n, b in t.model.named_buffers()}
+    params, spec, _ = half(t)
+    new, x = pf.to_module(params, spec=spec, model=t.model), randn(5, 4, seed=1)
+    assert new.a.out_features == 4
+    same({n: new.state_dict()[n] for n in params}, params)
+    same(dict(t.model.named_buffers()), buffers)
+    close(new(x).detach(), pf.forward(params, x, spec=spec))
+
+
+def test_a_model_that_cannot_be_copied_is_refused_by_name() -> None:
+    model = Own()
+    t = traced(model, randn(3, 4))
+    params, spec, _ = half(t)
+    t.model.a.stream = iter(c for c in "ab")
+    with raises(pf.PruneError, match=r"Own cannot be copied, for 'a.stream': TypeError"):
+        pf.to_module(params, spec=spec, model=t.model)
+
+
+def test_a_mixin_of_the_hub_is_rebuilt_like_any() -> None:
+    hub = importorskip("huggingface_hub")
+    cls = type("Hub", (Own, hub.PyTorchModelHubMixin), {})
+    t = traced(cls(), randn(3, 4))
+    params, spec, _ = half(t)
+    assert pf.to_module(params, spec=spec, model=t.model).a.out_features == 4
+
+
+def test_a_model_in_half_precision_traced_before() -> None:
+    model = Own().eval()
+    spec = pf.trace(model, (torch.randn(3, 4),))
+    t = Traced(model.half(), spec, pf.params(model.half()))
+    params, smaller, _ = half(t)
+    new, x = pf.to_module(params, spec=smaller, model=t.model), torch.randn(5, 4).half()
+    assert new.a.weight.dtype == torch.float16
+    close(new(x), pf.forward(params, x, spec=smaller), 1e-2)
 
 
 # ---- load

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import runpy
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pytest import fixture, mark
+from pytest import fixture, mark, raises, warns
 from torch import Tensor, nn
 
 import prunefn as pf
@@ -261,3 +263,127 @@ def test_what_the_class_would_compute_elsewhere_fits_too(heads: int, keys: int, 
     for rebuilt in (new, again):
         rebuilt.set_attn_implementation("eager")
         assert float((rebuilt(input_ids=IDS).logits - expected).detach().abs().max()) < 1e-4
+
+
+# ---- what is saved of a pruned model. Equal numbers are no accident: eos_token_id, layers, experts per token and heads
+
+
+def shared_heads(group: pf.Group) -> bool:
+    return group.kind == "heads" and any("k_proj" in m.tensor for m in group.members)
+
+
+def query_heads(group: pf.Group) -> bool:
+    return group.kind == "heads" and not shared_heads(group)
+
+
+def qwen3_moe() -> nn.Module:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    experts = {"moe_intermediate_size": 12, "num_experts": 8, "num_experts_per_tok": 4}
+    config = transformers.Qwen3MoeConfig(vocab_size=50, num_hidden_layers=2, use_cache=False, **sizes, **experts)
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def mistral() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.MistralConfig(vocab_size=50, num_hidden_layers=2, head_dim=None, use_cache=False, **sizes)
+    return transformers.MistralForCausalLM(config)
+
+
+SAVED = {
+    "llama, keys": (llama, shared_heads, {"num_attention_heads": 2, "num_key_value_heads": 1}),
+    "llama, widths": (llama, pf.kind("hidden", "residual"), {"hidden_size": 16, "intermediate_size": 24}),
+    "qwen3_moe, queries": (qwen3_moe, query_heads, {"num_attention_heads": 4}),
+    "mistral, keys": (mistral, shared_heads, {"num_attention_heads": 2, "num_key_value_heads": 1}),
+    "gpt2, hidden": (gpt2, pf.kind("hidden"), {"n_inner": 64}),
+}
+
+
+def halved(model: nn.Module, where: Callable[[pf.Group], bool]) -> nn.Module:
+    """The class with every second unit gone of the groups."""
+    spec, params = pf.trace(model, (), {"input_ids": IDS}), pf.params(model)
+    mask = {n: torch.arange(g.size) % 2 == 0 for n, g in spec.groups.items() if where(g)}
+    assert mask
+    return pf.to_module(pf.apply(params, mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+
+
+FILED = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Fields that say where a model comes from, and as what it was saved."""
+
+
+def fields(config: Any) -> dict[str, Any]:
+    return {n: v for n, v in config.to_dict().items() if n not in FILED}
+
+
+@mark.parametrize("name", SAVED)
+def test_a_saved_config_says_the_sizes_and_nothing_else(name: str, tmp_path: Path) -> None:
+    build, where, changes = SAVED[name]
+    torch.manual_seed(0)
+    model = build().eval().requires_grad_(False)
+    before = fields(model.config)
+    small = halved(model, where)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(again(input_ids=IDS).logits, small(input_ids=IDS).logits)
+    after = fields(again.config)
+    assert {n: v for n, v in after.items() if v != before.get(n)} == changes
+    assert fields(model.config) == before
+
+
+def test_what_no_config_says_is_saved_with_its_plan(tmp_path: Path) -> None:
+    """BERT's heads are as wide as its stream divided by their number."""
+    torch.manual_seed(0)
+    model = bert().eval().requires_grad_(False)
+    small = halved(model, pf.kind("hidden", "heads"))
+    with warns(UserWarning, match=r"from_pretrained cannot load .*'bert\..*weight' has shape .*tried: .*pf\.load"):
+        small.save_pretrained(tmp_path)
+    with raises((OSError, RuntimeError)):  # no config, or one of the default sizes
+        type(model).from_pretrained(tmp_path)
+    dense = transformers.BertConfig.from_json_file(tmp_path / "dense_config.json")
+    assert fields(dense) == fields(model.config)
+    back = pf.load(type(model)(dense).eval(), tmp_path)
+    assert torch.equal(back(input_ids=IDS).logits, small(input_ids=IDS).logits)
+    with warns(UserWarning, match=r"its config is that of the model that pf\.load was given"):
+        back.save_pretrained(tmp_path / "again")
+    twice = pf.load(type(model)(dense).eval(), tmp_path / "again")
+    assert torch.equal(twice(input_ids=IDS).logits, small(input_ids=IDS).logits)
+
+
+def test_a_trainer_saves_what_no_config_says(tmp_path: Path) -> None:
+    __import__("pytest").importorskip("accelerate")
+    torch.manual_seed(0)
+    small = halved(bert().eval(), pf.kind("hidden", "heads"))
+    data = [{"input_ids": row, "labels": i % 2} for i, row in enumerate(IDS)]
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    with warns(UserWarning, match="cannot load what is saved"):
+        transformers.Trainer(model=small, args=args, train_dataset=data).train()
+    back = pf.load(bert().eval(), tmp_path / "checkpoint-1")
+    close(back(input_ids=IDS).logits.detach(), small.eval()(input_ids=IDS).logits.detach(), 1e-6)
+
+
+def test_a_config_in_a_folder_keeps_all_but_the_sizes(tmp_path: Path) -> None:
+    """As the hub has it: with caches, the old name of the type, fields that nobody knows, other files."""
+    torch.manual_seed(0)
+    model = llama().eval()
+    model.save_pretrained(tmp_path / "src")
+    config = json.loads((tmp_path / "src" / "config.json").read_text())
+    config |= {"use_cache": True, "torch_dtype": config.pop("dtype"), "of_ours": {"eos": 2}, "eos_token_id": [2, 3]}
+    (tmp_path / "src" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "src" / "tokenizer.json").write_text("{}")
+    spec = pf.trace(model, (), {"input_ids": IDS})
+    mask = {n: torch.arange(g.size) % 2 == 0 for n, g in spec.groups.items() if shared_heads(g) or g.kind == "hidden"}
+    done = pf.apply_checkpoint(tmp_path / "src", tmp_path / "dst", mask, spec=spec, progress=False)
+    assert done.config == tmp_path / "dst" / "config.json"
+    sizes = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    assert json.loads(done.config.read_text()) == {**config, **sizes}
+    assert sorted(p.name for p in (tmp_path / "src").iterdir()) == sorted(p.name for p in (tmp_path / "dst").iterdir())
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "dst").eval()
+    expected = pf.forward(pf.apply(pf.params(model), mask, spec=spec), input_ids=IDS, spec=pf.shrink(spec, mask)).logits
+    close(again(input_ids=IDS).logits.detach(), expected, 1e-5)

@@ -23,9 +23,11 @@ from ..sharded import check_plain
 from ..trace.expr import leaves
 from ..trace.spec import Spec
 from ..types import FrozenDict, Mask, Params
+from .config import is_transformers
 from .confirm import confirm_by_trace
 from .infer import infer_sizes
-from .plan import Plan, plan_of, remember
+from .plan import Plan, plan_in, remember
+from .pretrained import save_with_plan
 from .pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
 from .rebuild import own_tensors, rebuild, resized, settle, with_tensors
 
@@ -82,7 +84,7 @@ def save(
     is_module = isinstance(what, nn.Module)
     metadata = notes(
         KIND_MODULE if is_module else KIND_PARAMS,
-        plan=(plan_of(state) or []) if is_module else None,
+        plan=plan_in(what) if isinstance(what, nn.Module) else None,
         names=list(state),
         tied=tied,
         sizes=None if spec is None else spec.sizes,
@@ -251,9 +253,18 @@ def load(
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     new = with_tensors(model, tensors)
     _check_plan(new, plan or [], content.where)
+    if is_transformers(new) and _resizes(own, tensors, new, plan or []):
+        save_with_plan(new, "its config is that of the model that pf.load was given, which has other sizes")
     settle(new, plan or [])
     remember(new, plan or [])
     return new
+
+
+def _resizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
+    """Whether the tensors or the plan are of other sizes than the model was built for."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    other = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
+    return other or any(getattr(modules[path], name) != value for path, name, value in plan)
 
 
 def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:

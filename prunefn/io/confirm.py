@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from ..batches import device_of
+from ..errors import PruneError
 from ..forward import forward, forward_train
 from ..params import tied_names
 from ..trace.api import trace
@@ -20,7 +22,7 @@ from ..trace.capture import in_mode
 from ..trace.expr import size
 from ..trace.spec import Spec
 from ..types import Params
-from .fold import Fold, fold
+from .fold import Fold, example_inputs, fold
 from .twin import dense_twin
 
 
@@ -55,12 +57,22 @@ def expect(params: Params, spec: Spec) -> Expected:
     values |= {second: values[name] for second, name in first.items()}
     runs = []
     for batch in (2, 1):
-        args, kwargs = spec.example.draw(batch=batch, device=device_of(params))
+        args, kwargs = example_inputs(params, spec, batch=batch)
         with torch.no_grad(), _seeded():
             run = forward_train if spec.train else forward
-            y = run(values, *args, spec=spec, **kwargs)
+            try:
+                y = run(values, *args, spec=spec, **kwargs)
+            except (RuntimeError, NotImplementedError, TypeError) as error:  # of the ops of the program
+                raise PruneError(
+                    f"the class cannot be confirmed, since forward fails on random inputs like the traced ones: {error!s:.300}; "
+                    f"give params of the type and on the device that the model was traced with (they have {_types(params)})"
+                ) from error
         runs.append((args, kwargs, y[0] if spec.train else y))
     return Expected(changed, tuple(runs))
+
+
+def _types(params: Params) -> str:
+    return ", ".join(sorted({f"{t.dtype} on {t.device}" for t in params.values()}))
 
 
 def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> Problem | None:
@@ -69,17 +81,21 @@ def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, tra
     A slight problem is one only if the folds can mend it.
     """
     slight = None
-    with _exercised(module, expected.changed, folds), in_mode(module, train):
-        for args, kwargs, output in expected.runs:
-            with torch.no_grad(), _seeded():
-                try:
-                    got = module(*args, **kwargs)
-                except Exception as e:  # the class's own code may raise anything at wrong sizes
-                    return _failure(e)
-            problem = _difference(got, output)
-            if problem is not None and not problem.slight:
-                return problem
-            slight = slight or problem
+    for args, kwargs, output in expected.runs:
+        with (  # for each run, since a module may write to its buffers, whatever its mode
+            _exercised(module, expected.changed, folds),
+            in_mode(module, train),
+            torch.no_grad(),
+            _seeded(),
+        ):
+            try:
+                got = module(*args, **kwargs)
+            except Exception as e:  # the class's own code may raise anything at wrong sizes
+                return _failure(e)
+        problem = _difference(got, output)
+        if problem is not None and not problem.slight:
+            return problem
+        slight = slight or problem
     return slight
 
 
@@ -133,9 +149,10 @@ def _other_sizes(other: Spec, spec: Spec) -> Problem | None:
         theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
         if name in other.axes and mine != theirs:
             return Problem(f"{name!r} has shape {theirs} instead of {mine}")
-    wrong = [g for g, n in spec.sizes.items() if other.sizes.get(g, n) != n]  # groups of one unit are groups no more
-    if wrong:
-        return Problem(f"group {wrong[0]!r} has {other.sizes[wrong[0]]} units instead of {spec.sizes[wrong[0]]}")
+    for g in spec.groups.values():  # by what they run through: where one is down to a unit, others get its name
+        alike = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
+        if alike and spec.sizes[g.name] not in alike:
+            return Problem(f"group {g.name!r} has {alike[0]} units instead of {spec.sizes[g.name]}")
     return None
 
 
@@ -165,6 +182,82 @@ def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
     if t.ndim < 2:
         return (torch.rand(t.shape, generator=generator) / 4).to(t)
     return (torch.randn(t.shape, generator=generator) / t[0].numel() ** 0.5).to(t)
+
+
+def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
+    """What is wrong with a fresh model of a transformers config; None if it loads the module's tensors strictly and is the module.
+
+    Both run on the example inputs with random weights of such a scale that attention and routers do not treat all alike.
+    """
+    cls: Any = type(module)
+    own = dict(module.state_dict())
+    dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
+    try:
+        with _seeded(), _unheard():
+            fresh, info = cls.from_pretrained(
+                None, config=copy.deepcopy(config), state_dict=own, dtype=dtype, output_loading_info=True
+            )
+    except Exception as e:  # the class and the loader of the library check in their own ways
+        return _failure(e)
+    if refused := [f"{k}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]:
+        return Problem(f"it does not load strictly ({'; '.join(refused)})")
+    args, kwargs = example_inputs(own, spec)
+    mine: Any = _run_random(module, module, args, kwargs, spec)
+    return (
+        mine
+        if isinstance(mine, Problem)
+        else _same(_run_random(fresh.to(device_of(own)), module, args, kwargs, spec), mine)
+    )
+
+
+def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec: Spec) -> Any:
+    """What a module gives with random numbers in the float parameters that it has as another has; a problem where it fails."""
+    generator = torch.Generator().manual_seed(0)
+    values = {n: _random(t, generator) for n, t in like.named_parameters() if t.is_floating_point()}
+    values |= {n: t.clone() for n, t in module.named_buffers()}  # which it may write to
+    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
+        try:
+            return functional_call(module, values, args, kwargs)
+        except Exception as e:  # the class's own code may raise anything at wrong sizes
+            return _failure(e)
+
+
+def _same(got: Any, expected: Any) -> Problem | None:
+    """The same code at the same sizes differs by less than rounding, whatever the precision."""
+    if isinstance(got, Problem) or (problem := _difference(got, expected)) is not None:
+        return got if isinstance(got, Problem) else problem
+    a, b = (
+        [x for x in pytree.tree_leaves(y) if isinstance(x, Tensor) and x.is_floating_point()] for y in (got, expected)
+    )
+    for x, y in zip(a, b, strict=True):
+        if not bool(y.isfinite().any()):
+            return Problem("its output with random weights is not finite, so that nothing can be compared")
+        gap, largest = (float(t.abs().nan_to_num(0, 0, 0).max()) for t in (x - y, y))
+        if gap > min(ROUNDING * torch.finfo(x.dtype).eps, 0.01) * largest:
+            return Problem(f"its output differs by {gap:.3g}")
+    return None
+
+
+def _random(t: Tensor, generator: torch.Generator) -> Tensor:
+    if t.ndim < 2:
+        return (t.detach().float().cpu() + torch.rand(t.shape, generator=generator) / 4).to(t)
+    return (torch.randn(t.shape, generator=generator) * (3 / t.shape[-1]) ** 0.5).to(t)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without the lines and bars of the transformers library."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Module) -> Problem | None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..batches import device_of
 from ..forward import compiled, flat_inputs
@@ -61,9 +62,23 @@ def fold(module: nn.Module, folds: Sequence[Fold]) -> None:
             own[f.tensor].index_copy_(f.dim, f.rows, own[f.tensor].index_select(f.dim, f.rows) * f.factor)
 
 
+def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tuple[Any, Any]:
+    """Random inputs like the traced ones, (args, kwargs): where the params are, and in their precision if that is another one.
+
+    A model may have been traced in float32 and then moved to float16.
+    """
+    args, kwargs = spec.example.draw(batch=batch, device=device_of(params))
+    types = {t.dtype for n, t in params.items() if n in spec.parameters and t.is_floating_point()}
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(next(iter(types))) if t.is_floating_point() and len(types) == 1 else t
+
+    return pytree.tree_map_only(Tensor, cast, (args, kwargs))
+
+
 def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
     """What makes up for the scales in which the rebuilt module's program differs; empty if nothing does."""
-    args, kwargs = spec.example.draw(device=device_of(params))
+    args, kwargs = example_inputs(params, spec)
     other = trace(module, args, kwargs, train=spec.train)
     pairs = list(zip(spec.program.instructions, other.program.instructions, strict=False))
     if len(spec.program.instructions) != len(other.program.instructions) or any(a.op != b.op for a, b in pairs):
@@ -133,7 +148,7 @@ def _rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, f
     if any(t not in params for t in tensors):
         return []
     values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
-    args, kwargs = spec.example.draw(device=device_of(params))
+    args, kwargs = example_inputs(params, spec)
     wanted = f"%{layer.name}", scaled.args[0].name
     run = compiled(spec, values, ("fold", *wanted), lambda _, env: tuple(env[w] for w in wanted), only=wanted)
     with torch.enable_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from .confirm import Problem, confirm, confirm_by_twin, expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .plan import remember
+from .twin import copied, recompute
 
 TRIES = 48
 """How many ways to set the attributes are run before giving up."""
@@ -152,7 +152,7 @@ def with_tensors(
     for name, t in own_tensors(model).items():
         if name in tensors:
             memo[id(t)] = tensors[name].requires_grad_(t.requires_grad)
-    module = copy.deepcopy(model, memo)
+    module = copied(model, memo)
     modules = dict(module.named_modules(remove_duplicate=False))
     for name, t in tensors.items():
         path, _, leaf = name.rpartition(".")
@@ -164,6 +164,7 @@ def with_tensors(
             )
         if getattr(owner, leaf) is not t:
             setattr(owner, leaf, t)
+    recompute(module)
     return module
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+from ..errors import PruneError
 from ..params import expand
 from ..trace.spec import Spec
 from ..types import FrozenDict, Params
@@ -41,6 +47,57 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
         groups=FrozenDict({n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}),
     )
     first = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
-    twin = copy.deepcopy(model)
+    twin = copied(model, {})
     twin.load_state_dict(expand(params, first, spec=dense), strict=False)
     return twin
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy of a module, also where hooks keep computed weights in it, which torch does not copy.
+
+    Args:
+        model: is not changed.
+        memo: id of an object → what stands for it in the copy, as for `copy.deepcopy`.
+
+    Raises:
+        PruneError: an attribute of a module cannot be copied; names it.
+    """
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # attributes may be anything, and refuse in their own ways
+        culprit = next((n for n in _attributes(model) if not _copies(model, n)), "one of its attributes")
+        raise PruneError(
+            f"{type(model).__name__} cannot be copied, for {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
+            "attribute of the model, or leave model= out, for a graph module"
+        ) from error
+
+
+def _attributes(model: nn.Module) -> Iterator[str]:
+    """Paths of the attributes of modules that are no parameters, buffers or modules."""
+    for path, module in model.named_modules():
+        yield from (f"{path}.{name}".lstrip(".") for name in vars(module) if not name.startswith("_"))
+
+
+def _copies(model: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    try:
+        copy.deepcopy(vars(model.get_submodule(path))[leaf])
+    except Exception:  # as above
+        return False
+    return True
+
+
+def recompute(module: nn.Module) -> None:
+    """Let the hooks of `torch.nn.utils` compute their weights of the parameters that the module has: `weight_norm`, `prune`."""
+    hooks = (WeightNorm, SpectralNorm, BasePruningMethod)
+    with torch.no_grad():
+        for m in module.modules():
+            for hook in [h for h in m._forward_pre_hooks.values() if isinstance(h, hooks)]:
+                if isinstance(hook, SpectralNorm):
+                    setattr(m, hook.name, hook.compute_weight(m, do_power_iteration=False))
+                else:
+                    hook(m, None)

@@ -1,0 +1,99 @@
+"""`save_pretrained` of pruned transformers models that no config describes: weights and attributes for `load`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import PruneError
+from ..files import atomic
+from ..files.folder import INDEX, SINGLE
+from ..files.tensors import save_sealed
+from .plan import plan_in
+from .pruned_file import KIND_MODULE, notes
+
+DENSE_CONFIG = "dense_config.json"
+"""The config of the model before it was pruned: under its usual name, the library would load the weights into wrong sizes."""
+
+
+def save_with_plan(module: nn.Module, why: str) -> None:
+    """Let `module.save_pretrained` write what `prunefn.load` reads, and warn that the library itself cannot load it."""
+    module.save_pretrained = _Saver(module, why)  # type: ignore[assignment]
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why no config describes the module; None if its own does."""
+    saver = vars(module).get("save_pretrained")
+    return saver.why if isinstance(saver, _Saver) else None
+
+
+class _Saver:
+    """The method of one module. A pickle has the method of its class instead, so that it loads where prunefn is not there."""
+
+    def __init__(self, module: nn.Module, why: str) -> None:
+        self.module, self.why = module, why
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Saver:
+        return _Saver(memo.get(id(self.module), self.module), self.why)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.module, "save_pretrained")
+
+    def __call__(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **_: Any,
+    ) -> None:
+        """Write `model.safetensors` with the attributes of the modules, and the config under another name.
+
+        Args:
+            save_directory: made if it is not there.
+            is_main_process: whether this process writes.
+            state_dict: what is written instead of the module's own.
+            push_to_hub: must be False.
+
+        Raises:
+            PruneError: it is to be pushed.
+        """
+        name = type(self.module).__name__
+        if push_to_hub:
+            raise PruneError(
+                "push_to_hub=True needs a config of the model, which there is not; save it, and upload the folder"
+            )
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        warnings.warn(
+            f"{name}.from_pretrained cannot load what is saved in {folder}, since no config of {name} says the sizes of this pruned "
+            f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
+            f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
+            stacklevel=2,
+        )
+        _write(self.module, folder, state_dict)
+
+
+def _write(module: Any, folder: Path, given: Mapping[str, Tensor] | None) -> None:
+    own = module.state_dict()
+    state = own if given is None else dict(given)
+    first: dict[int, str] = {}
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    tied = {n: first[id(t)] for n, t in tensors.items() if n in own and first.setdefault(id(t), n) != n}
+    state = {**{n: state[one] for n, one in tied.items() if one in state}, **state}
+    kept = {n: t for n, t in state.items() if n not in tied}
+    metadata = notes(KIND_MODULE, plan=plan_in(module), names=list(state), tied=tied)
+    for path in [*folder.glob("model-*.safetensors"), folder / INDEX, folder / "config.json"]:
+        path.unlink(missing_ok=True)
+    atomic.write(folder / SINGLE, lambda name: save_sealed(name, kept, metadata))
+    module.config.architectures = [type(module).__name__]
+    atomic.write_text(folder / DENSE_CONFIG, module.config.to_json_string())
+    if module.can_generate() and module.generation_config is not None:
+        module.generation_config.save_pretrained(folder)
