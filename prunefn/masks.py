@@ -90,8 +90,9 @@ def _target(key: str | Group, spec: Spec, given: object) -> Target:
 def _is_mask(given: object, group: str, tensor: str, spec: Spec) -> bool:
     """A bool vector that has the length of the group's units, and not that of the tensor's rows."""
     n = spec.sizes[group]
-    bits = isinstance(given, Tensor) and given.dtype == torch.bool and given.ndim == 1
-    return bits and len(given) == n and spec.shape(tensor)[:1] != (n,)
+    if not isinstance(given, Tensor) or given.dtype != torch.bool:
+        return False
+    return given.shape == (n,) and spec.shape(tensor)[:1] != (n,)
 
 
 def _check_agrees(name: str, tensor: str, spec: Spec) -> None:
