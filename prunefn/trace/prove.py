@@ -30,7 +30,7 @@ from .locate import Outputs, first_difference
 from .program import Ref, build, target
 from .rules import Value
 from .spec import Spec
-from .unchanged import Writes, unchanged
+from .unchanged import Writes, buffer_copies, unchanged
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of the largest output: the program runs the module's own ops, so that only fused kernels of the module round differently."""
@@ -250,9 +250,9 @@ class Trial:
             torch.manual_seed(0)
             random.seed(seed)
             np.random.seed(seed)
-            out = pytree.tree_leaves(self.model(*args, **kwargs))
-            buffers = dict(self.model.named_buffers(remove_duplicate=False))
-            return out, {n: buffers[n].clone() for n, _ in self.spec.program.updates}
+            buffers = buffer_copies(self.model)
+            out = pytree.tree_leaves(torch.func.functional_call(self.model, buffers, args, kwargs))
+            return out, {n: buffers[n] for n, _ in self.spec.program.updates}
 
     def _results(self, env: Mapping[str, Any]) -> Any:
         """Outputs and updated buffers, flat."""

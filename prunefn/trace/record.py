@@ -27,7 +27,7 @@ from ..errors import TraceError
 from .capture import Captured, in_mode
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
-from .unchanged import Writes, unchanged
+from .unchanged import Writes, buffer_copies, unchanged
 
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
 """They tell Python of types and sizes, not of values."""
@@ -52,7 +52,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     graph = fx.Graph()
     tape = _Tape(model, graph)
     inputs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the model may write to them
-    buffers = _copies(model)
+    buffers = buffer_copies(model)
     tape.placeholders(buffers, inputs)
     with in_mode(model, train), unchanged(model), torch.no_grad(), Writes(model), _recording(tape):
         result = torch.func.functional_call(model, buffers, *inputs)
@@ -239,13 +239,6 @@ def _recording(tape: _Tape) -> Iterator[None]:
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _copies(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that the run may write to; one that stands under two names is one."""
-    once: dict[Tensor, Tensor] = {}
-    named = model.named_buffers(remove_duplicate=False)
-    return {name: once.setdefault(t, t.detach().clone()) for name, t in named}
 
 
 def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

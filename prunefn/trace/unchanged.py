@@ -48,10 +48,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 class Writes(TorchDispatchMode):
-    """Undoes what a run writes to a model's tensors.
+    """Undoes what a run writes to a model's tensors: each is copied just before the first write to its memory.
 
-    Parameters are copied just before the first write to their memory. Buffers are copied beforehand: the op of a BatchNorm
-    writes to them without saying so in its schema.
+    The op of a BatchNorm writes to its buffers without saying so: run a model on `buffer_copies`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,11 +58,10 @@ class Writes(TorchDispatchMode):
         named = [*model.named_parameters(), *model.named_buffers()]
         self.tensors = [(t, t.detach()) for _, t in named if _memory(t) is not None]
         """Each with another view of its memory."""
-        self.saved = [(t, t.clone()) for t in (b.detach() for b in model.buffers()) if _memory(t) is not None]
-        self.parameters: dict[int | None, list[Tensor]] = {}
+        self.saved: list[tuple[Tensor, Tensor]] = []
+        self.unwritten: dict[int | None, list[Tensor]] = {}
         for t, alias in self.tensors:
-            if isinstance(t, nn.Parameter):
-                self.parameters.setdefault(_memory(t), []).append(alias)
+            self.unwritten.setdefault(_memory(t), []).append(alias)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, OpOverload) and func._schema.is_mutable:
@@ -76,17 +74,23 @@ class Writes(TorchDispatchMode):
     def _save(self, written: Any) -> None:
         for t in pytree.tree_leaves(written):
             if isinstance(t, Tensor):
-                self.saved += [(p, p.clone()) for p in self.parameters.pop(_memory(t), ())]
+                self.saved += [(p, p.clone()) for p in self.unwritten.pop(_memory(t), ())]
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         with torch.no_grad():
             for t, before in self.saved:
-                if not torch.equal(t, before):
-                    t.copy_(before)
+                t.copy_(before)
             for t, alias in self.tensors:
                 if _memory(t) != _memory(alias):  # `t.data = …` passes no op
                     t.data = alias
+
+
+def buffer_copies(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the buffers by name, for a run that may write to them; one that stands under two names is one."""
+    once: dict[Tensor, Tensor] = {}
+    named = model.named_buffers(remove_duplicate=False)
+    return {name: once.setdefault(t, t.detach().clone()) for name, t in named}
 
 
 def _memory(t: Tensor) -> int | None:
