@@ -155,7 +155,9 @@ def contractions_of(
     elif i.op.startswith(CONVOLUTIONS):
         given = arguments(i)
         weight, groups = given["weight"], given.get("groups", 1)
-        if isinstance(weight, Ref) and len(axes_of(weight.name)) > 2:
+        # a number of groups that depends on the batch is that of kernels computed from the input
+        fixed = not isinstance(groups, Size) or all(leaf in spec.sizes for leaf in leaves(groups.axis))
+        if isinstance(weight, Ref) and len(axes_of(weight.name)) > 2 and fixed:
             transposed = "transpose" in i.op or bool(given.get("transposed"))
             kernel = " ".join(f"k{d}" for d in range(len(axes_of(weight.name)) - 2))
             rows = "(g i) o" if transposed else "(g o) i"

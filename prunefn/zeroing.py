@@ -73,9 +73,9 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
         must = [t for t in free if spec.tied.get(t, t) in raw]
         choices = [free, *([*must, t] for t in free if t not in must)]
         chosen = next((c for c in choices if _works(spec, e, group, inputs, c)), None)
-        if (
-            chosen is None and not spec.groups[group].exact
-        ):  # a mean over units is another anyway; only NaN is kept away
+        contracted = e.bias or any(e.roles[d] != "along" for d in e.dims(group))
+        # a mean over units is another anyway, and what scales an activation scales a zero; only NaN is kept away
+        if chosen is None and not (spec.groups[group].exact and contracted):
             chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), None)
         if chosen is None:
             raise ParamsError(

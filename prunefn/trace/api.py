@@ -83,16 +83,18 @@ def trace(
         args = (args,)
     given, own = (args, kwargs or {}), checked(rules or {})
     try:
-        spec, trial = _exported(model, given, train, own, freeze, check=check)
+        trial = _exported(model, given, train, own, freeze)
+        if not check or not runs(model, *given):
+            return trial.spec
+        spec = proved(trial)
     except TraceError as error:
-        reason = " ".join(str(error).split())[:2000]
-        spec, trial = _recorded(model, given, train, own, freeze, reason)
-    if check and runs(model, *given) and (changes := trial.varies()):
+        return _recorded(model, given, train, own, freeze, " ".join(str(error).split())[:2000])
+    if changes := trial.varies():
         warnings.warn(
             f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "
             f"numpy's generators, {changes}. What it drew while it was traced is a constant of the program; draw with torch, or "
             "take the numbers as inputs",
-            stacklevel=2,
+            stacklevel=3,  # past the door
         )
     return spec
 
@@ -102,19 +104,18 @@ Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def _exported(
-    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, *, check: bool
-) -> tuple[Spec, Trial]:
-    """By `torch.export`; the program is proved."""
+    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str
+) -> Trial:
+    """By `torch.export`; not proved yet."""
     captured = capture(model, *given, train)
     analysis = analyse(captured, rules)
     spec = guarded(_spec(model, given, train, captured, analysis, freeze), captured)
-    trial = Trial(spec, model, *given)
-    return proved(spec, trial, captured, analysis) if check and runs(model, *given) else spec, trial
+    return Trial(spec, model, *given, captured, analysis)
 
 
 def _recorded(
     model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
-) -> tuple[Spec, Trial]:
+) -> Spec:
     """By recording a run, for the reason that there is no export."""
     try:
         captured = record(model, *given, train)
@@ -123,8 +124,7 @@ def _recorded(
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
         ) from error
-    spec = replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
-    return spec, Trial(spec, model, *given)
+    return replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
 
 
 def _spec(

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from .functional import make_functional
-from .unchanged import unchanged
+from .unchanged import reseed, unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
@@ -124,6 +124,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         try:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a failure prints its graph
                 warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # it undoes that
+                reseed()
                 return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
         except Exception as e:  # torch.export raises many kinds
             error = e

@@ -8,14 +8,11 @@ its domain, which `forward` and everything above it check.
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -24,22 +21,17 @@ from ..errors import TraceError
 from ..types import FrozenDict
 from .analyse import Analysis, hints, reason_of
 from .capture import Captured, in_mode
+from .difference import Result, difference, tensors_differ
 from .domain import Domain, Limit, guards_of, refusal, shape_environment
 from .expr import Leaf
 from .locate import Outputs, first_difference
 from .program import Ref, build, target
 from .rules import Value
 from .spec import Spec
-from .unchanged import Writes, buffer_copies, unchanged
+from .unchanged import Writes, buffer_copies, reseed, unchanged
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Of the largest output: the program runs the module's own ops, so that only fused kernels of the module round differently."""
 UNROLLED = ("aten.unbind", "aten.select", "aten.split", "aten.chunk", "aten.slice", "aten.index", "aten.narrow")
 """Ops that read an axis position by position."""
-
-
-_Result = tuple[list[Any], dict[str, Tensor]]
-"""Outputs, flat, and updated buffers."""
 
 
 class _Outcome(NamedTuple):
@@ -71,13 +63,11 @@ def with_domain(spec: Spec, domain: Domain) -> Spec:
     return replace(spec, program=spec.program._replace(domain=domain), example=example)
 
 
-def proved(spec: Spec, trial: Trial, captured: Captured, a: Analysis) -> Spec:
+def proved(trial: Trial) -> Spec:
     """Return the spec with limits to the sizes for which its program agrees with the module.
 
     Args:
-        spec: of the model.
-        trial: of the spec.
-        captured, a: what the spec was made from; they tell the line that is at fault.
+        trial: of a model and its spec.
 
     Raises:
         TraceError: the program differs from the module at the traced sizes, or the module does not run.
@@ -88,16 +78,16 @@ def proved(spec: Spec, trial: Trial, captured: Captured, a: Analysis) -> Spec:
             f"the module does not run on the example inputs: {here.text}; check=False traces it without running it"
         )
     if here.who != "same":
-        raise TraceError(f"the program of torch.export is not the module's{trial.place(captured)}: {here.text}")
-    domain = spec.program.domain
+        raise TraceError(f"the program of torch.export is not the module's{trial.place()}: {here.text}")
+    domain = trial.spec.program.domain
     limits = dict(domain.limits)
     free = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
     changes = _changes(free, domain)
     if free and not (changes and trial.run(changes[0]).who == "same"):
-        limits |= _limits(trial, free, domain, captured, a)
+        limits |= _limits(trial, free, domain)
     ones = [leaf for leaf, n in free.items() if leaf not in limits and n != 1 and _allowed({leaf: 1}, domain)]
     limits |= _from_two(trial, ones)
-    return with_domain(spec, domain._replace(limits=FrozenDict(limits)))
+    return with_domain(trial.spec, domain._replace(limits=FrozenDict(limits)))
 
 
 def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
@@ -129,7 +119,7 @@ def _twice(n: int) -> int:
     return 2 * n
 
 
-def _limits(trial: Trial, free: Mapping[str, int], domain: Domain, captured: Captured, a: Analysis) -> dict[str, Limit]:
+def _limits(trial: Trial, free: Mapping[str, int], domain: Domain) -> dict[str, Limit]:
     """Size by size: those that cannot be changed alone stay as they were traced."""
     limits = {}
     for leaf, n in free.items():
@@ -141,7 +131,7 @@ def _limits(trial: Trial, free: Mapping[str, int], domain: Domain, captured: Cap
         if outcome.who == "module":
             limits[leaf] = Limit(n, n, f"the module itself was not seen to run at another size ({outcome.text})")
         elif outcome.who != "same":
-            limits[leaf] = Limit(n, n, f"{_line(captured, a, leaf, trial)}{outcome.text}")
+            limits[leaf] = Limit(n, n, f"{_line(trial, leaf)}{outcome.text}")
     return limits
 
 
@@ -153,8 +143,9 @@ def _from_two(trial: Trial, free: list[str]) -> dict[str, Limit]:
     return {leaf: Limit(2, None, o.text) for leaf, o in outcomes.items() if o.who not in ("same", "module")}
 
 
-def _line(captured: Captured, a: Analysis, leaf: str, trial: Trial) -> str:
+def _line(trial: Trial, leaf: str) -> str:
     """The first op that reads an axis position by position."""
+    captured, a = trial.captured, trial.analysis
     source, dim = trial.spec.program.batch[leaf]
     var = a.alg.find(a.values[captured.nodes[source]].axes[dim])
     for node in captured.graph.nodes:
@@ -174,17 +165,31 @@ def _at(node: fx.Node) -> str:
 
 
 class Trial:
-    """A module and its program, ready to be run on the example at other sizes."""
+    """A module and its program, ready to be run on the example at other sizes.
 
-    def __init__(self, spec: Spec, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        self.spec, self.model = spec, model
+    Args:
+        spec: of the model.
+        model: the module.
+        args, kwargs: the example inputs.
+        captured, analysis: what the spec was made from; they tell the line that is at fault.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        model: nn.Module,
+        args: Any,
+        kwargs: Mapping[str, Any],
+        captured: Captured,
+        analysis: Analysis,
+    ) -> None:
+        self.spec, self.model, self.captured, self.analysis = spec, model, captured, analysis
         names = spec.program.in_spec.children()[1].context or list(kwargs)
         self.flat, self.form = pytree.tree_flatten((args, {n: kwargs[n] for n in names}))
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, Tensor)]
-        self.first: _Result | None = None
+        self.first: Result | None = None
         """Of the module, at the traced sizes."""
-        exported = spec.capture == "exported"
-        axes = dict(zip(self.places, (i.axes if exported else () for i in spec.program.inputs), strict=exported))
+        axes = dict(zip(self.places, (i.axes for i in spec.program.inputs), strict=True))
         self.axes = {i: [x.name if isinstance(x, Leaf) else None for x in axes[i]] for i in self.places}
         self.sizes = {
             leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
@@ -206,29 +211,28 @@ class Trial:
             got = self.program(inputs, seed=0)
         except Exception as error:  # so may its program at a size that it was not made for
             return _Outcome("program", f"{at}the program raises {type(error).__name__}: {_short(error)}")
-        text = _difference(expected, got)
-        if (
-            text and self.draws and _difference(got, self.program(inputs, seed=1))
-        ):  # of what is random, the shapes are compared
-            text = _difference(expected, got, values=False)
+        text = difference(expected, got)
+        if text and self.draws and difference(got, self.program(inputs, seed=1)):
+            # of what is random, only the shapes are compared
+            text = difference(expected, got, values=False)
         return _Outcome("differs", f"{at}{text}") if text else _Outcome("same")
 
     def varies(self) -> str:
         """What of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
         try:
             first = self.first or self.module(self.flat, seed=0)
-            return _difference(first, self.module(self.flat, seed=1))
+            return difference(first, self.module(self.flat, seed=1))
         except Exception:  # the model's own code may raise anything; that it does is found elsewhere
             return ""
 
-    def place(self, captured: Captured) -> str:
+    def place(self) -> str:
         """Where the two part."""
         with Outputs(self.model) as outputs:
             self.module(self.flat, seed=0)
         inputs, made = [self.flat[i] for i in self.places], self.spec.program.instructions
         with torch.no_grad():
             values = run_program(self.spec, self.model, inputs, lambda env: {i.name: env[f"%{i.name}"] for i in made})
-        return first_difference(outputs, values, made, captured.nodes, partial(_tensors_differ, values=True))
+        return first_difference(outputs, values, made, self.captured.nodes, tensors_differ)
 
     def _resized(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Rows of the example, in turns and starting from the second."""
@@ -237,7 +241,7 @@ class Trial:
                 t = t.index_select(d, (torch.arange(sizes[leaf], device=t.device) + 1) % t.shape[d])
         return t
 
-    def module(self, flat: list[Any], *, seed: int) -> _Result:
+    def module(self, flat: list[Any], *, seed: int) -> Result:
         """Outputs, and the buffers that the program says are written to; `seed` is of Python's and numpy's generators."""
         args, kwargs = pytree.tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in flat], self.form)
         with (
@@ -247,9 +251,7 @@ class Trial:
             torch.no_grad(),
             Writes(self.model),
         ):
-            torch.manual_seed(0)
-            random.seed(seed)
-            np.random.seed(seed)
+            reseed(seed)
             buffers = buffer_copies(self.model)
             out = pytree.tree_leaves(torch.func.functional_call(self.model, buffers, args, kwargs))
             return out, {n: buffers[n] for n, _ in self.spec.program.updates}
@@ -259,7 +261,7 @@ class Trial:
         outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in self.spec.program.outputs)
         return outputs, tuple(env[r.name] for _, r in self.spec.program.updates)
 
-    def program(self, inputs: list[Tensor], *, seed: int) -> _Result:
+    def program(self, inputs: list[Tensor], *, seed: int) -> Result:
         """The same of the program; `seed` is of torch's generator."""
         with torch.no_grad(), torch.random.fork_rng({t.device for t in inputs if t.is_cuda}):
             torch.manual_seed(seed)
@@ -291,40 +293,6 @@ def _draws(op: str) -> bool:
     """Whether an op can draw random numbers: attention can, where it drops out."""
     tags = getattr(target(op), "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
-
-
-def _difference(expected: _Result, got: _Result, *, values: bool = True) -> str:
-    """What differs between two results; an empty text where nothing does."""
-    if len(expected[0]) != len(got[0]):
-        return f"the module gives {len(expected[0])} outputs, the program {len(got[0])}"
-    outputs = [(f"output {i}", x, y) for i, (x, y) in enumerate(zip(expected[0], got[0], strict=True))]
-    for name, x, y in [*outputs, *((f"buffer {n!r}", x, got[1][n]) for n, x in expected[1].items())]:
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            text = _tensors_differ(x, y, values=values)
-        else:
-            text = (
-                ""
-                if not isinstance(x, int | float | str) or x == y
-                else f"is {x!r} of the module, {y!r} of the program"
-            )
-        if text:
-            return f"{name} {text}"
-    return ""
-
-
-def _tensors_differ(x: Tensor, y: Tensor, *, values: bool) -> str:
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return f"is {x.dtype} {tuple(x.shape)} of the module, {y.dtype} {tuple(y.shape)} of the program"
-    if not values or torch.equal(x, y) or not x.numel():
-        return ""
-    if not (x.is_floating_point() or x.is_complex()):
-        return f"differs in {int((x != y).sum())} of {x.numel()} places"
-    wide = torch.complex128 if x.is_complex() else torch.float64
-    a, b = (torch.nan_to_num(t.to(wide)) for t in (x, y))
-    error, scale = float((a - b).abs().max()), float(a.abs().max())
-    if error <= TOLERANCE.get(x.dtype, 1e-4) * scale and torch.equal(x.isnan(), y.isnan()):
-        return ""
-    return f"differs by {error:.2g} (the module's largest is {scale:.2g})"
 
 
 def _short(error: Exception) -> str:

@@ -27,7 +27,7 @@ from ..errors import TraceError
 from .capture import Captured, in_mode
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
-from .unchanged import Writes, buffer_copies, unchanged
+from .unchanged import Writes, buffer_copies, reseed, unchanged
 
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
 """They tell Python of types and sizes, not of values."""
@@ -55,6 +55,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     buffers = buffer_copies(model)
     tape.placeholders(buffers, inputs)
     with in_mode(model, train), unchanged(model), torch.no_grad(), Writes(model), _recording(tape):
+        reseed()
         result = torch.func.functional_call(model, buffers, *inputs)
     leaves, out_spec = pytree.tree_flatten(result)
     outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _plain(x) for x in leaves]

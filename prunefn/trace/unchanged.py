@@ -47,6 +47,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+def reseed(seed: int = 0) -> None:
+    """Seed Python's and numpy's generators with `seed` and torch's with 0, so that what a run draws depends on nothing else."""
+    torch.manual_seed(0)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 class Writes(TorchDispatchMode):
     """Undoes what a run writes to a model's tensors: each is copied just before the first write to its memory.
 
