@@ -74,8 +74,9 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
         choices = [free, *([*must, t] for t in free if t not in must)]
         chosen = next((c for c in choices if _works(spec, e, group, inputs, c)), None)
         contracted = e.bias or any(e.roles[d] != "along" for d in e.dims(group))
-        # a mean over units is another anyway, and what scales an activation scales a zero; only NaN is kept away
-        if chosen is None and not (spec.groups[group].exact and contracted):
+        if chosen is None and not contracted:  # what scales an activation scales a zero: all that matters is that it is finite
+            chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), [])
+        elif chosen is None and not spec.groups[group].exact:  # a mean over units is another anyway; only NaN is kept away
             chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), None)
         if chosen is None:
             raise ParamsError(
@@ -104,13 +105,9 @@ def _works(
     try:
         with torch.no_grad():
             value = run(params, [None] * len(small.program.inputs))
-    except (
-        RuntimeError,
-        IndexError,
-        TypeError,
-    ):  # buffers of integers, other float types: no trial, as if it were a parameter
-        return True
-    return bool(value.isfinite().all()) and (finite or not bool((value - fill(value, e.axes, gone, small)).any()))
+    except (RuntimeError, IndexError, TypeError):  # buffers of integers or of other types: what cannot be tried is not taken
+        return False
+    return bool(value.isfinite().all()) and (finite or torch.equal(value, fill(value, e.axes, gone, small)))
 
 
 def fill(t: Tensor, axes: Sequence[Any], mask: Mask, spec: Spec) -> Tensor:

@@ -460,3 +460,38 @@ def test_tied_tensors_take_the_gradients_of_both_uses() -> None:
 def test_an_ordered_dict_will_do() -> None:
     t, x = case("mlp")
     assert torch.equal(pf.forward(OrderedDict(t.params), x, spec=t.spec), t.model(x))
+
+
+class OwnStatistics(nn.Module):
+    """A norm that takes the input's statistics in eval mode, too, and keeps running ones."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = norm, nn.Conv1d(3, 4, 1), nn.Conv1d(4, 2, 1)
+        self.register_buffer("mean", torch.rand(4))
+        self.register_buffer("var", torch.rand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x), self.mean, self.var, None, None, True, 0.3).relu())
+
+
+@pytest.mark.parametrize("norm", [F.instance_norm, F.batch_norm])
+def test_running_statistics_are_returned_and_not_written_to(norm: Any) -> None:
+    """The schemas of these norms do not say that torch writes to them."""
+    model, x = OwnStatistics(norm).double(), torch.randn(3, 3, 5, dtype=torch.float64)
+    before = {n: t.clone() for n, t in pf.params(model).items()}
+    spec, trained = (pf.trace(model, (x[:2],), train=train) for train in (False, True))
+    params = pf.params(model)
+    keep = {"a": torch.tensor([True, False, True, True])}
+    small, shrunk = pf.apply(params, keep, spec=trained), pf.shrink(trained, keep)
+    _, smaller = pf.forward_train(small, x, spec=shrunk)
+    y, (z, new) = pf.forward(params, x, spec=spec), pf.forward_train(params, x, spec=trained)
+    assert all(torch.equal(t, before[n]) for n, t in params.items())
+    expected = model(x)  # this writes
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(z, expected)
+    for n in ("mean", "var"):
+        written = getattr(model, n)
+        assert not torch.equal(written, before[n])
+        torch.testing.assert_close(new[n], written)
+        torch.testing.assert_close(smaller[n], written[keep["a"]])

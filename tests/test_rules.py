@@ -189,3 +189,37 @@ def test_names_of_rules_are_those_of_torch(name: str) -> None:
 def test_a_rule_for_an_op_that_torch_does_not_know_is_refused(name: str, hint: str) -> None:
     with pytest.raises(pf.TraceError, match=f"torch has no op of this name.*{hint}"):
         pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={name: failing})
+
+
+class Bag(nn.Module):
+    """Bags of rows, with all that torch's function takes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.table, self.leave = nn.Parameter(torch.rand(9, 6)), nn.Linear(6, 2)
+
+    def forward(self, ids: Tensor, scales: Tensor | None = None) -> Tensor:
+        return self.leave(F.embedding_bag(ids, self.table, per_sample_weights=scales, **self.options))
+
+
+@pytest.mark.parametrize(
+    ("options", "scaled"),
+    [({"mode": m}, False) for m in ("sum", "mean", "max")]
+    + [({"mode": "sum"}, True), ({"mode": "sum", "padding_idx": 3}, True), ({"mode": "mean", "padding_idx": 3}, False)],
+)
+def test_a_bag_carries_the_width_of_its_rows(options: dict[str, Any], scaled: bool) -> None:
+    model = Bag(**options).double().requires_grad_(False)
+    ids = torch.tensor([[1, 3, 8], [3, 0, 2], [5, 5, 7]])
+    inputs = (ids, torch.rand(3, 3, dtype=torch.float64)) if scaled else (ids,)
+    spec = pf.trace(model, tuple(x[:2] for x in inputs))
+    assert not spec.unknown and spec.einops("table") == "9 hidden" and len(spec.groups) == 1
+    mask = {next(iter(spec.groups)): torch.tensor([True, False, True, True, False, True])}
+    params = pf.params(model)
+    small, shrunk = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    torch.testing.assert_close(pf.forward(params, *inputs, spec=spec), model(*inputs))
+    got, wanted = (
+        pf.forward(small, *inputs, spec=shrunk),
+        pf.forward(pf.zero(params, mask, spec=spec), *inputs, spec=spec),
+    )
+    torch.testing.assert_close(got, wanted)

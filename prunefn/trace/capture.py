@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
-from .functional import make_functional
+from .functional import make_functional, spell_out_writes
 from .unchanged import reseed, unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
@@ -52,7 +52,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     with in_mode(model, train), unchanged(model), torch.no_grad():  # an export that fails leaves its traces
         program = _export(model, placed, named)
     _tidy(program)
-    if train or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
+    writes = spell_out_writes(program.graph)
+    if train or writes or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
         with torch.no_grad():
             program = program.run_decompositions({})
         _tidy(program)

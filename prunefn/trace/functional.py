@@ -31,6 +31,46 @@ def make_functional(graph: fx.Graph, buffers: Collection[str]) -> bool:
     return all(map(_Writes(graph, buffers).visit, list(graph.nodes)))
 
 
+def spell_out_writes(graph: fx.Graph) -> bool:
+    """Make running statistics that a norm writes to without saying so in its schema visible; return whether there are some.
+
+    `instance_norm` becomes one without them and a write of its own. `batch_norm` stays: torch's functionalisation knows it.
+    """
+    writing = [n for n in graph.nodes if _updates_statistics(n)]
+    for n in writing:
+        if n.target is aten.instance_norm.default:
+            _write_statistics(graph, n)
+    return bool(writing)
+
+
+def _updates_statistics(n: fx.Node) -> bool:
+    """Whether a norm takes the input's own statistics, and keeps running ones of them."""
+    return (
+        n.target in (aten.batch_norm.default, aten.instance_norm.default) and bool(n.args[5]) and n.args[3] is not None
+    )
+
+
+def _write_statistics(graph: fx.Graph, norm: fx.Node) -> None:
+    """x [n, c, …] → running statistics [c]: of the samples' means and unbiased variances, the mean."""
+    x, weight, bias, *running, _, momentum, eps, cudnn = norm.args
+    spatial = list(range(2, norm.meta["val"].ndim))
+    new: list[fx.Node] = []
+
+    def op(target: OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        new.append(graph.call_function(target, args, kwargs))
+        return new[-1]
+
+    with graph.inserting_before(norm):
+        of_samples = (op(aten.mean.dim, x, spatial), op(aten.var.correction, x, spatial, correction=1))
+        for statistic, per_sample in zip(running, of_samples, strict=True):
+            kept = op(aten.mul.Tensor, statistic, 1 - momentum)  # type: ignore[operator]
+            added = op(aten.mul.Tensor, op(aten.mean.dim, per_sample, [0]), momentum)
+            op(aten.copy_.default, statistic, op(aten.add.Tensor, kept, added))
+    for n in new:  # torch decomposes the graph next, which gives each node its own value
+        n.meta = {k: v for k, v in norm.meta.items() if k != "val"}
+    norm.args = (x, weight, bias, None, None, True, momentum, eps, cudnn)
+
+
 class _Writes:
     """One walk over a graph that knows which values share memory."""
 

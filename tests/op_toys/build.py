@@ -115,6 +115,6 @@ class Toy(nn.Module):
         return Captured(self.graph, self.inputs, {}, {}, ["x"], in_spec, out_spec, list(self.outputs), {}, nodes)
 
     def trace(self) -> pf.Spec:
-        """The spec, without an export: its time is a hundred times that of the rules."""
+        """The spec, without an export and a proof: their time is a hundred times that of the rules."""
         with mock.patch("prunefn.trace.api.capture", lambda *args, **kwargs: self.captured()):
-            return pf.trace(self, (X,))
+            return pf.trace(self, (X,), check=False)

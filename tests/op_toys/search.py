@@ -249,17 +249,21 @@ def bound(op: OpOverload, args: Sequence[Any]) -> tuple[list[Any], dict[str, Any
 
 
 def runs(op: OpOverload, args: Args) -> bool:
-    """Whether the call takes a tensor and gives finite numbers."""
+    """Whether the call takes a tensor, gives finite numbers and writes to none of its arguments, as norms do to running statistics."""
     generator = torch.Generator().manual_seed(0)
     slots = tensor_slots(args)
     if not slots and any("Tensor" in str(a.type) for a in op._schema.arguments):
         return False
-    positional, named = bound(op, filled(args, [s.cast(s.tensor(generator)) for s in slots]))
+    given = [s.cast(s.tensor(generator)) for s in slots]
+    before = [t.clone() for t in given]
+    positional, named = bound(op, filled(args, given))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             out = op(*positional, **named)
     except Exception:  # torch raises many kinds
+        return False
+    if not all(map(torch.equal, before, given)):
         return False
     tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
     return bool(tensors) and all(t.numel() and bool(torch.isfinite(t).all()) for t in tensors)

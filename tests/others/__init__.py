@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..toys.base import Case
+from .detectors import CASES as DETECTORS
 from .generators import CASES as GENERATORS
 from .graphs import CASES as GRAPHS
 from .signals import CASES as SIGNALS
 
-CASES: dict[str, Case] = {**GENERATORS, **GRAPHS, **SIGNALS}
+CASES: dict[str, Case] = {**DETECTORS, **GENERATORS, **GRAPHS, **SIGNALS}

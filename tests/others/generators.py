@@ -71,6 +71,37 @@ class Pyramid(nn.Module):
         return self.classes(torch.cat([y, self.early(low).relu()], 1))
 
 
+def twice(i: int, o: int) -> nn.Sequential:
+    """Two convolutions with norms."""
+    layers = [(nn.Conv2d(a, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()) for a in (i, o)]
+    return nn.Sequential(*(module for three in layers for module in three))
+
+
+class UNet(nn.Module):
+    """Segmentation: two levels down and up; what a level had on the way down is concatenated or added on the way up."""
+
+    def __init__(self, added: bool, width: int = 4) -> None:
+        super().__init__()
+        self.added, w = added, (width, 6, 8)
+        self.down = nn.ModuleList([twice(3, w[0]), twice(w[0], w[1])])
+        self.middle = twice(w[1], w[2])
+        self.ups = nn.ModuleList([nn.ConvTranspose2d(w[2], w[1], 2, 2), nn.ConvTranspose2d(w[1], w[0], 2, 2)])
+        times = 1 if added else 2
+        self.joined = nn.ModuleList([twice(times * w[1], w[1]), twice(times * w[0], w[0])])
+        self.classes = nn.Conv2d(w[0], 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level in self.down:
+            skips.append(level(x))
+            x = F.max_pool2d(skips[-1], 2)
+        x = self.middle(x)
+        for up, joined, skip in zip(self.ups, self.joined, reversed(skips), strict=True):
+            x = up(x)
+            x = joined(x + skip if self.added else torch.cat([skip, x], 1))
+        return self.classes(x)
+
+
 class Critic(nn.Module):
     """A discriminator whose weights are divided by their largest singular values."""
 
@@ -160,6 +191,8 @@ class Modulated(nn.Module):
 CASES = {
     "diffusion_unet": Case(DiffusionUNet, lambda n: (torch.randn(n, 3, 8, 8), torch.rand(n) * 10)),
     "pyramid": Case(Pyramid, images),
+    "unet_concatenated": Case(lambda: UNet(added=False), images),
+    "unet_added": Case(lambda: UNet(added=True), images),
     "critic": Case(Critic, images),
     "super_resolution": Case(SuperResolution, images),
     "coupling": Case(Coupling, lambda n: (torch.randn(n, 6),)),

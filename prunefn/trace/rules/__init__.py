@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (each enters its rules)
     shape,
     slicing,
     spatial,
+    spectral,
 )
 from .base import TABLE, Axes, Call, Contraction, Geometry, Reason, Rule, Value
 from .create import SizeOf

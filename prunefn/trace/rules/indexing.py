@@ -80,6 +80,26 @@ def index_select(call: Call) -> Axes:
     return replaced(x.axes, {d: idx.axes[0] if idx.axes else ONE})
 
 
+@rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Axes]:
+    """Rows of a weight [rows, width] are summed, averaged or maximised over bags of indices: [bags, width].
+
+    Beside it come three results for the backward pass; of a maximum, the last is its row for each bag and unit.
+    """
+    weight, offsets = call["weight"], call["offsets"]
+    call.freeze(weight.axes[0], "it is a vocabulary")
+    call.freeze([*call["indices"].axes, *offsets.axes], "it is an index")
+    if (scales := call["per_sample_weights"]) is not None:
+        call.unify(scales.axes[0], call["indices"].axes[0])
+    whole = call.alg.size(offsets.axes[0]) == call.shape[0]  # else the last offset is the end of the last bag
+    bags = offsets.axes[0] if whole else call.frozen(call.shape[:1], "bags of an index")[0]
+    rest = call.shapes[1:]
+    return [
+        (bags, weight.axes[1]),
+        *((bags, weight.axes[1]) if len(s) == 2 else call.frozen(s, "it is an index") for s in rest),
+    ]
+
+
 @rule(
     "aten.gather",
     "aten.scatter",

@@ -12,11 +12,11 @@ KEEPS_ZERO = frozenset(
         "div clone alias detach contiguous _to_copy dropout feature_dropout alpha_dropout native_dropout lift_fresh_copy "
         "lift_fresh positive hardshrink softshrink nan_to_num real imag _conj resolve_conj prelu _prelu_kernel "
         "expand_copy zeros_like add sub _add_relu rrelu floor ceil round trunc expm1 log1p glu cumsum flip roll "
-        "to type_as isnan isinf"
+        "to type_as isnan isinf complex polar conj conj_physical resolve_neg"
     ).split()
 )
 """Pointwise ops that give zero for zero."""
-ADDITIONS = ("aten.add", "aten.sub", "aten._add_relu")
+ADDITIONS = ("aten.add", "aten.sub", "aten._add_relu", "aten.complex", "aten.polar")
 
 
 def keeps_zero(call: Call) -> bool:
@@ -115,6 +115,12 @@ def pointwise(call: Call) -> Axes | list[Axes]:
     "aten.log_sigmoid_forward",
     "aten.real",
     "aten.imag",
+    "aten.complex",
+    "aten.polar",
+    "aten.conj",
+    "aten._conj_copy",
+    "aten.resolve_neg",
+    "aten._neg_view",
 )
 def untagged(call: Call) -> Axes | list[Axes]:
     """Pointwise ops without the tag."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from ..axes import ONE, Term, Times
-from .base import Axes, Call, Value, replaced, rule
+from .base import Axes, Call, replaced, rule
 from .create import SizeOf
 
 
@@ -223,16 +223,6 @@ def col2im(call: Call) -> Axes:
     c, kernel = call.alg.split(ck, [call.alg.size(ck) // k, k])
     call.freeze([kernel, positions], "windows are put back along it")
     return (*lead, c, *call.frozen(call.shape[-2:], "spatial"))
-
-
-@rule("aten.view_as_complex", "aten.view_as_real")
-def complex_view(call: Call) -> Axes:
-    """The last dim is (real, imaginary)."""
-    x: Value = call["self"]
-    if len(call.shape) < len(x.axes):
-        call.freeze(x.axes[-1], "real and imaginary part")
-        return x.axes[:-1]
-    return (*x.axes, *call.frozen([2], "real and imaginary part"))
 
 
 def freeze_all(call: Call, text: str) -> list[Axes]:
