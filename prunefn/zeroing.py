@@ -74,9 +74,13 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
         choices = [free, *([*must, t] for t in free if t not in must)]
         chosen = next((c for c in choices if _works(spec, e, group, inputs, c)), None)
         contracted = e.bias or any(e.roles[d] != "along" for d in e.dims(group))
-        if chosen is None and not contracted:  # what scales an activation scales a zero: all that matters is that it is finite
+        if (
+            chosen is None and not contracted
+        ):  # what scales an activation scales a zero: all that matters is that it is finite
             chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), [])
-        elif chosen is None and not spec.groups[group].exact:  # a mean over units is another anyway; only NaN is kept away
+        elif (
+            chosen is None and not spec.groups[group].exact
+        ):  # a mean over units is another anyway; only NaN is kept away
             chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), None)
         if chosen is None:
             raise ParamsError(
@@ -105,7 +109,11 @@ def _works(
     try:
         with torch.no_grad():
             value = run(params, [None] * len(small.program.inputs))
-    except (RuntimeError, IndexError, TypeError):  # buffers of integers or of other types: what cannot be tried is not taken
+    except (
+        RuntimeError,
+        IndexError,
+        TypeError,
+    ):  # buffers of integers or of other types: what cannot be tried is not taken
         return False
     return bool(value.isfinite().all()) and (finite or torch.equal(value, fill(value, e.axes, gone, small)))
 

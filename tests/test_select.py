@@ -389,7 +389,7 @@ def test_a_budget_is_a_share(keep: float) -> None:
 
 
 def test_a_budget_is_a_number() -> None:
-    with pytest.raises(pf.PruneError, match="keep is nan; write a finite number, such as 0.5"):
+    with pytest.raises(pf.PruneError, match=r"keep is nan; write a finite number, such as 0.5"):
         pf.budget.macs(float("nan"))
 
 

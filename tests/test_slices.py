@@ -132,9 +132,10 @@ def test_which_weights_have_slices() -> None:
     }  # fmt: skip
     assert sum(len(b) for b in gone(masks["0.weight"], slice_order(8, 4), 4)) == 9
     assert sum(len(b) for b in gone(masks["3.weight"], slice_order(8, 2), 2)) == 18
-    assert list(slices(t.params, 0.5, spec=t.spec, block=4, weights=["7", "10"])) == ["7.weight"]
-    with pytest.raises(pf.ParamsError, match="names no weight of a convolution; there are"):
-        slices(t.params, 0.5, spec=t.spec, block=4, weights="10")
+    assert list(slices(t.params, 0.5, spec=t.spec, block=4, weights=["7", "0"])) == ["0.weight", "7.weight"]
+    for chosen in ("10", ["7", "10"]):
+        with pytest.raises(pf.ParamsError, match="weights='10' names no weight of a convolution; there are"):
+            slices(t.params, 0.5, spec=t.spec, block=4, weights=chosen)
     same(t.params, pf.params(t.model))
 
 

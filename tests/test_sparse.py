@@ -17,6 +17,9 @@ from prunefn.sparse import criteria, pattern, scope
 
 from .small import Traced, Twice, bits, cnn, laws, masks, mlp, randn, same, traced
 
+# what stays dense for want of statistics or of a size that divides is said; test_effective.py has the tests of that
+pytestmark = pytest.mark.filterwarnings("ignore:sparse.(score|select) leaves some weights dense")
+
 PATTERNS = {
     "unstructured": pattern.unstructured(),
     "2:4": pattern.n_m(2, 4),
