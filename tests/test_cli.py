@@ -318,7 +318,9 @@ def _by_hand(best: Path) -> dict[str, torch.Tensor]:
 
 def test_sparsify_and_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = run("sparsify", *VIT, "--pattern", "n_m(2, 4)", "--criterion", "wanda", "--json").json
+    sparsified = run("sparsify", *VIT, "--pattern", "n_m(2, 4)", "--criterion", "wanda", "--json")
+    assert "'wanda' needs statistics of its inputs, and there are none" in sparsified.stderr
+    found = sparsified.json
     assert found["sparsity"] == pytest.approx(0.5) and (tmp_path / "runs/sparsify/sparsity.md").exists()
     held = [
         "finetune",
@@ -606,8 +608,10 @@ def test_streams_of_the_process(how: str, code: int, message: str, tmp_path: Pat
         [sys.executable, "-c", text], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.returncode == code, done.stderr
+    # torch itself says at its import whether it finds the driver of a compiler that it found
+    said = [line for line in done.stderr.splitlines() if "torch/utils/cpp_extension" not in line]
     assert message in done.stderr and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    assert bool(done.stderr) == bool(message) and not list(tmp_path.iterdir())
+    assert bool(said) == bool(message) and not list(tmp_path.iterdir())
 
 
 # ---- the paper's commands, on a folder of images

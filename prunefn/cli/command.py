@@ -8,7 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -57,6 +58,9 @@ class Job(NamedTuple):
         return self.out
 
 
+PACKAGE = Path(__file__).parent.parent
+
+
 class Command(NamedTuple):
     """A command."""
 
@@ -103,7 +107,8 @@ def add(app: typer.Typer, command: Command) -> None:
             job = Job(config, _folder(command, config), quiet, files)
             _remarks(command, job)
             _note(command, job, again=False)
-            result = command.run(job)
+            with _warnings_as_notes(job):
+                result = command.run(job)
             _note(command, job, again=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2))
@@ -175,6 +180,23 @@ def _folder(command: Command, config: Config) -> Path | None:
         fail(f"--out {name} is a file; give a folder", MISUSED)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(job: Job) -> Iterator[None]:
+    """What prunefn warns of is a note; warnings of other packages are left to Python."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if PACKAGE in Path(filename).parents:
+            job.note(str(message))
+        else:
+            others(message, category, filename, *rest)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("default", module=r"prunefn(\.|$)")
+        warnings.showwarning = show
+        yield
 
 
 def _remarks(command: Command, job: Job) -> None:
