@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -32,6 +34,16 @@ class BatchError(PruneError):
 
 class BudgetError(PruneError):
     """What is asked for cannot be reached."""
+
+
+def warn(text: str) -> None:
+    """Warn at the line that called prunefn, however deep in prunefn the reason is found."""
+    frame, depth, outermost = sys._getframe(1), 1, 1
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]:
+            outermost = depth
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, stacklevel=outermost + 2)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from torch import Tensor
 from . import compensation as compensations
 from .compensation import output_variance, weighted_sum
 from .doors import door
-from .errors import ParamsError, StatsError, nearest
+from .errors import ParamsError, StatsError, nearest, warn
 from .forward import conv_groups, site_weight
 from .params import check_mask, check_names
 from .shapes import Float
@@ -27,6 +26,8 @@ from .types import Compensation, Dense, Inputs, Mask, Moments, Paired, Params, R
 
 ENOUGH = 2
 """Samples for each kept input: with n samples for k inputs the error of a least-squares estimate grows by about n / (n − k)."""
+MOST_NAMED = 3
+"""Sites that a warning names."""
 
 
 @door
@@ -149,11 +150,13 @@ def repairs(
         yield Repaired(site, weight, inputs, repair)
         few += _few_samples(site, given[site.name], inputs, repair, method)
     if few:
-        warnings.warn(
-            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {'; '.join(few)}; give "
+        named = "; ".join(few[:MOST_NAMED]) + (
+            f"; and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
+        )
+        warn(
+            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {named}; give "
             f"collect_stats more batches ({ENOUGH} samples for each kept input, or more), a larger ridge such as "
             "compensation.affine(1e-1), or take compensation.mean()",
-            stacklevel=4,
         )
 
 

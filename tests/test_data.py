@@ -543,7 +543,7 @@ def test_options_that_do_not_fit_are_refused(photos: Path, tmp_path: Path) -> No
         open_data("digits", validation_share=1.0)
     with refuses("validation_share=0.001", "class 0"):
         open_data("digits", validation_share=0.001)
-    with refuses("image_size=0"):
+    with refuses("image_size is 0; it must be 1 or more"):
         open_data("digits", image_size=0)
     with refuses("folder=", "scikit-learn"):
         open_data("digits", folder=tmp_path)

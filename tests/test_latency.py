@@ -478,7 +478,7 @@ def test_errors(tmp_path: Path) -> None:
     spec, params = traced("plain")
     with raises(pf.PruneError, "grid=(0.0,)"):
         pf.latency_table(spec, params, grid=(0.0,), cache=tmp_path)
-    with raises(pf.PruneError, "batch (0)"):
+    with raises(pf.PruneError, "batch is 0; it must be 1 or more"):
         pf.latency_table(spec, params, batch=0, cache=tmp_path)
     with raises(pf.ParamsError, "0.weight"):
         pf.latency_table(spec, {n: t for n, t in params.items() if n != "0.weight"}, cache=tmp_path)

@@ -55,6 +55,7 @@ def test_recipes_are_short(name: str) -> None:
     assert len(inspect.getsource(getattr(recipes, name)).splitlines()) <= 15
 
 
+@pytest.mark.filterwarnings("ignore:compensation 'affine' estimates weights from few samples")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("net", ["resnet", "vit"])
 def test_recipes_prune(net: str, name: str) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import PruneError
+from ..errors import PruneError, warn
 from ..files.sealed_json import read_sealed, write_sealed
 from ..latency.cache import file_name, folder_of
 
@@ -140,8 +139,7 @@ def _write(path: Path, root: Path, listed: Mapping[str, Listed]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, content)
     except OSError as e:
-        warnings.warn(
+        warn(
             f"the list of images of {root} cannot be kept in {path.parent} ({e.strerror}) and is made anew every time; "
             "set PRUNEFN_CACHE to a folder that can be written to, or give it by cache=",
-            stacklevel=4,
         )

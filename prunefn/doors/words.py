@@ -20,7 +20,8 @@ ROOMS = (
 def said(value: Any) -> str:
     """What a value is, in a few words.
 
-    >>> said("local"), said([1, 2]), said(torch.ones(2)), said(nn.Linear)
+    >>> import torch
+    >>> said("local"), said([1, 2]), said(torch.ones(2)), said(torch.nn.Linear)
     ("'local'", 'a list [1, 2]', 'a float32 tensor of shape (2,)', 'the class Linear')
     """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):

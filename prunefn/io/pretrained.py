@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import PruneError
+from ..errors import PruneError, warn
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE
 from ..files.tensors import save_sealed
@@ -72,11 +71,10 @@ class _Saver:
             return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        warnings.warn(
+        warn(
             f"{name}.from_pretrained cannot load what is saved in {folder}, since no config of {name} says the sizes of this pruned "
             f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
             f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
-            stacklevel=2,
         )
         _write(self.module, folder, state_dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..compensation import weighted_sum
 from ..doors import door
-from ..errors import ParamsError, PruneError, StatsError
+from ..errors import ParamsError, PruneError, StatsError, warn
 from ..forward import site_weight
 from ..params import check_names
 from ..repair import Repaired, not_ours, site_inputs, written
@@ -108,10 +107,9 @@ def reconstruct(
     bare = [n for n, m in masks.items() if known[n].site not in stats.sites and not bool(m.all())]
     if bare:
         names = ", ".join(map(repr, bare))
-        warnings.warn(
+        warn(
             f"sparse.reconstruct only masks {names}: nothing measures their inputs, so the weights that stay cannot make up for "
             "those that go; leave them out of the masks to keep them dense",
-            stacklevel=2,
         )
     found = list(_repaired(params, stats, masks, spec, ridge, least_squares() if solver is None else solver))
     return apply_sparse(written(params, found, spec), masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..doors import door
 from ..effective import LINEAR, PRODUCT, computed_weights, contractions_of, effective
-from ..errors import ParamsError, nearest
+from ..errors import ParamsError, nearest, warn
 from ..params import check_mask
 from ..trace.expr import keep, size
 from ..trace.freeze import named
@@ -122,7 +121,7 @@ def warn_dense(what: str, left: Mapping[str, str], fix: str) -> None:
     """
     if left:
         why = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
-        warnings.warn(f"{what} leaves some weights dense ({why}); {fix}", stacklevel=4)
+        warn(f"{what} leaves some weights dense ({why}); {fix}")
 
 
 def left_dense(spec: Spec, *, convolutions: bool = False) -> dict[str, str]:

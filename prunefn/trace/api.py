@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..doors import door
-from ..errors import TraceError
+from ..errors import TraceError, warn
 from ..types import FrozenDict
 from .analyse import Analysis, analyse
 from .capture import Captured, capture
@@ -90,11 +89,10 @@ def trace(
     except TraceError as error:
         return _recorded(model, given, train, own, freeze, " ".join(str(error).split())[:2000])
     if changes := trial.varies():
-        warnings.warn(
+        warn(
             f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "
             f"numpy's generators, {changes}. What it drew while it was traced is a constant of the program; draw with torch, or "
             "take the numbers as inputs",
-            stacklevel=3,  # past the door
         )
     return spec
 
