@@ -25,6 +25,7 @@ from .errors import BudgetError as BudgetError
 from .errors import MaskError as MaskError
 from .errors import ParamsError as ParamsError
 from .errors import PruneError as PruneError
+from .errors import PruneWarning as PruneWarning
 from .errors import StatsError as StatsError
 from .errors import TraceError as TraceError
 from .forward import forward as forward

@@ -36,6 +36,10 @@ class BudgetError(PruneError):
     """What is asked for cannot be reached."""
 
 
+class PruneWarning(UserWarning):
+    """What prunefn warns of: the result may not be what was meant."""
+
+
 def warn(text: str) -> None:
     """Warn at the line that called prunefn, however deep in prunefn the reason is found."""
     frame, depth, outermost = sys._getframe(1), 1, 1
@@ -43,7 +47,7 @@ def warn(text: str) -> None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]:
             outermost = depth
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(text, stacklevel=outermost + 2)
+    warnings.warn(text, PruneWarning, stacklevel=outermost + 2)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

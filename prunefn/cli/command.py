@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ..errors import PruneError
+from ..errors import PruneError, PruneWarning
 from ..files.atomic import write_text
 from .errors import FAILED, MISUSED, device_of, fail
 from .flags import flags_of, nested, parameters
@@ -56,9 +56,6 @@ class Job(NamedTuple):
         """The folder for results of a command that needs one."""
         assert self.out is not None
         return self.out
-
-
-PACKAGE = Path(__file__).parent.parent
 
 
 class Command(NamedTuple):
@@ -187,14 +184,14 @@ def _warnings_as_notes(job: Job) -> Iterator[None]:
     """What prunefn warns of is a note; warnings of other packages are left to Python."""
     others = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
-        if PACKAGE in Path(filename).parents:
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, PruneWarning):
             job.note(str(message))
         else:
-            others(message, category, filename, *rest)
+            others(message, category, *rest)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("default", module=r"prunefn(\.|$)")
+        warnings.filterwarnings("always", category=PruneWarning)
         warnings.showwarning = show
         yield
 
