@@ -394,6 +394,7 @@ def test_pairs_are_merged_over_batches() -> None:
     assert found.dense.count == 90
 
 
+@pytest.mark.filterwarnings("ignore:compensation 'affine' estimates weights from few samples")
 def test_sequential_over_a_real_network() -> None:
     """BatchNorm, padding, groups, tap means: the mean of every logit stays, whatever was removed before."""
     t = traced(cnn(), x := randn(40, 3, 6, 6))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import nearest
@@ -191,7 +192,9 @@ def instance_of(kind: type) -> Read:
     """A value of a class."""
 
     def read(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
-        if isinstance(value, kind):
+        if isinstance(value, kind) or (
+            kind is getattr(dist, "ProcessGroup", None) and value is dist.GroupMember.NON_GROUP_MEMBER
+        ):
             return value
         if isinstance(value, type) and issubclass(value, kind):
             refuse(f"call it: {value.__name__}(…)")

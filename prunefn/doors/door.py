@@ -93,6 +93,7 @@ def door(function: F) -> F:
             kwargs = {n: read.get(n, value) for n, value in kwargs.items()}
         return function(*args[: len(positional)], *rest, **kwargs)
 
+    entered.is_door = True  # type: ignore[attr-defined]
     return entered  # type: ignore[return-value]
 
 

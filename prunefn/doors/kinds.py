@@ -48,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "Params": Kind(PARAMS, tensors.read_params, ParamsError, True),
     "Mask": Kind(MASK, tensors.read_mask, MaskError, True),
     "Mask | Sequence[Mask]": Kind(MASK, tensors.read_masks, MaskError, True),
-    "Mapping[str, Iterable[int] | Tensor]": Kind(
+    "Mapping[str | Group, Iterable[int] | Tensor]": Kind(
         "a dict name → indices to remove, such as {'0': [0, 3]}", tensors.read_removed, MaskError, True
     ),
     "Scores": Kind(SCORES, tensors.read_scores, distinct=True),

@@ -112,7 +112,9 @@ def embedding_bag(call: Call) -> list[Axes]:
 def gather(call: Call) -> Axes | list[Axes]:
     """Positions along a dim are picked by data; other dims meet, or the first positions of the longer are taken."""
     x = call["self"]
-    if call["dim"] is None or any(len(v.axes) not in (0, len(x.axes)) for v in call.tensors()):
+    vector = call.op.startswith(("aten.index_add", "aten.index_copy"))  # their index has one dim
+    others = [v for v in call.tensors() if not (vector and v is call["index"])]
+    if call["dim"] is None or any(len(v.axes) not in (0, len(x.axes)) for v in others):
         return freeze_all(call, PICKED)
     dims = call.dims(x, call["dim"])
     call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
