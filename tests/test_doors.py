@@ -170,7 +170,8 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     if name in ("sparse.rounds", "schedule.epochs"):
         values |= {"rate": 1}
     if name == "optimizer.slice_optimizer":
-        values |= {"state": torch.optim.SGD(net().model.parameters(), lr=0.1).state_dict()}
+        more = {"model": net().model}
+        values |= {"optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1)}
     parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
     return {p.name: values[p.name] for p in parameters if p.default is p.empty and p.kind not in VARIADIC} | more
 

@@ -71,7 +71,7 @@ def blocks(height: int, width: int) -> Pattern:
         PruneError: a side is below 1.
     """
     if height < 1 or width < 1:
-        raise PruneError(f"blocks({height}, {width}) have no weights; both sides must be at least 1")
+        raise PruneError(f"blocks(height={height}, width={width}) have no weights; both sides must be at least 1")
     return Pattern(f"blocks of {height} × {width}", partial(_tiles, height=height, width=width))
 
 

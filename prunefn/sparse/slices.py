@@ -55,6 +55,8 @@ def slice_order(filters: int, block: int, *, short_blocks: bool = False) -> Orde
     >>> slice_order(7, 2, short_blocks=True).tolist()
     [0, 3, 1, 4, 2, 5, 6]
     """
+    if filters < 1:
+        raise PruneError(f"filters is {filters}; there must be 1 or more")
     at = torch.arange(filters)
     return torch.cat([part.flatten() for part in blocks_of(at, block, short_blocks)])
 
