@@ -63,7 +63,7 @@ class Field(NamedTuple):
 
     def get(self, config: Any) -> Any:
         """What the config says; None where it says nothing."""
-        value = getattr(self.owner(config), self.name, None)
+        value: Any = getattr(self.owner(config), self.name, None)
         return value if self.place is None else value[self.place]
 
     def set(self, config: Any, value: int) -> None:
@@ -163,16 +163,16 @@ class _Outline:
 
     def effect(self, field: Field, now: int | None) -> tuple[_Point, _Point] | None:
         """Shapes at two numbers of a field, the first of them what it is; None if no number is accepted or layers come and go."""
-        points = [] if now is None else [(now, self.dense)]
+        if isinstance(self.dense, str):
+            return None
+        points: list[_Point] = [] if now is None else [(now, self.dense)]
         for probe in (24, 40, 56) if now is None else (2 * now, now // 2, 3 * now):
             shapes = self.shapes({field: probe})
             if probe not in (0, now) and not isinstance(shapes, str):
                 points.append((probe, shapes))
             if len(points) == 2:
                 (v, a), (w, b) = points
-                alike = (
-                    not isinstance(a, str) and a.keys() == b.keys() and all(len(s) == len(b[n]) for n, s in a.items())
-                )
+                alike = a.keys() == b.keys() and all(len(t) == len(b[n]) for n, t in a.items())
                 return ((v, a), (w, b)) if alike else None
         return None
 
