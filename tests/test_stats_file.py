@@ -392,10 +392,10 @@ def test_a_file_of_something_else_is_refused_before_any_batch(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("path", "every", "text"),
-    [("stats", 0, "save_every is 0; it must be 1 or more"), ("no/stats", 1, "there is no folder .*no to save")],
+    [("stats", 0, "save_every must be 1 or more, not 0"), ("no/stats", 1, "there is no folder .*no to save")],
 )
 def test_wrong_arguments_are_refused_before_any_batch(path: str, every: int, text: str, tmp_path: Path) -> None:
-    with pytest.raises(pf.PruneError, match=text):
+    with pytest.raises(pf.StatsError, match=text):
         go(untouched(), tmp_path / path, save_every=every)
 
 
