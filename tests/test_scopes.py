@@ -154,9 +154,7 @@ def test_the_median_of_mostly_zeros_is_not_divided_by() -> None:
 
 @pytest.mark.parametrize("q", [-0.1, 1.1, float("nan")])
 def test_a_quantile_is_a_share(q: float) -> None:
-    with pytest.raises(
-        pf.PruneError, match=r"q must be in \[0, 1\], such as 0.5|q is nan; write a finite number, such as 0.5"
-    ):
+    with pytest.raises(pf.PruneError, match=r"q must be in \[0, 1\], such as 0.5"):
         normalizer.quantile(q)
 
 

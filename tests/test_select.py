@@ -382,15 +382,10 @@ def test_a_budget_out_of_reach_says_what_can_be_reached(quantity: str, name: str
         pf.select(given, getattr(pf.budget, quantity)(least - 0.0002), spec=s, max_ratio=max_ratio)
 
 
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1])
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, float("nan")])
 def test_a_budget_is_a_share(keep: float) -> None:
     with pytest.raises(pf.BudgetError, match=r"must be above 0 and at most 1, such as 0.65"):
         pf.budget.macs(keep)
-
-
-def test_a_budget_is_a_number() -> None:
-    with pytest.raises(pf.PruneError, match=r"keep is nan; write a finite number, such as 0.5"):
-        pf.budget.macs(float("nan"))
 
 
 # ---- demands that make no sense
@@ -400,7 +395,7 @@ def test_a_budget_is_a_number() -> None:
 @each_scope
 def test_a_ratio_is_a_share(ratio: float, scope: Scope) -> None:
     share = rf"the ratio is {ratio}; it is the share of units removed and must be in \[0, 1\)"
-    with pytest.raises(pf.PruneError, match=rf"{share}|ratio is nan; write the share removed, such as 0.5"):
+    with pytest.raises(pf.PruneError, match=share):
         pf.select(scores(a=[1.0, 2.0]), ratio, scope=scope)
 
 

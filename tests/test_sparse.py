@@ -409,7 +409,7 @@ def test_recurrent_weights_and_two_positions() -> None:
 def test_errors_name_what_is_wrong(odd: Traced) -> None:
     scores = sparse.score(odd.params, spec=odd.spec)
     for ratio in (1.0, -0.1, float("nan"), {"0": 1.5}):
-        with pytest.raises(pf.PruneError, match=r"must be in|ratio is nan; write the share removed"):
+        with pytest.raises(pf.PruneError, match="must be in"):
             sparse.select(scores, ratio, spec=odd.spec)
     with pytest.raises(pf.PruneError, match=r"unstructured needs a ratio"):
         sparse.select(scores, spec=odd.spec)

@@ -53,8 +53,12 @@ def read_int(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> int
     return number
 
 
-def read_float(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> float:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not isfinite(value):
+SHARES = ("keep", "q", "ratio")
+"""Numbers whose range, with NaN, each function states by itself."""
+
+
+def read_float(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not (name in SHARES or isfinite(value)):
         refuse()
     return value if type(value) is float else float(value)
 
