@@ -18,7 +18,7 @@ from .forward import compiled, value_of
 from .sharded import Gathering
 from .trace.expr import Axis, leaves, size
 from .trace.mixing import CONVOLUTIONS, LAYERS, RECURRENT, activations
-from .trace.program import Instruction, Ref, Size, refs, target
+from .trace.program import Instruction, Ref, Size, refs
 from .trace.spec import Spec
 from .types import FrozenDict, Params
 
@@ -139,21 +139,21 @@ def contractions_of(
         spec: whose program it is of.
     """
     if i.op.startswith("aten.linear."):
-        weight = arguments(i)["weight"]
+        weight = i.arguments()["weight"]
         if isinstance(weight, Ref) and len(axes_of(weight.name)) == 2:
             yield weight.name, LINEAR, 1, False
     elif i.op.startswith(PRODUCTS):
-        given = arguments(i)
+        given = i.arguments()
         factors = list(given.values())
         for v, pattern in ((given.get("mat2", factors[-1]), PRODUCT), (given.get("mat1", factors[0]), LINEAR)):
             if isinstance(v, Ref) and len(axes_of(v.name)) == 2:
                 yield v.name, pattern, 1, False
     elif i.op.startswith(RECURRENT):
-        for name in refs(tuple(arguments(i).get(k) for k in ("params", "w_ih", "w_hh"))):
+        for name in refs(tuple(i.arguments().get(k) for k in ("params", "w_ih", "w_hh"))):
             if len(axes_of(name)) == 2:
                 yield name, LINEAR, 1, False
     elif i.op.startswith(CONVOLUTIONS):
-        given = arguments(i)
+        given = i.arguments()
         weight, groups = given["weight"], given.get("groups", 1)
         # a number of groups that depends on the batch is that of kernels computed from the input
         fixed = not isinstance(groups, Size) or all(leaf in spec.sizes for leaf in leaves(groups.axis))
@@ -163,13 +163,6 @@ def contractions_of(
             rows = "(g i) o" if transposed else "(g o) i"
             count = size(groups.axis, spec.sizes) if isinstance(groups, Size) else groups
             yield weight.name, f"{rows} {kernel} -> g o i ({kernel})", count, not transposed
-
-
-def arguments(i: Instruction) -> dict[str, Any]:
-    """The arguments of an instruction by name."""
-    schema = getattr(target(i.op), "_schema", None)
-    names = [a.name for a in schema.arguments] if schema is not None else [str(n) for n in range(len(i.args))]
-    return {**dict(zip(names, i.args, strict=False)), **dict(i.kwargs)}
 
 
 class _Reading:
@@ -192,7 +185,7 @@ class _Reading:
 
     def _use(self, i: Instruction, names: list[str]) -> None:
         self.used |= dict.fromkeys(r for n in names for r in self.roots[n])
-        bias = arguments(i).get("bias") if i.op.startswith(LAYERS) else None
+        bias = i.arguments().get("bias") if i.op.startswith(LAYERS) else None
         if isinstance(bias, Ref) and bias.name in self.roots:
             self.biases |= set(self.roots[bias.name])
         for name, pattern, _, _ in contractions_of(i, self.axes, self.spec):

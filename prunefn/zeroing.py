@@ -74,14 +74,10 @@ def _spared(spec: Spec, group: str, buffers: bool) -> frozenset[str]:
         choices = [free, *([*must, t] for t in free if t not in must)]
         chosen = next((c for c in choices if _works(spec, e, group, inputs, c)), None)
         contracted = e.bias or any(e.roles[d] != "along" for d in e.dims(group))
-        if (
-            chosen is None and not contracted
-        ):  # what scales an activation scales a zero: all that matters is that it is finite
-            chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), [])
-        elif (
-            chosen is None and not spec.groups[group].exact
-        ):  # a mean over units is another anyway; only NaN is kept away
-            chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), None)
+        if chosen is None and not (contracted and spec.groups[group].exact):
+            # a mean over units is another anyway, and what scales an activation scales a zero: only NaN is kept away
+            fallback = None if contracted else []
+            chosen = next((c for c in choices if _works(spec, e, group, inputs, c, finite=True)), fallback)
         if chosen is None:
             raise ParamsError(
                 f"units of group {group!r} cannot be set to zero: the weight of {_owner(spec, e)!r} is computed from "

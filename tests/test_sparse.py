@@ -273,6 +273,14 @@ def test_every_contraction_has_its_matrix(odd: Traced) -> None:
             assert torch.equal(back, odd.params[n])
 
 
+def test_weights_that_a_pattern_cannot_divide_are_named() -> None:
+    t = traced(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Flatten(), nn.Linear(16, 4)), randn(2, 2, 2, 2))
+    scores = sparse.score(t.params, spec=t.spec)
+    with pytest.warns(pf.PruneWarning, match=r"sparse.select leaves some weights dense \('2.weight': slices of 2"):
+        masks = sparse.select(scores, 0.5, spec=t.spec, pattern=pattern.slices(2))
+    assert list(masks) == ["0.weight"] and not bool(masks["0.weight"].all())
+
+
 def test_slices_are_those_of_the_function(odd: Traced) -> None:
     scores = sparse.score(odd.params, spec=odd.spec)
     for first in (False, True):

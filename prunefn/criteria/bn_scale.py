@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..effective import Effective, arguments, effective
+from ..effective import Effective, effective
 from ..stats import Stats
 from ..trace.program import Ref
 from ..trace.spec import Spec
@@ -43,6 +43,6 @@ def _score(stats: Stats) -> Scores:
 def _norm_weights(spec: Spec) -> list[Effective]:
     """Effective tensors of one dim that are the weight of a norm op."""
     known = {e.name: e for e in effective(spec) if len(e.axes) == 1}
-    read = [arguments(i).get("weight") for i in spec.program.instructions if "_norm" in i.op]
+    read = [i.arguments().get("weight") for i in spec.program.instructions if "_norm" in i.op]
     names = [spec.tied.get(w.name, w.name) for w in read if isinstance(w, Ref)]
     return [known[n] for n in dict.fromkeys(names) if n in known]

@@ -245,10 +245,7 @@ def _remove_others(target: Path, names: Collection[str], job: str) -> None:
     stale = []
     for path in sorted(target.glob("*.safetensors")):
         try:
-            with Reader(path) as reader:
-                mine = reader.metadata.get(JOB) == job and path.name in names
-            if mine:
-                check_seal(path)
+            mine = _is_mine(path, names, job)
         except (FormatError, OSError):
             mine = False
         stale += [] if mine else [path]
@@ -263,6 +260,19 @@ SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """Names of files of tensors, as transformers gives them."""
 
 
+def _is_mine(path: Path, names: Collection[str], job: str) -> bool:
+    """Whether a file is of this job and complete.
+
+    Raises:
+        FormatError, OSError: it is damaged.
+    """
+    with Reader(path) as reader:
+        mine = reader.metadata.get(JOB) == job and path.name in names
+    if mine:
+        check_seal(path)
+    return mine
+
+
 def _there(target: Path, names: Collection[str], job: str) -> set[str]:
     """The files of this job that are complete.
 
@@ -272,10 +282,7 @@ def _there(target: Path, names: Collection[str], job: str) -> set[str]:
     found = set()
     for path in sorted(target.glob("*.safetensors")):
         try:
-            with Reader(path) as reader:
-                mine = reader.metadata.get(JOB) == job and path.name in names
-            if mine:
-                check_seal(path)
+            mine = _is_mine(path, names, job)
         except (FormatError, OSError) as error:
             raise PruneError(f"{path} is damaged: {error}; delete it, and call again to write it anew") from error
         if not mine:

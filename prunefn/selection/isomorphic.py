@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
 
-from ..trace.expr import Axis, Concat, Fixed, Leaf, Product, leaves
-from ..trace.program import Size, refs
+from ..trace.expr import Axis, Concat, Fixed, Leaf, Product
+from ..trace.program import refs, size_leaves
 from ..trace.spec import Spec
 from ..types import Group, Site
 
@@ -68,17 +68,8 @@ def _uses(spec: Spec) -> dict[str, set[Use]]:
     found: dict[str, set[Use]] = {}
     for ins in spec.program.instructions:
         arguments = [*enumerate(ins.args), *ins.kwargs]
-        sized = frozenset(leaf for _, a in arguments for leaf in _sizes(a))
+        sized = frozenset(leaf for _, a in arguments for leaf in size_leaves(a))
         for position, a in arguments:
             for name in refs(a):
                 found.setdefault(name, set()).add(Use(ins.op, position, sized))
     return found
-
-
-def _sizes(argument: Any) -> Iterator[str]:
-    """Leaves in the static sizes of an argument."""
-    if isinstance(argument, Size):
-        yield from leaves(argument.axis)
-    elif isinstance(argument, tuple):
-        for a in argument:
-            yield from _sizes(a)

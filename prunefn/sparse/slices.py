@@ -18,7 +18,7 @@ from ..errors import ParamsError, PruneError
 from ..params import check_mask, check_names
 from ..shapes import Bool, Int64
 from ..trace.expr import keep, size
-from ..trace.program import Ref, Size, target
+from ..trace.program import Ref, Size
 from ..trace.spec import Spec
 from ..types import Mask, Params
 from .weights import UNFOLD, left_dense, picked, warn_dense
@@ -202,8 +202,7 @@ def _convolutions(spec: Spec) -> Iterator[tuple[str, bool]]:
     for i in spec.program.instructions:
         if not i.op.startswith(CONVOLUTIONS):
             continue
-        names = [a.name for a in target(i.op)._schema.arguments]  # type: ignore[attr-defined]
-        given: dict[str, Any] = {**dict(zip(names, i.args, strict=False)), **dict(i.kwargs)}
+        given = i.arguments()
         weight, groups = given["weight"], given.get("groups", 1)
         if given.get("transposed") or not isinstance(weight, Ref) or weight.name not in spec.parameters:
             continue

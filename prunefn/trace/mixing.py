@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from ..types import FrozenDict, Group
 from .expr import Axis, leaves
-from .program import Program, Size, refs
+from .program import Program, refs, size_leaves
 
 CONVOLUTIONS = ("aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.convolution.", "aten.conv_transpose")
 RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
@@ -27,7 +26,7 @@ def activations(program: Program) -> frozenset[str]:
     active, batch = {i.name for i in program.inputs}, set(program.batch)
     for i in program.instructions:
         args = (i.args, tuple(v for _, v in i.kwargs))
-        if i.op.startswith(LAYERS) or any(r in active for r in refs(args)) or batch & set(_size_leaves(args)):
+        if i.op.startswith(LAYERS) or any(r in active for r in refs(args)) or batch & set(size_leaves(args)):
             active.add(f"%{i.name}")
     return frozenset(active)
 
@@ -62,11 +61,3 @@ def mixed_by_weights(
 
 def _groups(axes: tuple[Axis, ...], groups: Mapping[str, Group]) -> set[str]:
     return {leaf for axis in axes for leaf in leaves(axis) if leaf in groups}
-
-
-def _size_leaves(args: Any) -> Iterator[str]:
-    if isinstance(args, Size):
-        yield from leaves(args.axis)
-    elif isinstance(args, tuple):
-        for a in args:
-            yield from _size_leaves(a)

@@ -49,6 +49,12 @@ class Instruction(NamedTuple):
     module: str
     """Path of the module that the op belongs to."""
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the given arguments by name, or by position where the op has no schema."""
+        schema = getattr(target(self.op), "_schema", None)
+        names = [a.name for a in schema.arguments] if schema is not None else [str(n) for n in range(len(self.args))]
+        return {**dict(zip(names, self.args, strict=False)), **dict(self.kwargs)}
+
 
 class Input(NamedTuple):
     """A tensor input; sizes of the axes of its dims."""
@@ -162,6 +168,15 @@ def refs(args: Any) -> Iterable[str]:
     elif isinstance(args, tuple):
         for a in args:
             yield from refs(a)
+
+
+def size_leaves(args: Any) -> Iterable[str]:
+    """Leaves in the static sizes of a nest of arguments."""
+    if isinstance(args, Size):
+        yield from leaves(args.axis)
+    elif isinstance(args, tuple):
+        for a in args:
+            yield from size_leaves(a)
 
 
 class _Emitter:

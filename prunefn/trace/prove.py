@@ -30,6 +30,8 @@ from .rules import Value
 from .spec import Spec
 from .unchanged import Writes, buffer_copies, reseed, unchanged
 
+TRIED: tuple[Callable[[int], int], ...] = (lambda n: 2 if n == 3 else 3, lambda n: n + 1, lambda n: 2 * n)
+"""Other sizes than the traced one: a small one, and two that a module may need which indexes what is there."""
 UNROLLED = ("aten.unbind", "aten.select", "aten.split", "aten.chunk", "aten.slice", "aten.index", "aten.narrow")
 """Ops that read an axis position by position."""
 
@@ -92,7 +94,7 @@ def proved(trial: Trial) -> Spec:
 
 def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
     """Other sizes, small ones first, that the guards allow."""
-    ways = ({leaf: pick(n) for leaf, n in free.items()} for pick in (_small, _next, _twice))
+    ways = ({leaf: pick(n) for leaf, n in free.items()} for pick in TRIED)
     return [sizes for sizes in ways if _allowed(sizes, domain)]
 
 
@@ -105,18 +107,6 @@ def runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
 def _allowed(sizes: Mapping[str, int], domain: Domain) -> bool:
     """Whether the guards allow these sizes beside the traced ones."""
     return not refusal({**domain.traced, **sizes}, (), domain.guards)
-
-
-def _small(n: int) -> int:
-    return 3 if n != 3 else 2
-
-
-def _next(n: int) -> int:
-    return n + 1
-
-
-def _twice(n: int) -> int:
-    return 2 * n
 
 
 def _limits(trial: Trial, free: Mapping[str, int], domain: Domain) -> dict[str, Limit]:

@@ -27,7 +27,7 @@ from ..errors import TraceError
 from .capture import Captured, in_mode
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
-from .unchanged import Writes, buffer_copies, reseed, unchanged
+from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
 """They tell Python of types and sizes, not of values."""
@@ -157,7 +157,7 @@ class _Tape:
         nodes = pytree.tree_map_only(Tensor, self.memory.node, (args, kwargs))
         out = func(*args, **kwargs)
         if func._schema.is_mutable:
-            self.write(func, _written(func, args, kwargs), nodes)
+            self.write(func, written_by(func, args, kwargs), nodes)
         elif not (made := [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]):
             self.reads(given)
         elif any(all(t is not g for g in given) for t in made):  # or else it had nothing to do
@@ -240,13 +240,6 @@ def _recording(tape: _Tape) -> Iterator[None]:
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an in-place op writes to."""
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [t for n in names for t in pytree.tree_leaves(given.get(n)) if isinstance(t, Tensor)]
 
 
 def _source() -> str:

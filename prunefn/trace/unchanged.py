@@ -72,16 +72,9 @@ class Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, OpOverload) and func._schema.is_mutable:
-            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
-            for a in func._schema.arguments:
-                if a.alias_info is not None and a.alias_info.is_write:
-                    self._save(given.get(a.name))
-        return func(*args, **(kwargs or {}))
-
-    def _save(self, written: Any) -> None:
-        for t in pytree.tree_leaves(written):
-            if isinstance(t, Tensor):
+            for t in written_by(func, args, kwargs or {}):
                 self.saved += [(p, p.clone()) for p in self.unwritten.pop(_memory(t), ())]
+        return func(*args, **(kwargs or {}))
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -91,6 +84,13 @@ class Writes(TorchDispatchMode):
             for t, alias in self.tensors:
                 if _memory(t) != _memory(alias):  # `t.data = …` passes no op
                     t.data = alias
+
+
+def written_by(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an in-place op writes to."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [t for n in names for t in pytree.tree_leaves(given.get(n)) if isinstance(t, Tensor)]
 
 
 def buffer_copies(model: nn.Module) -> dict[str, Tensor]:
