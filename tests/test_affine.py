@@ -16,6 +16,9 @@ from prunefn.types import Moments
 
 from .small import Attention, Recurrent, Residual, Tied, Traced, Twice, bits, close, cnn, mlp, randn, traced
 
+# most networks here are measured on few samples; that it is said has a test of its own
+pytestmark = pytest.mark.filterwarnings("ignore:compensation 'affine' estimates weights from few samples")
+
 
 def drop(t: Traced, x: Tensor, mask: pf.Mask, method: compensation.Compensation) -> Tensor:
     """The output on x after pruning with statistics of x."""
@@ -394,7 +397,6 @@ def test_pairs_are_merged_over_batches() -> None:
     assert found.dense.count == 90
 
 
-@pytest.mark.filterwarnings("ignore:compensation 'affine' estimates weights from few samples")
 def test_sequential_over_a_real_network() -> None:
     """BatchNorm, padding, groups, tap means: the mean of every logit stays, whatever was removed before."""
     t = traced(cnn(), x := randn(40, 3, 6, 6))

@@ -23,6 +23,9 @@ from .ranks.nets import identical
 from .small import Attention, Recurrent, Residual, Tied, bits, close, cnn, randn, same, traced
 from .test_sync import alike
 
+# most networks here are measured on few samples; that it is said has a test of its own
+pytestmark = pytest.mark.filterwarnings("ignore:compensation 'affine' estimates weights from few samples")
+
 ROOT = Path(__file__).parent.parent
 LIMIT = 300
 """Seconds; a collective that hangs runs into it."""

@@ -20,7 +20,10 @@ from .small import Recurrent, Tied, Traced, bits, close, cnn, mlp, randn, same, 
 from .training import PLAIN, net, points
 
 # what stays dense for want of statistics or of a size that divides is said; test_effective.py has the tests of that
-pytestmark = pytest.mark.filterwarnings("ignore:sparse.(score|select) leaves some weights dense")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:sparse.(score|select) leaves some weights dense"),
+    pytest.mark.filterwarnings("ignore:sparse.reconstruct only masks"),
+]
 
 CLASSES = torch.arange(6) % 3
 
