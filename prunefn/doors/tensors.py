@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..types import Moments
+from ..types import Group, Moments
 from .plain import Refuse, read_mapping, read_path
 from .words import said
 
@@ -94,8 +94,8 @@ def read_removed(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
     if not isinstance(value, Mapping):
         refuse()
     for key in value:
-        if not isinstance(key, str):
-            refuse(f"it must be a name, such as {str(key)!r}", f"{name} has the key {said(key)}")
+        if not isinstance(key, str | Group):
+            refuse(f"it must be a group or a name, such as {str(key)!r}", f"{name} has the key {said(key)}")
     return value
 
 
