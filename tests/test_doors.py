@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -172,6 +173,8 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     if name == "optimizer.slice_optimizer":
         more = {"model": net().model}
         values |= {"optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1)}
+    if name == "sharded.fill":  # it writes into its module
+        values |= {"module": deepcopy(net().model)}
     parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
     return {p.name: values[p.name] for p in parameters if p.default is p.empty and p.kind not in VARIADIC} | more
 
@@ -415,6 +418,10 @@ def test_parameters_without_numbers_measure_nothing() -> None:
     meta = {n: t.to("meta") for n, t in net().params.items()}
     with pytest.raises(pf.ParamsError, match="params are on meta, without numbers"):
         pf.collect_stats(meta, [randn(6, 3)], spec=net().spec)
+    with pytest.raises(pf.ParamsError, match=r"what has '0\.weight' on meta, without numbers to write"):
+        pf.save(deepcopy(net().model).to("meta"), "meta.safetensors", spec=net().spec)
+    with pytest.raises(pf.ParamsError, match=r"params have '0\.weight' on meta, without values"):
+        pf.sharded.fill(deepcopy(net().model), meta)
     with pytest.raises(pf.StatsError, match="stats is of parameters on meta"):
         pf.score(pf.collect_stats(meta, None, spec=net().spec), criterion=pf.criteria.magnitude())
     assert pf.apply(meta, {"0": bits("1011")}, spec=net().spec)["0.weight"].shape == (3, 3)

@@ -62,7 +62,7 @@ def save(
         masks: that led from the traced sizes to these: one mask, or those of every round in their order.
 
     Raises:
-        ParamsError: the tensors, the spec and the masks do not fit each other; params without a spec.
+        ParamsError: the tensors, the spec and the masks do not fit each other; params without a spec; a tensor on meta.
 
     >>> import torch, prunefn as pf, tempfile
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -79,6 +79,8 @@ def save(
     if rounds and spec is None:
         raise ParamsError("masks can be checked by a spec only; give spec=, at the sizes of the tensors")
     state, tied = _module_state(what, spec) if isinstance(what, nn.Module) else _params_state(what, spec)
+    if on_meta := [n for n, t in state.items() if t.is_meta]:
+        raise ParamsError(f"what has {on_meta[0]!r} on meta, without numbers to write; load its weights first")
     if spec is not None:
         check_masks(rounds, spec.sizes, spec.traced) if rounds else None
     is_module = isinstance(what, nn.Module)
