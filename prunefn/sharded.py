@@ -177,8 +177,6 @@ def fill(module: nn.Module, params: Params) -> None:
     if odd := sorted(params.keys() ^ state.keys()):
         has, lacks = ("params have", "the module lacks") if odd[0] in params else ("the module has", "params lack")
         raise ParamsError(f"{has} {odd[0]!r}, which {lacks}; give the params that the module was made of")
-    if on_meta := [n for n, t in params.items() if t.is_meta]:
-        raise ParamsError(f"params have {on_meta[0]!r} on meta, without values to give; load its weights first")
     for name, t in params.items():
         if is_sharded(t) and not is_sharded(state[name]):
             raise ParamsError(

@@ -72,6 +72,7 @@ KINDS: dict[str, Kind] = {
     "masks_of: Params": Kind(PARAMS, tensors.read_numbers, ParamsError, True),
     "metrics: Params": Kind(PARAMS, tensors.read_numbers, ParamsError, True),
     "growing: Params": Kind(PARAMS, tensors.read_numbers, ParamsError, True),
+    "fill: Params": Kind(PARAMS, tensors.read_numbers, ParamsError, True),
     "save: Params": Kind(PARAMS, tensors.read_numbers, ParamsError, True),
     "Mapping[str, tuple[Params, Spec]]": Kind(
         "a dict name → (params, spec), such as {'small': (pruned.params, pruned.spec)}", tensors.read_networks

@@ -79,8 +79,6 @@ def save(
     if rounds and spec is None:
         raise ParamsError("masks can be checked by a spec only; give spec=, at the sizes of the tensors")
     state, tied = _module_state(what, spec) if isinstance(what, nn.Module) else _params_state(what, spec)
-    if on_meta := [n for n, t in state.items() if t.is_meta]:
-        raise ParamsError(f"what has {on_meta[0]!r} on meta, without numbers to write; load its weights first")
     if spec is not None:
         check_masks(rounds, spec.sizes, spec.traced) if rounds else None
     is_module = isinstance(what, nn.Module)
@@ -104,6 +102,8 @@ def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tenso
     state = module.state_dict()
     check_plain(state, "save", "gather the state dict first")
     for name, t in state.items():
+        if t.is_meta:
+            raise ParamsError(f"what has {name!r} on meta, without numbers to write; load its weights first")
         if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
             raise ParamsError(
                 f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "
