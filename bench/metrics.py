@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import prunefn as pf
 from prunefn import sparse
-from prunefn.report.counted import flop_counter
+from prunefn.costs.counted import flop_counter
 
 from .timing import markdown, versions, write
 

@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import nn
 
 import prunefn as pf
-from prunefn.report.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
-from prunefn.report.excess import CAUSES
+from prunefn.costs.excess import CAUSES
+from prunefn.drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 
 from .rows import CACHE, Key, work
 from .timing import markdown, versions, write

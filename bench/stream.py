@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import prunefn as pf
 from prunefn.files.folder import INDEX, shards
 from prunefn.files.tensors import Entry, Reader, Writer
-from prunefn.trace.spec import take
+from prunefn.spec.spec import take
 
 SHARD = 1_000_000_000
 

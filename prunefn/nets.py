@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from ._extras import needs
 from .doors import door
-from .extras import needs
+
+__all__ = ["small_resnet18", "small_vit"]
 
 
 @door
@@ -49,7 +51,21 @@ def small_vit(
     heads: int = 4,
     mlp_ratio: float = 4.0,
 ) -> nn.Module:
-    """timm's VisionTransformer in DeiT's shape, small: a class token, pre-norm blocks, one projection for q, k and v."""
+    """Return timm's VisionTransformer in DeiT's shape, small: a class token, pre-norm blocks, one projection for q, k and v.
+
+    Args:
+        num_classes: outputs.
+        in_chans: channels of an image.
+        img_size: pixels of its sides; `patch_size` of them to a token.
+        patch_size: pixels of a token's sides.
+        dim: width of the residual stream; `heads` must divide it.
+        depth: blocks.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLPs as a multiple of `dim`.
+
+    >>> small_vit(depth=1).blocks[0].mlp.fc1
+    Linear(in_features=32, out_features=128, bias=True)
+    """
     with needs("vision", "small_vit"):
         from timm.models.vision_transformer import VisionTransformer
     return VisionTransformer(
@@ -62,3 +78,7 @@ def small_vit(
         num_heads=heads,
         mlp_ratio=mlp_ratio,
     )
+
+
+def __dir__() -> list[str]:
+    return __all__

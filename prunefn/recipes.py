@@ -14,13 +14,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import compensation, criteria, normalizer, reduction, scope
-from .budget import macs
+from . import compensation, criteria
+from .criteria import normalizer, reduction
 from .criteria.gradients import Loss, cross_entropy
 from .doors import door
-from .pipeline import Prune, pipeline
+from .pipelines import Prune, pipeline
+from .selection import scope
+from .selection.budget import macs
 from .types import Budget
 from .where import kind
+
+__all__ = [
+    "corp",
+    "depgraph_group_norm",
+    "dvbp_ob2c",
+    "fpgm",
+    "isomorphic",
+    "l1_channels",
+    "lamp",
+    "mac_aware",
+    "network_slimming",
+    "taylor",
+    "vbp",
+]
+
 
 Ratio = float | Budget
 
@@ -141,3 +158,7 @@ def mac_aware(ratio: Ratio | None = None, **options: Any) -> Prune:
         "compensation": compensation.none(),
     }
     return pipeline(ratio=macs(0.5) if ratio is None else ratio, **given | options)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,18 +6,15 @@ small value: a NamedTuple of pure functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from .errors import StatsError
-
-if TYPE_CHECKING:
-    from .stats import Stats
-    from .trace.expr import Axis
-    from .trace.rules import Geometry
-    from .trace.spec import Spec
+from .frozen_dict import FrozenDict
+from .spec.parts import Cost, Group
+from .spec.spec import Spec
 
 Params = dict[str, Tensor]
 """Name → tensor, parameters and buffers, names as in `state_dict`."""
@@ -27,122 +24,6 @@ Mask = dict[str, Tensor]
 """Group → bool [units], True = kept; a group absent from a mask is kept whole."""
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor; a tuple whose first n elements are the model's inputs; or a dict by input name."""
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class FrozenDict(Mapping[K, V], Generic[K, V]):
-    """An immutable, hashable, ordered mapping.
-
-    >>> d = FrozenDict({"a": 1})
-    >>> d["a"], hash(d) == hash(FrozenDict({"a": 1}))
-    (1, True)
-    """
-
-    __slots__ = ("_hash", "_items")
-
-    def __init__(self, items: Mapping[K, V] | None = None) -> None:
-        self._items: dict[K, V] = dict(items or {})
-        self._hash: int | None = None
-
-    def __getitem__(self, key: K) -> V:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = hash(tuple(self._items.items()))
-        return self._hash
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenDict, (self._items,)  # the hash of a string differs from process to process
-
-    def __repr__(self) -> str:
-        return f"FrozenDict({self._items!r})"
-
-
-class Member(NamedTuple):
-    """One (tensor, dim) where a group occurs."""
-
-    tensor: str
-    dim: int
-    role: str
-    """`out`: rows of a contraction's weight or bias; `in`: the dim that is summed over; `along`: norms, embeddings, tables."""
-
-
-class Group(NamedTuple):
-    """A prunable leaf axis, with every place where it occurs."""
-
-    name: str
-    kind: str
-    """`hidden` (inside a block), `residual` (x of x + f(x)), `heads`, `head_dim` or `groups` (of a convolution)."""
-    size: int
-    """Number of units."""
-    members: tuple[Member, ...]
-    sites: tuple[str, ...]
-    """Where activations over this axis enter a contraction with parameters."""
-    mixed_by: tuple[str, ...] = ()
-    """Ops that run over the units (norms, means): where there are any, removing a unit changes the others."""
-    label: str = ""
-    """Short name in einops notation."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether removing a unit leaves the others as they are."""
-        return not self.mixed_by
-
-
-class Site(NamedTuple):
-    """The input of a contraction over an axis: where activations are measured and compensated."""
-
-    name: str
-    axis: Axis
-    """The axis that is summed over."""
-    values: tuple[tuple[str, int], ...]
-    """(value, dim) of the program, one for each call of the contraction."""
-    calls: tuple[str, ...]
-    """The calls: instructions of the program."""
-    weight: str
-    """The program's value that holds the weight; a parameter, or computed from parameters."""
-    pattern: str
-    """einops pattern from the weight to [groups, out, in, taps]."""
-    groups: Axis
-    out: Axis
-    bias: str | None
-    """The parameter that is added to the output, if the contraction has one."""
-    norm: str | None
-    """Running mean of a BatchNorm that follows directly."""
-    slot: str
-    """Name of a bias that a compensation may create; empty where the contraction has one."""
-    geometry: Geometry | None = None
-
-    @property
-    def taps(self) -> bool:
-        """Whether the mean differs from tap to tap of the kernel (padding, strides, windows)."""
-        g = self.geometry
-        return g is not None and not (set(g.kernel) <= {1} and set(g.stride) <= {1} and set(sum(g.padding, ())) <= {0})
-
-
-class Cost(NamedTuple):
-    """What one sample costs."""
-
-    macs: int
-    """Multiply-accumulates of all contractions, attention's two products included."""
-    params: int
-    """Elements of all parameters; tied ones count once, buffers do not."""
-    activations: int
-    """Elements written by all ops that are not views."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.macs / 1e9:.4g} GMACs, {self.params / 1e6:.4g} M params, {self.activations / 1e6:.4g} M activations"
-        )
 
 
 class Moments(NamedTuple):
@@ -197,6 +78,23 @@ class Paired(NamedTuple):
     dense: Moments
     cross: Tensor | None = None
     """[d, d], sum of outer products of deviations: dense (rows) with small (columns)"""
+
+
+class Stats(NamedTuple):
+    """What was measured. The empty `Stats()` is the identity of `merge_stats`."""
+
+    spec: Spec | None = None
+    params: Mapping[str, Tensor] = FrozenDict()
+    """The parameters that were measured; criteria on weights read them."""
+    sites: Mapping[str, Moments] = FrozenDict()
+    """Site → moments of its input, [size of the site's axis]."""
+    sums: Mapping[str, Mapping[str, Tensor]] = FrozenDict()
+    """Collector → group or tensor → what it collected, summed over batches."""
+    batches: int = 0
+    samples: int = 0
+    """Of all batches: the sum of their sizes."""
+    fingerprints: Mapping[str, str] = FrozenDict()
+    """Parameter → fingerprint at the time when it was measured; `params` are the live tensors, which training changes."""
 
 
 class Collector(NamedTuple):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from .doors import door
 from .errors import PruneError, nearest
-from .trace.expr import leaves
-from .trace.freeze import named
-from .trace.spec import Spec
-from .types import Group, Scores, Site, Where
+from .names import named
+from .spec.axis import leaves
+from .spec.parts import Group, Site
+from .spec.spec import Spec
+from .types import Scores, Where
 
 KINDS = ("hidden", "residual", "heads", "head_dim", "groups")
 

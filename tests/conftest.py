@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from .smoke import is_smoke
+from .marks import is_slow, is_smoke
 
 torch.set_num_threads(1)
 torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel of torch's own attention layers rounds differently
@@ -29,8 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_smoke(item.nodeid):
             item.add_marker("smoke")
+        if is_slow(item.nodeid):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes 4 ms for accelerators that are not there

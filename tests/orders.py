@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import prunefn as pf
-from prunefn.trace.expr import Axis, leaves, reorder
-from prunefn.types import FrozenDict
+from prunefn.frozen_dict import FrozenDict
+from prunefn.spec.axis import Axis, leaves, reorder
 
 
 def random_orders(spec: pf.Spec, seed: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import compensation
-from prunefn.sequential import collect_pairs, steps
+from prunefn.compensation.sequential import collect_pairs, steps
 from prunefn.types import Moments
 
 from .small import Attention, Recurrent, Residual, Tied, Traced, Twice, bits, close, cnn, mlp, randn, traced

@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunefn.trace import rules
-from prunefn.trace.axes import ONE, Algebra, Plus, Term, Times, Var
-from prunefn.trace.expr import (
+from prunefn.spec.axis import (
     Axis,
     Concat,
     Fixed,
@@ -30,7 +28,9 @@ from prunefn.trace.expr import (
     size,
     unit_of,
 )
-from prunefn.trace.rules.base import Axes, Call, Reason, Value
+from prunefn.tracing import rules
+from prunefn.tracing.axes import ONE, Algebra, Plus, Term, Times, Var
+from prunefn.tracing.rules.base import Axes, Call, Reason, Value
 
 # ---- goldens: expressions
 

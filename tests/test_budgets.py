@@ -12,9 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import prunefn as pf
-from prunefn.budget import SCAN, _root, bisected, degrees
-from prunefn.select import _budgets
 from prunefn.selection import caps
+from prunefn.selection.budget import SCAN
+from prunefn.selection.choose import _budgets
+from prunefn.selection.polynomial_roots import bisected, degrees, root
 from prunefn.types import Budget, Predictor, Scores
 
 from .small import laws, mlp, randn, traced
@@ -408,4 +409,4 @@ def test_a_uniform_ratio_of_no_group() -> None:
 def test_the_root_is_that_of_bisection(coefficients: list[int], keep: float) -> None:
     total = sum(coefficients)
     assume(keep * total > coefficients[0])
-    assert _root(coefficients, keep * total) == pytest.approx(bisected(coefficients, keep * total), abs=1e-9)
+    assert root(coefficients, keep * total) == pytest.approx(bisected(coefficients, keep * total), abs=1e-9)

@@ -19,8 +19,8 @@ from torch import nn
 
 import prunefn as pf
 from prunefn.files import atomic
+from prunefn.files.nest import write_nest
 from prunefn.files.tensors import NAMES, SEAL, Entry, FormatError, Reader, Writer, bytes_of, check_seal, save_sealed
-from prunefn.io.nest import write_nest
 
 from .small import Attention, Tied, Traced, bits, cnn, mlp, randn, same, traced
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prunefn as pf
+from prunefn.checkpoints import stream
 from prunefn.files.on_disk import OnDisk
 from prunefn.files.tensors import Writer
-from prunefn.io import stream
 
 from .ranks import streaming
 from .small import Attention, Tied, Traced, bits, cnn, randn, same, traced

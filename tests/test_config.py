@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 import prunefn as pf
-from prunefn.config import ChannelArgs, Config, SliceArgs, load
+from prunefn.pruning.config import ChannelArgs, Config, SliceArgs, load
 
 CHANNEL: dict[str, Any] = {
     "is_prune": True, "global_pruning": True, "block_size": 2, "start_epoch": 2, "end_epoch": 8, "epoch_rate": 2,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.types import FrozenDict, Moments
+from prunefn.frozen_dict import FrozenDict
+from prunefn.types import Moments
 
 from .small import Attention, Residual, Tied, Traced, Twice, close, mlp, randn, traced
 

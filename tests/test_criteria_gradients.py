@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import criteria as c
+from prunefn.criteria._hessian import _product, rademacher
 from prunefn.criteria.base import member_sums
 from prunefn.criteria.gradients import cross_entropy, loss_name, weights_of
-from prunefn.criteria.hessian import _product, rademacher
 from prunefn.criteria.unit_mask import mask_params, masked, ones
 
 from .small import Tied, Traced, close, cnn, identity, mlp, randn, traced

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import criteria as c
-from prunefn import normalizer
-from prunefn.types import FrozenDict
+from prunefn.criteria import normalizer
+from prunefn.frozen_dict import FrozenDict
 
 from .orders import permuted, random_orders
 from .small import close, cnn, mlp, randn, traced

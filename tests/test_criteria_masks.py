@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import prunefn as pf
 from prunefn.criteria.unit_mask import first_part, mask_params, masked, ones, spread
-from prunefn.trace.expr import Concat, Fixed, Leaf, Product
+from prunefn.spec.axis import Concat, Fixed, Leaf, Product
 
 from .small import Attention, Tied, cnn, mlp, randn, traced
 from .toys import CASES

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import criteria as c
-from prunefn.criteria.denoised_variance import denoised, marchenko_pastur_median
-from prunefn.forward import value_of
-from prunefn.types import FrozenDict, Moments
+from prunefn.criteria._denoised_variance import denoised, marchenko_pastur_median
+from prunefn.frozen_dict import FrozenDict
+from prunefn.program.compiled import value_of
+from prunefn.types import Moments
 
 from .small import Attention, Residual, Traced, Twice, close, cnn, mlp, randn, traced
 from .test_criteria import lists

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import criteria as c
-from prunefn import normalizer, reduction
-from prunefn.criteria import base
+from prunefn.criteria import base, normalizer, reduction
+from prunefn.criteria._dissimilar import nearest_cosine
 from prunefn.criteria.base import filters
-from prunefn.criteria.dissimilar import nearest_cosine
 
 from .small import Attention, Residual, Tied, Traced, close, cnn, mlp, randn, traced
 from .test_criteria import lists, stats_of, weights

@@ -21,10 +21,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from prunefn._extras import needs
 from prunefn.data import NAMES, Data, Preprocessing, digits, listing, open_data, preprocessing_of
 from prunefn.data.idx import DISTRIBUTION, fashion_mnist_folder, read_idx
 from prunefn.errors import PruneError
-from prunefn.extras import needs
 
 pytest.importorskip("torchvision")
 datasets = pytest.importorskip("sklearn.datasets")

@@ -21,9 +21,10 @@ pytest.importorskip("matplotlib")
 
 import prunefn.cli  # noqa: E402
 import prunefn.cli.errors  # noqa: E402
+from prunefn import tables  # noqa: E402
 from prunefn.cli.demo import command, latency, models, study, write  # noqa: E402
 from prunefn.cli.demo.train import Recipe, augment, train  # noqa: E402
-from prunefn.report import axes, plots, tables  # noqa: E402
+from prunefn.report import axes, plots  # noqa: E402
 
 FILES = ["accuracy_macs.png", "axes_resnet.png", "axes_vit.png", "kept.png", "report.md"]
 FILES += ["resnet.safetensors", "vit.safetensors"]

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import prunefn as pf
-from prunefn import export, recipes, sharded, sparse, train
+from prunefn import export, recipes, sparse, train
 from prunefn.doors.door import arguments_of, door
+from prunefn.program import sharded
 from prunefn.train import losses, optimizer, schedule, sparsity
 
 from .small import Traced, bits, mlp, randn, traced
@@ -183,7 +184,7 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 DOORS_ONLY = (
     *("pf.trace", "pf.latency", "pf.profile", "sparse.picture", "export.", "nets.", "data."),
-    *("train.train", "train.evaluate", "train.pat"),
+    *("train.train", "train.evaluate", "train.pat", "train.fine_tune", "train.sparse_train"),
 )
 """Slow to run: only their doors are tried."""
 
@@ -442,7 +443,7 @@ def test_a_door_keeps_name_signature_text_and_pickle() -> None:
     for f in (pf.apply, pf.forward, pf.scope.local, pf.scope.global_, sparse.select):
         assert inspect.getdoc(f) and pickle.loads(pickle.dumps(f)) is f
     assert str(inspect.signature(pf.apply)) == "(params: 'Params', mask: 'Mask', *, spec: 'Spec') -> 'Params'"
-    assert (pf.apply.__name__, pf.apply.__module__) == ("apply", "prunefn.params")
+    assert (pf.apply.__name__, pf.apply.__module__) == ("apply", "prunefn.parameters.transforms")
 
 
 def test_what_python_says_stays() -> None:

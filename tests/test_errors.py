@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn.errors import nearest
-from prunefn.types import FrozenDict, Moments
+from prunefn.frozen_dict import FrozenDict
+from prunefn.types import Moments
 
 from .small import Traced, bits, cnn, mlp, randn, traced
 

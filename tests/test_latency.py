@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.latency import cache, measure
-from prunefn.latency.clock import WARM_UP, clock_for, device_name, quiet, typical
-from prunefn.latency.points import coordinates, mesh
-from prunefn.latency.walk import machine, walk
-from prunefn.trace.expr import Concat, Fixed, Leaf, Product
+from prunefn.costs.timing import measure
+from prunefn.costs.timing.clock import WARM_UP, clock_for, device_name, quiet, typical
+from prunefn.costs.timing.points import coordinates, mesh
+from prunefn.costs.timing.walk import machine, walk
+from prunefn.files import cache
+from prunefn.spec.axis import Concat, Fixed, Leaf, Product
 from tests.small import bits
 
 DEVICE = torch.device("cpu")

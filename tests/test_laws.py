@@ -9,7 +9,7 @@ from pytest import mark, raises
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
+from prunefn.costs.counted import flop_counter
 
 from .orders import permuted
 from .zoo import NAMES, SIDE, Subject, double, random_mask, randomize, subject

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import sparse
-from prunefn.report.counted import flop_counter
-from prunefn.report.tables import markdown
+from prunefn.costs.counted import flop_counter
+from prunefn.tables import markdown
 
 from .zoo import random_mask
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import prunefn as pf
-from prunefn.io.nest import read_nest, write_nest
+from prunefn.files.nest import read_nest, write_nest
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
 TENSORS = st.sampled_from(

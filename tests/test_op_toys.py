@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 import prunefn as pf
-from prunefn.trace import rules
-from prunefn.trace.rules import pointwise
-from prunefn.trace.rules.base import TABLE
+from prunefn.tracing import rules
+from prunefn.tracing.rules import pointwise
+from prunefn.tracing.rules.base import TABLE
 
 from .op_toys.build import Toy, X
 from .op_toys.search import known_calls, names, overloads

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import prunefn as pf
-from prunefn.io.nest import read_nest
+from prunefn.files.nest import read_nest
 from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
 from prunefn.train.run import PRUNED
 

@@ -21,14 +21,15 @@ from matplotlib.image import imread
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.io.nest import read_nest, write_nest
-from prunefn.report import norms, plots, svg
-from prunefn.report.canvas import grid, number
+from prunefn.drawing import svg
+from prunefn.drawing.canvas import grid, number
+from prunefn.files.nest import read_nest, write_nest
+from prunefn.report import norms, plots
 from prunefn.report.layers import layer_costs
 from prunefn.report.page import ROWS, page, versions
 from prunefn.report.pareto import Point, pareto_front
 from prunefn.report.scores import histogram, place
-from prunefn.report.spec_picture import themed
+from prunefn.spec.picture import themed
 from prunefn.train import pat, schedule, sparsity, train
 from prunefn.train.picture import pictures
 from prunefn.types import Residual

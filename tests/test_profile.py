@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
-from prunefn.report.excess import (
+from prunefn.costs.counted import flop_counter
+from prunefn.costs.excess import (
     ALIGNED,
     BANDWIDTH,
     CAUSES,
@@ -24,7 +24,7 @@ from prunefn.report.excess import (
     balance,
     excess,
 )
-from prunefn.report.profile import Profile, Profiled, Timing
+from prunefn.costs.profiling import Profile, Profiled, Timing
 
 
 def networks(kept: int = 9) -> dict[str, tuple[pf.Params, pf.Spec]]:

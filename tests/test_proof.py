@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.trace.domain import Domain, Guard, Limit, refusal, value, written
-from prunefn.trace.unchanged import Writes, unchanged
-from prunefn.types import FrozenDict
+from prunefn.frozen_dict import FrozenDict
+from prunefn.spec.domain import Domain, Guard, Limit, refusal, value, written
+from prunefn.tracing.unchanged import Writes, unchanged
 
 
 class Net(nn.Module):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
+from prunefn.costs.counted import flop_counter
 
 from .nets.space import Flat
 from .nets.tokens import FeedForward
@@ -152,7 +152,7 @@ def check(net: Net) -> None:
         law(s)
 
 
-few = settings(max_examples=30)
+few = settings(max_examples=12)
 
 
 @few

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import prunefn as pf
-from prunefn.io.attributes import ways
-from prunefn.io.infer import infer_sizes
+from prunefn.checkpoints.infer import infer_sizes
+from prunefn.modules.attributes import ways
 
 from .small import Attention, Residual, Tied, Traced, bits, close, cnn, mlp, randn, same, traced
 from .zoo import random_mask

@@ -18,7 +18,7 @@ from prunefn import recipes
 
 from .small import Traced, randn
 
-NAMES = [n for n, f in vars(recipes).items() if inspect.isfunction(f) and f.__module__ == recipes.__name__]
+NAMES = recipes.__all__
 BATCH = 6
 
 

@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 import prunefn as pf
 from prunefn.errors import TraceError
-from prunefn.trace import api
-from prunefn.trace.expr import leaves
-from prunefn.trace.record import record, tensors_in
+from prunefn.spec.axis import leaves
+from prunefn.tracing import api
+from prunefn.tracing.record import record, tensors_in
 
 from .small import close, mlp, randn
 from .zoo import SIDE, build, random_mask, randomize

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
+from prunefn.costs.counted import flop_counter
 
 from .orders import permuted
 from .small import Traced, close, same, traced

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.trace import rules
-from prunefn.trace.rules import pointwise
-from prunefn.trace.rules.base import TABLE, rule
+from prunefn.tracing import rules
+from prunefn.tracing.rules import pointwise
+from prunefn.tracing.rules.base import TABLE, rule
 
 TIMM = (
     "aten.conv2d.default", "aten.linear.default", "aten.flatten.using_ints", "aten.dropout.default",

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn import normalizer
-from prunefn.normalizer import Normalizer
+from prunefn.criteria import normalizer
+from prunefn.criteria.normalizer import Normalizer
 from prunefn.selection.isomorphic import signatures
 from prunefn.types import Scope, Scores
 

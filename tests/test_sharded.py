@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import prunefn as pf
-from prunefn.forward import compiled, result
+from prunefn.program.compiled import compiled, result
 
 from .ranks import fsdp
 from .ranks.nets import identical

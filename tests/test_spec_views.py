@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.report.spec_layout import COLUMNS, cut, fit, layout
-from prunefn.report.spec_picture import _place
+from prunefn.spec.layout import COLUMNS, cut, fit, layout
+from prunefn.spec.picture import _place
 
 from .small import Attention, Residual, Tied, bits, cnn, mlp, randn
 from .zoo import random_mask, subject

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import prunefn as pf
 from prunefn.files.tensors import save_sealed
+from prunefn.frozen_dict import FrozenDict
 from prunefn.stats import saved
 from prunefn.stats.fingerprint import PARTS, fingerprint, origin
-from prunefn.types import FrozenDict
 
 from .ranks.nets import batches, collect, identical, net, sharing, sums
 from .small import bits, mlp, randn, same, traced

@@ -21,7 +21,7 @@ from torch import nn
 import prunefn as pf
 from prunefn.errors import PruneError
 from prunefn.stats import collect
-from prunefn.sweep import Goal, Sweep, Trial, read_sweep, sweep
+from prunefn.sweep import Goal, Sweep, Trial, read_sweep, sweep, write_results
 from prunefn.sweep.places import DEATHS, mend
 from prunefn.sweep.run import Job, _run
 from prunefn.sweep.store import Place, opened
@@ -297,7 +297,7 @@ def test_tables_front_and_best_by_eye(tmp_path: Path) -> None:
     assert [t.number for t in made.front] == [0, 2]
     assert getattr(made.best(), "number", None) == 0
     assert made.best(Goal(0.6, 1.0)) is None
-    assert made.write() == {}
+    assert write_results(made) == {}
     assert (tmp_path / "final_comparison.csv").read_text() == (
         "Method,Sparsity,FLOPs_Reduction,Accuracy_Drop,Goal_Met\n"
         '"variance, lr 0.001",0.3,25.00,2.00,False\n'
@@ -315,15 +315,20 @@ def test_tables_front_and_best_by_eye(tmp_path: Path) -> None:
     assert set(before) == {
         *("trials.csv", "final_comparison.csv", "pareto.png", "importance.png", "sweep.json"),
     }
-    made.write()
+    write_results(made)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     nothing = of(folder=tmp_path)
-    assert set(nothing.write()) == {"final_comparison.csv", "pareto.png", "importance.png"} and nothing.front == []
+    assert (
+        set(write_results(nothing)) == {"final_comparison.csv", "pareto.png", "importance.png"} and nothing.front == []
+    )
     one = of(({"sparsity": 0.3, "criterion": "taylor", "lr": 0.01}, {"top1": 0.9, "macs": 1.0}), folder=tmp_path)
-    assert set(one.write()) == {"final_comparison.csv", "importance.png"} and not (tmp_path / "importance.png").exists()
+    assert (
+        set(write_results(one)) == {"final_comparison.csv", "importance.png"}
+        and not (tmp_path / "importance.png").exists()
+    )
     with pytest.raises(PruneError, match="trial 0 gave no macs_removed"):
         one.best()
 
@@ -331,7 +336,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_objectives_of_any_name(tmp_path: Path) -> None:
     objectives: Any = {"points_lost": "minimize", "macs_removed": "maximize"}
     done = sweep(sweeps.smooth, sweeps.GRID, folder=tmp_path, sampler="grid", objectives=objectives)
-    assert done.write() == {}
+    assert write_results(done) == {}
     assert {(t.settings["sparsity"], t.settings["kind"]) for t in done.front} == {(0.4, "b"), (0.8, "b")}
     assert (tmp_path / "pareto.png").stat().st_size > 5000
 
@@ -392,7 +397,7 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     }
     again = pf.load(cnn().eval(), tmp_path / "trials" / f"{same.number:04d}" / "pruned.safetensors")
     assert same_weights(again, tuned)
-    assert done.write() == {}
+    assert write_results(done) == {}
     assert len(rows(tmp_path / "final_comparison.csv")) == 4
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
-from prunefn.trace.rules import Axes, Call
+from prunefn.costs.counted import flop_counter
+from prunefn.tracing.rules import Axes, Call
 
 from .toys import CASES
 from .toys.golden import AXES, GROUPS

@@ -14,8 +14,8 @@ from pytest import fixture, mark, raises, warns
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
-from prunefn.trace.expr import Concat, Fixed, Leaf
+from prunefn.costs.counted import flop_counter
+from prunefn.spec.axis import Concat, Fixed, Leaf
 
 from .orders import permuted
 from .zoo import double, random_mask, randomize

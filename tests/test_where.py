@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.types import Group, Where
+from prunefn.spec.parts import Group
+from prunefn.types import Where
 
 from .small import Attention, Residual, Tied, Traced, bits, close, cnn, laws, masks, mlp, randn, traced
 from .toys import CASES

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
-from prunefn.trace.expr import Leaf
+from prunefn.costs.counted import flop_counter
+from prunefn.spec.axis import Leaf
 from tests.orders import permuted
 from tests.zoo import double, random_mask, randomize
 

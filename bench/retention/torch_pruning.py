@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunefn as pf
-from prunefn.report.counted import flop_counter
+from prunefn.costs.counted import flop_counter
 
 from .data import Images
 from .networks import CLASSES

@@ -50,7 +50,7 @@ app = App(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from prunefn import __version__
+        from prunefn._version import __version__
 
         typer.echo(f"prunefn {__version__}")
         raise typer.Exit()

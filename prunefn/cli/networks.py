@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import nets
+from .._extras import needs
+from ..checkpoints.checkpoint import load
 from ..data.value import Data
 from ..errors import PruneError, nearest
-from ..extras import needs
-from ..io.checkpoint import load
-from ..trace.api import trace
-from ..trace.spec import Spec
-from ..types import FrozenDict
+from ..frozen_dict import FrozenDict
+from ..spec.spec import Spec
+from ..tracing.api import trace
 from .layers import shipped
 from .sections import Model
 from .trust import check_options

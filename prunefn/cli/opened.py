@@ -12,14 +12,14 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..costs.analytic import cost
+from ..costs.profiling import profile
 from ..data.api import open_data, preprocessing_of
 from ..data.sources import SOURCES
 from ..data.value import Data
 from ..errors import PruneError
 from ..files.atomic import write_text
-from ..pipeline import cost
-from ..report.profile import profile
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Batch, Params
 from .networks import Network, open_network
 from .sections import Config

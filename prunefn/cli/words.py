@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from .. import budget, compensation, criteria, normalizer, recipes, reduction, scope, where
+from .. import compensation, criteria, recipes, where
+from ..criteria import normalizer, reduction
 from ..errors import PruneError, nearest
-from ..pipeline import Prune as Pruner
+from ..pipelines import Prune as Pruner
+from ..selection import budget, scope
 from ..sparse import criteria as weight_criteria
 from ..sparse import pattern as patterns
 from ..sparse import scope as weight_scopes
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..train import schedule, sparsity
 from ..types import Budget, Compensation, Criterion, Params, Scope, Where
 from .expression import Room, value_of

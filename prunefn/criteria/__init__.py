@@ -1,27 +1,27 @@
 """Criteria: values that say how units are scored; higher = keep. One idea a file."""
 
-from .activation import activation
-from .bn_scale import bn_scale
-from .combined import combined
-from .conditional_variance import conditional_variance
-from .denoised_variance import denoised_variance
-from .dissimilar import dissimilar
-from .fisher import fisher
-from .fpgm import fpgm
-from .guided import guided
-from .hessian import hessian
-from .lamp import lamp
-from .mac_aware import mac_aware, mac_aware_product
-from .magnitude import magnitude
-from .movement import movement
-from .normalized import normalized
-from .obd_c import obd_c
-from .random import random
-from .rank_fusion import rank_fusion
-from .smoothed import smoothed
-from .taylor import taylor
-from .variance import variance
-from .weighted_variance import weighted_variance
+from ._activation import activation
+from ._bn_scale import bn_scale
+from ._combined import combined
+from ._conditional_variance import conditional_variance
+from ._denoised_variance import denoised_variance
+from ._dissimilar import dissimilar
+from ._fisher import fisher
+from ._fpgm import fpgm
+from ._guided import guided
+from ._hessian import hessian
+from ._lamp import lamp
+from ._mac_aware import mac_aware, mac_aware_product
+from ._magnitude import magnitude
+from ._movement import movement
+from ._normalized import normalized
+from ._obd_c import obd_c
+from ._random import random
+from ._rank_fusion import rank_fusion
+from ._smoothed import smoothed
+from ._taylor import taylor
+from ._variance import variance
+from ._weighted_variance import weighted_variance
 
 __all__ = [
     "activation",
@@ -48,3 +48,7 @@ __all__ = [
     "variance",
     "weighted_variance",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,14 +8,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..effective import effective, reader
+from .._shapes import Float, Int64
 from ..errors import StatsError
-from ..forward import site_weight
-from ..shapes import Float, Int64
-from ..stats import Stats
-from ..trace.expr import Axis, leaves, positions
-from ..trace.spec import Spec
-from ..types import Collector, Criterion, FrozenDict, Moments, Scores, Site
+from ..frozen_dict import FrozenDict
+from ..parameters.effective import effective, reader
+from ..program.compiled import site_weight
+from ..spec.axis import Axis, leaves, positions
+from ..spec.parts import Site
+from ..spec.spec import Spec
+from ..types import Collector, Criterion, Moments, Scores, Stats
 
 CHUNK = 512
 """So many units are compared with all others at once."""
@@ -63,7 +64,7 @@ def member_sums(spec: Spec, values: Callable[[str], Tensor], *, bias: bool = Tru
 
     Args:
         spec: whose groups.
-        values: effective tensor (see `prunefn.effective`) → numbers of its shape; called once for each.
+        values: effective tensor (see `prunefn.parameters.effective`) → numbers of its shape; called once for each.
         bias: count biases, too.
     """
     sums: dict[str, list[Tensor]] = {}

@@ -18,13 +18,13 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from ..batches import device_of, inputs_of
-from ..effective import computed_values, effective, exposed, reader
 from ..errors import BatchError, ParamsError
-from ..forward import forward
-from ..params import tied_names
-from ..trace.expr import Leaf
-from ..trace.spec import Spec
+from ..parameters.effective import computed_values, effective, exposed, reader
+from ..parameters.transforms import tied_names
+from ..program.batches import device_of, inputs_of
+from ..program.run import forward
+from ..spec.axis import Leaf
+from ..spec.spec import Spec
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 

@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..effective import effective
-from ..params import tied_names
-from ..trace.expr import Axis, Concat, Fixed, Leaf, Product, Sizes, leaves, size
-from ..trace.program import Instruction, Ref, refs
-from ..trace.spec import Spec
-from ..types import FrozenDict, Group, Params
+from ..frozen_dict import FrozenDict
+from ..parameters.effective import effective
+from ..parameters.transforms import tied_names
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, Sizes, leaves, size
+from ..spec.parts import Group
+from ..spec.program import Instruction, Ref
+from ..spec.spec import Spec
+from ..tracing.rules.families import CAST_AS, MULTIPLY
+from ..types import Params
 
 
 @lru_cache(maxsize=16)
@@ -41,8 +44,8 @@ def masked(spec: Spec) -> Spec:
             value, name = at[i.name]
             if name not in there:
                 there.add(name)
-                out.append(Instruction(f"{name} cast", "aten.type_as.default", (Ref(name), Ref(value)), (), i.module))
-                out.append(Instruction(name, "aten.mul.Tensor", (Ref(value), Ref(f"%{name} cast")), (), i.module))
+                out.append(Instruction(f"{name} cast", CAST_AS, (Ref(name), Ref(value)), (), i.module))
+                out.append(Instruction(name, MULTIPLY, (Ref(value), Ref(f"%{name} cast")), (), i.module))
             args, kwargs = _instead((i.args, i.kwargs), Ref(value), Ref(f"%{name}"))
             i = i._replace(args=args, kwargs=kwargs)
         out.append(i)
@@ -171,7 +174,7 @@ def _elsewhere(group: Group, spec: Spec, present: frozenset[str]) -> dict[tuple[
 
 
 def _reads(i: Instruction) -> set[str]:
-    return set(refs((i.args, tuple(v for _, v in i.kwargs))))
+    return set(i.reads())
 
 
 def _first_name(tensor: str, spec: Spec) -> str:

@@ -7,3 +7,9 @@ from .api import open_data as open_data
 from .api import preprocessing_of as preprocessing_of
 from .embedded import Split as Split
 from .embedded import digits as digits
+
+__all__ = ["NAMES", "Data", "Preprocessing", "Split", "digits", "open_data", "preprocessing_of"]
+
+
+def __dir__() -> list[str]:
+    return __all__

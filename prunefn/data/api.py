@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from .._extras import needs
 from ..doors import door
 from ..errors import PruneError, nearest
-from ..extras import needs
 from .memory import open_small
 from .sources import SOURCES
 from .value import Data, Preprocessing

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._extras import needs
 from ..doors import door
-from ..extras import needs
 from .splits import stratified
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ..errors import PruneError, warn
+from ..files.cache import file_name, folder_of
 from ..files.sealed_json import read_sealed, write_sealed
-from ..latency.cache import file_name, folder_of
 
 FORMAT = 2
 SETTLED = 2 * 10**9

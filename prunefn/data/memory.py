@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..extras import needs
+from .._extras import needs
 from .idx import Pictures
 from .sources import Raw, Source
 from .splits import stratified

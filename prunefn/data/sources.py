@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from .._extras import needs
 from ..errors import PruneError
-from ..extras import needs
 from .embedded import scikit_learn
 from .idx import VARIABLE, Pictures, environment, fashion_mnist_folder, mnist_folder, read_pictures
 from .splits import stratified

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import nearest
-from ..types import Budget, Compensation, Criterion, Group, Scope
+from ..spec.parts import Group
+from ..types import Budget, Compensation, Criterion, Scope
 from .plain import Read, Refuse, at_entry, read_float
-from .words import public_name, said
+from .words import menu, public_name, said
 
 FIXES = {"l1": "magnitude(p=1.0)", "l2": "magnitude()", "none": "none()"}
 """What other libraries call a criterion."""
@@ -40,7 +40,7 @@ def _is(value: Any, class_name: str) -> bool:
 
 def named(text: str, class_name: str, room: str, refuse: Refuse) -> Any:
     """The value that a name stands for, as on the command line."""
-    module = import_module(f"prunefn.{room}")
+    module = menu(room)
     makers = {n: f for n, f in vars(module).items() if not n.startswith("_") and _makes(f, class_name)}
     wanted = "global_" if text == "global" else text
     if wanted not in makers:

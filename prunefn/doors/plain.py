@@ -123,6 +123,13 @@ def list_of(one: Read) -> Read:
     return read
 
 
+def read_pair(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+    """A tuple of two values, or a list of them."""
+    if not isinstance(value, tuple | list) or len(value) != 2 or any(v is None or isinstance(v, str) for v in value):
+        refuse()
+    return tuple(value)
+
+
 def at_entry(refuse: Refuse, name: str, key: Any, value: Any) -> Refuse:
     """To refuse an entry."""
     return lambda fix="", what="": refuse(fix, what or f"{name}[{key!r}] is {said(value)}")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..types import Group, Moments
+from ..spec.parts import Group
+from ..types import Moments
 from .plain import Refuse, read_mapping, read_path
 from .words import said
 

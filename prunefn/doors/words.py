@@ -46,11 +46,22 @@ def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def menu(path: str) -> Any:
+    """Return the public namespace `pf.path`, such as `sparse.scope`; None if nobody has imported it yet.
+
+    The doors stand below the rooms that they open into, so they look them up while they are in use instead of importing them.
+    """
+    found: Any = sys.modules[__name__.partition(".")[0]]
+    for part in filter(None, path.split(".")):
+        found = vars(found).get(part) if found is not None else None
+    return found
+
+
 def public_name(function: Any) -> str:
     """Where a user finds a function, such as `pf.scope.local`."""
     name = getattr(function, "__name__", repr(function))
     for room in ROOMS:
-        module = sys.modules.get(f"prunefn.{room}".rstrip("."))
+        module = menu(room)
         if module is not None and vars(module).get(name) is function:
             return f"pf.{room}.{name}".replace("..", ".")
     return name

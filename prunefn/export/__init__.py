@@ -12,3 +12,9 @@ from .compiled import torchscript as torchscript
 from .original import state_dict as state_dict
 from .runtime import onnx as onnx
 from .verify import Exported as Exported
+
+__all__ = ["Exported", "aoti", "onnx", "program", "state_dict", "torchscript"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..doors import door
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Params
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export, tensors_of
 

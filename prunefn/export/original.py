@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ..checkpoints.checkpoint import load, save
 from ..doors import door
-from ..io.checkpoint import load, save
-from ..io.module import to_module
-from ..trace.spec import Spec
+from ..modules.convert import to_module
+from ..spec.spec import Spec
 from ..types import Params
 from .compiled import Flat
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._extras import needs
 from ..doors import door
-from ..extras import needs
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Params
 from .compiled import exported
 from .verify import BATCHES, LIMIT, Example, Exported, Run, export

@@ -16,10 +16,10 @@ from torch.utils import _pytree as pytree
 
 from ..errors import PruneError
 from ..files import atomic
-from ..forward import forward
-from ..io.graph import graph_module
-from ..trace.expr import Leaf
-from ..trace.spec import Spec, check_runnable
+from ..modules.graph import graph_module
+from ..program.run import forward
+from ..spec.axis import Leaf
+from ..spec.spec import Spec, check_runnable
 from ..types import Params
 
 LIMIT = 1e-4

@@ -58,6 +58,11 @@ Loading: the state of the pruning says the sizes; `at_init` gives the model at t
 <All keys matched successfully>
 """
 
+from . import config
 from .adapter import Pruning, Step
 
-__all__ = ["Pruning", "Step"]
+__all__ = ["Pruning", "Step", "config"]
+
+
+def __dir__() -> list[str]:
+    return __all__

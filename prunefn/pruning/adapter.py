@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import ChannelArgs, Config, SliceArgs, load
 from ..errors import PruneError
-from ..params import apply, params
-from ..sparse.slices import apply_sparse, slices
-from ..trace.api import trace
-from ..trace.spec import Spec, take
+from ..parameters.transforms import apply, params
+from ..sparse.slicing import apply_sparse, slices
+from ..spec.spec import Spec, take
+from ..tracing.api import trace
 from ..train import optimizer as optimizers
 from ..train.losses import slice_log_norm
 from ..types import Batch, Mask, Params
 from .channels import Channels, prune_channels
+from .config import ChannelArgs, Config, SliceArgs, load
 from .methods import channel_loss, check_blocks, check_layers, nothing
 from .module import fitting, live_params, rebuilt, skeleton
 from .state import restored, stored
@@ -84,7 +84,7 @@ class Pruning(NamedTuple):
         """Trace a dense model once, and check the config against it.
 
         Args:
-            config: of `prunefn.config.load`, or what that reads.
+            config: of `prunefn.pruning.config.load`, or what that reads.
             model: dense, in any mode, on any device; it is not kept. Attributes that are changed later are not followed.
             args: example inputs, as for `pf.trace`; default: normal numbers in the shapes of `input_shape`. Several shapes are as
                 many arguments, or one tuple with `"container": "tuple"`.

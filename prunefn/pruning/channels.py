@@ -8,18 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import budget, compensation
-from ..config import ChannelArgs
+from .. import compensation
+from ..compensation.repair import compensate
+from ..costs.analytic import cost
+from ..criteria.scoring import score
 from ..errors import BatchError, PruneError
-from ..params import apply, expand, shrink, zero
-from ..pipeline import cost
-from ..repair import compensate
-from ..score import score
-from ..select import select
-from ..stats import Stats, collect_stats
-from ..trace.spec import Spec
-from ..types import Batch, Budget, Mask, Params, Scores
+from ..parameters.transforms import apply, expand, shrink, zero
+from ..selection import budget
+from ..selection.choose import select
+from ..spec.spec import Spec
+from ..stats import collect_stats
+from ..types import Batch, Budget, Mask, Params, Scores, Stats
 from ..where import only
+from .config import ChannelArgs
 from .methods import criterion_of, scope_of, sources
 
 

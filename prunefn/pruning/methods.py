@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import criteria, normalizer, reduction
-from .. import scope as scopes
-from ..config import ChannelArgs, SliceArgs
+from .. import criteria
+from ..criteria import normalizer, reduction
+from ..criteria.scoring import score
 from ..errors import PruneError, nearest
-from ..score import score
-from ..sparse.slices import sliced
+from ..selection import scope as scopes
+from ..sparse.slicing import sliced
+from ..spec.axis import leaves
+from ..spec.parts import Group
+from ..spec.spec import Spec
 from ..stats import collect_stats
-from ..trace.expr import leaves
-from ..trace.spec import Spec
 from ..train.losses import bn_l1, growing
-from ..types import Criterion, Group, Mask, Params, Scope, Scores
+from ..types import Criterion, Mask, Params, Scope, Scores
 from ..where import Choice
+from .config import ChannelArgs, SliceArgs
 
 
 def sources(args: ChannelArgs) -> Choice:
@@ -155,5 +157,5 @@ def nothing(params: Params) -> Tensor:
 
 
 def _ones(spec: Spec) -> Params:
-    slots = {s.tensor for s in spec.program.slots}
+    slots = spec.slots
     return {t: torch.ones(spec.shape(t)) for t in spec.axes if t not in slots}

@@ -7,13 +7,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..batches import device_of
 from ..errors import ParamsError
-from ..io.module import to_module
-from ..io.rebuild import own_tensors
-from ..params import check_names
-from ..params import params as params_of
-from ..trace.spec import Spec
+from ..modules.convert import to_module
+from ..modules.rebuild import own_tensors
+from ..parameters.transforms import check_names
+from ..parameters.transforms import params as params_of
+from ..program.batches import device_of
+from ..spec.spec import Spec
 from ..types import Params
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PruneError
-from ..params import check_mask, shrink
-from ..trace.spec import Spec
+from ..parameters.transforms import check_mask, shrink
+from ..spec.spec import Spec
 from ..types import Mask
 from .channels import Channels
 

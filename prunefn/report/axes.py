@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..trace.expr import Axis, Concat, Fixed, Leaf, Product
-from ..trace.spec import Spec
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product
+from ..spec.spec import Spec
 from .plots import INK, canvas, save
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def folded(spec: Spec) -> list[Row]:
     >>> [row.name for row in folded(pf.trace(model, (torch.randn(2, 4),)))]
     ['0.weight', '0.bias', '1.*', '2.weight', '2.bias']
     """
-    slots = {s.tensor for s in spec.program.slots}
+    slots = spec.slots
     found: dict[tuple[str, tuple[Axis, ...]], list[str]] = {}
     for name, dims in spec.axes.items():
         if dims and name not in slots:

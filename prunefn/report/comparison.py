@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from ..errors import PruneError
 from ..files.yaml_text import read_yaml_file
+from ..tables import Table, write_csv
 from .goal import COLUMNS, COMPARISON, Goal
 from .pareto import pareto
-from .tables import Table, write_csv
 
 METRICS, DENSE = "metrics.yaml", "best_model.safetensors"
 

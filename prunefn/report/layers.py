@@ -7,13 +7,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..trace.expr import size
-from .canvas import DENSE, INK, KEPT, canvas, rows, save
+from ..drawing.canvas import DENSE, INK, KEPT, canvas, rows, save
+from ..spec.axis import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..trace.spec import Spec
+    from ..spec.spec import Spec
 
 SMALL = 0.01
 """Layers without multiplications that hold less than this share of the parameters (norms, mostly) are drawn as one."""

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import reduction as reductions
+from ..checkpoints.infer import infer_sizes
 from ..criteria import magnitude
+from ..criteria import reduction as reductions
+from ..criteria.scoring import score
+from ..drawing.canvas import DENSE, INK, KEPT, Panel, blank, grid, save, words
 from ..errors import ParamsError, PruneError
-from ..io.infer import infer_sizes
-from ..io.nest import KEY, read_nest
-from ..io.pruned_file import read_content
-from ..params import shrink
-from ..score import score
+from ..files.nest import KEY, read_nest
+from ..modules.pruned_file import read_content
+from ..parameters.transforms import shrink
+from ..spec.layout import cut
+from ..spec.spec import Spec
 from ..stats import collect_stats
-from ..trace.spec import Spec
 from ..types import Mask, Params, Scores
-from .canvas import DENSE, INK, KEPT, Panel, blank, grid, save, words
-from .spec_layout import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +159,7 @@ def _params(checkpoint: Checkpoint, spec: Spec, name: str) -> Params:
     for second, first in spec.tied.items():
         if first in params:
             params.setdefault(second, params[first])
-    made = {s.tensor for s in spec.program.slots}
+    made = spec.slots
     if missing := [n for n in spec.axes if n in spec.parameters and n not in params and n not in made]:
         raise ParamsError(f"checkpoint {name!r} has no {missing[0]!r}; is it of this spec?")
     return params

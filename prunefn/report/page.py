@@ -16,11 +16,11 @@ from xml.etree.ElementTree import ParseError
 
 import torch
 
+from .._extras import needs
 from ..errors import PruneError
-from ..extras import needs
 from ..files.atomic import write_text
-from ..io.nest import read_nest
-from .spec_picture import themed
+from ..files.nest import read_nest
+from ..spec.picture import themed
 
 PAGE = "report.html"
 PICTURES = {

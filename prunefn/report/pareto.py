@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..errors import PruneError
-from .canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 
 LISTED = 30
 """So many networks of the front are named."""

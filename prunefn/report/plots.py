@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .canvas import COLOURS as COLOURS
-from .canvas import DENSE as DENSE
-from .canvas import DPI as DPI
-from .canvas import GRID, head, rows
-from .canvas import INK as INK
-from .canvas import canvas as canvas
-from .canvas import save as save
+from ..drawing.canvas import COLOURS as COLOURS
+from ..drawing.canvas import DENSE as DENSE
+from ..drawing.canvas import DPI as DPI
+from ..drawing.canvas import GRID, head, rows
+from ..drawing.canvas import INK as INK
+from ..drawing.canvas import canvas as canvas
+from ..drawing.canvas import save as save
 from .layers import layers as layers
 from .norms import norms as norms
 from .pareto import pareto as pareto

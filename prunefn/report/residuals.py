@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from math import floor, log10
 from pathlib import Path
 
+from ..drawing.canvas import COLOURS, DENSE, GRID, canvas, rows, save
 from ..errors import PruneError
 from ..types import Residual
-from .canvas import COLOURS, DENSE, GRID, canvas, rows, save
 
 LEAST = 1e-5
 """Smaller shares, zero included, stand at the left end."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..drawing.canvas import DENSE, GONE, INK, KEPT, Panel, blank, grid, number, save, words
 from ..errors import MaskError
-from .canvas import DENSE, GONE, INK, KEPT, Panel, blank, grid, number, save, words
-from .spec_layout import cut
+from ..spec.layout import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

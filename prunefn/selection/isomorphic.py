@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from ..trace.expr import Axis, Concat, Fixed, Leaf, Product
-from ..trace.program import refs, size_leaves
-from ..trace.spec import Spec
-from ..types import Group, Site
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product
+from ..spec.parts import Group, Site
+from ..spec.program import refs, size_leaves
+from ..spec.spec import Spec
 
 
 class Use(NamedTuple):

@@ -9,8 +9,8 @@ from math import inf, prod
 import numpy as np
 
 from ..errors import PruneError
-from ..trace.cost import Polynomial
-from ..trace.expr import Axis, leaves, size
+from ..spec.axis import Axis, leaves, size
+from ..spec.costs import Polynomial
 from .caps import Caps
 from .order import Order, counts
 

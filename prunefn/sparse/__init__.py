@@ -11,14 +11,14 @@ selected with `select(…, mask=mask)`.
 """
 
 from . import criteria, pattern, scope
-from .reconstruct import Solver, least_squares, reconstruct, sweep
+from .choose import select
+from .iterative import renewed, rounds
+from .layouts import Masks, Weight, shrink, weights
+from .reconstruction import Solver, least_squares, reconstruct, sweep
 from .report import counts, masks_of, picture, table
-from .rounds import renewed, rounds
-from .score import score
-from .select import select
+from .scoring import score
 from .semi_structured import to_semi_structured, why_dense
-from .slices import apply_sparse, slice_order, slice_scores, slices
-from .weights import Masks, Weight, shrink, weights
+from .slicing import apply_sparse, slice_order, slice_scores, slices
 
 __all__ = [
     "Masks",
@@ -47,3 +47,7 @@ __all__ = [
     "weights",
     "why_dense",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

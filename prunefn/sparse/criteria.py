@@ -15,15 +15,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .._shapes import Float
 from ..criteria.base import collected, measured, spec_of
 from ..criteria.gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients
 from ..doors import door
 from ..errors import ParamsError, PruneError
-from ..shapes import Float
-from ..stats import Stats
-from ..trace.spec import Spec
-from ..types import Batch, Collector, Criterion, Moments, Params, Scores
-from .weights import Weight, weights
+from ..spec.spec import Spec
+from ..types import Batch, Collector, Criterion, Moments, Params, Scores, Stats
+from .layouts import Weight, weights
+
+__all__ = ["magnitude", "movement", "movement_since", "obs", "random", "snip", "taylor", "wanda"]
+
 
 Columns = Float[Tensor, "g i"]
 """A number for each input of a contraction."""
@@ -257,3 +259,7 @@ def damped(c: Float[Tensor, "i i"], ridge: float) -> Float[Tensor, "i i"]:
     """With the ridge times the mean of the diagonal added to it; the identity's where there is nothing."""
     mean = float(c.diagonal().mean())
     return c + torch.eye(len(c), dtype=c.dtype, device=c.device) * (ridge * mean if mean > 0 else 1.0)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..doors import door
 from ..errors import PruneError
-from .slices import blocks_of, spread
-from .weights import Weight
+from .layouts import Weight
+from .slicing import blocks_of, spread
+
+__all__ = ["Pattern", "blocks", "n_m", "slices", "unstructured"]
 
 
 class Pattern(NamedTuple):
@@ -125,3 +127,7 @@ def _slices(w: Weight, *, block: int, depthwise_block: int, protect_first: bool,
     numbers = torch.full(eligible.shape, -1)
     numbers[eligible] = torch.arange(int(eligible.sum()))
     return spread(numbers, w.shape[0], size)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..doors import door
 from ..errors import MaskError
 from ..report import plots
-from ..report.tables import Table, markdown
-from ..trace.spec import Spec
+from ..spec.spec import Spec
+from ..tables import Table, markdown
 from ..types import Params
-from .weights import Masks, weights
+from .layouts import Masks, weights
 
 
 class Kept(NamedTuple):

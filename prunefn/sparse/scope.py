@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..criteria.lamp import lamp_shares
+from ..criteria._lamp import lamp_shares
+from ..criteria.normalizer import Normalizer
 from ..doors import door
 from ..errors import PruneError
-from ..normalizer import Normalizer
-from .weights import Weight
+from .layouts import Weight
+
+__all__ = ["WeightScope", "by", "erk", "global_", "lamp", "layerwise", "rows"]
+
 
 TINY = 1e-9
 """Added before rounding down, so that 0.29 of 100 is 29."""
@@ -48,7 +51,7 @@ def global_(*, normalize: Normalizer | None = None) -> WeightScope:
     """One ranking over all layers; exactly the share of all pieces, rounded down. Equal scores go in the order of the program.
 
     Args:
-        normalize: makes layers of different scale comparable: one of `prunefn.normalizer`, or any increasing function of a
+        normalize: makes layers of different scale comparable: one of `prunefn.criteria.normalizer`, or any increasing function of a
             layer's scores [pieces].
     """
     return by(_together, name="global", normalize=normalize)
@@ -204,3 +207,7 @@ def apportioned(wanted: Sequence[float], most: Sequence[int], total: int) -> lis
         for i in sorted(open_, key=lambda i: out[i] - wanted[i])[:short]:
             out[i] += 1
     return out
+
+
+def __dir__() -> list[str]:
+    return __all__

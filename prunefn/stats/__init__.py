@@ -1,6 +1,6 @@
 """What is measured at the sites: in one pass, merged exactly, over processes, on disk."""
 
-from .collect import Stats as Stats
+from ..types import Stats as Stats
 from .collect import check_stats as check_stats
 from .collect import collect_stats as collect_stats
 from .collect import merge_stats as merge_stats

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ..batches import device_of, each, inputs_of
 from ..doors import door
 from ..errors import BatchError, StatsError
-from ..forward import Compiled, compiled
-from ..params import check_names
-from ..sharded import agreed, check_plain, gather, is_sharded, together
-from ..trace.expr import size
-from ..trace.rules import Geometry
-from ..trace.spec import Spec
-from ..types import Batch, Criterion, FrozenDict, Moments, Params, Site, Where
+from ..frozen_dict import FrozenDict
+from ..parameters.transforms import check_names
+from ..program.batches import device_of, each, inputs_of
+from ..program.compiled import Compiled, compiled
+from ..program.sharded import agreed, check_plain, gather, is_sharded, together
+from ..spec.axis import size
+from ..spec.parts import Geometry, Site
+from ..spec.spec import Spec
+from ..types import Batch, Criterion, Moments, Params, Stats, Where
 from ..where import sites_of
 from .fingerprint import fingerprint, taken
 from .moments import merge_moments, site_moments, tap_means
@@ -34,23 +35,6 @@ log = logging.getLogger(__name__)
 
 NEEDS = ("moments", "absolute", "covariance")
 """What can be measured at sites."""
-
-
-class Stats(NamedTuple):
-    """What was measured. The empty `Stats()` is the identity of `merge_stats`."""
-
-    spec: Spec | None = None
-    params: Mapping[str, Tensor] = FrozenDict()
-    """The parameters that were measured; criteria on weights read them."""
-    sites: Mapping[str, Moments] = FrozenDict()
-    """Site → moments of its input, [size of the site's axis]."""
-    sums: Mapping[str, Mapping[str, Tensor]] = FrozenDict()
-    """Collector → group or tensor → what it collected, summed over batches."""
-    batches: int = 0
-    samples: int = 0
-    """Of all batches: the sum of their sizes."""
-    fingerprints: Mapping[str, str] = FrozenDict()
-    """Parameter → fingerprint at the time when it was measured; `params` are the live tensors, which training changes."""
 
 
 @door

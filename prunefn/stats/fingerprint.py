@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..files.on_disk import OnDisk
-from ..sharded import gather, is_sharded
-from ..trace.spec import Spec
+from ..program.sharded import gather, is_sharded
+from ..spec.spec import Spec
 
 PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "parameters", "tied", "train", "capture")
 """Fields by which specs are compared."""

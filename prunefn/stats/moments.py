@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..trace.rules import Geometry
+from ..spec.parts import Geometry
 from ..types import Moments
 
 FAR, NEAR = 30.0, 10.0

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batches import device_of
 from ..errors import PruneError, StatsError
 from ..files import atomic
 from ..files.tensors import Reader, check_seal, save_sealed
-from ..types import Batch, FrozenDict, Moments
+from ..frozen_dict import FrozenDict
+from ..program.batches import device_of
+from ..types import Batch, Moments
 from .fingerprint import Origin, difference, fingerprint, origin
 
 if TYPE_CHECKING:
-    from .collect import Stats
+    from ..types import Stats
 
 FORMAT = "stats 3"
 
@@ -98,7 +99,7 @@ def _entry(table: _Table, site: str, m: Moments) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    from .. import __version__
+    from .._version import __version__
 
     return {"prunefn": __version__, "torch": str(torch.__version__)}
 

@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..batches import device_of
 from ..doors import door
 from ..errors import StatsError
-from ..sharded import check_plain, is_sharded, outline
-from ..trace.spec import Spec
-from ..types import FrozenDict, Moments
-from .collect import Stats
+from ..frozen_dict import FrozenDict
+from ..program.batches import device_of
+from ..program.sharded import check_plain, is_sharded, outline
+from ..spec.spec import Spec
+from ..types import Moments, Stats
 from .fingerprint import Origin, difference, origin
 from .moments import merge_moments
 from .wire import Wire

@@ -18,7 +18,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..extras import needs
+from .._extras import needs
 
 with needs("sweep", "prunefn.sweep"):
     from ..report.goal import Goal as Goal
@@ -26,10 +26,13 @@ with needs("sweep", "prunefn.sweep"):
     from .result import Trial as Trial
     from .run import read_sweep as read_sweep
     from .run import sweep as sweep
+    from .write import write_results as write_results
 
 if TYPE_CHECKING:
     from .prune import PruneTrial as PruneTrial
     from .prune import prune_trial as prune_trial
+
+__all__ = ["Goal", "PruneTrial", "Sweep", "Trial", "prune_trial", "read_sweep", "sweep", "write_results"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,3 +40,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needs("train", f"prunefn.sweep.{name}"):
         return getattr(import_module(".prune", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..report import pareto as networks
-from ..report.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from .result import Sweep, Trial, method
 
 NETWORKS = {"top1": "maximize", "macs": "minimize"}

@@ -12,29 +12,30 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 from torch import nn
 
-from .. import budget, compensation, criteria
+from .. import compensation, criteria
+from ..checkpoints.checkpoint import save
+from ..checkpoints.stats_file import load_stats
+from ..compensation.repair import compensate
+from ..costs.analytic import cost
+from ..criteria.scoring import score
 from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
-from ..io.checkpoint import save
-from ..io.module import to_module
-from ..io.stats_file import load_stats
-from ..params import apply, shrink
-from ..params import params as params_of
-from ..pipeline import cost
-from ..repair import compensate
-from ..score import score
-from ..select import select
-from ..stats import Stats, collect_stats
+from ..modules.convert import to_module
+from ..parameters.transforms import apply, shrink
+from ..parameters.transforms import params as params_of
+from ..selection import budget
+from ..selection.choose import select
+from ..spec.spec import Spec
+from ..stats import collect_stats
 from ..stats.fingerprint import Origin, difference, origin
-from ..trace.spec import Spec
 from ..train.checkpoint import save_checkpoint
 from ..train.feed import Source
 from ..train.measure import accelerator_of, evaluate
 from ..train.objective import Distill, Loss, Metrics, top1
 from ..train.phases import fine_tune, traced
 from ..train.recipe import Recipe
-from ..types import Batch, Compensation, Criterion, Params, Scope, Where
+from ..types import Batch, Compensation, Criterion, Params, Scope, Stats, Where
 from ..where import only
 from .settings import check, made, names, number, recipe_of
 from .space import Space, Value

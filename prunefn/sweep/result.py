@@ -11,8 +11,8 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from .._extras import needs
 from ..errors import PruneError
-from ..extras import needs
 from ..report.goal import Goal
 from .places import DEATHS, died, places
 from .space import Objectives, Space, Value, distributions
@@ -96,20 +96,6 @@ class Sweep(NamedTuple):
                 )
                 out[name] = {setting: float(share) for setting, share in shares.items()}
         return out
-
-    def write(self, goal: Goal = Goal()) -> dict[str, str]:  # noqa: B008
-        """Write tables, pictures and a summary into the sweep's folder.
-
-        `trials.csv`, all trials; `final_comparison.csv`, those that are finished (Method, Sparsity, FLOPs_Reduction in percent,
-        Accuracy_Drop in points, Goal_Met), by sparsity and MACs; `pareto.png`, the first two objectives; `importance.png`;
-        `sweep.json`.
-
-        Returns:
-            What was left out → why.
-        """
-        from .write import write
-
-        return write(self, goal)
 
     def _own(self, frozen: Iterable[FrozenTrial]) -> list[Trial]:
         numbers = {t.user_attrs["number"] for t in frozen}

@@ -8,18 +8,22 @@ from typing import Any
 
 from ..files import atomic
 from ..report.goal import COLUMNS, COMPARISON, Goal
-from ..report.tables import write_csv
+from ..tables import write_csv
 from .picture import importance, pareto
 from .result import Sweep, Trial, compared, method
 
 STATES = ("finished", "failed", "running", "stopped")
 
 
-def write(sweep: Sweep, goal: Goal) -> dict[str, str]:
-    """Write all of it; what there is nothing for is removed, where it was there before.
+def write_results(sweep: Sweep, goal: Goal = Goal()) -> dict[str, str]:  # noqa: B008
+    """Write tables, pictures and a summary into the sweep's folder.
+
+    `trials.csv`, all trials; `final_comparison.csv`, those that are finished (Method, Sparsity, FLOPs_Reduction in percent,
+    Accuracy_Drop in points, Goal_Met), by sparsity and MACs; `pareto.png`, the first two objectives; `importance.png`;
+    `sweep.json`. A file that has nothing to show is removed if an earlier call wrote it.
 
     Returns:
-        What was left out → why.
+        File that was left out → why.
     """
     folder, shares = sweep.folder, sweep.importances()
     rows = [t for t in sweep.finished if compared(t) and t.same_as is None]

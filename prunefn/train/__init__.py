@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..extras import needs
+from .._extras import needs
 from . import losses as losses
 from . import optimizer as optimizer
 from . import schedule as schedule
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from .run import Result as Result
     from .stage import Trained as Trained
 
+__all__ = [
+    "Distill",
+    "Recipe",
+    "Result",
+    "Trained",
+    "evaluate",
+    "fine_tune",
+    "losses",
+    "optimizer",
+    "pat",
+    "schedule",
+    "site_variances",
+    "sparse_train",
+    "sparsity",
+    "train",
+]
+
 _LOADED = {
     "evaluate": "measure",
     "train": "loop",
@@ -39,3 +56,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needs("train", f"prunefn.train.{name}"):
         return getattr(import_module(f".{_LOADED[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

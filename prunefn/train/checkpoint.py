@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ParamsError, PruneError
 from ..files import atomic
-from ..io.nest import read_nest, write_nest
+from ..files.nest import read_nest, write_nest
 
 FORMAT = 1
 

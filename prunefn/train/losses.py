@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._shapes import Float
 from ..criteria.base import index_map, member_sums
 from ..doors import door
-from ..effective import reader
 from ..errors import PruneError, StatsError
-from ..shapes import Float
-from ..sparse.slices import pieces, sliced
-from ..trace.spec import Spec, check_params
+from ..parameters.effective import reader
+from ..sparse.slicing import pieces, sliced
+from ..spec.spec import Spec, check_params
 from ..types import Mask, Params, Scores, Where
 from ..where import matches
+
+__all__ = ["bn_l1", "distillation", "group_lasso", "growing", "l21", "slice_log_norm", "variance_concentration"]
 
 
 @door
@@ -261,3 +263,7 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
     """The sum; zero of nothing."""
     found = list(terms)
     return torch.stack(found).sum() if found else torch.zeros(())
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,11 +11,14 @@ from torch.utils import _pytree as pytree
 
 from ..doors import door
 from ..errors import MaskError, ParamsError, nearest
-from ..params import check_mask
-from ..trace.expr import keep, leaves
-from ..trace.spec import Spec, take
+from ..parameters.transforms import check_mask
+from ..parameters.zeroing import check_zeroable, fill, zeroed_groups
+from ..spec.axis import keep, leaves
+from ..spec.spec import Spec, take
 from ..types import Mask
-from ..zeroing import check_zeroable, fill, zeroed_groups
+
+__all__ = ["hold_zero", "slice_optimizer", "slice_state", "weight_masks"]
+
 
 State = Mapping[str, Any]
 """What `optimizer.state_dict()` gives."""
@@ -215,3 +218,7 @@ def _sliced(value: Any, key: str, name: str, mask: Mask, spec: Spec) -> Any:
             "knows what to remove from it; start the optimizer anew"
         )
     return value.clone()
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,12 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..budget import macs
+from ..costs.analytic import cost
 from ..doors import door
 from ..errors import PruneError
-from ..pipeline import Prune, cost
-from ..trace.api import trace
-from ..trace.spec import Spec
+from ..pipelines import Prune
+from ..selection.budget import macs
+from ..spec.spec import Spec
+from ..tracing.api import trace
 from ..types import Batch, Budget, Mask, Pruned
 from .feed import Source
 from .loop import train
@@ -38,6 +39,10 @@ Make = Callable[[Any], Prune]
 @door
 def fine_tune(model: nn.Module, data: Source, recipe: Recipe | None = None, **options: Any) -> Trained:
     """Train what pruning left: `train` with the recipe of variance-based pruning by default, named "fine_tune".
+
+    Args:
+        model, data, options: as for `train`.
+        recipe: default `Recipe()`.
 
     >>> import torch
     >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))

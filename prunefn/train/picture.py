@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..io.nest import read_nest
-from ..params import shrink
+from ..files.nest import read_nest
+from ..parameters.transforms import shrink
 from ..report import plots
 from ..report.norms import MOST, PRUNED, analyze, group_norms, of_run, thinned
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Mask, Params, Residual
 
 

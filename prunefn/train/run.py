@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import nn
 
+from ..checkpoints.checkpoint import save
+from ..costs.analytic import cost
 from ..errors import PruneError
-from ..io.checkpoint import save
-from ..io.module import to_module
-from ..params import apply, compose, expand, shrink
-from ..params import params as params_of
-from ..pipeline import Prune, cost
+from ..modules.convert import to_module
+from ..parameters.transforms import apply, compose, expand, shrink
+from ..parameters.transforms import params as params_of
+from ..pipelines import Prune
 from ..report.page import page, versions
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Batch, Mask, Params, Pruned
 from .checkpoint import load_checkpoint, save_checkpoint, write_json, write_lines
 from .feed import Source

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from ..doors import door
 from ..errors import PruneError
 
+__all__ = ["Schedule", "cubic", "epochs", "geometric", "linear", "multiples", "one_shot"]
+
+
 MOST = 2**53
 """Steps of a schedule: above, a float does not tell them apart."""
 
@@ -91,6 +94,12 @@ def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
     Call it with the number of the epoch: what is removed once that epoch's pruning is done. Nothing before `start`, everything
     from `end` on.
 
+    Args:
+        ratio: share removed in the end, in [0, 1).
+        start: first epoch at which something may go.
+        end: epoch from which on nothing more goes.
+        rate: epochs from one pruning to the next.
+
     Raises:
         PruneError: no epoch in the range is a multiple of the rate.
 
@@ -136,3 +145,7 @@ def _cubic(t: int, *, ratio: float, steps: int, initial: float) -> float:
 
 def _epochs(epoch: int, *, ratio: float, start: int, rate: int, steps: int) -> float:
     return _linear(min(multiples(start, epoch + 1, rate), steps), ratio=ratio, steps=steps)
+
+
+def __dir__() -> list[str]:
+    return __all__

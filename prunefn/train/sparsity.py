@@ -12,14 +12,17 @@ from torch import Tensor
 
 from ..doors import door
 from ..errors import PruneError
-from ..sparse.rounds import renewed
+from ..sparse.iterative import renewed
+from ..sparse.layouts import weights
 from ..sparse.scope import global_
-from ..sparse.weights import weights
-from ..trace.spec import Spec
+from ..spec.spec import Spec
 from ..types import Where
 from ..where import matches, sites_of
 from . import losses
 from .schedule import cubic
+
+__all__ = ["Sparsity", "concentration", "gradual", "growing", "l1_group", "lasso", "slimming"]
+
 
 Variances = Mapping[str, Tensor]
 """Site → variance of its input in this update [units], with a gradient; empty where no sites are watched."""
@@ -57,7 +60,14 @@ def slimming(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None
 
 @door
 def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Sparsity:
-    """rate · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning)."""
+    """rate · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning).
+
+    Args:
+        spec: of the model that is trained.
+        rate: weight of the penalty in the loss.
+        alpha: base of the growth, as for `losses.growing`.
+        where: which groups; default all.
+    """
 
     def penalty(params: Mapping[str, Tensor], _: Variances) -> Tensor:
         own = dict(params)
@@ -112,3 +122,7 @@ def gradual(
     shares, first = cubic(target, max(1, epochs - 1), initial=initial), int(epochs == 1)
     masks = renewed(lambda epoch: shares(epoch + first), spec=spec, scope=global_(), weights=names)
     return Sparsity("gradual", masks=masks)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from ..doors import door
 from ..errors import PruneError
-from ..forward import compiled, flat_inputs, result
-from ..trace.spec import Spec
+from ..program.compiled import compiled, result
+from ..program.inputs import flat_inputs
+from ..spec.spec import Spec
 from ..types import Params, Where
 from ..where import sites_of
 

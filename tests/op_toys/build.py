@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 import prunefn as pf
-from prunefn.trace.capture import Captured
+from prunefn.tracing.capture import Captured
 
 from .search import SIZE, Args, bound, filled, tensor_slots
 
@@ -116,5 +116,5 @@ class Toy(nn.Module):
 
     def trace(self) -> pf.Spec:
         """The spec, without an export and a proof: their time is a hundred times that of the rules."""
-        with mock.patch("prunefn.trace.api.capture", lambda *args, **kwargs: self.captured()):
+        with mock.patch("prunefn.tracing.api.capture", lambda *args, **kwargs: self.captured()):
             return pf.trace(self, (X,), check=False)

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
-from prunefn.trace.rules import find, pointwise
-from prunefn.trace.rules.base import TABLE
+from prunefn.tracing.rules import find, pointwise
+from prunefn.tracing.rules.base import TABLE
 
 SIZE = 4
 """Every dim of a first try: dims of any role fit each other, and it is divisible by 2 (groups, chunks, upscaling)."""

@@ -10,7 +10,7 @@ import torch
 from ...errors import PruneError
 from ...report import plots
 from ...report.norms import analyze
-from ...report.tables import Table, terminal
+from ...tables import Table, terminal
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, write_json
 from ..sections import Config

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from ...costs.analytic import cost
 from ...errors import PruneError
-from ...params import params as params_of
-from ...pipeline import cost
+from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, zeros_in
 from ..sections import Config
@@ -16,7 +16,7 @@ from ..sections import Config
 
 def run(job: Job) -> Result:
     """Load a checkpoint into its class, run it, and compare the class with the traced program."""
-    from ...forward import forward
+    from ...program.run import forward
 
     config = job.config
     if config.model.checkpoint is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...params import params as params_of
+from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
 from ..opened import data_of, device_of, measures, network_of, write_yaml
 from ..sections import Config

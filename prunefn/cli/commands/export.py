@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ... import export as exports
-from ...params import params as params_of
-from ...report.tables import Table, terminal
+from ...parameters.transforms import params as params_of
+from ...tables import Table, terminal
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, write_json
 from ..sections import Config

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ... import sparse
+from ...checkpoints.checkpoint import load, save
+from ...costs.analytic import cost
 from ...errors import PruneError
-from ...io.checkpoint import load, save
-from ...params import params as params_of
-from ...pipeline import cost
+from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
 from ..opened import chooser, data_of, learnt, network_of, write_yaml, zeros_in
 from ..sections import Config

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...pipeline import cost
-from ...trace.spec import Spec
+from ...costs.analytic import cost
+from ...spec.spec import Spec
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, write_json
 from ..sections import Config

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...params import params as params_of
-from ...report.profile import profile
-from ...report.tables import Table, terminal
+from ...costs.profiling import profile
+from ...parameters.transforms import params as params_of
+from ...tables import Table, terminal
 from ..command import Command, Job, Result
 from ..opened import device_of, network_of, wanted_data, write_json
 from ..sections import Config

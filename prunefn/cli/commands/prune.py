@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from ...checkpoints.checkpoint import save
+from ...costs.analytic import cost
 from ...errors import BatchError, TraceError
-from ...io.checkpoint import save
-from ...io.module import to_module
-from ...params import params as params_of
-from ...pipeline import cost
+from ...modules.convert import to_module
+from ...parameters.transforms import params as params_of
+from ...pipelines import Prune
 from ...report import plots
 from ...report.goal import Goal
 from ...report.page import page
-from ...report.tables import Table, terminal
-from ...types import Budget
+from ...tables import Table, terminal
+from ...types import Batch, Budget, Params, Pruned
 from ..command import Command, Job, Result
 from ..opened import calibration, device_of, moved, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
@@ -38,14 +40,7 @@ def run(job: Job) -> Result:
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch)
-    try:
-        pruned = make(amount)(moved(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
-    except BatchError as error:
-        if batches is not None:
-            raise
-        raise BatchError(f"{error}: give --data, or --criterion magnitude --compensation none") from None
-    except TraceError as error:
-        raise TraceError(f"{error}: --criterion magnitude --compensation none") from None
+    pruned = _pruned(make(amount), moved(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
     mask = moved(pruned.mask, "cpu")
     module = to_module(moved(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
     save(module, out / PRUNED, spec=pruned.spec, masks=mask)
@@ -82,6 +77,18 @@ def run(job: Job) -> Result:
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
     job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
     return summary
+
+
+def _pruned(prune: Prune, params: Params, batches: list[Batch] | None, **options: Any) -> Pruned:
+    """Call a pipeline; what it lacks is said in the command's options."""
+    try:
+        return prune(params, batches, **options)
+    except BatchError as error:
+        if batches is not None:
+            raise
+        raise BatchError(f"{error}: give --data, or --criterion magnitude --compensation none") from None
+    except TraceError as error:
+        raise TraceError(f"{error}: --criterion magnitude --compensation none") from None
 
 
 def asked(config: Config) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import PruneError
 from ...report.comparison import compare_runs, is_results
 from ...report.page import page
-from ...report.tables import terminal
+from ...tables import terminal
 from ..command import Command, Job, Result
 from ..sections import Config
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from ... import sparse
+from ...checkpoints.checkpoint import save
+from ...costs.analytic import cost
 from ...data.value import Data
-from ...io.checkpoint import save
-from ...io.module import to_module
-from ...params import params as params_of
-from ...pipeline import cost
-from ...report.tables import Table, terminal
+from ...modules.convert import to_module
+from ...parameters.transforms import params as params_of
+from ...spec.parts import Cost
+from ...tables import Table, terminal
 from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
 from ..opened import calibration, device_of, learnt, moved, network_of, wanted_data, write_json, write_yaml
@@ -73,16 +76,7 @@ def run(job: Job) -> Result:
     save(module, out / SPARSE, spec=spec)
     kept = sparse.counts(masks)
     share = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
-    c = cost(spec)
-    result: Result = {"sparsity": round(share, 6), "flops_g": c.macs / 1e9, "params_m": c.params / 1e6}
-    result |= {"flops_reduction_pct": 0.0, "goal_met": False}
-    if data is not None:
-        from ...train import evaluate
-
-        before = evaluate(network.model, data.held_out, device=config.device)
-        after = evaluate(module, data.held_out, device=config.device)
-        result |= {"accuracy": after["top1"], "accuracy_dense": before["top1"]}
-        result["accuracy_drop"] = round(100 * (before["top1"] - after["top1"]), 3)
+    result: Result = {"sparsity": round(share, 6), **_measured(config, data, (network.model, module), cost(spec))}
     _write(job, result, masks, spec)
     job.show(f"{share:.2%} of {sum(k.weights for k in kept.values()):,} weights are zero, in {len(kept)} tensors")
     if "accuracy" in result:
@@ -103,6 +97,22 @@ def run(job: Job) -> Result:
 def _criterion(config: Config, data: Data | None) -> Criterion:
     """That of the config; `movement_since` starts from the weights of the seed, which those of `prunefn train` grew from."""
     return weight_criterion_of(config.sparsify.criterion, lambda: params_of(network_of(config, data, dense=True).model))
+
+
+def _measured(config: Config, data: Data | None, models: tuple[nn.Module, nn.Module], c: Cost) -> Result:
+    """Costs, and the accuracy of the dense and of the sparse model where there are data."""
+    result: Result = {
+        "flops_g": c.macs / 1e9,
+        "params_m": c.params / 1e6,
+        "flops_reduction_pct": 0.0,
+        "goal_met": False,
+    }
+    if data is not None:
+        from ...train import evaluate
+
+        before, after = (evaluate(model, data.held_out, device=config.device)["top1"] for model in models)
+        result |= {"accuracy": after, "accuracy_dense": before, "accuracy_drop": round(100 * (before - after), 3)}
+    return result
 
 
 def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import PruneError
 from ...report.goal import Goal
 from ...report.page import page
-from ...report.tables import Table, terminal
+from ...tables import Table, terminal
 from ..command import Command, Job, Result
 from ..opened import calibration, chooser, data_of, learnt, network_of
 from ..sections import Config
@@ -58,7 +58,7 @@ def run(job: Job) -> Result:
         progress=not job.quiet,
     )
     goal = Goal(s.min_macs_removed, s.max_points_lost)
-    left_out = done.write(goal)
+    left_out = sweeps.write_results(done, goal)
     if done.finished:
         page(job.folder)
     _show(job, done, left_out)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...io.checkpoint import save
-from ...params import params as params_of
+from ...checkpoints.checkpoint import save
+from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
 from ..opened import chooser, data_of, device_of, learnt, measures, network_of, write_yaml
 from ..sections import Config

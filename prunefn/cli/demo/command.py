@@ -29,7 +29,7 @@ def demo(
     from rich.console import Console
 
     from ...data import digits
-    from ...report.tables import terminal
+    from ...tables import terminal
     from .study import RESNET, VIT, DemoError, study
     from .write import Run, check_folder, table, words, write
 

@@ -14,7 +14,7 @@ import torch
 import prunefn as pf
 
 from ...report import axes, plots
-from ...report.tables import Table, markdown
+from ...tables import Table, markdown
 from .latency import BATCH
 from .study import COMPENSATED, MAGNITUDE, RECALIBRATED, VARIANCE, Result, Study
 

@@ -1,0 +1,345 @@
+"""Pruned tensors on disk, and back into the original class or into the functional world.
+
+What `save` writes is a safetensors file without pickle, sealed: any bit that changes later is an error (see
+`prunefn.files.tensors`). Foreign files of `torch.save`, which hold a pickle, are read with `weights_only=True` and never written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..doors import door
+from ..errors import ParamsError, nearest
+from ..files import atomic
+from ..files.tensors import FormatError, save_sealed
+from ..frozen_dict import FrozenDict
+from ..modules.confirm import confirm_by_trace
+from ..modules.hf_config import is_transformers
+from ..modules.plan import Plan, plan_in, remember
+from ..modules.pretrained import save_with_plan
+from ..modules.pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
+from ..modules.rebuild import own_tensors, rebuild, resized, settle, with_tensors
+from ..parameters.transforms import check_names, shrink, tied_names
+from ..program.sharded import check_plain
+from ..spec.axis import leaves
+from ..spec.spec import Spec
+from ..types import Mask, Params
+from .infer import infer_sizes
+
+
+class Loaded(NamedTuple):
+    """What `load_params` returns."""
+
+    params: Params
+    spec: Spec
+    """At the sizes of the params."""
+    masks: tuple[Mask, ...]
+    """Of every round, as they were saved."""
+
+
+@door
+def save(
+    what: nn.Module | Params,
+    path: str | os.PathLike[str],
+    *,
+    spec: Spec | None = None,
+    masks: Mask | Sequence[Mask] = (),
+) -> None:
+    """Write a rebuilt module, or params, as safetensors, with what it takes to load them again, to a new file or over an old one.
+
+    The metadata hold the attributes that `load` needs (of a module), the sizes of all groups, the masks, the versions of
+    prunefn and torch, and a hash of the whole file. The same content gives the same bytes.
+
+    Args:
+        what: of `to_module(params, spec=spec, model=model)`; any module whose class has its sizes is fine, too. Or params.
+        path: written elsewhere first and then renamed, so that it is never half-written.
+        spec: at the sizes of the tensors; for params it must be given.
+        masks: that led from the traced sizes to these: one mask, or those of every round in their order.
+
+    Raises:
+        ParamsError: the tensors, the spec and the masks do not fit each other; params without a spec; a tensor on meta.
+
+    >>> import torch, prunefn as pf, tempfile
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> mask = {"0": torch.tensor([True, False, True])}
+    >>> small = pf.to_module(pf.apply(pf.params(model), mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pf.save(small, f"{folder}/small.safetensors")
+    ...     again = pf.load(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), f"{folder}/small.safetensors")
+    >>> again[0].out_features, torch.equal(again[2].weight, small[2].weight)
+    (2, True)
+    """
+    rounds = (masks,) if isinstance(masks, Mapping) else tuple(masks)
+    if rounds and spec is None:
+        raise ParamsError("masks can be checked by a spec only; give spec=, at the sizes of the tensors")
+    state, tied = _module_state(what, spec) if isinstance(what, nn.Module) else _params_state(what, spec)
+    if spec is not None:
+        check_masks(rounds, spec.sizes, spec.traced) if rounds else None
+    is_module = isinstance(what, nn.Module)
+    metadata = notes(
+        KIND_MODULE if is_module else KIND_PARAMS,
+        plan=plan_in(what) if isinstance(what, nn.Module) else None,
+        names=list(state),
+        tied=tied,
+        sizes=None if spec is None else spec.sizes,
+        masks=rounds,
+    )
+    tensors = {n: t for n, t in state.items() if n not in tied}
+    try:
+        atomic.write(path, lambda name: save_sealed(name, tensors, metadata))
+    except FormatError as error:
+        raise ParamsError(f"{path} cannot be written: {error}") from error
+
+
+def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict, and second name → first name of tied tensors."""
+    state = module.state_dict()
+    check_plain(state, "save", "gather the state dict first")
+    for name, t in state.items():
+        if t.is_meta:
+            raise ParamsError(f"what has {name!r} on meta, without numbers to write; load its weights first")
+        if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
+            raise ParamsError(
+                f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "
+                "pf.shrink(spec, mask)"
+            )
+    first: dict[tuple[Any, ...], str] = {}
+    tied = {}
+    for name, t in state.items():
+        other = first.setdefault((t.data_ptr(), t.shape, t.stride()) if t.numel() else (name,), name)
+        if other != name:
+            tied[name] = other
+    return state, tied
+
+
+def _params_state(params: Params, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of params."""
+    if spec is None:
+        raise ParamsError("params are saved with their spec; give spec=, at their sizes")
+    check_plain(params, "save", "gather them first")
+    check_names(params, spec)
+    return dict(params), tied_names(params, spec)
+
+
+@door
+def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True) -> Loaded:
+    """Params of a file with the spec at their sizes, ready for `forward`, `to_module` or another round of pruning.
+
+    Args:
+        path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a foreign file of tensors whose shapes
+            determine the sizes.
+        spec: as it was traced, before any `shrink`; trace the dense model again in another process.
+        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
+
+    Returns:
+        Params on the CPU, the shrunk spec, and the masks of every round.
+
+    Raises:
+        ParamsError: the file is damaged, or does not fit the spec (names file, tensor and shapes); it holds a pruned module,
+            which goes to `load`.
+
+    >>> import tempfile, prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec, mask = pf.trace(model, (torch.randn(2, 4),)), {"0": torch.tensor([True, False, True])}
+    >>> small = pf.apply(pf.params(model), mask, spec=spec)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pf.save(small, f"{folder}/a.safetensors", spec=pf.shrink(spec, mask), masks=mask)
+    ...     again = pf.load_params(f"{folder}/a.safetensors", spec=spec)
+    >>> torch.equal(again.params["2.weight"], small["2.weight"]), again.spec == pf.shrink(spec, mask), again.masks
+    (True, True, ({'0': tensor([ True, False,  True])},))
+    """
+    content = read_content(path, check=verify)
+    small = _sized(content, spec)
+    if content.kind == KIND_MODULE and small.sizes != small.traced:
+        raise ParamsError(
+            f"{path} holds a pruned module, whose class may compute scales from its sizes that the spec has as they were traced; "
+            "use pf.load(model, path), and trace what it returns; or pf.save the params"
+        )
+    params = with_ties(content.tensors, spec)
+    try:
+        check_names(params, small)
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from error
+    return Loaded(params, small, content.masks)
+
+
+def with_ties(tensors: Mapping[str, Tensor], spec: Spec) -> Params:
+    """The same tensors, and tied ones under all their names, where a file has one of them only."""
+    out = dict(tensors)
+    for second, first in spec.tied.items():
+        if (second in out) != (first in out):
+            out[second] = out[first] = out[first if first in out else second]
+    return out
+
+
+def _sized(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None) -> Spec:
+    """The spec at the sizes of tensors.
+
+    Raises:
+        ParamsError: they are of no pruning of this spec, or of several.
+    """
+    shapes = _shapes(content.tensors, spec)
+    if content.sizes is not None and set(content.sizes) != set(spec.traced):
+        name = next(g for g in {**content.sizes, **spec.traced} if (g in content.sizes) != (g in spec.traced))
+        raise ParamsError(
+            f"{content.where} is of another spec: only one of them has a group {name!r}; is it this model?"
+        )
+    try:
+        if content.masks:
+            assert content.sizes is not None
+            check_masks(content.masks, content.sizes, spec.sizes)
+            small = shrink(spec, content.mask)
+        else:
+            found = infer_sizes(shapes, spec, {**(content.sizes or {}), **(sizes or {})})
+            small = spec if found == dict(spec.sizes) else _with_sizes(spec, found)
+    except ParamsError as error:
+        raise ParamsError(f"{content.where}: {error}") from error
+    for name, shape in shapes.items():
+        if shape != small.shape(name):
+            raise ParamsError(f"{content.where}: {name!r} has shape {shape}, but its masks say {small.shape(name)}")
+    return small
+
+
+@door
+def load(
+    model: nn.Module,
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    spec: Spec | None = None,
+    sizes: Mapping[str, int] | None = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> nn.Module:
+    """A pruned state dict in its original class.
+
+    Args:
+        model: freshly built, at its dense sizes; it is not changed.
+        source: a state dict, or a file: safetensors (or a folder of them, with an index), or what `torch.save` wrote (read with
+            `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules say the sizes; for others
+            (params, a plain dict of tensors) a spec is needed.
+        spec: `trace(model, args)`, for those; sizes that the file does not say are inferred from the shapes.
+        sizes: group → number of units, where the shapes leave several open.
+        strict: every tensor of the model must be there, and every tensor that is there must have a place. A bias that a
+            compensation created has one where the class allows a bias.
+        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
+
+    Returns:
+        A copy of the model with the tensors, in the model's mode.
+
+    Raises:
+        ParamsError: keys or shapes do not fit; names them. The file is damaged, or something else; names it.
+        PruneError: the class cannot run at these sizes.
+    """
+    content = read_content(source, check=verify)
+    state, plan = _fitting_keys(model, content.tensors, strict), content.plan
+    own = own_tensors(model)
+    tensors = {n: _like(t, own.get(n)) for n, t in state.items()}
+    same = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
+    tensors |= {n: t for n, t in same.items() if torch.equal(state[n], t)}
+    if plan is None and any(n in own and own[n].shape != t.shape for n, t in state.items()):
+        if spec is None:
+            name = next(n for n, t in state.items() if n in own and own[n].shape != t.shape)
+            raise ParamsError(
+                f"{name!r} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}, and the state dict does "
+                "not say the sizes of the heads and groups: give spec=pf.trace(model, args)"
+            )
+        small = _sized(content._replace(tensors=state), spec, sizes)
+        if content.kind == KIND_PARAMS:
+            return rebuild({n: t.detach() for n, t in tensors.items()}, small, model)
+        return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
+    new = with_tensors(model, tensors)
+    _check_plan(new, plan or [], content.where)
+    if is_transformers(new) and _resizes(own, tensors, new, plan or []):
+        save_with_plan(new, "its config is that of the model that pf.load was given, which has other sizes")
+    settle(new, plan or [])
+    remember(new, plan or [])
+    return new
+
+
+def _resizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
+    """Whether the tensors or the plan are of other sizes than the model was built for."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    other = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
+    return other or any(getattr(modules[path], name) != value for path, name, value in plan)
+
+
+def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
+    """The state without keys that have no place; in strict mode, there are none, and none is missing."""
+    own = model.state_dict()
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def has_place(name: str) -> bool:
+        path, _, leaf = name.rpartition(".")
+        return name in own or (path in modules and leaf in modules[path]._parameters)
+
+    missing = [n for n in own if n not in state]
+    foreign = [n for n in state if not has_place(n)]
+    if strict and (missing or foreign):
+        lacks = f"lacks {', '.join(missing[:5])}" if missing else ""
+        extra = f"has {', '.join(foreign[:5])}, for which {type(model).__name__} has no place" if foreign else ""
+        hint = nearest((missing or foreign)[0], own if foreign and not missing else state)
+        raise ParamsError(f"the state dict {' and '.join(filter(None, (lacks, extra)))}{hint}")
+    return {n: t for n, t in state.items() if n not in foreign}
+
+
+def _check_plan(model: nn.Module, plan: Plan, where: str) -> None:
+    """Only numbers that the modules have may be set, to numbers.
+
+    Raises:
+        ParamsError: names the attribute.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path, name, value in plan:
+        now = getattr(modules.get(path), name, None)
+        fits = type(value) is type(now) is int or (isinstance(now, list | tuple) and _ints(now) and _ints(value))
+        if not fits or name.startswith("_"):
+            is_now = now if type(now) is int or _ints(now) else type(now).__name__
+            raise ParamsError(
+                f"{where} would set {f'{path}.{name}'.lstrip('.')!r}, which is {is_now}, to {str(value)[:60]!r}; only sizes can be "
+                "set: is it of this class?"
+            )
+
+
+def _ints(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(v) is int for v in value)
+
+
+def _like(t: Tensor, old: Tensor | None) -> Tensor:
+    """A parameter or buffer with the values of `t`, of the type and on the device of what it replaces."""
+    copy = t.detach().clone() if old is None else t.detach().to(old.device, old.dtype, copy=True)
+    return (
+        copy if old is not None and not isinstance(old, nn.Parameter) else nn.Parameter(copy, copy.is_floating_point())
+    )
+
+
+def _ties(model: nn.Module) -> dict[str, str]:
+    """Second name → first name of tied tensors."""
+    first: dict[int, str] = {}
+    return {n: first[id(t)] for n, t in own_tensors(model).items() if first.setdefault(id(t), n) != n}
+
+
+def _shapes(state: Mapping[str, Tensor], spec: Spec) -> dict[str, tuple[int, ...]]:
+    if foreign := [n for n, t in state.items() if n not in spec.axes or len(spec.axes[n]) != t.ndim]:
+        raise ParamsError(
+            f"the spec has no tensor {foreign[0]!r} of {state[foreign[0]].ndim} dims; is it of this model?"
+        )
+    return {n: tuple(t.shape) for n, t in state.items()}
+
+
+def _with_sizes(spec: Spec, sizes: Mapping[str, int]) -> Spec:
+    """The spec at other sizes, without knowing which units are gone."""
+    for name, axes in spec.constants.axes.items():
+        if lost := [g for a in axes for g in leaves(a) if sizes[g] != spec.sizes[g]]:
+            raise ParamsError(
+                f"group {lost[0]!r} also runs through {spec.constants.sources.get(name, name)}, which is in no state dict, "
+                "so that the shapes do not say which of its values to keep; use pf.save on the rebuilt module"
+            )
+    groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
+    return replace(spec, sizes=FrozenDict(sizes), groups=groups)

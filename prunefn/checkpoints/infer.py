@@ -1,0 +1,86 @@
+"""Shapes of pruned tensors → sizes of the groups, where the shapes determine them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import ParamsError
+from ..spec.axis import Axis, leaves, size
+from ..spec.spec import Spec
+
+Sizes = dict[str, int]
+LIMIT = 1000
+"""Combinations of sizes that are tried before giving up."""
+
+
+def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mapping[str, int] | None = None) -> Sizes:
+    """Group → number of units, such that every tensor has its shape.
+
+    Args:
+        shapes: tensor → shape.
+        spec: of the dense model.
+        known: sizes of some groups.
+
+    Raises:
+        ParamsError: the shapes are of no pruning of this spec, or of several; names the tensor, or lists the candidates.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> infer_sizes({"0.weight": (5, 4), "0.bias": (5,), "1.weight": (2, 5), "1.bias": (2,)}, spec)
+    {'0': 5}
+    """
+    equations = [
+        (f"{name!r} dim {d}", axis, n)
+        for name, shape in shapes.items()
+        for d, (axis, n) in enumerate(zip(spec.axes[name], shape, strict=True))
+    ]
+    solutions = _search(equations, _solve(equations, dict(known or {}), spec), spec)
+    if not solutions:
+        raise ParamsError("the shapes are of no pruning of this spec: no sizes of its groups give them all")
+    if len(solutions) > 1:
+        open_ = [g for g in solutions[0] if len({s[g] for s in solutions}) > 1]
+        listed = "; ".join(", ".join(f"{g!r}: {s[g]}" for g in open_) for s in solutions[:8])
+        raise ParamsError(
+            f"the shapes leave several sizes open ({listed}); load a file that pf.save wrote, or give sizes={{group: units}}"
+        )
+    return solutions[0]
+
+
+def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> Sizes:
+    """All sizes that follow from what is known, one equation with one unknown after the other."""
+    known, before = dict(known), -1
+    while len(known) != before:
+        before = len(known)
+        for place, axis, n in equations:
+            unknown = set(leaves(axis)) - set(known)
+            if not unknown and (now := size(axis, known)) != n:
+                raise ParamsError(f"{place} has size {n}, but the other tensors say {now}")
+            if len(unknown) == 1:
+                (leaf,) = unknown
+                fits = [k for k in range(1, spec.traced[leaf] + 1) if size(axis, {**known, leaf: k}) == n]
+                if not fits:
+                    raise ParamsError(
+                        f"{place} has size {n}: no size of group {leaf!r} up to {spec.traced[leaf]} gives that"
+                    )
+                known[leaf] = fits[0]
+    return known
+
+
+def _search(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> list[Sizes]:
+    """All sizes of the groups that are still open."""
+    todo, found = [known], list[Sizes]()
+    for _ in range(LIMIT):
+        if not todo:
+            break
+        known = todo.pop()
+        open_ = [leaf for _, axis, _ in equations for leaf in leaves(axis) if leaf not in known]
+        if not open_:
+            found.append({g: known.get(g, n) for g, n in spec.traced.items()})
+            continue
+        for k in range(spec.traced[open_[0]], 0, -1):
+            try:
+                todo.append(_solve(equations, {**known, open_[0]: k}, spec))
+            except ParamsError:
+                continue
+    return found

@@ -1,0 +1,63 @@
+"""Statistics on disk."""
+
+from __future__ import annotations
+
+import os
+
+from ..doors import door
+from ..errors import StatsError
+from ..frozen_dict import FrozenDict
+from ..program.sharded import is_sharded
+from ..spec.spec import Spec
+from ..stats import check_stats
+from ..stats.fingerprint import origin, taken
+from ..stats.saved import read, write
+from ..types import Params, Stats
+
+
+@door
+def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
+    """Write statistics as safetensors, to a new file or over an old one.
+
+    The spec and the parameters are not in the file, but fingerprints of them are, taken when they were measured, which `load_stats` checks.
+
+    Args:
+        stats: of `collect_stats`, `merge_stats` or `sync_stats`.
+        path: written elsewhere in the same folder first and then renamed, so that it is never half-written.
+
+    Raises:
+        StatsError: the statistics are empty.
+
+    >>> import torch, prunefn as pf, tempfile
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> spec, params = pf.trace(model, (torch.randn(2, 4),)), pf.params(model)
+    >>> stats = pf.collect_stats(params, [torch.randn(8, 4)], spec=spec)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_stats(stats, f"{folder}/stats.safetensors")
+    ...     again = load_stats(f"{folder}/stats.safetensors", spec=spec, params=params)
+    >>> torch.equal(again.sites["2"].m2, stats.sites["2"].m2), again.samples
+    (True, 8)
+    """
+    if stats.spec is None:
+        raise StatsError(
+            "the statistics are empty, there is nothing to save; use collect_stats(params, batches, spec=spec)"
+        )
+    if any(is_sharded(t) for t in stats.params.values()):
+        check_stats(stats, stats.spec)  # the whole tensors are hashed here, so they must be those that were measured
+    write(path, stats, origin(stats.spec, stats.params, stats.fingerprints))
+
+
+@door
+def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> Stats:
+    """Statistics of a file, to the bit; covariances that sites shared are shared again.
+
+    Args:
+        path: a file of `save_stats`, or of `collect_stats(…, resume=path)`, finished or not.
+        spec: that they were measured with; in another process, trace the same model again.
+        params: that they were measured with. The statistics are put on their device.
+
+    Raises:
+        StatsError: it is no such file, it is damaged, or of another spec or other parameters (names what differs).
+    """
+    start = Stats(spec, FrozenDict(params), fingerprints=FrozenDict(taken(params)))
+    return read(path, start, origin(spec, params, start.fingerprints))[0]

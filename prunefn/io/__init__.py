@@ -1,1 +1,0 @@
-"""Params and specs out of the functional world: modules, files."""

@@ -1,0 +1,269 @@
+"""Which attributes of a module follow which axis, so that the original class runs at the new sizes.
+
+Layers of `torch.nn` are a table. For other classes the program knows which module owns each static size and what it was
+and is; the attribute is found in its owner by value. Where a value fits several sizes, the candidates are put in order (by
+the name of the attribute and the nearness of the evidence), and the rebuilt module is run to find the right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, leaves, size
+from ..spec.costs import one_sample
+from ..spec.program import Size
+from ..spec.spec import Spec
+
+OTHER = re.compile(
+    r"kernel|window|stride|pad|patch|img|image|grid|resolution|classes|labels|dilation|depth|layers|vocab|position"
+)
+"""Attributes that speak of something else than channels: they change only if nothing else works."""
+CHANNELS = re.compile(
+    r"dim|feat|chan|chs|width|hidden|size|embed|planes|head|inner|group|planes|filters|expan|_c$|^c$|^c\d$|split"
+)
+"""Attributes that speak of channels."""
+
+
+MANY = 40
+"""Modules below one, above which it is no block but a network."""
+
+
+class Resized(NamedTuple):
+    """A size that may be behind an attribute: what it was, what it is, and its axis."""
+
+    old: int
+    new: int
+    axis: Axis
+
+
+class Setting(NamedTuple):
+    """An attribute of one module with the values that it may get, the likeliest first."""
+
+    path: str
+    attribute: str
+    now: Any
+    kind: str
+    """Class of the module and name of the attribute: modules of one class are decided alike."""
+    values: tuple[Any, ...]
+
+    def ranked(self, ranks: Mapping[str, int]) -> Any:
+        """The value at the rank of its kind."""
+        return self.values[min(ranks[self.kind], len(self.values) - 1)]
+
+
+def settings(model: nn.Module, spec: Spec) -> list[Setting]:
+    """Every attribute of the traced model that may have to change. The model has its old sizes."""
+    nearby = _Nearby(model, spec)
+    out = []
+    for module, names in nearby.paths.items():
+        levels, fixed = nearby.levels(module, names), table(module)
+        for name, value in vars(module).items():
+            if name.startswith("_") or name in ("training", *fixed) or (fixed and OTHER.search(name)):
+                continue
+            values = candidates(name, value, levels, spec)
+            if len(values) > 1:
+                out.append(Setting(names[0], name, value, f"{type(module).__qualname__}.{name}", values))
+    return out
+
+
+class _Nearby:
+    """Sizes by the module that they stand in or near."""
+
+    def __init__(self, model: nn.Module, spec: Spec) -> None:
+        self.spec = spec
+        self.paths: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(module, []).append(path)
+        self.ops: dict[str, list[Axis]] = {}
+        for ins in spec.program.instructions:
+            for axis in _sizes_in((ins.args, tuple(v for _, v in ins.kwargs))):
+                self.ops.setdefault(ins.module, []).append(one_sample(axis, spec.program.batch))
+        self.tensors: dict[str, list[Axis]] = {}
+        for name, axes in spec.axes.items():
+            self.tensors.setdefault(name.rpartition(".")[0], []).extend(axes)
+        self.inside: dict[str, list[str]] = {}
+        for path in self.tensors:
+            self.inside.setdefault(path.rpartition(".")[0], []).append(path)
+
+    def levels(self, module: nn.Module, names: list[str]) -> list[list[Resized]]:
+        """The nearest first: in the module's own ops, their factors, its tensors, its children's, those around."""
+        children = [f"{n}.{c}" if n else c for n in names for c, _ in module.named_children()]
+        parents = [n.rpartition(".")[0] for n in names if n]
+        deep = [f"{n}.{m}" if n else m for n in names for m in _below_children(module)]
+        siblings = [s for p in parents for s in self.inside.get(p, ())]
+        ops, around = ([a for n in at for a in self.ops.get(n, ())] for at in (names, (*children, *parents)))
+        tensors, below, deeper, beside = (
+            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, deep, siblings)
+        )
+        levels = (ops, factors(ops), tensors, factors(tensors), below, factors(below), around, deeper, beside)
+        return [found(axes, self.spec) for axes in levels]
+
+
+def _below_children(module: nn.Module) -> list[str]:
+    """Modules in modules of it, unless there are many."""
+    found = [path for path, _ in module.named_modules() if "." in path]
+    return found if len(found) <= MANY else []
+
+
+def _sizes_in(args: Any) -> Iterable[Axis]:
+    if isinstance(args, Size):
+        yield args.axis
+    elif isinstance(args, tuple):
+        if len(args) > 1 and all(isinstance(a, Size) for a in args):
+            yield Concat(tuple(a.axis for a in args))  # what is split
+        for a in args:
+            yield from _sizes_in(a)
+
+
+def factors(axes: Iterable[Axis]) -> list[Axis]:
+    """Runs of neighbouring factors, and parts."""
+    out: list[Axis] = []
+    for a in axes:
+        if isinstance(a, Product):
+            n = len(a.factors)
+            out += [Product(a.factors[i:j]) for i in range(n) for j in range(i + 1, n + 1) if j - i < n]
+        elif isinstance(a, Concat):
+            out += [*a.parts, *factors(a.parts)]
+    return out
+
+
+def found(axes: Iterable[Axis], spec: Spec) -> list[Resized]:
+    groups = set(spec.sizes)
+    known = [a for a in dict.fromkeys(axes) if set(leaves(a)) <= groups]
+    return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in known if not isinstance(a, Fixed)]
+
+
+def candidates(name: str, value: Any, levels: list[list[Resized]], spec: Spec) -> tuple[Any, ...]:
+    """Candidates for an attribute, the likeliest first, what it is now among them; empty where nothing fits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _candidates(name, value, levels, spec)
+    row: Any = value if type(value) in (list, tuple, torch.Size) else ()
+    if row and all(type(v) is int for v in row):
+        each = [_candidates(name, v, levels[:2], spec) or (v,) for v in row]
+        rows = [[c[min(i, len(c) - 1)] for c in each] for i in range(max(map(len, each)))]
+        return tuple(type(row)(r) for i, r in enumerate(rows) if r not in rows[:i])
+    return ()
+
+
+def _candidates(name: str, value: int, levels: list[list[Resized]], spec: Spec) -> tuple[int, ...]:
+    out: list[int] = []
+    for depth, level in enumerate(levels):
+        if depth > 1 and (out or not CHANNELS.search(name)):
+            break
+        fits = [f for f in level if f.old == value]
+        fits.sort(key=lambda f: _likeness(name, f, spec), reverse=True)
+        out += [f.new for f in fits]
+    out = [value, *out] if OTHER.search(name) else [*out, value]
+    return tuple(dict.fromkeys(out)) if len(set(out)) > 1 else ()
+
+
+def _likeness(name: str, near: Resized, spec: Spec) -> int:
+    """How well the name of an attribute goes with an axis."""
+    lone = near.axis.name if isinstance(near.axis, Leaf) else None
+    kind = spec.groups[lone].kind if lone is not None else ""
+    if re.search(r"head_?(dim|size)|(dim|size|width)_(per_)?head|key_dim|val_dim|^d_?[kv]$|d_kv|kv_?channels", name):
+        return 2 * (kind == "head_dim")
+    if re.search(r"heads?$|^n_?head|num_head", name):
+        return 2 * (kind == "heads") + (lone is not None)
+    if "group" in name:
+        return 2 * (kind == "groups") + (kind == "heads") + (lone is not None)  # of queries, or of a convolution
+    return int(kind in ("hidden", "residual")) + (kind not in ("heads", "head_dim"))
+
+
+def ways(limits: list[int]) -> Iterator[tuple[int, ...]]:
+    """All rows of numbers below the limits, those with the smallest sum first.
+
+    >>> list(ways([2, 2]))
+    [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+    for total in range(sum(limits) - len(limits) + 1):
+        yield from _ranks(limits, total)
+
+
+def _ranks(limits: list[int], total: int) -> Iterator[tuple[int, ...]]:
+    if not limits:
+        if total == 0:
+            yield ()
+        return
+    for n in range(min(limits[0] - 1, total) + 1):
+        for rest in _ranks(limits[1:], total - n):
+            yield (n, *rest)
+
+
+# ---- layers of torch.nn
+
+
+@singledispatch
+def table(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a layer that say the sizes of its tensors, as its tensors are now."""
+    return {}
+
+
+@table.register
+def _(m: nn.Linear) -> dict[str, Any]:
+    return {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}
+
+
+@table.register
+def _(m: nn.Bilinear) -> dict[str, Any]:
+    return dict(zip(("out_features", "in1_features", "in2_features"), m.weight.shape, strict=True))
+
+
+@table.register
+def _(m: nn.Embedding) -> dict[str, Any]:
+    return {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}
+
+
+@table.register
+def _(m: _ConvNd) -> dict[str, Any]:
+    whole, per_group = ("in_channels", "out_channels") if m.transposed else ("out_channels", "in_channels")
+    return {whole: m.weight.shape[0], per_group: m.weight.shape[1] * m.groups}
+
+
+@table.register
+def _(m: _NormBase) -> dict[str, Any]:
+    t = m.weight if m.weight is not None else m.running_mean
+    return {} if t is None else {"num_features": len(t)}
+
+
+@table.register
+def _(m: nn.LayerNorm) -> dict[str, Any]:
+    return {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)}
+
+
+@table.register
+def _(m: nn.RMSNorm) -> dict[str, Any]:
+    return {} if m.weight is None else {"normalized_shape": tuple(m.weight.shape)}
+
+
+@table.register
+def _(m: nn.GroupNorm) -> dict[str, Any]:
+    return {} if m.weight is None else {"num_channels": len(m.weight)}
+
+
+@table.register
+def _(m: nn.PReLU) -> dict[str, Any]:
+    return {"num_parameters": len(m.weight)}
+
+
+@table.register
+def _(m: nn.RNNBase) -> dict[str, Any]:
+    own, gates = dict(m.named_parameters(recurse=False)), {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    rows, inputs = own["weight_ih_l0"].shape
+    projected = {"proj_size": own["weight_hr_l0"].shape[0]} if m.proj_size else {}
+    return {"input_size": inputs, "hidden_size": rows // gates, **projected}
+
+
+@table.register
+def _(m: nn.MultiheadAttention) -> dict[str, Any]:
+    own, e = dict(m.named_parameters(recurse=False)), m.out_proj.weight.shape[0]
+    k, v = (own[n].shape[1] if n in own else e for n in ("k_proj_weight", "v_proj_weight"))
+    return {"embed_dim": e, "kdim": k, "vdim": v}

@@ -1,0 +1,78 @@
+"""params + spec → nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..doors import door
+from ..errors import PruneError
+from ..program.sharded import check_plain
+from ..spec.spec import Spec, check_runnable
+from ..types import Params
+from .graph import graph_module
+from .rebuild import rebuild
+
+
+@door
+def to_module(
+    params: Params, *, spec: Spec, model: nn.Module | None = None, blocks: Sequence[str] | str = ()
+) -> nn.Module:
+    """A module at the spec's sizes whose parameters have their original names.
+
+    Without `model`, a graph module: it takes and returns what the traced model does; it trains, compiles, exports, and
+    `load_state_dict` works. It runs in the mode that was traced, whatever `train()` or `eval()` says; traced with
+    `train=True`, it updates its BatchNorm buffers.
+
+    With `model`, the original class: a copy of its module tree with new tensors, and the attributes that size its ops set
+    to the new sizes. It is confirmed by running it against `forward` on random inputs like the traced ones. Where the class
+    computes a scale from its width (attention's 1 / √head_dim), the scale of the traced width is kept by folding the ratio
+    into the layer that feeds it.
+
+    The params are copied: training the module does not write to them. Tied parameters stay tied.
+
+    With `blocks`, parts of the graph module are modules of their own at their own paths, which it calls, so that what hooks
+    modules works on them: `fully_shard`, activation checkpoints. Names, numbers and everything else are as without.
+
+        module = pf.to_module(params, spec=spec, blocks="model.layers.*")
+        for layer in module.model.layers.children():
+            fully_shard(layer)
+        fully_shard(module)
+
+    Given DTensors, the module's parameters are on `meta`: `prunefn.program.sharded` shows what to do with them, and how to start
+    several processes.
+
+    Args:
+        params: of the spec.
+        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        model: the module that was traced, at its sizes of then; it is not changed.
+        blocks: globs of module paths; where they match modules inside each other, the outermost. A block must run as a whole,
+            and have its parameters to itself.
+
+    Raises:
+        ParamsError: the params or the model do not fit the spec.
+        TraceError: the spec was recorded, and no `model` is given.
+        PruneError: the class cannot run at these sizes; the message says where in its source. A block cannot be called as a
+            whole, shares a parameter with what is outside, or a pattern matches nothing.
+
+    >>> import torch, prunefn as pf
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> spec = pf.trace(model, (torch.randn(2, 4),))
+    >>> mask = {"0": torch.tensor([True, False, True])}
+    >>> to_module(pf.apply(pf.params(model), mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+    """
+    if model is not None:
+        if blocks:
+            raise PruneError(
+                "blocks= is for the graph module; the original class has modules of its own: leave out one of the two"
+            )
+        check_plain(params, "to_module(…, model=model)", "leave model out, for a graph module")
+        return rebuild(params, spec, model)
+    check_runnable(spec)
+    return graph_module(params, spec, blocks)

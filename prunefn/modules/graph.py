@@ -1,0 +1,151 @@
+"""params + spec → a graph module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from ..parameters.transforms import check_names, tied_names
+from ..program.batches import device_of
+from ..program.build import build
+from ..program.compiled import constant, result
+from ..program.sharded import is_sharded, outline
+from ..spec.axis import Leaf, size
+from ..spec.domain import Expr, emitted, names
+from ..spec.example import Like
+from ..spec.spec import Spec
+from ..types import Params
+from .blocks import block_paths, nest
+
+
+def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -> fx.GraphModule:
+    """The program as a graph module; see `to_module`."""
+    check_names(params, spec)
+    device = device_of(params)
+    constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
+    inputs = [i.name for i in spec.program.inputs]
+    updates = dict(spec.program.updates)
+
+    def load(graph: fx.Graph, name: str) -> fx.Node:
+        if name in inputs:
+            return graph.placeholder(name)
+        node = graph.get_attr(
+            constants.get(name, name)
+        )  # autograd may keep it: what is written to later is read as a copy
+        return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
+
+    modules: dict[fx.Node, str] = {}
+
+    def emit(graph: fx.Graph, env: Any) -> Any:
+        modules.update({env[f"%{i.name}"]: i.module for i in spec.program.instructions})
+        for name, ref in updates.items():
+            graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
+        return list(result(spec, env))
+
+    root = nn.Module()
+    for name, t in copies(params, spec).items():
+        _register(root, name, t, persistent=True)
+    for n, path in constants.items():
+        _register(root, path, constant(spec, n, device).clone(), persistent=False)
+    present = spec.slots & params.keys()
+    graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    _assert_domain(graph, spec)
+    if paths := block_paths(blocks, params, modules.values()):
+        graph, inner = nest(graph, modules, paths, root)
+        for path, block in inner.items():
+            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
+            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
+    _others_among_inputs(graph, spec)
+    _arrange(graph, params)
+    graph.set_codegen(_signature(spec, inputs))
+    module = fx.GraphModule(root, graph)
+    if constants:  # torch 2.11 copies buffers as persistent
+        module.set_submodule("_constants", root.get_submodule("_constants"))
+    return module
+
+
+def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
+    """Let the module refuse sizes of dim 0 for which the program does not stand for the model, as `forward` does."""
+    program, places = spec.program, dict(spec.program.batch)
+    conditions: list[tuple[Expr, str]] = []
+    for i in program.inputs:
+        n = size(i.axes[0], spec.sizes) if i.axes and not isinstance(i.axes[0], Leaf) else 1
+        if n > 1:
+            places[f"{i.name}.shape[0]"] = i.name, 0
+            conditions.append((("==", f"{i.name}.shape[0]", n), f"{i.name}.shape[0] must be {n}, as it was traced"))
+    for leaf, limit in program.domain.limits.items():
+        op = "==" if limit.high == limit.low else ">="
+        conditions.append(((op, leaf, limit.low), f"{leaf} must be {limit}"))
+    conditions += [(guard.expr, f"this holds where {guard}") for guard in program.domain.guards]
+    inputs = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    read = {name for expr, _ in conditions for name in names(expr)}
+    with graph.inserting_before(next((n for n in graph.nodes if n.op != "placeholder"), None)):
+        sizes = {
+            leaf: graph.call_method("size", (inputs[name], d)) for leaf, (name, d) in places.items() if leaf in read
+        }
+        for expr, text in conditions:
+            graph.call_function(torch._assert, (emitted(expr, sizes, graph), text))
+
+
+def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
+    """Parameters and buffers for a module, by name; tied ones are one, and DTensors are without their numbers, on `meta`."""
+    first = tied_names(params, spec)
+    slots = spec.slots
+    out: dict[str, Tensor] = {}
+    for name, t in params.items():
+        if name not in first:
+            copy = outline(t) if is_sharded(t) else t.detach().clone()
+            is_parameter = name in spec.parameters or name in slots
+            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
+    return {name: out[first.get(name, name)] for name in params}
+
+
+def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> None:
+    *parents, leaf = path.split(".")
+    for p in parents:
+        if not hasattr(root, p):
+            root.add_module(p, nn.Module())
+        root = getattr(root, p)
+    if isinstance(t, nn.Parameter):
+        root.register_parameter(leaf, t)
+    else:
+        root.register_buffer(leaf, t, persistent=persistent)
+
+
+def _others_among_inputs(graph: fx.Graph, spec: Spec) -> None:
+    """Placeholders for arguments that are no tensors: flags of the traced call, which are given again and not read."""
+    tensors = iter([n for n in graph.nodes if n.op == "placeholder"])
+    last: fx.Node | None = None
+    for i, leaf in enumerate(spec.example.leaves):
+        if isinstance(leaf, Like):
+            last = next(tensors)
+            continue
+        with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
+            last = graph.placeholder(f"not_read_{i}")
+
+
+def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
+    """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
+
+    What the graph does not use is among them: counters, spare layers, second names of tied tensors, tensors of blocks.
+    """
+    read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        tensors = [read.get(name) or graph.get_attr(name) for name in params]
+    for node in reversed([*inputs, *tensors]):
+        if node is not first:
+            first.prepend(node)
+        first = node
+
+
+def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
+    """Arguments and results nested as in the traced model."""
+    args, kwargs = spec.program.in_spec.children()
+    names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
+    return _PyTreeCodeGen(_PyTreeInfo(names, spec.program.in_spec, spec.program.out_spec))

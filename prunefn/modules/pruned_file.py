@@ -1,0 +1,196 @@
+"""What a file of pruned tensors says beside them: sizes, masks of every round, attributes, ties, versions."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ParamsError, nearest
+from ..files.folder import AGAIN, Shard, read_all, shards, verify
+from ..files.tensors import SEAL
+from ..parameters.transforms import compose
+from ..types import Mask
+from .plan import Plan, plan_of
+
+FORMAT = "2"
+KIND_MODULE, KIND_PARAMS = "module", "params"
+
+
+class Content(NamedTuple):
+    """What is in a file or state dict."""
+
+    tensors: dict[str, Tensor]
+    """Tied ones are one object."""
+    kind: str = ""
+    """`params`: for the program of a spec; `module`: for a class, which may compute scales itself; empty: nobody knows."""
+    plan: Plan | None = None
+    """Attributes of the modules; None: it does not say."""
+    sizes: Mapping[str, int] | None = None
+    """Group → units; None: it does not say."""
+    masks: tuple[Mask, ...] = ()
+    """Of every round, each over what the one before it left."""
+    where: str = "the state dict"
+
+    @property
+    def mask(self) -> Mask:
+        """Of all rounds together."""
+        return reduce(compose, self.masks, {})
+
+
+def notes(
+    kind: str,
+    *,
+    plan: Plan | None = None,
+    names: Sequence[str] | None = None,
+    tied: Mapping[str, str] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    masks: Sequence[Mask] = (),
+) -> dict[str, str]:
+    """The metadata of a file; `names` is the order of the tensors, tied ones included."""
+    from .._version import __version__
+
+    return {
+        "format": "pt",  # for readers of transformers
+        "prunefn": FORMAT,
+        "kind": kind,
+        "versions": json.dumps({"prunefn": __version__, "torch": str(torch.__version__)}),
+        "plan": json.dumps(plan),
+        "names": json.dumps(None if names is None else list(names)),
+        "tied": json.dumps(dict(tied or {})),
+        "sizes": json.dumps(None if sizes is None else dict(sizes)),
+        "masks": json.dumps([{g: _packed(m) for g, m in mask.items()} for mask in masks]),
+    }
+
+
+def _packed(mask: Tensor) -> list[Any]:
+    """Units, and their bits, the first unit in the highest bit."""
+    return [len(mask), base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()]
+
+
+def _unpacked(units: int, text: str) -> Tensor:
+    bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(bits) != -(-units // 8):
+        raise ValueError(f"a mask of {units} units has {len(bits)} bytes")
+    return torch.from_numpy(np.unpackbits(bits, count=units).astype(bool))
+
+
+def read_content(source: str | os.PathLike[str] | Mapping[str, Tensor], *, check: bool = True) -> Content:
+    """A state dict, or what is in a file.
+
+    Args:
+        source: a state dict; a safetensors file, or a folder of them with an index; or what `torch.save` wrote.
+        check: that every bit of a file of ours is as it was written.
+
+    Raises:
+        ParamsError: names the file, and says what is wrong.
+    """
+    if isinstance(source, Mapping):
+        return Content(dict(source), plan=plan_of(source))
+    path = Path(source)
+    if not path.is_dir() and path.suffix != ".safetensors" and _is_pickle(path):
+        return _of_torch(path)
+    files = shards(path)
+    for s in files:
+        _check_format(s, files[0])
+    if check:
+        verify(files)
+    tensors = read_all(files)
+    if "prunefn" not in files[0].metadata:
+        return Content(tensors, where=str(path))
+    try:
+        return _described(tensors, files[0].metadata, str(path))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ParamsError(f"{path} is damaged: its metadata cannot be read ({error!r:.200}); {AGAIN}") from error
+
+
+def _check_format(s: Shard, first: Shard) -> None:
+    known = s.metadata.get("prunefn")
+    if known is None and SEAL in s.metadata:
+        raise ParamsError(f"{s.path} is a file of prunefn, but none of pf.save, or it is damaged; {AGAIN}")
+    if known not in (None, FORMAT):
+        raise ParamsError(f"{s.path} has format {known!r}; this version reads format {FORMAT!r}")
+    ours = [{k: v for k, v in x.metadata.items() if k != SEAL} for x in (s, first) if "prunefn" in x.metadata]
+    if len(ours) == 1 or (ours and ours[0] != ours[1]):
+        raise ParamsError(f"{s.path} and {first.path} were written by different runs; {AGAIN}")
+
+
+def _described(tensors: dict[str, Tensor], metadata: Mapping[str, str], where: str) -> Content:
+    plan, sizes = json.loads(metadata["plan"]), json.loads(metadata["sizes"])
+    for name, first in json.loads(metadata["tied"]).items():
+        tensors[name] = tensors[first]
+    if (names := json.loads(metadata["names"])) is not None:
+        tensors = {str(n): tensors[n] for n in names}
+    return Content(
+        tensors,
+        metadata["kind"],
+        None if plan is None else [(str(p), str(a), tuple(v) if isinstance(v, list) else v) for p, a, v in plan],
+        None if sizes is None else {str(g): int(n) for g, n in sizes.items()},
+        tuple({g: _unpacked(*m) for g, m in mask.items()} for mask in json.loads(metadata["masks"])),
+        where,
+    )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it begins as a file of `torch.save` does: a zip, or the pickle of old versions.
+
+    The length of a safetensors header may look like either; but its header begins after eight bytes.
+    """
+    with path.open("rb") as file:
+        first = file.read(9)
+    return first[:2] in (b"PK", b"\x80\x02") and first[8:] != b"{"
+
+
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+"""Where training scripts keep the state dict in what they save."""
+
+
+def _of_torch(path: Path) -> Content:
+    """A state dict that `torch.save` wrote; of its pickle, torch admits tensors and plain containers only."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch's reader may raise anything on damaged files
+        raise ParamsError(
+            f"{path} is damaged, or holds more than tensors, which is not loaded ({type(e).__name__}); {AGAIN}, as safetensors"
+        ) from e
+    if not _is_state(state):
+        inner = {key: state[key] for key in WRAPPERS if isinstance(state, Mapping) and _is_state(state.get(key))}
+        if len(inner) != 1:
+            raise ParamsError(
+                f"{path} holds no state dict (name → tensor), neither as it is nor under one of {', '.join(WRAPPERS)}; pass the "
+                "state dict that is in it"
+            )
+        (state,) = inner.values()
+    return Content(dict(state), plan=plan_of(state), where=str(path))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
+
+
+def check_masks(masks: Sequence[Mask], sizes: Mapping[str, int], traced: Mapping[str, int]) -> None:
+    """The masks of all rounds leave these sizes of the traced ones.
+
+    Raises:
+        MaskError: a round does not fit the one before it.
+        ParamsError: names the group and both sizes.
+    """
+    total = reduce(compose, masks, {})
+    if unknown := next((g for g in total if g not in traced), None):
+        raise ParamsError(f"the masks have a group {unknown!r} that the spec has not{nearest(unknown, traced)}")
+    for g, n in traced.items():
+        m = total.get(g)
+        of, left = (n, n) if m is None else (len(m), int(m.sum()))
+        if (of, left) != (n, sizes[g]):
+            raise ParamsError(
+                f"the masks leave {left} of {of} units of group {g!r}, but the spec has {sizes[g]} of {n}; give the masks of every "
+                "round, the first of them over the traced sizes, and the spec that they led to"
+            )

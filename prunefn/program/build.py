@@ -1,0 +1,118 @@
+"""A program compiled for given sizes into an `fx.Graph`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, leaves, size
+from ..spec.program import Device, Instruction, Program, Ref, Size, Slot, needed_by, target
+
+Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
+"""Called once all values are there: (graph, value name → node) → what the graph returns."""
+
+
+def build(
+    program: Program,
+    sizes: Mapping[str, int],
+    *,
+    present: frozenset[str],
+    device: torch.device,
+    load: Callable[[fx.Graph, str], fx.Node],
+    emit: Emit,
+    only: Iterable[str] | None = None,
+) -> fx.Graph:
+    """Emit the program for given leaf sizes.
+
+    `load` makes the node of a parameter, constant or input by name. `only` restricts it to what the named values need.
+    """
+    graph = fx.Graph()
+    env: dict[str, Any] = {}
+    slots = {s.instruction: s for s in program.slots if s.tensor in present}
+    needed = None if only is None else needed_by(program, set(only), slots)
+    for name in (*program.tensors, *(s.tensor for s in program.slots if s.tensor in present), *program.constants):
+        if needed is None or name in needed:
+            env[name] = load(graph, name)
+    for i in program.inputs:
+        env[i.name] = load(graph, i.name)
+    emitter = _Emitter(graph, env, sizes, program.batch, device)
+    for ins in program.instructions:
+        if needed is None or f"%{ins.name}" in needed:
+            env[f"%{ins.name}"] = emitter.call(ins, slots.get(ins.name))
+    graph.output(emit(graph, env))
+    return graph
+
+
+class _Emitter:
+    """Turns instructions into nodes of a graph."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        env: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        batch: Mapping[str, tuple[str, int]],
+        device: torch.device,
+    ) -> None:
+        self.graph, self.env, self.sizes, self.batch, self.device = graph, env, sizes, batch, device
+        self.dynamic: dict[Axis, Any] = {}
+
+    def call(self, ins: Instruction, slot: Slot | None) -> Any:
+        args = [self.value(a) for a in ins.args]
+        kwargs = {k: self.value(v) for k, v in ins.kwargs}
+        if ins.is_size:
+            return self.graph.call_method("size", tuple(args))
+        bias = None if slot is None else self.env[slot.tensor]
+        if slot is not None and slot.argument >= 0:
+            args += [None] * (slot.argument + 1 - len(args))
+            args[slot.argument] = bias
+        node = self.graph.call_function(target(ins.op), tuple(args), kwargs)
+        if slot is not None and slot.argument < 0:
+            for _ in range(-slot.dim - 1):
+                bias = self.graph.call_function(torch.unsqueeze, (bias, -1))
+            node = self.graph.call_function(torch.add, (node, bias))
+        return node
+
+    def value(self, a: Any) -> Any:
+        match a:
+            case Ref(name):
+                return self.env[name]
+            case Size(axis):
+                return self.size(axis)
+            case Device():
+                return self.device
+            case tuple():
+                return [self.value(x) for x in a]
+            case _:
+                return a
+
+    def size(self, axis: Axis) -> Any:
+        """An int, or a node where the axis contains the batch."""
+        if not any(leaf in self.batch for leaf in leaves(axis)):
+            return size(axis, self.sizes)
+        if axis not in self.dynamic:
+            match axis:
+                case Leaf(name):
+                    source, dim = self.batch[name]
+                    self.dynamic[axis] = self.graph.call_method("size", (self.env[source], dim))
+                case Product(children):
+                    self.dynamic[axis] = self._fold(operator.mul, children)
+                case Concat(children):
+                    self.dynamic[axis] = self._fold(operator.add, children)
+                case Fixed(n):
+                    return n
+        return self.dynamic[axis]
+
+    def _fold(self, op: Callable[..., Any], children: Iterable[Axis]) -> Any:
+        first, *rest = (self.size(c) for c in children)
+        for other in rest:
+            first = (
+                op(first, other)
+                if isinstance(first, int) and isinstance(other, int)
+                else self.graph.call_function(op, (first, other))
+            )
+        return first

@@ -1,0 +1,331 @@
+"""`pruning_config.json`: channel and slice pruning by a file, read once, checked whole, and never written to.
+
+The file is an object with the keys `channel_sparsity_args` and `slice_sparsity_args`, both optional. What it says is a value,
+`Config`; what a run has reached is not in it, but in the values that `prunefn.pruning` returns.
+
+>>> config = load({"channel_sparsity_args": {
+...     "global_pruning": True, "block_size": 1, "start_epoch": 0, "end_epoch": 4, "epoch_rate": 2,
+...     "global_prune_rate": 0.5, "pruning_method": "BNScalePruner", "layers": ["module.conv1"]}})
+>>> config.channel_sparsity_args.layers, config.channel_sparsity_args.regularize.alpha_shrinkage_reg
+(('conv1',), 4.0)
+>>> load({"channel_sparsity_arg": {}})
+Traceback (most recent call last):
+prunefn.errors.PruneError: the pruning config has a problem:
+  channel_sparsity_arg is no key of it; did you mean 'channel_sparsity_args' or 'slice_sparsity_args'?
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from ..errors import PruneError, nearest
+from ..train.schedule import multiples
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+except ImportError as error:
+    raise ImportError("the pruning config needs pydantic (the extra `cli`): pip install pydantic") from error
+
+Method = Literal["BNScalePruner", "GroupNormPruner", "MACAwareImportance", "Magnitude", "LAMP", "FPGM", "Random", "VBP"]
+"""How channels are scored: the scales of their norms; the norms of all coupled weights, or those with MACs; the criteria of
+`prunefn.criteria` of these names; `VBP` is their variance, which needs batches."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Epoch = Annotated[int, Field(ge=0)]
+Shape = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+class _Frozen(BaseModel):
+    """Types are not converted, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Regularize(_Frozen):
+    """Strengths of the losses that `channel_regularize` adds."""
+
+    reg: NotNegative = 0.0
+    mac_reg: NotNegative = 0.0
+    """Of what `MACAwareImportance` adds in proportion to a group's MACs."""
+    gamma: NotNegative = 1.0
+    """Times `reg` for group norms."""
+    alpha_shrinkage_reg: NotNegative = 4.0
+    """The least important unit of a group shrinks up to 2 to this power times as fast as the most important."""
+
+
+class MacParams(_Frozen):
+    """How `MACAwareImportance` weighs MACs against importance."""
+
+    use_macs: bool = True
+    type: Literal["Sum", "Mul"] = "Sum"
+    alpha: Share = 0.9
+    beta: Annotated[float, Field(gt=0)] = 2.0
+
+
+class _Scheduled(_Frozen):
+    """Epochs at which something is pruned: those in [start_epoch, end_epoch) that epoch_rate divides."""
+
+    is_prune: bool = True
+    block_size: Count
+    start_epoch: Epoch
+    end_epoch: Epoch
+    epoch_rate: Count
+
+    def fraction(self, epoch: int) -> float:
+        """(j + 1) / K once the pruning of this epoch is done: K epochs prune, and it is the j-th of them or comes after it.
+
+        >>> args = SliceArgs(block_size=2, start_epoch=1, end_epoch=6, epoch_rate=2, prune_rate=0.5)
+        >>> [args.fraction(e) for e in range(7)]
+        [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0]
+        """
+        done = multiples(self.start_epoch, min(epoch + 1, self.end_epoch), self.epoch_rate)
+        return done / multiples(self.start_epoch, self.end_epoch, self.epoch_rate)
+
+    def _check_epochs(self) -> None:
+        if self.start_epoch >= self.end_epoch:
+            raise ValueError(
+                f"end_epoch|is {self.end_epoch}; it must be above start_epoch, {self.start_epoch}: "
+                "the last epoch that may prune is the one before it"
+            )
+        start, end, rate = self.start_epoch, self.end_epoch, self.epoch_rate
+        if not multiples(start, end, rate):
+            raise ValueError(
+                f"epoch_rate|is {rate}, and no epoch in [{start}, {end}) is a multiple of it, so that nothing would be "
+                "pruned; change one of the three"
+            )
+
+
+class ChannelArgs(_Scheduled):
+    """`channel_sparsity_args`."""
+
+    global_pruning: bool
+    """One ranking over all chosen groups; else one for each."""
+    block_size: Count
+    """Kept counts are multiples of it."""
+    global_prune_rate: Share
+    """Share of the chosen channels that is gone after the last epoch that prunes."""
+    max_pruning_rate: Share = 1.0
+    """No group loses more than this share."""
+    mac_target: Share = 0.0
+    """Share of the MACs to keep, at which pruning stops; 0: none."""
+    prune_at_target: bool = False
+    """Prune as if the rate were 1 and mask only, until `mac_target` is met; then remove."""
+    reach_mac_target: bool = False
+    """Of no effect: what was reached is in the state of `Pruning`."""
+    log_str: str | None = None
+    """Of no effect."""
+    pruning_method: Method
+    prune_channels_at_init: bool = False
+    """All at once, before training."""
+    infer: bool = False
+    """All at once, and nothing else: no losses, no slices."""
+    isomorphic: bool = False
+    """Under global_pruning: a ranking for each set of structurally identical groups."""
+    regularize: Regularize = Regularize()
+    MAC_params: MacParams = MacParams()
+    layers: tuple[str, ...] = ()
+    """Modules whose outputs may be pruned, with all that is coupled to them."""
+    input_shape: Annotated[Shape | tuple[Shape, ...] | None, Field(union_mode="left_to_right")] = None
+    """[B, C, H, W] of the example input, or one for each of several."""
+    container: Literal["tuple"] | None = None
+    """Several inputs are one argument, a tuple; else an argument each."""
+
+    @field_validator("layers")
+    @classmethod
+    def _strip(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.removeprefix("module.") for name in layers)
+
+    @model_validator(mode="after")
+    def _check(self) -> ChannelArgs:
+        if not self.is_prune:
+            return self
+        if not self.layers:
+            raise ValueError("layers|is []; name the modules whose outputs may be pruned, such as 'layer1.0.conv1'")
+        if self.prune_at_target and not self.mac_target:
+            raise ValueError(
+                "prune_at_target|is true, but mac_target is 0; set mac_target to the share of MACs to keep, such as 0.5"
+            )
+        if not self.prune_at_target and self.global_prune_rate == 1:
+            raise ValueError(
+                "global_prune_rate|is 1, which would remove everything; set prune_at_target with a mac_target, or a lower rate"
+            )
+        if not self.prune_at_target and self.global_prune_rate > self.max_pruning_rate:
+            raise ValueError(
+                f"global_prune_rate|is {self.global_prune_rate}, but no group may lose more than max_pruning_rate, "
+                f"{self.max_pruning_rate}; change one of them"
+            )
+        if not self.at_once:
+            self._check_epochs()
+        return self
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all goes before training."""
+        return self.prune_channels_at_init or self.infer
+
+    def share(self, epoch: int) -> float:
+        """Share of the chosen channels that is gone once the pruning of this epoch is done; up to 1 under prune_at_target.
+
+        >>> args = load({"channel_sparsity_args": {
+        ...     "global_pruning": True, "block_size": 1, "start_epoch": 0, "end_epoch": 4, "epoch_rate": 2,
+        ...     "global_prune_rate": 0.5, "pruning_method": "LAMP", "layers": ["conv1"]}}).channel_sparsity_args
+        >>> [args.share(e) for e in range(5)]
+        [0.25, 0.25, 0.5, 0.5, 0.5]
+        """
+        total = 1.0 if self.prune_at_target else self.global_prune_rate
+        return total if self.at_once else total * self.fraction(epoch)
+
+
+class SliceArgs(_Scheduled):
+    """`slice_sparsity_args`."""
+
+    block_size: Count
+    """Weights in a slice."""
+    prune_rate: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the slices of each layer that is zero after the last epoch that prunes."""
+    pruning_gradually: bool = False
+    """The share grows from epoch to epoch; else it is the whole from the first."""
+    pruning_mode: Literal["Prune", "Unprune"] = "Prune"
+    """`Unprune`: no slice is pruned or held, and there is no loss."""
+    disable_first_index: bool = False
+    """Slices at the first index of each kernel row stay."""
+    pruning_method: Literal["L2_norm"] = "L2_norm"
+    reg: NotNegative = 0.0
+    """Strength of the log-norm that `slice_regularize` adds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SliceArgs:
+        if self.is_prune:
+            self._check_epochs()
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether slices are pruned at all."""
+        return self.is_prune and self.pruning_mode == "Prune"
+
+    def rate(self, epoch: int) -> float:
+        """Share of the slices that is zero once the pruning of this epoch is done."""
+        done = self.fraction(epoch)
+        return self.prune_rate * (done if self.pruning_gradually else float(done > 0))
+
+
+class Config(_Frozen):
+    """A whole `pruning_config.json`."""
+
+    channel_sparsity_args: ChannelArgs | None = None
+    slice_sparsity_args: SliceArgs | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.channel_sparsity_args is None and self.slice_sparsity_args is None:
+            raise ValueError(
+                "channel_sparsity_args|is missing, and slice_sparsity_args, too; give at least one of them"
+            )
+        return self
+
+
+def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
+    """Read a pruning config and check all of it. The file is only read.
+
+    Args:
+        source: a JSON file, or what would be in it.
+
+    Returns:
+        A `Config`, immutable and hashable. A leading `module.` of layers is gone.
+
+    Raises:
+        PruneError: it is no JSON, or a key is unknown or missing, a value has the wrong type or is out of range, or nothing
+            would ever be pruned; a line for each, with key, value and what is allowed.
+        OSError: the file cannot be read.
+    """
+    mapping = isinstance(source, Mapping)
+    what = "the pruning config" if mapping else str(source)
+    try:
+        text = json.dumps(source) if mapping else Path(source).read_text(encoding="utf-8")
+        data = json.loads(text, object_pairs_hook=_once)
+    except (TypeError, ValueError) as error:
+        raise PruneError(f"{what} is not valid JSON: {error}") from error
+    try:
+        return Config.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_problem(e, data) for e in error.errors()))
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  {p}" for p in problems)
+    raise PruneError(f"{what} has {count}:{lines}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return out
+
+
+# ---- what pydantic says, in a line
+
+
+_MODELS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Config,
+    ("channel_sparsity_args",): ChannelArgs,
+    ("slice_sparsity_args",): SliceArgs,
+    ("channel_sparsity_args", "regularize"): Regularize,
+    ("channel_sparsity_args", "MAC_params"): MacParams,
+}
+_TYPES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a string",
+    "tuple": "a list",
+    "model": "an object",
+    "none": "null",
+    "finite": "a finite number",
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _problem(error: Any, data: Any) -> str:
+    """One error of pydantic in a line: key, value, what is allowed."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    loc = tuple(str(p) for p in error["loc"])
+    if kind == "value_error":
+        key, _, text = str(context["error"]).partition("|")
+        return f"{'.'.join((*loc, key))} {text}"
+    owner = _MODELS.get(loc[:-1])
+    if kind == "extra_forbidden" and owner is not None:
+        place = ".".join(loc[:-1]) or "it"
+        return f"{'.'.join(loc)} is no key of {place}{nearest(loc[-1], owner.model_fields)}"
+    if kind == "missing":
+        return f"{'.'.join(loc)} is missing"
+    if loc[:2] == ("channel_sparsity_args", "input_shape"):  # pydantic reports each branch of the union
+        shape = _shown(data[loc[0]][loc[1]])
+        return (
+            f"{'.'.join(loc[:2])} is {shape}; it must be [B, C, H, W], whole numbers above 0, or a list of such lists"
+        )
+    return f"{'.'.join(loc)} is {_shown(value)}; it must be {_allowed(kind, value, context, loc, owner)}"
+
+
+def _allowed(kind: str, value: Any, context: Mapping[str, Any], loc: tuple[str, ...], owner: Any) -> str:
+    if kind == "literal_error":
+        field = owner.model_fields[loc[-1]].annotation if owner is not None else None
+        known = [
+            k for k in (*get_args(field), *(x for a in get_args(field) for x in get_args(a))) if isinstance(k, str)
+        ]
+        hint = nearest(value, known) if isinstance(value, str) and len(known) > 3 else ""
+        return context["expected"] + (hint if "did you mean" in hint else "")
+    if bounds := [f"{word} {context[k]}" for k, word in _BOUNDS.items() if k in context]:
+        return bounds[0]
+    return next((text for name, text in _TYPES.items() if kind.startswith(name)), kind.replace("_", " "))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,75 @@
+"""The ratio at which a cost, as a polynomial in it, takes a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import sqrt
+
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product
+from ..spec.costs import Polynomial
+
+
+def degrees(polynomial: Polynomial, sizes: Mapping[str, int], names: Iterable[str]) -> list[int]:
+    """Coefficients c of the cost Σ c[i]·qⁱ when the sizes of the named groups are multiplied by q.
+
+    >>> from prunefn.spec.costs import polynomial
+    >>> degrees(polynomial([(Leaf("a"), Leaf("b"), Fixed(2)), (Leaf("b"), Fixed(7))]), {"a": 3, "b": 5}, ["a", "b"])
+    [0, 35, 30]
+    """
+    chosen = frozenset(names)
+    total = [0]
+    for coefficient, axes in polynomial.terms:
+        term = [coefficient]
+        for axis in axes:
+            term = _times(term, _degrees(axis, sizes, chosen))
+        total = _plus(total, term)
+    return total
+
+
+def _degrees(axis: Axis, sizes: Mapping[str, int], chosen: frozenset[str]) -> list[int]:
+    match axis:
+        case Leaf(name):
+            return [0, sizes[name]] if name in chosen else [sizes[name]]
+        case Fixed(n):
+            return [n]
+        case Product(factors):
+            out = [1]
+            for f in factors:
+                out = _times(out, _degrees(f, sizes, chosen))
+            return out
+        case Concat(parts):
+            out = [0]
+            for p in parts:
+                out = _plus(out, _degrees(p, sizes, chosen))
+            return out
+
+
+def _times(a: list[int], b: list[int]) -> list[int]:
+    out = [0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            out[i + j] += x * y
+    return out
+
+
+def _plus(a: list[int], b: list[int]) -> list[int]:
+    width = max(len(a), len(b))
+    return [x + y for x, y in zip(a + [0] * (width - len(a)), b + [0] * (width - len(b)), strict=True)]
+
+
+def root(coefficients: list[int], target: float) -> float:
+    """The q in [0, 1] at which the polynomial, which has no negative coefficient, takes the target."""
+    rest, one, two, *more = [*coefficients, 0, 0]
+    if any(more):
+        return bisected(coefficients, target)
+    left = target - rest
+    return 2 * left / (one + sqrt(one * one + 4 * two * left)) if one or two else 1.0
+
+
+def bisected(coefficients: list[int], target: float) -> float:
+    """The same for any degree, to the last bit."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        value = sum(c * middle**i for i, c in enumerate(coefficients))
+        low, high = (middle, high) if value <= target else (low, middle)
+    return low

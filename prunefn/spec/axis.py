@@ -1,0 +1,195 @@
+"""Axis expressions: what one dimension of one tensor is made of.
+
+    axis := Leaf | Fixed | Product(axis, …)   row-major, as in a reshape
+                         | Concat(axis, …)    as in cat, split and slice
+
+A `Leaf` has a name, and its size is looked up in a dict of sizes, so that the same expression serves every pruned
+size of a network. A `Fixed` axis is frozen for good. Expressions are immutable, hashable values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .._shapes import Bool, Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """An indivisible axis that may change its size: a group, or the batch."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """An axis that never changes its size."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Row-major product of its factors, as in `reshape`."""
+
+    factors: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Its parts one after the other, as in `cat`."""
+
+    parts: tuple[Axis, ...]
+
+
+Axis = Leaf | Fixed | Product | Concat
+Sizes = Mapping[str, int]
+
+
+def product(factors: list[Axis]) -> Axis:
+    """The product in its simplest form: ones dropped, neighbouring fixed factors merged."""
+    kept: list[Axis] = []
+    for f in factors:
+        for g in f.factors if isinstance(f, Product) else (f,):
+            if isinstance(g, Fixed) and kept and isinstance(kept[-1], Fixed):
+                kept[-1] = Fixed(kept[-1].size * g.size)
+            elif g != Fixed(1):
+                kept.append(g)
+    return kept[0] if len(kept) == 1 else Product(tuple(kept)) if kept else Fixed(1)
+
+
+def concat(parts: list[Axis]) -> Axis:
+    """The concatenation in its simplest form: neighbouring fixed parts merged."""
+    kept: list[Axis] = []
+    for p in parts:
+        for q in p.parts if isinstance(p, Concat) else (p,):
+            if isinstance(q, Fixed) and kept and isinstance(kept[-1], Fixed):
+                kept[-1] = Fixed(kept[-1].size + q.size)
+            elif q != Fixed(0):
+                kept.append(q)
+    return kept[0] if len(kept) == 1 else Concat(tuple(kept)) if kept else Fixed(0)
+
+
+def size(axis: Axis, sizes: Sizes) -> int:
+    """Number of positions of `axis`, given the size of each leaf.
+
+    >>> size(Product((Fixed(3), Leaf("heads"), Leaf("head_dim"))), {"heads": 2, "head_dim": 8})
+    48
+    """
+    match axis:
+        case Leaf(name):
+            return sizes[name]
+        case Fixed(n):
+            return n
+        case Product(factors):
+            return prod(size(f, sizes) for f in factors)
+        case Concat(parts):
+            return sum(size(p, sizes) for p in parts)
+
+
+def leaves(axis: Axis) -> Iterator[str]:
+    """Names of the leaves of `axis`, from left to right, with repetitions."""
+    match axis:
+        case Leaf(name):
+            yield name
+        case Product(children) | Concat(children):
+            for child in children:
+                yield from leaves(child)
+        case Fixed():
+            return
+
+
+def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, " positions"]:
+    """Which positions of `axis` are kept: bool [size]. A position is kept iff all the units on its path are.
+
+    >>> keep(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([True, False, True])}, {"c": 3}).int().tolist()
+    [1, 0, 1, 1, 0, 1]
+    """
+    match axis:
+        case Leaf(name) if name in mask:
+            return mask[name].cpu()
+        case Leaf() | Fixed():
+            return torch.ones(size(axis, sizes), dtype=torch.bool)
+        case Product(factors):
+            out = torch.ones(1, dtype=torch.bool)
+            for f in factors:
+                out = (out[:, None] & keep(f, mask, sizes)).flatten()
+            return out
+        case Concat(parts):
+            return torch.cat([keep(p, mask, sizes) for p in parts])
+
+
+def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Tensor, " positions"]:
+    """Where each position of `axis` comes from when the units of its leaves are put in another order: int64 [size].
+
+    >>> reorder(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([2, 0, 1])}, {"c": 3}).tolist()
+    [2, 0, 1, 5, 3, 4]
+    """
+    match axis:
+        case Leaf(name) if name in orders:
+            return orders[name].cpu()
+        case Leaf() | Fixed():
+            return torch.arange(size(axis, sizes))
+        case Product(factors):
+            out = torch.zeros(1, dtype=torch.int64)
+            for f in factors:
+                out = (out[:, None] * size(f, sizes) + reorder(f, orders, sizes)).flatten()
+            return out
+        case Concat(parts):
+            starts = torch.tensor([0, *(size(p, sizes) for p in parts)]).cumsum(0).tolist()
+            return torch.cat([s + reorder(p, orders, sizes) for s, p in zip(starts, parts, strict=False)])
+
+
+def positions(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, "units k"]:
+    """The index map of a leaf in an axis: int64 [units, k], the k positions at which each unit stands.
+
+    >>> positions(Concat((Leaf("c"), Fixed(1), Leaf("c"))), "c", {"c": 2}).tolist()
+    [[0, 3], [1, 4]]
+    """
+    unit = unit_of(axis, leaf, sizes)
+    order = torch.argsort(unit, stable=True)
+    order = order[unit[order] >= 0]
+    return order.reshape(sizes[leaf], -1)
+
+
+def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
+    """The unit of `leaf` at each position of `axis`: int64 [size], -1 where the leaf does not occur."""
+    match axis:
+        case Leaf(name) if name == leaf:
+            return torch.arange(sizes[name])
+        case Leaf() | Fixed():
+            return torch.full((size(axis, sizes),), -1)
+        case Product(factors):
+            out = torch.full((1,), -1)
+            for f in factors:
+                out = torch.maximum(out[:, None], unit_of(f, leaf, sizes)).flatten()
+            return out
+        case Concat(parts):
+            return torch.cat([unit_of(p, leaf, sizes) for p in parts])
+
+
+def einops_form(axis: Axis, labels: Mapping[str, str], *, inner: bool = False) -> str:
+    """The axis in einops notation; concatenated parts are joined by ` + `.
+
+    >>> einops_form(Product((Fixed(3), Leaf("h"), Leaf("d"))), {"h": "heads", "d": "head_dim"})
+    '(3 heads head_dim)'
+    """
+    match axis:
+        case Leaf(name):
+            return labels.get(name, name)
+        case Fixed(n):
+            return str(n)
+        case Product(factors):
+            return "(" + " ".join(einops_form(f, labels, inner=True) for f in factors) + ")"
+        case Concat(parts):
+            return "(" + " + ".join(_runs([einops_form(p, labels, inner=True) for p in parts])) + ")"
+
+
+def _runs(words: list[str], limit: int = 8) -> list[str]:
+    """A long sum is cut in the middle."""
+    return words if len(words) <= limit else [*words[:4], f"… {len(words) - 6} more …", *words[-2:]]

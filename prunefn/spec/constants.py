@@ -1,0 +1,33 @@
+"""The tensors of a program that are in no state dict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..frozen_dict import FrozenDict
+from .axis import Axis
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Tensors that are in no state dict: rotary tables, position grids, masks built in `forward`. Compared by value."""
+
+    tensors: FrozenDict[str, Tensor]
+    axes: FrozenDict[str, tuple[Axis, ...]]
+    sources: FrozenDict[str, str]
+    """Path of the buffer or attribute that holds each."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Constants) or self.axes != other.axes:
+            return NotImplemented if not isinstance(other, Constants) else False
+        pairs = [(t, other.tensors[n]) for n, t in self.tensors.items()]
+        return all(
+            a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu()))
+            for a, b in pairs
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple((n, tuple(t.shape)) for n, t in self.tensors.items()))

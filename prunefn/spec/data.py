@@ -1,0 +1,105 @@
+"""What a spec holds: the program, the axes of all tensors, the costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..frozen_dict import FrozenDict
+from .axis import Axis, einops_form, size
+from .constants import Constants
+from .costs import Costs, Polynomial
+from .example import Example
+from .parts import Group, Layout, Site
+from .program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class SpecData:
+    """Which axes of which tensors belong together, the program, and the costs. Read-only."""
+
+    program: Program
+    axes: FrozenDict[str, tuple[Axis, ...]]
+    """Tensor → axis of each dim; biases that a compensation may create are included."""
+    sizes: FrozenDict[str, int]
+    """Group → number of units now."""
+    traced: FrozenDict[str, int]
+    """Group → number of units in the model that was traced."""
+    groups: FrozenDict[str, Group]
+    sites: FrozenDict[str, Site]
+    constants: Constants
+    costs: Costs
+    parameters: frozenset[str]
+    """Names of the parameters; all other tensors are buffers."""
+    tied: FrozenDict[str, str]
+    """Second name of a tensor → its first name."""
+    frozen: FrozenDict[tuple[str, int], tuple[str, ...]] = field(repr=False)
+    unknown: FrozenDict[str, str] = field(repr=False)
+    """Op without a rule → where it stands in the source."""
+    example: Example
+    """Stands for the inputs of the trace."""
+    train: bool = False
+    capture: str = "exported"
+    """`exported`, or `recorded`: known from one real run, so that the program cannot be run on other inputs."""
+    capture_reason: str = ""
+    """Why the model could not be exported."""
+    layers: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
+    """Module → the MACs that are done with its parameters, or in it where two activations meet; together, `costs.macs`."""
+    layouts: FrozenDict[str, tuple[Layout, ...]] = field(default=FrozenDict(), repr=False)
+    """Instruction → how each weight of its contractions is laid out, as the op's rule says."""
+    scales: tuple[str, ...] = field(default=(), repr=False)
+    """Values that are the weight of a norm."""
+
+    def _key(self) -> tuple[Any, ...]:
+        return (
+            self.program,
+            self.axes,
+            self.sizes,
+            self.groups,
+            self.sites,
+            self.constants,
+            self.costs,
+            self.parameters,
+            self.tied,
+            self.train,
+            self.capture,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, SpecData) and hash(self) == hash(other) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        cached = self.__dict__.get("_hash")
+        if cached is None:
+            cached = hash(
+                (self.program.instructions, self.axes, self.sizes, self.constants, self.parameters, self.train)
+            )
+            object.__setattr__(self, "_hash", cached)
+        return cached
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+
+    @property
+    def slots(self) -> frozenset[str]:
+        """Names of the biases that a compensation may create."""
+        return frozenset(s.tensor for s in self.program.slots)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of a parameter or buffer."""
+        return tuple(size(a, self.sizes) for a in self.axes[tensor])
+
+    def labels(self) -> dict[str, str]:
+        """Group → its short name in einops notation."""
+        return {g.name: g.label for g in self.groups.values()}
+
+    def einops(self, tensor: str) -> str:
+        """The axes of a tensor in einops notation, such as `(3 heads head_dim) residual`."""
+        labels = self.labels()
+        return " ".join(einops_form(a, labels) for a in self.axes[tensor])
+
+    def macs_of(self, group: str) -> int:
+        """MACs of one sample in which the group's units take part."""
+        return self.costs.macs(self.sizes) - self.costs.macs({**self.sizes, group: 0})

@@ -1,0 +1,77 @@
+"""What is remembered of the example inputs: enough to make others like them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..frozen_dict import FrozenDict
+from .axis import Leaf
+from .domain import Domain
+from .program import Input
+
+
+class Like(NamedTuple):
+    """A tensor input: its shape, its type and the range of its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float
+    high: float
+    free: FrozenDict[int, str] = FrozenDict()
+    """Dim whose size may change from call to call → the name of its axis."""
+
+
+class Example(NamedTuple):
+    """The arguments of the traced call, flat: a `Like` for each tensor, anything else as it was."""
+
+    leaves: tuple[Any, ...]
+    in_spec: pytree.TreeSpec
+    domain: Domain = Domain()
+    """The sizes that the program takes."""
+
+    def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
+        """Random inputs of the same kind: (args, kwargs).
+
+        Args:
+            seed: the same seed gives the same bits.
+            batch: size of every dim that may change, or the nearest that the program takes; None: as in the traced call.
+            device: where they are put.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        sizes = {} if batch is None else self.domain.nearest(batch)
+        flat = [_draw(x, sizes, generator).to(device) if isinstance(x, Like) else x for x in self.leaves]
+        return pytree.tree_unflatten(flat, self.in_spec)
+
+
+def example_of(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: pytree.TreeSpec, inputs: Sequence[Input]
+) -> Example:
+    """Return what stands for these arguments, keywords in the order of the traced call; `inputs` has the tensors' axes, if known."""
+    names = in_spec.children()[1].context or list(kwargs)
+    flat = pytree.tree_leaves((args, {n: kwargs[n] for n in names}))
+    axes = iter(inputs)
+    likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
+    traced = {leaf: x.shape[d] for x in likes if isinstance(x, Like) for d, leaf in x.free.items()}
+    return Example(likes, in_spec, Domain(FrozenDict(traced)))
+
+
+def _like(t: Tensor, given: Input | None) -> Like:
+    values = t.detach().double() if not (t.is_meta or t.is_complex()) and t.numel() else torch.zeros(1)
+    values = values[values.isfinite()]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    axes = given.axes if given is not None else (Leaf("batch"),) if t.ndim else ()
+    free = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(free))
+
+
+def _draw(like: Like, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+    shape = [sizes.get(like.free.get(d, ""), n) for d, n in enumerate(like.shape)]
+    if like.dtype.is_floating_point or like.dtype.is_complex:
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        return (like.low + (like.high - like.low) * uniform).to(like.dtype)
+    return torch.randint(int(like.low), int(like.high) + 1, shape, generator=generator).to(like.dtype)

@@ -1,0 +1,185 @@
+"""The spec: the immutable result of `trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import ParamsError, TraceError, nearest
+from ..frozen_dict import FrozenDict
+from . import picture as drawn
+from . import views
+from .axis import Axis, Leaf, keep, leaves, size
+from .data import SpecData
+
+
+class Spec(SpecData):
+    """What `pf.trace` returns: which axes of which tensors belong together, the program, and the costs. Read-only."""
+
+    def __repr__(self) -> str:
+        kinds = [g.kind for g in self.groups.values()]
+        counts = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
+        how = "" if self.capture == "exported" else f"; {self.capture}"
+        return f"Spec({len(self.groups)} groups: {counts or 'none'}; {self.costs(self.sizes)}{how})"
+
+    def __str__(self) -> str:
+        lines = [
+            repr(self),
+            *self._recorded(),
+            "",
+            "inputs",
+            *(f"  {i.name}: {' '.join(self._input_axis(a) for a in i.axes) or '()'}" for i in self.program.inputs),
+            *self._domain(),
+            "",
+            "groups (label: name, kind, units, members, MACs that it takes part in)",
+        ]
+        for g in self.groups.values():
+            share = self.macs_of(g.name) / max(self.costs.macs(self.sizes), 1)
+            mixed = f"  [mixed by {', '.join(g.mixed_by)}]" if g.mixed_by else ""
+            lines.append(f"  {g.label}: {g.name}  {g.kind}  {g.size}  {len(g.members)} members  {share:.1%}{mixed}")
+        lines += ["", "tensors"]
+        slots = self.slots
+        lines += [f"  {t}: {self.einops(t) or '()'}" for t in self.axes if t not in slots]
+        if self.unknown:
+            lines += ["", "ops without a rule: all that they touch is frozen"]
+            lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
+        return "\n".join(lines)
+
+    def _input_axis(self, axis: Axis) -> str:
+        return axis.name if isinstance(axis, Leaf) else str(size(axis, self.sizes))
+
+    def _domain(self) -> list[str]:
+        """Sizes of inputs for which the program stands for the model, where those are not all."""
+        domain = self.program.domain
+        limits = [f"  {leaf} is {limit}" for leaf, limit in domain.limits.items()]
+        return [*limits, *(f"  holds where {guard}" for guard in domain.guards)]
+
+    def _recorded(self) -> list[str]:
+        """What a reader should know of a recorded spec."""
+        if self.capture == "exported":
+            return []
+        lines = [f"recorded from one run on the example, whose costs these are: {first_sentence(self.capture_reason)}"]
+        if idle := [t for t in self.axes if t in self.parameters and t not in self.program.tensors]:
+            lines.append(f"parameters that this run did not use, and that stay as they are: {', '.join(idle)}")
+        return lines
+
+    def table(self) -> str:
+        """One line per group, for print: name, kind, units, members, sites, the MACs and params it takes part in, what mixes it.
+
+        >>> import torch, prunefn as pf
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> print(pf.trace(model, (torch.randn(2, 4),)).table().splitlines()[-3])
+        0      hidden      8        3      1  100.0 %  96.6 %
+        """
+        return views.table(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain data that `json.dumps` takes, for other tools; what it takes to prune without prunefn.
+
+        An axis is the name of a group (or of the batch), a number (frozen, so many positions), `{"product": [axis, …]}`
+        (row-major) or `{"concat": [axis, …]}`. A position is kept iff all the units on its path are. The keys:
+
+        * `format`: 1, until keys change their meaning; `versions` of prunefn and torch; `capture` and `capture_reason`;
+          `train`
+        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] whose size it has; `limits`: axis → `low`, `high`, `reason`
+          of the sizes for which the program holds; `guards`: conditions on sizes under which it does
+        * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: for each of them a list of terms
+          `{"times": int, "axes": […]}`, whose sum of products of sizes is the cost of any mask
+        * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,
+          `role`, `size` of that dim), `sites`, and the `macs` and `params` that its units take part in
+        * `sites`: name → `axis` that is summed over, `out`, `einops`, `weight` (None: computed from parameters), `pattern`
+          (einops, weight → [groups, out, in, taps]), `bias`, `norm` (a running mean), `new_bias`, number of `calls`
+        * `tensors`: name → `shape`, `axes`, `einops`, `parameter` (else a buffer), `tied_to`, `frozen` (reasons for each dim)
+        * `new_biases` that a compensation may create, and `constants` that are in no state dict: `shape`, `axes`, `einops`
+        * `unknown_ops`: op without a rule → where it stands in the source
+
+        >>> import torch, prunefn as pf
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> pf.trace(model, (torch.randn(2, 4),)).to_dict()["tensors"]["2.weight"]["axes"]
+        [2, '0']
+        """
+        return views.to_dict(self)
+
+    def picture(self, path: Path | str) -> None:
+        """Draw the groups and what flows between them; the ending of `path` says how: `.svg`, `.png`, `.pdf` or `.html`.
+
+        In a browser, members and sites of a group show where the pointer rests; the page is light or dark, as the reader's is.
+
+        Raises:
+            PruneError: matplotlib is not there, or it cannot write such a file.
+        """
+        drawn.picture(self, path)
+
+    def explain(self, name: str) -> str:
+        """Why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.
+
+        Raises:
+            ParamsError: no tensor or group has this name.
+        """
+        return views.explain(self, name)
+
+
+pytree.register_constant(Spec)  # torch.compile takes a spec as a constant, and guards on it
+
+
+def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
+    """The spec of what a mask leaves: sizes shrink, constants that carry a group are sliced, all else is shared."""
+    sizes = FrozenDict({g: int(mask[g].sum()) if g in mask else n for g, n in spec.sizes.items()})
+    groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
+    tensors = {n: take(t, spec.constants.axes[n], mask, spec.sizes) for n, t in spec.constants.tensors.items()}
+    return replace(spec, sizes=sizes, groups=groups, constants=replace(spec.constants, tensors=FrozenDict(tensors)))
+
+
+def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    """The kept part of a tensor; the tensor itself if all of it is kept."""
+    for d, axis in enumerate(axes):
+        if any(leaf in mask for leaf in leaves(axis)):
+            kept = keep(axis, mask, sizes)
+            if not bool(kept.all()):
+                t = t.index_select(d, kept.nonzero()[:, 0].to(t.device))
+    return t
+
+
+def first_sentence(text: str) -> str:
+    """torch's messages go on for long.
+
+    >>> first_sentence("It cannot be. Please consider 1. this, 2. that")
+    'It cannot be'
+    """
+    return text.partition(". ")[0][:300]
+
+
+def check_runnable(spec: Spec) -> None:
+    """The spec's program stands for the model on any input.
+
+    Raises:
+        TraceError: the model was recorded, not exported.
+    """
+    if spec.capture == "recorded":
+        cache = "; model.config.use_cache = False helps" if "Cache" in spec.capture_reason else ""
+        raise TraceError(
+            "this spec was recorded from one run, because the model cannot be exported "
+            f"({first_sentence(spec.capture_reason)}{cache}); such a program cannot be run on other inputs: use "
+            "to_module(params, spec=spec, model=model), the original class at the spec's sizes, and criteria on weights"
+        )
+
+
+def check_params(params: Mapping[str, Tensor], spec: Spec, names: tuple[str, ...]) -> None:
+    """Every named tensor is there and has the spec's shape.
+
+    Raises:
+        ParamsError: names the tensor and both shapes.
+    """
+    for n in names:
+        if n not in params:
+            raise ParamsError(f"the parameters lack {n!r}{nearest(n, params)}")
+        if tuple(params[n].shape) != spec.shape(n):
+            raise ParamsError(
+                f"{n!r} has shape {tuple(params[n].shape)}, but the spec says {spec.shape(n)} = {spec.einops(n)}; "
+                "pruned parameters go with pf.shrink(spec, mask)"
+            )

@@ -1,0 +1,244 @@
+"""graph → axes of every value: one pass of the rules over the ops."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import TraceError
+from . import rules
+from .axes import Algebra, Term, Var
+from .capture import Captured
+from .rules import Axes, Call, Contraction, Layout, Reason, Rule, SizeOf, Value
+
+INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
+BATCH = Reason("it is the batch")
+MADE = Reason("it is made in forward, which a recorded run does not change")
+FRAME = re.compile(r'File "(.*)", line (\d+)')
+
+
+@dataclass
+class Analysis:
+    """What the rules said of a graph."""
+
+    alg: Algebra = field(default_factory=Algebra)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """A Value, a list of them, a SizeOf, or a plain number."""
+    tensors: dict[str, Axes] = field(default_factory=dict)
+    """Parameter or buffer → its axes."""
+    resized: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    scales: list[Value] = field(default_factory=list)
+    """Weights of norms."""
+    layers: set[str] = field(default_factory=set)
+    """Nodes whose results are activations, whatever they read."""
+    written: list[Axes] = field(default_factory=list)
+    """Axes of every output that is not a view."""
+    batch: dict[Var, tuple[str, int]] = field(default_factory=dict)
+    """Leaf → the (input, dim) whose size it has at run time."""
+    symbols: dict[Any, Term] = field(default_factory=dict)
+    """Symbol of a batch size → its axis."""
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Op without a rule → where it was met first."""
+
+
+def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
+    """Run the rules over the graph."""
+    a = Analysis()
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            a.values[node] = _placeholder(a, node, captured)
+        elif node.op == "call_function":
+            a.values[node] = _call(a, node, extra)
+    results = [v for v in captured.outputs if isinstance(v, fx.Node)]
+    for v in (a.values[n] for n in results):
+        for w in v if isinstance(v, list) else [v]:
+            for axis in w.axes if isinstance(w, Value) else ():
+                a.alg.freeze(axis, OUTPUT)
+    for name, node in captured.updates.items():
+        for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
+            a.alg.unify(x, y)
+    if captured.how == "exported":
+        _batches(a, captured)
+    return a
+
+
+def _batches(a: Analysis, captured: Captured) -> None:
+    for name in captured.inputs:
+        axes = a.values[captured.nodes[name]].axes
+        root = a.alg.find(axes[0]) if axes else None
+        if isinstance(root, Var):
+            a.batch.setdefault(root, (name, 0))
+
+
+def hints(value: Tensor) -> tuple[int, ...]:
+    """The shape with symbolic sizes replaced by those of the example."""
+    found = [n.node.hint if isinstance(n, torch.SymInt) else n for n in value.shape]
+    if None in found:
+        raise TraceError(
+            f"the size {value.shape[found.index(None)]} of a tensor of shape {tuple(value.shape)} depends on data"
+        )
+    return tuple(int(n) for n in found if n is not None)
+
+
+def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return value
+    shape = hints(value)
+    if node.name in captured.inputs:
+        batch = BATCH if captured.how == "exported" else INPUT
+        axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
+        first: Any = value.shape[0] if axes else None
+        if isinstance(first, torch.SymInt):
+            a.alg.unify(axes[0], a.symbols.setdefault(first.node.expr, axes[0]))
+        return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
+    floating = value.dtype.is_floating_point or value.dtype.is_complex
+    made = captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
+    axes = tuple(a.alg.leaf(n, MADE if made else None if floating else INTEGER) for n in shape)
+    name = captured.tensors.get(node.name)
+    if name is not None and (node.users or name in captured.updates):
+        if name in a.tensors:  # one tensor under two placeholders
+            for x, y in zip(axes, a.tensors[name], strict=True):
+                a.alg.unify(x, y)
+        a.tensors[name] = axes
+    return Value(node.name, axes, False, boolean=value.dtype == torch.bool, zero=name is not None)
+
+
+def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
+    if node.target is operator.getitem:
+        item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        return item._replace(name=node.name) if isinstance(item, Value) else item
+    meta = node.meta.get("val")
+    if not isinstance(meta, Tensor) and not (
+        isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)
+    ):
+        return _size(a, node, meta)
+    metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
+    shapes, unused = (
+        [hints(m) for m in metas],
+        _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
+    )
+    call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, reason_of(node), unused)
+    call, out = _apply_rule(a, node, call, extra)
+    _same_batch(a, metas, out)
+    return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
+
+
+def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
+    """The call with what its rule said, and the axes of the outputs.
+
+    An op without a rule, or whose built-in rule fails, freezes all that it touches and is reported.
+
+    Raises:
+        TraceError: a rule of the user fails.
+    """
+    rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
+    if rule is None:
+        a.unknown.setdefault(call.op, call.at.source)
+        return call, rules.no_rule(call)
+    untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], layer=False)
+    try:
+        out = rule(call)
+        out = [out] if isinstance(out, tuple) else out
+        _check(call, out)
+        return call, out
+    except Exception as error:  # a rule may raise anything
+        problem = f"{type(error).__name__}: {error}"
+        if key := next((k for k, v in extra.items() if v is rule), None):
+            raise TraceError(f"rules[{key!r}] fails at {call.at.source or node.name}: {problem}") from error
+        a.unknown.setdefault(call.op, f"{call.at.source} (its rule raises {problem})".strip())
+        return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
+
+
+def _unused(node: fx.Node, count: int) -> frozenset[int]:
+    """Which of several outputs nothing reads."""
+    read: list[Any] = [u.args[1] for u in node.users if u.target is operator.getitem and u.users]
+    return frozenset(range(count)).difference(read)
+
+
+def _same_batch(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
+    """A rule may lose the batch (an op without a rule always does); its symbol tells it."""
+    for meta, axes in zip(metas, out, strict=True):
+        for n, axis in zip(meta.shape, axes, strict=True):
+            batch = a.symbols.get(n.node.expr) if isinstance(n, torch.SymInt) else None
+            if batch is not None and isinstance(a.alg.find(axis), Var):
+                a.alg.unify(axis, batch)
+
+
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
+    inputs = call.tensors()
+    active = any(v.active for v in inputs)
+    if call.resized:
+        a.resized[node] = call.resized
+    a.contractions += call.contractions
+    a.layouts += call.layouts
+    a.scales += call.scales
+    a.layers |= {node.name} if call.layer else set()
+    if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
+        a.written += out
+    values = [
+        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
+        for axes, m in zip(out, metas, strict=True)
+    ]
+    return values[0] if single else values
+
+
+def _check(call: Call, out: list[Axes]) -> None:
+    """A rule that returns the wrong sizes is a bug; better found here than in a pruned network."""
+    sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
+    if sizes != call.shapes:
+        raise TraceError(f"the rule returns axes of sizes {sizes} for outputs of shapes {call.shapes}")
+
+
+def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
+    """Arithmetic on symbolic sizes: a size of a dim, and products of them, stay known."""
+    args: list[Any] = [a.values.get(x, x) if isinstance(x, fx.Node) else x for x in node.args]
+    if "sym_size" in str(node.target) and isinstance(args[0], Value):
+        return SizeOf(args[0].axes[args[1]])
+    if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
+        sizes = [a.alg.size(x.axis) if isinstance(x, SizeOf) else x for x in args if isinstance(x, SizeOf | int)]
+        if len(sizes) == 2:  # of which factor comes first, a number says nothing
+            return SizeOf(a.alg.leaf(sizes[0] * sizes[1]))
+    return meta
+
+
+_SCHEMAS: dict[Any, list[tuple[str, Any]]] = {}
+
+
+def schema(op: Any) -> list[tuple[str, Any]]:
+    """(name, default) of each argument of an op."""
+    if op not in _SCHEMAS:
+        _SCHEMAS[op] = [(x.name, x.default_value if x.has_default_value() else None) for x in op._schema.arguments]
+    return _SCHEMAS[op]
+
+
+def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
+    def value(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return a.values[x]
+        return [value(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): value(x) for i, x in enumerate(node.args)}
+    arguments = schema(node.target)
+    bound = dict(arguments)
+    bound.update(zip((name for name, _ in arguments), map(value, node.args), strict=False))
+    bound.update({k: value(x) for k, x in node.kwargs.items()})
+    return bound
+
+
+def reason_of(node: fx.Node) -> Reason:
+    """Return where an op was called: the innermost line outside of torch, if there is one."""
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    if not frames:
+        return Reason("", str(node.target))
+    path, line = next((f for f in reversed(frames) if "/site-packages/torch/" not in f[0]), frames[-1])
+    return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{line}")

@@ -1,0 +1,218 @@
+"""Solved equations → groups with names, kinds and members, sites, and costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import count
+from typing import NamedTuple
+
+from ..frozen_dict import FrozenDict
+from ..spec.axis import Axis, Fixed, Leaf, leaves
+from ..spec.parts import Group, Member, Site
+from ..spec.program import Slot
+from .analyse import Analysis
+from .axes import Plus, Term, Times, Var
+from .capture import Captured
+from .rules import Contraction, Reason
+from .rules.slicing import OUTSIDE
+from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
+from .streams import mark_streams
+
+NOT_READ = Reason("nothing reads it at this size of the inputs")
+
+
+class Found(NamedTuple):
+    """Everything that follows from the equations."""
+
+    axes: FrozenDict[str, tuple[Axis, ...]]
+    sizes: FrozenDict[str, int]
+    groups: FrozenDict[str, Group]
+    sites: FrozenDict[str, Site]
+    slots: tuple[Slot, ...]
+    frozen: FrozenDict[tuple[str, int], tuple[str, ...]]
+    """(tensor, dim) → why (parts of) it may not be pruned."""
+    batch: FrozenDict[str, tuple[str, int]]
+    axis_of: AxisOf
+
+
+def find_groups(captured: Captured, a: Analysis) -> Found:
+    """Name every leaf, then write every axis down as an expression."""
+    contractions = [c for c in a.contractions if c.weight is not None]
+    order = _tensor_order(captured, a)
+    _freeze_outside(a, _users(a, order))
+    users = _users(a, order)
+    mark_streams(captured.graph, a, users)
+    names = _names(captured, a, contractions, users)
+    taken = {n for n, _ in names.values()}
+    free = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in taken)
+    batch = dict(zip(a.batch, free, strict=False))
+    cache: dict[Var, Axis] = {}
+
+    def name(v: Var) -> Axis:
+        if v in batch:
+            return Leaf(batch[v])
+        return Leaf(names[v][0]) if v in names else Fixed(a.alg.size(v))
+
+    def axis_of(t: Term) -> Axis:
+        return a.alg.resolve(t, name, cache)
+
+    axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in order}
+    sizes = {n: a.alg.size(v) for v, (n, _) in names.items()}
+    sites = find_sites(captured, a, contractions, axis_of, sizes)
+    slots = find_slots(captured, contractions, sites, axis_of)
+    axes.update({s.tensor: (s.axis,) for s in slots})
+    groups = _groups(a, names, users, sites, contractions, captured)
+    frozen = {(t, d): r for t in order for d, x in enumerate(a.tensors[t]) if (r := _reasons(a, x))}
+    return Found(
+        FrozenDict(axes),
+        FrozenDict(sizes),
+        FrozenDict(groups),
+        FrozenDict(sites),
+        slots,
+        FrozenDict(frozen),
+        FrozenDict({batch[v]: source for v, source in a.batch.items()}),
+        axis_of,
+    )
+
+
+def _reasons(a: Analysis, axis: Term) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(r) for v in a.alg.vars(axis) if (r := a.alg.reason(v)) is not None))
+
+
+def _tensor_order(captured: Captured, a: Analysis) -> list[str]:
+    """Parameters and buffers in the order in which the program uses them; unused ones last."""
+    seen: dict[str, None] = {}
+    for node in captured.graph.nodes:
+        for source in node.all_input_nodes if node.op == "call_function" else ():
+            if source.name in captured.tensors:
+                seen[captured.tensors[source.name]] = None
+    return [*seen, *(t for t in a.tensors if t not in seen)]
+
+
+def _users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
+    """Prunable leaf → the (tensor, dim)s where it occurs."""
+    users: dict[Var, list[tuple[str, int]]] = {}
+    for t in order:
+        for d, axis in enumerate(a.tensors[t]):
+            for v in dict.fromkeys(a.alg.vars(axis)):
+                if a.alg.reason(v) is None:
+                    users.setdefault(v, []).append((t, d))
+    return users
+
+
+def _freeze_outside(a: Analysis, users: dict[Var, list[tuple[str, int]]]) -> None:
+    """Rows of a table that nothing reads at this size of the inputs, such as those for farther positions."""
+    for v, places in users.items():
+        if OUTSIDE in a.alg.marks(v) and len(places) == 1:
+            a.alg.freeze(v, NOT_READ)
+
+
+# ---- names and kinds
+
+
+def _names(
+    captured: Captured, a: Analysis, contractions: list[Contraction], users: dict[Var, list[tuple[str, int]]]
+) -> dict[Var, tuple[str, str]]:
+    """Leaf → (name, kind), in program order: after its first producer, with a suffix where it is only a part of the axis."""
+    producer: dict[Var, tuple[str, Term]] = {}
+    for c in contractions:
+        for v in a.alg.vars(c.out):
+            if v in users and v not in producer:
+                producer[v] = (owner_of(captured, c), c.out)
+    for v, places in users.items():
+        if v not in producer:
+            t, d = places[0]
+            producer[v] = (base_name(t), a.tensors[t][d])
+    names: dict[Var, tuple[str, str]] = {}
+    taken: set[str] = set()
+    for v, (base, axis) in producer.items():
+        kind = _kind(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
+        suffix = _suffix(a, v, axis, kind)
+        name, k = base + suffix, 0
+        while name in taken:
+            k += 1
+            name = f"{base}{suffix}.{k}"
+        taken.add(name)
+        names[v] = (name, kind)
+    return names
+
+
+def _kind(a: Analysis, v: Var, places: list[Term]) -> str:
+    """`groups` and `heads` are certain; a factor beside heads is head_dim; then residual, then a lone contracted axis."""
+    marks = a.alg.marks(v)
+    for kind in ("groups", "heads"):
+        if kind in marks:
+            return kind
+    if any("heads" in a.alg.marks(w) for axis in places for w in _siblings(a, axis, v)):
+        return "head_dim"
+    return "residual" if "residual" in marks else "head_dim" if "head_dim" in marks else "hidden"
+
+
+def _siblings(a: Analysis, axis: Term, v: Var) -> Iterable[Var]:
+    """The other factors of the product that a leaf stands in."""
+    axis = a.alg.find(axis)
+    if isinstance(axis, Plus):
+        for p in axis.parts:
+            yield from _siblings(a, p, v)
+    elif isinstance(axis, Times):
+        factors = [w for f in axis.factors for w in a.alg.vars(f)]
+        if v in factors:
+            yield from (w for w in factors if w != v)
+
+
+def _suffix(a: Analysis, v: Var, axis: Term, kind: str) -> str:
+    axis = a.alg.find(axis)
+    if axis == v or a.alg.factors(axis) == [v]:
+        return ""
+    parts = a.alg.parts(axis)
+    if len(parts) > 1 and kind not in ("heads", "head_dim", "groups"):
+        return f".{next(i for i, p in enumerate(parts) if v in a.alg.vars(p))}"
+    return f".{kind}"
+
+
+# ---- groups and sites
+
+
+def _groups(
+    a: Analysis,
+    names: dict[Var, tuple[str, str]],
+    users: dict[Var, list[tuple[str, int]]],
+    sites: dict[str, Site],
+    contractions: list[Contraction],
+    captured: Captured,
+) -> dict[str, Group]:
+    roles = _roles(a, contractions, captured)
+    at: dict[str, list[str]] = {}
+    for s in sites.values():
+        for leaf in dict.fromkeys(leaves(s.axis)):
+            at.setdefault(leaf, []).append(s.name)
+    kinds = [kind for _, kind in names.values()]
+    seen: dict[str, int] = {}
+    groups = {}
+    for v, (name, kind) in names.items():
+        members = tuple(Member(t, d, roles.get((t, d), "along")) for t, d in users[v])
+        mixed = sorted(str(m).removeprefix("mixed:") for m in a.alg.marks(v) if str(m).startswith("mixed:"))
+        label = kind if kinds.count(kind) == 1 else f"{kind}_{seen.setdefault(kind, 0)}"
+        seen[kind] = seen.get(kind, 0) + 1
+        groups[name] = Group(name, kind, a.alg.size(v), members, tuple(at.get(name, ())), tuple(mixed), label)
+    return groups
+
+
+def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> dict[tuple[str, int], str]:
+    roles: dict[tuple[str, int], str] = {}
+    for c in contractions:
+        assert c.weight is not None
+        if c.weight.name in captured.tensors:
+            t = captured.tensors[c.weight.name]
+            out = set(a.alg.vars(c.out))
+            inner = set(a.alg.vars(c.x.axes[c.dim])) if c.x is not None else set()
+            words = re.findall(r"\([^)]*\)|\S+", c.pattern.partition("->")[0]) or [""] * len(a.tensors[t])
+            for d, (axis, word) in enumerate(zip(a.tensors[t], words, strict=True)):
+                variables = set(a.alg.vars(axis))
+                is_out = "o" in word if "i" in word or "o" in word else variables and variables <= out
+                role = "out" if is_out else "in" if variables & inner else "along"
+                roles.setdefault((t, d), role)
+        if c.bias is not None and c.bias.name in captured.tensors:
+            roles.setdefault((captured.tensors[c.bias.name], 0), "out")
+    return roles

@@ -1,0 +1,111 @@
+"""graph + solved equations → Program: nodes become instructions, static sizes become the axes that they are sizes of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..frozen_dict import FrozenDict
+from ..spec.axis import Axis, leaves, size
+from ..spec.program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
+from .analyse import Analysis, schema
+from .capture import Captured
+from .groups import Found
+from .rules import Value
+from .sites import module_path
+
+SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
+VIEWS = ("aten.view.default", "aten._unsafe_view.default")
+
+
+def lower(captured: Captured, a: Analysis, found: Found, device: torch.device) -> Program:
+    """Translate the graph; what the outputs do not need is left out."""
+    return _Lowering(captured, a, found, device).run()
+
+
+class _Lowering:
+    def __init__(self, captured: Captured, a: Analysis, found: Found, device: torch.device) -> None:
+        self.captured, self.a, self.found, self.device = captured, a, found, device
+        self.refs: dict[fx.Node, Any] = {}
+
+    def run(self) -> Program:
+        c = self.captured
+        instructions = []
+        for node in c.graph.nodes:
+            if node.op == "placeholder":
+                self.refs[node] = Ref(c.tensors.get(node.name) or str(node.name))
+            elif node.op == "call_function":
+                self.refs[node] = Ref(f"%{node.name}")
+                instructions.append(self.instruction(node))
+        outputs = tuple(self.refs[o] if isinstance(o, fx.Node) else o for o in c.outputs)
+        updates = tuple((t, self.refs[n]) for t, n in c.updates.items())
+        inputs = tuple(Input(n, tuple(self.found.axis_of(x) for x in self.a.values[c.nodes[n]].axes)) for n in c.inputs)
+        live = _live(instructions, {*refs(outputs), *refs(tuple(r for _, r in updates))})
+        used = {name for i in live for name in i.reads()} | set(refs(outputs))
+        constants = tuple(n for n in c.constants if n in used)
+        tensors = tuple(t for t in self.found.axes if t in self.a.tensors and t in used)
+        values = {i.name: self.a.values[c.nodes[i.name]] for i in live}
+        axes = {f"%{n}": tuple(map(self.found.axis_of, v.axes)) for n, v in values.items() if isinstance(v, Value)}
+        return Program(
+            tensors,
+            constants,
+            inputs,
+            live,
+            outputs,
+            updates,
+            self.found.slots,
+            self.found.batch,
+            c.in_spec,
+            c.out_spec,
+            FrozenDict(axes),
+            frozenset(i.name for i in live if i.name in self.a.layers),
+        )
+
+    def instruction(self, node: fx.Node) -> Instruction:
+        op, resized = op_name(node.target), self.a.resized.get(node, {})
+        args, kwargs = [self.arg(x) for x in node.args], {k: self.arg(v) for k, v in node.kwargs.items()}
+        if op.startswith(SPLITS) and "split_sizes" in resized:
+            sizes = self.resized(None, resized["split_sizes"])
+            dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+            return Instruction(node.name, "aten.split_with_sizes.default", (args[0], sizes, dim), (), module_path(node))
+        if resized:
+            names = [name for name, _ in schema(node.target)]
+            for name, terms in resized.items():
+                i = names.index(name)
+                if i < len(args):
+                    args[i] = self.resized(args[i], terms)
+                else:
+                    kwargs[name] = self.resized(kwargs.get(name), terms)
+        if op in VIEWS:
+            op = "aten.reshape.default"
+        return Instruction(node.name, op, tuple(args), tuple(sorted(kwargs.items())), module_path(node))
+
+    def arg(self, x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return self.refs[x]
+        if isinstance(x, (list, tuple)):
+            return tuple(self.arg(y) for y in x)
+        return Device() if isinstance(x, torch.device) and x.type == self.device.type else x
+
+    def resized(self, given: Any, terms: Any, *, inside: bool = False) -> Any:
+        """The given sizes, as sizes of axes. What export left open (-1, or a symbol that the algebra lost) stays open."""
+        if isinstance(terms, list):
+            old = given if isinstance(given, tuple) and len(given) == len(terms) else (None,) * len(terms)
+            return tuple(self.resized(g, t, inside=True) for g, t in zip(old, terms, strict=True))
+        if isinstance(terms, (int, float)) or (inside and given == -1):
+            return given if inside and given == -1 else terms
+        axis: Axis = self.found.axis_of(terms)
+        if isinstance(given, Ref) and not any(leaf in self.found.batch for leaf in leaves(axis)):
+            return given
+        return Size(axis) if any(True for _ in leaves(axis)) else size(axis, {})
+
+
+def _live(instructions: list[Instruction], wanted: set[str]) -> tuple[Instruction, ...]:
+    kept = []
+    for i in reversed(instructions):
+        if f"%{i.name}" in wanted:
+            kept.append(i)
+            wanted |= set(i.reads())
+    return tuple(reversed(kept))

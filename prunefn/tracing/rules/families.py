@@ -1,0 +1,52 @@
+"""Families of ops, for whoever reads a traced program: what moves numbers, what scales, what normalises by batches."""
+
+from __future__ import annotations
+
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names.split())
+
+
+MOVES = _aten(
+    "view _unsafe_view reshape view_as reshape_as flatten unflatten t mT transpose permute movedim swapaxes numpy_T squeeze "
+    "unsqueeze expand expand_as repeat chunk split split_with_sizes unbind slice select narrow index index_select roll flip cat "
+    "stack pad constant_pad_nd clone contiguous detach alias lift_fresh_copy to _to_copy type_as"
+) | {"operator.getitem"}
+"""Ops that only move numbers: their result stands for the tensor that they read."""
+LINEAR = _aten(
+    "reshape view permute transpose t unbind split split_with_sizes chunk slice select expand squeeze unsqueeze flatten "
+    "unflatten clone contiguous to _to_copy alias roll flip cat stack add sub mul div neg view_as_complex view_as_real "
+    "matmul bmm einsum repeat repeat_interleave index index_select movedim constant_pad_nd dropout type_as"
+) | {"operator.getitem"}
+"""Ops whose result scales with their first active argument."""
+MERGES = _aten("cat stack add sub")
+"""Of those, the ops whose result scales only if all their active arguments do."""
+SCALES = _aten("mul div scaled_dot_product_attention")
+"""Ops that multiply by a number."""
+DIVIDES = _aten("div")
+SCALABLE = {
+    "aten.linear": (1, 2, -1),
+    "aten.addmm": (2, 0, -1),
+    "aten.layer_norm": (2, 3, -1),
+    "aten.rms_norm": (2, None, -1),
+    "aten.group_norm": (2, 3, 1),
+    "aten.batch_norm": (1, 2, 1),
+    "aten.conv1d": (1, 2, 1),
+    "aten.conv2d": (1, 2, 1),
+    "aten.conv3d": (1, 2, 1),
+}
+"""Op whose result scales with its own weight and bias → their positions, and the channel dim of the result."""
+TRANSPOSED = _aten("addmm")
+"""Of those, the ops whose weight is [in, out]."""
+BATCH_NORM = "aten.batch_norm.default"
+MULTIPLY, CAST_AS = "aten.mul.Tensor", "aten.type_as.default"
+"""Of what a program is extended with."""
+
+
+def family(op: str) -> str:
+    """Return an op's name without its overload.
+
+    >>> family("aten.add.Tensor"), family("operator.getitem")
+    ('aten.add', 'operator.getitem')
+    """
+    return op if op.startswith("operator.") else op.rpartition(".")[0]
