@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 import prunefn as pf
+from prunefn.program.compiled import compiled
+from prunefn.spec.axis import size
 from prunefn.tracing import rules
 from prunefn.tracing.rules import pointwise
 from prunefn.tracing.rules.base import TABLE
@@ -132,3 +135,53 @@ def check_rounds(params: pf.Params, spec: pf.Spec) -> None:
     assert all(torch.equal(twice[n], t) for n, t in once.items())
     assert pf.shrink(smaller, second) == shrunk
     assert [t.shape for t in pf.forward(once, X, spec=shrunk)] == [(2, 3)] * len(spec.program.outputs)
+
+
+# ---- ints that are sizes
+
+SIZE_LIKE = re.compile(
+    r"size|shape|groups?$|heads|chunks|repeats|sections|split|tensor_indices_or|^num_|^n$|^k$|^length|^N$|^C$|^HxW$|dims?$"
+    r"|normalized|times|upscale|downscale|reps|step"
+)
+"""Names of arguments that may say how many units there are, and not only which dim is meant."""
+INT_TYPES = ("int", "SymInt", "List[int]", "List[SymInt]", "Optional[int]", "Optional[SymInt]", "Optional[List[int]]")
+
+
+def sized(op: OpOverload) -> list[str]:
+    """The arguments of an op that take sizes."""
+    return [a.name for a in op._schema.arguments if str(a.type) in INT_TYPES and SIZE_LIKE.search(a.name)]
+
+
+SIZED = [name for name in entries() if any(sized(op) for op in toys_of(name))]
+
+
+def test_ops_that_take_sizes_are_found_by_their_schemas() -> None:
+    assert len(SIZED) > 100
+    some = (
+        "reshape",
+        "native_group_norm",
+        "chunk",
+        "repeat",
+        "pixel_shuffle",
+        "adaptive_avg_pool2d",
+        "narrow",
+        "expand",
+    )
+    assert {f"aten.{n}" for n in some} <= set(SIZED)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on what is deprecated
+@pytest.mark.parametrize("name", SIZED)
+def test_sizes_follow_what_is_pruned(name: str) -> None:
+    """Of every group, mixed ones, too, units go: each value of the program has the shape that its axes say."""
+    for op in (op for op in toys_of(name) if sized(op)):
+        toy = Toy(op, CALLS[str(op)])
+        spec, params = toy.trace(), pf.params(toy)
+        program = spec.program
+        values = tuple(program.axes)
+        for mask in masks(spec, list(spec.groups)):
+            small, fewer = pf.shrink(spec, mask), pf.apply(params, mask, spec=spec)
+            run = compiled(small, fewer, ("every value",), lambda _, env, values=values: tuple(env[v] for v in values))
+            sizes = {**small.sizes, **{leaf: X.shape[dim] for leaf, (_, dim) in program.batch.items()}}
+            for value, t in zip(values, run(fewer, [X]), strict=True):
+                assert tuple(t.shape) == tuple(size(a, sizes) for a in program.axes[value]), f"{op} {value}"

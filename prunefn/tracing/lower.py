@@ -14,6 +14,7 @@ from .analyse import Analysis, schema
 from .capture import Captured
 from .groups import Found
 from .rules import Value
+from .rules.shape import SQUEEZED
 from .sites import module_path
 
 SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
@@ -70,6 +71,10 @@ class _Lowering:
             sizes = self.resized(None, resized["split_sizes"])
             dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
             return Instruction(node.name, "aten.split_with_sizes.default", (args[0], sizes, dim), (), module_path(node))
+        if SQUEEZED in resized:
+            return Instruction(
+                node.name, "aten.squeeze.dims", (args[0], tuple(resized[SQUEEZED])), (), module_path(node)
+            )
         if resized:
             names = [name for name, _ in schema(node.target)]
             for name, terms in resized.items():

@@ -69,15 +69,17 @@ def reshape(call: Call) -> Axes:
     return out
 
 
+SQUEEZED = "squeezed"
+"""What `Call.resize` says of a squeeze: the dims that it drops."""
+
+
 @rule(
     "aten.flatten",
     "aten.unflatten",
-    "aten.squeeze",
     "aten.unsqueeze",
     "aten.reshape_as",
     "aten.view_as",
     "aten.ravel",
-    "aten.squeeze_copy",
     "aten.unsqueeze_copy",
     "aten.atleast_1d",
     "aten.atleast_2d",
@@ -94,6 +96,16 @@ def implied(call: Call) -> Axes | list[Axes]:
         d = call["dim"] % len(call["self"].axes)
         call.resize("sizes", list(out[d : d + len(call["sizes"])]))
     return out
+
+
+@rule("aten.squeeze", "aten.squeeze_copy")
+def squeeze(call: Call) -> Axes:
+    """The dims that have one position now go, for good: a dim that pruning leaves one unit of stays."""
+    x = call["self"]
+    dims = [] if call["dim"] == [] else call.dims(x, call["dim"])
+    ones = [d for d in dims if call.alg.size(x.axes[d]) == 1]
+    call.resize(SQUEEZED, ones)
+    return tuple(a for d, a in enumerate(x.axes) if d not in ones)
 
 
 @rule("aten.permute", "aten.permute_copy")
