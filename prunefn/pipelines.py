@@ -21,7 +21,7 @@ from .program.sharded import is_sharded
 from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
 from .spec.spec import Spec
-from .stats import collect_stats, sync_stats
+from .stats import check_stats, collect_stats, sync_stats
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
 from .types import Batch, Compensation, Criterion, Info, Params, Pruned, Residual, Scope, Stats, Where
@@ -38,6 +38,7 @@ class Prune(Protocol):
         batches: Iterable[Batch] | None,
         *,
         spec: Spec,
+        stats: Stats | None = None,
         progress: bool = False,
         sync: bool = False,
     ) -> Pruned:
@@ -45,6 +46,8 @@ class Prune(Protocol):
 
         Args:
             params, batches, spec, progress: as for `collect_stats`.
+            stats: statistics at hand, of these params; nothing is collected, and batches may be None unless the pipeline is
+                sequential or recalibrates.
             sync: the batches are this process's share, which may be empty (a list without any); what is measured is put
                 together over torch.distributed, so that all processes return the same.
         """
@@ -107,23 +110,29 @@ def pipeline(
         batches: Iterable[Batch] | None,
         *,
         spec: Spec,
+        stats: Stats | None = None,
         progress: bool = False,
         sync: bool = False,
     ) -> Pruned:
-        _check_batches(batches, chosen, method, sequential, recalibrate)
+        _check_batches(batches, chosen, method, sequential, recalibrate, measured=stats is not None)
         if sequential and sync:
             raise PruneError(
                 "sequential=True measures block by block on one process: give every process the same batches and sync=False"
             )
         check_matches(where, spec)
+        if stats is not None:
+            check_stats(stats, spec, params)
         spec, may = _freeze(spec, where, freeze)
         measure = partial(_measured, batches=batches, max_batches=max_batches, progress=progress, sync=sync)
         covariance = "covariance" in method.needs
-        stats = (
-            measure(params, spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
-            if chosen.data or (method.needs and not sequential)
-            else collect_stats(params, None, spec=spec)
-        )
+        if stats is None:
+            stats = (
+                measure(params, spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
+                if chosen.data or (method.needs and not sequential)
+                else collect_stats(params, None, spec=spec)
+            )
+        else:
+            stats = stats._replace(spec=spec)  # which differs in where a compensation may write
         scores = score(stats, criterion=chosen)
         if where is not None:
             _check_scored([g.name for g in spec.groups.values() if matches(may, g)], scores, chosen)
@@ -169,7 +178,13 @@ def _measured(params: Params, *, batches: Iterable[Batch] | None, sync: bool, **
 
 
 def _check_batches(
-    batches: Iterable[Batch] | None, criterion: Criterion, method: Compensation, sequential: bool, recalibrate: bool
+    batches: Iterable[Batch] | None,
+    criterion: Criterion,
+    method: Compensation,
+    sequential: bool,
+    recalibrate: bool,
+    *,
+    measured: bool,
 ) -> None:
     """There are batches if something needs them, and they can be read as often as needed.
 
@@ -177,10 +192,10 @@ def _check_batches(
         BatchError: says what needs them.
     """
     if batches is None:
-        if method.needs and not criterion.data:
+        if method.needs and not criterion.data and not measured:
             raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
-        if recalibrate:
-            raise BatchError("recalibrate=True needs batches")
+        if needy := "sequential=True" if sequential and method.needs else "recalibrate=True" if recalibrate else "":
+            raise BatchError(f"{needy} needs batches")
     elif (sequential or recalibrate) and iter(batches) is batches:
         what = "sequential=True" if sequential else "recalibrate=True"
         raise BatchError(

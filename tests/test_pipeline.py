@@ -333,3 +333,22 @@ def test_costs_do_not_depend_on_the_batch() -> None:
 def test_the_cost_of_a_mask_that_does_not_fit() -> None:
     with pytest.raises(pf.MaskError, match="group '0' has shape"):
         pf.cost(traced(mlp(2, 3, 2), randn(2, 2)).spec, {"0": bits("1")})
+
+
+def test_statistics_at_hand_serve_many_pipelines() -> None:
+    t = traced(mlp(3, 8, 6, 2), randn(2, 3))
+    batches = [randn(16, 3), randn(16, 3)]
+    stats = pf.collect_stats(t.params, batches, spec=t.spec, covariance=True)
+    for options in ({}, {"freeze": "2.bias"}, {"compensation": pf.compensation.affine(), "where": "0"}):
+        prune = pf.pipeline(ratio=0.4, **options)  # type: ignore[arg-type]
+        once, again = prune(t.params, batches, spec=t.spec), prune(t.params, None, spec=t.spec, stats=stats)
+        assert once.params.keys() == again.params.keys() and once.spec == again.spec
+        assert all(torch.equal(x, again.params[n]) for n, x in once.params.items())
+    with pytest.raises(pf.StatsError, match=r"the statistics are of other parameters: '0\.weight'"):
+        prune({**t.params, "0.weight": t.params["0.weight"] + 1}, None, spec=t.spec, stats=stats)
+    with pytest.raises(pf.StatsError, match="compensation 'affine' needs the covariance of site"):
+        plain = pf.collect_stats(t.params, batches, spec=t.spec)
+        pf.pipeline(compensation=pf.compensation.affine())(t.params, None, spec=t.spec, stats=plain)
+    for options, what in (({"sequential": True}, "sequential"), ({"recalibrate": True}, "recalibrate")):
+        with pytest.raises(pf.BatchError, match=f"{what}=True needs batches"):
+            pf.pipeline(**options)(t.params, None, spec=t.spec, stats=stats)  # type: ignore[arg-type]

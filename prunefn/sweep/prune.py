@@ -15,17 +15,13 @@ from torch import nn
 from .. import compensation, criteria
 from ..checkpoints.checkpoint import save
 from ..checkpoints.stats_file import load_stats
-from ..compensation.repair import compensate
-from ..costs.analytic import cost
-from ..criteria.scoring import score
 from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
 from ..modules.convert import to_module
-from ..parameters.transforms import apply, shrink
 from ..parameters.transforms import params as params_of
+from ..pipelines import pipeline
 from ..selection import budget
-from ..selection.choose import select
 from ..spec.spec import Spec
 from ..stats import collect_stats
 from ..stats.fingerprint import Origin, difference, origin
@@ -36,7 +32,6 @@ from ..train.objective import Distill, Loss, Metrics, top1
 from ..train.phases import fine_tune, traced
 from ..train.recipe import Recipe
 from ..types import Batch, Compensation, Criterion, Params, Scope, Stats, Where
-from ..where import only
 from .settings import check, made, names, number, recipe_of
 from .space import Space, Value
 
@@ -170,23 +165,24 @@ class Ready:
         """
         g, stats = self.given, self.stats
         recipe = recipe_of(g.recipe, settings)
-        scores = score(stats, criterion=self.criteria[str(settings.get("criterion", CRITERION))])
-        if g.where is not None:
-            scores = only(scores, g.where, spec=g.spec)
-        keep = budget.macs(1 - number(settings, "sparsity"))
-        mask = select(scores, keep, spec=g.spec, scope=g.scope)
-        method = self.compensations[str(settings.get("compensation", COMPENSATION))]
-        small = apply(compensate(dict(stats.params), stats, mask, spec=g.spec, method=method), mask, spec=g.spec)
-        spec, home = shrink(g.spec, mask), next(iter(params_of(g.model).values())).device
-        model = to_module({n: t.to(home) for n, t in small.items()}, spec=spec, model=g.model)
+        prune = pipeline(
+            criterion=self.criteria[str(settings.get("criterion", CRITERION))],
+            where=g.where,
+            ratio=budget.macs(1 - number(settings, "sparsity")),
+            scope=g.scope,
+            compensation=self.compensations[str(settings.get("compensation", COMPENSATION))],
+        )
+        small = prune(dict(stats.params), None, spec=g.spec, stats=stats)
+        home = next(iter(params_of(g.model).values())).device
+        model = to_module({n: t.to(home) for n, t in small.params.items()}, spec=small.spec, model=g.model)
         if recipe.epochs:
             model = self._tuned(model, recipe, folder / TUNING)
         metrics = g.measured(model)
         save(model, folder / "pruned.safetensors")
         for done in (folder / TUNING).glob("*.safetensors"):
             done.unlink()  # a sweep of large networks would fill the disk with states of optimizers
-        save_checkpoint(folder / "mask.safetensors", {"mask": {n: m.cpu() for n, m in mask.items()}})
-        now, before = cost(spec), cost(g.spec)
+        save_checkpoint(folder / "mask.safetensors", {"mask": {n: m.cpu() for n, m in small.mask.items()}})
+        now, before = small.info.after, small.info.before
         out = {**metrics, "macs": now.macs, "params": now.params, "macs_removed": 1 - now.macs / before.macs}
         if "top1" in metrics:
             out["points_lost"] = 100 * (self.dense["top1"] - metrics["top1"])
