@@ -123,16 +123,14 @@ def pipeline(
         if stats is not None:
             check_stats(stats, spec, params)
         spec, may = _freeze(spec, where, freeze)
-        measure = partial(_measured, batches=batches, max_batches=max_batches, progress=progress, sync=sync)
         covariance = "covariance" in method.needs
-        if stats is None:
-            stats = (
-                measure(params, spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
-                if chosen.data or (method.needs and not sequential)
-                else collect_stats(params, None, spec=spec)
-            )
-        else:
+        if stats is not None:
             stats = stats._replace(spec=spec)  # which differs in where a compensation may write
+        elif chosen.data or (method.needs and not sequential):
+            measure = partial(_measured, params, batches, max_batches=max_batches, progress=progress, sync=sync)
+            stats = measure(spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
+        else:
+            stats = collect_stats(params, None, spec=spec)
         scores = score(stats, criterion=chosen)
         if where is not None:
             _check_scored([g.name for g in spec.groups.values() if matches(may, g)], scores, chosen)
@@ -169,7 +167,7 @@ def pipeline(
     return prune
 
 
-def _measured(params: Params, *, batches: Iterable[Batch] | None, sync: bool, **options: Any) -> Stats:
+def _measured(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
     """`collect_stats`, of all processes if wanted."""
     if not sync:
         return collect_stats(params, batches, **options)

@@ -23,7 +23,7 @@ ROOMS = (
     *("errors", "_extras", "_shapes", "_version", "frozen_dict", "names", "files", "drawing", "tables"),  # the ground
     *("spec", "types", "doors", "program", "tracing", "where", "parameters", "stats", "criteria", "selection"),
     *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "recipes"),
-    *("data", "nets", "train", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),
+    *("data", "nets", "train", "by_name", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),
 )
 """From the ground up: a room imports rooms to its left. `prunefn` is the package's own `__init__`."""
 MENUS: dict[str, ModuleType] = {

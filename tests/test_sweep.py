@@ -422,12 +422,12 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
     [
         ({"criterion": ["variance"]}, "the space has no 'sparsity'"),
         ({"sparsity": [1.0]}, "sparsity is 1.0"),
-        ({"sparsity": [0.5], "criterion": ["varience"]}, "no 'varience' in pf.criteria; did you mean 'variance'"),
+        ({"sparsity": [0.5], "criterion": ["varience"]}, "there is no 'varience'; did you mean 'variance'"),
         (
             {"sparsity": [0.5], "criterion": ["normalized"]},
-            "give it to prune_trial under a name of your own: criteria=",
+            "criterion 'normalized': missing a required argument: 'criterion'",
         ),
-        ({"sparsity": [0.5], "compensation": ["avine"]}, "no 'avine' in pf.compensation; did you mean 'affine'"),
+        ({"sparsity": [0.5], "compensation": ["avine"]}, "there is no 'avine'; did you mean 'affine'"),
         ({"sparsity": [0.5], "epoch": [3]}, "no setting 'epoch'; did you mean 'epochs'"),
         ({"sparsity": [0.5], "epochs": [-1]}, "epochs is -1"),
         ({"sparsity": [0.5], "lr": [0.0]}, "rate is 0.0"),

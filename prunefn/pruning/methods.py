@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import criteria
-from ..criteria import normalizer, reduction
+from ..by_name import tables as by_name
+from ..criteria import reduction
 from ..criteria.scoring import score
 from ..errors import PruneError, nearest
 from ..selection import scope as scopes
@@ -19,6 +20,16 @@ from ..train.losses import bn_l1, growing
 from ..types import Criterion, Mask, Params, Scope, Scores
 from ..where import Choice
 from .config import ChannelArgs, SliceArgs
+
+BY_METHOD = {
+    "BNScalePruner": "bn_scale",
+    "Magnitude": "magnitude",
+    "LAMP": "lamp",
+    "FPGM": "fpgm",
+    "Random": "random({seed})",
+    "VBP": "variance",
+}
+"""`pruning_method` → the criterion's name."""
 
 
 def sources(args: ChannelArgs) -> Choice:
@@ -86,29 +97,19 @@ def criterion_of(args: ChannelArgs, seed: int) -> Criterion:
     `GroupNormPruner`: Σw² over all coupled tensors, over the mean of the group. `MACAwareImportance`: the same, weighed against
     the group's MACs as `MAC_params` says.
     """
-    norms = criteria.normalized(criteria.magnitude(2.0, reduction=reduction.sum), normalizer.mean)
-    match args.pruning_method:
-        case "BNScalePruner":
-            return criteria.bn_scale()
-        case "GroupNormPruner":
-            return norms
-        case "MACAwareImportance":
-            given = args.MAC_params
-            if not given.use_macs:
-                return norms
-            if given.type == "Sum":
-                return criteria.mac_aware(norms, given.alpha)
-            return criteria.mac_aware_product(norms, given.beta)
-        case "Magnitude":
-            return criteria.magnitude()
-        case "LAMP":
-            return criteria.lamp()
-        case "FPGM":
-            return criteria.fpgm()
-        case "Random":
-            return criteria.random(seed)
-        case "VBP":
-            return criteria.variance()
+    if args.pruning_method not in ("GroupNormPruner", "MACAwareImportance"):
+        return by_name.criterion_of(BY_METHOD[args.pruning_method].format(seed=seed))
+    norms, given = _norms_of_units(), args.MAC_params
+    if args.pruning_method == "GroupNormPruner" or not given.use_macs:
+        return norms
+    return (
+        criteria.mac_aware(norms, given.alpha) if given.type == "Sum" else criteria.mac_aware_product(norms, given.beta)
+    )
+
+
+def _norms_of_units() -> Criterion:
+    """Score by Σw² over all coupled tensors, over the mean of the group."""
+    return by_name.criterion_of("normalized(magnitude(2.0, reduction=reduction.sum), normalizer.mean)")
 
 
 def scope_of(args: ChannelArgs) -> Scope:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 from torch import nn
 
-from .. import compensation, criteria
+from ..by_name.tables import compensation_of, criterion_of
 from ..checkpoints.checkpoint import save
 from ..checkpoints.stats_file import load_stats
 from ..doors import door
@@ -32,7 +32,7 @@ from ..train.objective import Distill, Loss, Metrics, top1
 from ..train.phases import fine_tune, traced
 from ..train.recipe import Recipe
 from ..types import Batch, Compensation, Criterion, Params, Scope, Stats, Where
-from .settings import check, made, names, number, recipe_of
+from .settings import check, names, number, recipe_of
 from .space import Space, Value
 
 STATS = "stats.safetensors"
@@ -109,16 +109,10 @@ class PruneTrial(NamedTuple):
         return evaluate(model, self.held_out, metrics=o.metrics, inputs=o.inputs, device=o.device)
 
     def _criterion(self, name: str) -> Criterion:
-        if name in self.criteria:
-            return self.criteria[name]
-        return made(criteria, criteria.__all__, name, "criteria")
+        return self.criteria[name] if name in self.criteria else criterion_of(name)
 
     def _compensation(self, name: str) -> Compensation:
-        if name in self.compensations:
-            return self.compensations[name]
-        if name == "affine":
-            return compensation.affine(otherwise=compensation.mean())
-        return made(compensation, ("mean", "affine", "variance_rescale", "none"), name, "compensations")
+        return self.compensations[name] if name in self.compensations else compensation_of(name)
 
     def _dense(self, path: Path) -> dict[str, float]:
         """What the dense network reaches, from the file if it is there."""
@@ -233,7 +227,8 @@ def prune_trial(
         calibration: batches for statistics, clean.
         spec: of the model; None: traced with the first calibration batch.
         recipe: what the settings do not say.
-        criteria, compensations: more of them by name, beside those of `pf.criteria` and `pf.compensation` that need no arguments.
+        criteria, compensations: more of them by names of your own, beside what the command line understands, such as
+            "magnitude(1.0)".
         where, scope: as for `pipeline`.
         distill: (alpha, temperature) to learn from the dense network; None: no teacher.
         loss, metrics, better, inputs, classes, device: as for `train`.

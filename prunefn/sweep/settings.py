@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from pydantic import ValidationError
 
@@ -74,19 +73,3 @@ def number(settings: Mapping[str, Value], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PruneError(f"{name} is {value!r}; it must be a number")
     return float(value)
-
-
-def made(room: Any, names: Sequence[str], name: str, argument: str) -> Any:
-    """A value of a room by its name.
-
-    Raises:
-        PruneError: there is none, or it needs arguments.
-    """
-    if name not in names:
-        raise PruneError(f"there is no {name!r} in pf.{room.__name__.rpartition('.')[2]}{nearest(name, names)}")
-    try:
-        return getattr(room, name)()
-    except TypeError as error:
-        raise PruneError(
-            f"{name!r} needs arguments ({error}); give it to prune_trial under a name of your own: {argument}={{…}}"
-        ) from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ...by_name.tables import schedule_of, sparsity_of
 from ..command import Command, Job, Result, main_process
 from ..opened import calibration, data_of, learnt, network_of, write_yaml
+from ..pipelines import budget_of, maker_of, share_of
 from ..sections import Config
-from ..words import budget_of, maker_of, schedule_of, share_of, sparsity_of
 from .prune import goal
 
 FINAL = "final.safetensors"

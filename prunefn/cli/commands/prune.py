@@ -18,8 +18,8 @@ from ...tables import Table, terminal
 from ...types import Batch, Budget, Params, Pruned
 from ..command import Command, Job, Result
 from ..opened import calibration, device_of, moved, network_of, wanted_data, write_json, write_yaml
+from ..pipelines import amount_of, maker_of
 from ..sections import Config
-from ..words import amount_of, maker_of
 
 PRUNED = "pruned.safetensors"
 

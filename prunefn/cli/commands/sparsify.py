@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ... import sparse
+from ...by_name.tables import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
 from ...checkpoints.checkpoint import save
 from ...costs.analytic import cost
 from ...data.value import Data
@@ -19,7 +20,6 @@ from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
 from ..opened import calibration, device_of, learnt, moved, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
-from ..words import pattern_of, schedule_of, weight_criterion_of, weight_scope_of
 
 SPARSE = "sparse.safetensors"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...by_name.tables import compensation_of, criterion_of, scope_of, where_of
 from ...errors import PruneError
 from ...report.goal import Goal
 from ...report.page import page
@@ -12,7 +13,6 @@ from ...tables import Table, terminal
 from ..command import Command, Job, Result
 from ..opened import calibration, chooser, data_of, learnt, network_of
 from ..sections import Config
-from ..words import compensation_of, criterion_of, scope_of, where_of
 
 MOST = 10
 """Trials of the front that are shown."""

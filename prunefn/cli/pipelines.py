@@ -1,0 +1,80 @@
+"""The pipeline that a section of a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..by_name.tables import RECIPES, compensation_of, criterion_of, scope_of, where_of
+from ..errors import PruneError, nearest
+from ..pipelines import Prune as Pruner
+from ..selection import budget
+from ..types import Budget
+from .sections import Pat, Prune
+
+
+def options_of(section: Prune) -> dict[str, Any]:
+    """Options of `pipeline` that the section gives."""
+    read: dict[str, Callable[[str], Any]] = {
+        "criterion": criterion_of,
+        "compensation": compensation_of,
+        "scope": scope_of,
+        "where": where_of,
+    }
+    given = {key: make(text) for key, make in read.items() if (text := getattr(section, key)) is not None}
+    names = ("round_to", "max_ratio", "min_units", "sequential", "recalibrate")
+    default = Prune()
+    given |= {n: getattr(section, n) for n in names if getattr(section, n) != getattr(default, n)}
+    return given | ({"freeze": section.freeze} if section.freeze else {})
+
+
+def maker_of(section: Prune) -> Callable[[Any], Pruner]:
+    """(ratio or budget) → pipeline.
+
+    Raises:
+        PruneError: a word is not known.
+    """
+    if section.recipe not in RECIPES:
+        raise PruneError(f"there is no recipe {section.recipe!r}{nearest(section.recipe, RECIPES)}")
+    return partial(RECIPES[section.recipe], **options_of(section))
+
+
+def amount_of(section: Prune) -> Any:
+    """How much goes: a ratio, a budget, or several budgets.
+
+    Raises:
+        PruneError: a ratio and a budget.
+    """
+    kept = {n: k for n in ("macs", "params", "activations") if (k := getattr(section, n)) is not None}
+    if kept and section.ratio is not None:
+        raise PruneError(
+            f"prune.ratio is {section.ratio}, and prune.{next(iter(kept))} is a budget; give one of the two"
+        )
+    budgets: list[Budget] = [getattr(budget, n)(k) for n, k in kept.items()]
+    if not budgets:
+        return 0.5 if section.ratio is None else section.ratio
+    return budgets[0] if len(budgets) == 1 else budgets
+
+
+def share_of(section: Pat, prune: Prune) -> tuple[float, str]:
+    """What a schedule removes in the end, and what that is a share of: as `pat` says, or else as `prune` does.
+
+    Raises:
+        PruneError: that is no single share of units, MACs or params.
+    """
+    if section.share is not None:
+        return section.share, section.of
+    amount = amount_of(prune)
+    if isinstance(amount, float):
+        return amount, "units"
+    if isinstance(amount, Budget) and amount.quantity in ("macs", "params"):
+        return 1 - amount.keep, amount.quantity
+    raise PruneError(
+        "a schedule removes one share of units, MACs or params: give --share, and --of macs or --of params"
+    )
+
+
+def budget_of(quantity: str) -> Callable[[float], Budget] | None:
+    """What the share of a schedule is a share of."""
+    return {"units": None, "macs": budget.macs, "params": budget.params}[quantity]
