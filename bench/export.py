@@ -22,7 +22,8 @@ from torch import nn
 
 import prunefn as pf
 from prunefn import export
-from prunefn.export.verify import BATCHES, LIMIT, tensors_of
+from prunefn.export.verify import BATCHES, LIMIT
+from prunefn.trees import tensors
 from prunefn.types import Where
 from tests.zoo import randomize
 
@@ -116,7 +117,7 @@ def network(name: str) -> Network:
     params, small, *_ = prune(pf.params(model), None, spec=spec)
     args, kwargs = small.example.draw(batch=1)
     with torch.no_grad():
-        outputs = tensors_of(pf.forward(params, *args, spec=small, **kwargs))
+        outputs = tensors(pf.forward(params, *args, spec=small, **kwargs))
     return Network(model, params, small, max(float(y.abs().max()) for y in outputs))
 
 

@@ -20,7 +20,18 @@ from prunefn.train import losses, optimizer, schedule, sparsity
 
 ROOT = Path(__file__).parents[1] / "prunefn"
 ROOMS = (
-    *("errors", "_extras", "_shapes", "_version", "frozen_dict", "names", "files", "drawing", "tables"),  # the ground
+    *(
+        "errors",
+        "_extras",
+        "_shapes",
+        "_version",
+        "frozen_dict",
+        "names",
+        "trees",
+        "files",
+        "drawing",
+        "tables",
+    ),  # the ground
     *("spec", "types", "doors", "program", "tracing", "where", "parameters", "stats", "criteria", "selection"),
     *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "recipes"),
     *("data", "nets", "train", "by_name", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),

@@ -20,7 +20,7 @@ import prunefn as pf
 typer_testing = pytest.importorskip("typer.testing")
 
 import prunefn.cli  # noqa: E402
-from prunefn.cli import words  # noqa: E402
+from prunefn.by_name import tables as words  # noqa: E402
 from prunefn.cli.layers import merge, resolve, shipped  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import trees
 from ..sparse.layouts import Weight, weights
 from ..spec.program import Instruction
 from ..spec.spec import Spec
@@ -65,9 +65,9 @@ def counted(m: Machine) -> Counted:
         with flop_counter() as counter:
             result = call()
         found = [known[n] for n in dict.fromkeys(first[v] for v in used(ins) if v in first)]
-        given, out = tensors((call.args, dict(call.kwargs))), tensors(result)
+        given, out = trees.tensors((call.args, dict(call.kwargs))), trees.tensors(result)
         ops[ins.name] = _op(ins, call, given, out, counter.get_total_flops() // 2, found)
-        values = tensors([v for name, v in env.items() if name.startswith("%")])
+        values = trees.tensors([v for name, v in env.items() if name.startswith("%")])
         peak[0] = max(peak[0], sum(storages([*values, *out]).values()))
         return result
 
@@ -107,12 +107,7 @@ def draw(params: Params, spec: Spec, *, batch: int, device: torch.device, seed: 
     def cast(x: Any) -> Any:
         return x.to(kind) if isinstance(x, Tensor) and x.is_floating_point() else x
 
-    return pytree.tree_map(cast, drawn)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a nest, in order."""
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+    return trees.map_leaves(cast, drawn)
 
 
 def storages(values: Iterable[Tensor]) -> dict[int, int]:

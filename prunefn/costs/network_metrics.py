@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import trees
 from ..doors import door
 from ..errors import ParamsError, PruneError
 from ..frozen_dict import FrozenDict
@@ -17,7 +18,7 @@ from ..sparse.layouts import weights
 from ..spec.spec import Spec, check_runnable
 from ..tables import Table
 from ..types import Params
-from .counted import counted, draw, tensors
+from .counted import counted, draw
 from .timing.walk import machine
 
 
@@ -86,7 +87,7 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
         raise ParamsError(f"{name!r} is on meta, so that nobody knows its zeros; pf.cost(spec) counts without numbers")
     zeros = {n: w.numel() - int(w.count_nonzero()) for n, w in ((n, params[n].detach()) for n in known)}
     on_meta = torch.device("meta")
-    inputs = tensors(draw(params, spec, batch=1, device=on_meta))
+    inputs = trees.tensors(draw(params, spec, batch=1, device=on_meta))
     found = counted(machine(spec, {n: t.to(on_meta) for n, t in params.items()}, inputs, on_meta))
     ops = found.ops.values()
     tied = tied_names(params, spec)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import BatchError, ParamsError
 from ..parameters.effective import computed_values, effective, exposed, reader
 from ..parameters.transforms import tied_names
@@ -94,7 +94,7 @@ class Objective(NamedTuple):
                 f"({', '.join(names)}); give batches such as ({', '.join(names)}, labels), or a loss of the output alone: "
                 f"criteria.{self.criterion}(loss=lambda output: …)"
             )
-        moved = pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, rest)
+        moved = trees.map_tensors(lambda x: x.to(device), rest)
         return Data(inputs, moved, next((len(x) for x in inputs if x.ndim), 1))
 
     def value(self, params: Params, inputs: list[Tensor], rest: list[Any], spec: Spec) -> Tensor:
@@ -182,7 +182,7 @@ def _chunks(
     data: Data, spec: Spec, chunk: int
 ) -> Iterator[tuple[list[Tensor], Callable[[list[Tensor]], tuple[list[Tensor], list[Any]]]]]:
     """(what has a sample dim, a chunk of it; how to put it back among what has none)."""
-    flat, tree = pytree.tree_flatten(data.rest)
+    flat, tree = trees.flatten(data.rest)
     batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) for i in spec.program.inputs]
     batched += [isinstance(x, Tensor) and x.ndim > 0 and len(x) == data.count for x in flat]
     everything = [*data.inputs, *flat]
@@ -190,7 +190,7 @@ def _chunks(
     def put(sample: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
         given = iter(sample)
         full = [next(given) if varies else x for varies, x in zip(batched, everything, strict=True)]
-        return full[: len(data.inputs)], pytree.tree_unflatten(full[len(data.inputs) :], tree)
+        return full[: len(data.inputs)], trees.unflatten(full[len(data.inputs) :], tree)
 
     for start in range(0, data.count, chunk):
         yield [x[start : start + chunk] for x, varies in zip(everything, batched, strict=True) if varies], put

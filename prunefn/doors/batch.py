@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import BatchError, ParamsError
 from .words import said
 
@@ -38,7 +38,7 @@ def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) 
     names = list(inputs)
     given = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, list | tuple | Mapping) else ()
     named = given if isinstance(given, Mapping) else dict(zip(names, given, strict=False))
-    leaves = [(n, x) for n in names if n in named for x in pytree.tree_leaves(named[n])]
+    leaves = [(n, x) for n in names if n in named for x in trees.leaves(named[n])]
     for name, x in leaves:
         if isinstance(x, np.ndarray):
             raise BatchError(f"input {name!r} of a batch is {said(x)}; write torch.from_numpy(…)")

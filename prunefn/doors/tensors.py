@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..spec.parts import Group
 from ..types import Moments
 from .plain import Refuse, read_mapping, read_path
@@ -172,7 +172,7 @@ def read_example(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
     """Example inputs, nested as the model takes them."""
     if value is None or isinstance(value, bool | int | float | str | type) or inspect.isroutine(value):
         refuse()
-    for leaf in pytree.tree_leaves(value):
+    for leaf in trees.leaves(value):
         if isinstance(leaf, np.ndarray):
             refuse("write torch.from_numpy(…)", f"{name} has {said(leaf)}")
         if isinstance(leaf, nn.Module):

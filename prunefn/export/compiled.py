@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..doors import door
 from ..spec.spec import Spec
 from ..types import Params
-from .verify import BATCHES, LIMIT, Example, Exported, Run, export, tensors_of
+from .verify import BATCHES, LIMIT, Example, Exported, Run, export
 
 
 @door
@@ -106,12 +106,12 @@ def torchscript(
 
     def make(example: Example, file: Path) -> Run:
         _traceable(example.module)
-        inputs = tensors_of((example.args, example.kwargs))
+        inputs = trees.tensors((example.args, example.kwargs))
         with torch.no_grad():
             traced = torch.jit.trace(_Traced(example), tuple(inputs), check_trace=False)
         save_bytes(file, lambda buffer: torch.jit.save(traced, buffer))
         loaded = torch.jit.load(str(file))
-        return lambda given: tensors_of(loaded(*given))
+        return lambda given: trees.tensors(loaded(*given))
 
     return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
 
@@ -128,15 +128,15 @@ class Flat:
 
     def __init__(self, module: Any, example: Example) -> None:
         self.module = module
-        leaves, self.tree = pytree.tree_flatten((example.args, example.kwargs))
+        leaves, self.tree = trees.flatten((example.args, example.kwargs))
         self.others = [None if isinstance(x, Tensor) else x for x in leaves]
         self.tensors = [isinstance(x, Tensor) for x in leaves]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         given = iter(inputs)
         leaves = [next(given) if t else o for t, o in zip(self.tensors, self.others, strict=True)]
-        args, kwargs = pytree.tree_unflatten(leaves, self.tree)
-        return tensors_of(self.module(*args, **kwargs))
+        args, kwargs = trees.unflatten(leaves, self.tree)
+        return trees.tensors(self.module(*args, **kwargs))
 
 
 class _Traced(torch.nn.Module):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch.export import Dim
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import PruneError
 from ..files import atomic
 from ..modules.graph import graph_module
@@ -71,7 +71,7 @@ def example_of(params: Params, spec: Spec) -> Example:
     args, kwargs = spec.example.draw(batch=TRACED)
     free = [{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf)} for i in spec.program.inputs]
     given = iter(free)
-    shapes = pytree.tree_map(lambda x: next(given) if isinstance(x, Tensor) else None, (args, kwargs))
+    shapes = trees.map_leaves(lambda x: next(given) if isinstance(x, Tensor) else None, (args, kwargs))
     on_cpu = {n: t.cpu() for n, t in params.items()}
     module = graph_module(on_cpu, spec).eval().requires_grad_(False)
     return Example(module, tuple(args), dict(kwargs), shapes)
@@ -140,9 +140,9 @@ def verified(
     for batch in batches if free else (TRACED,):
         args, kwargs = spec.example.draw(seed=batch, batch=batch)
         with torch.no_grad():
-            wanted = tensors_of(forward(on_cpu, *args, spec=spec, **kwargs))
+            wanted = trees.tensors(forward(on_cpu, *args, spec=spec, **kwargs))
             try:
-                got = list(run(tensors_of((args, kwargs))))
+                got = list(run(trees.tensors((args, kwargs))))
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1][:200]
                 raise PruneError(f"the {kind} file does not run at batch {batch}: {reason}") from error
@@ -160,11 +160,6 @@ def verified(
                 f"{limit:g} times that: nothing was written"
             )
     return found, held
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of a nest, in order."""
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

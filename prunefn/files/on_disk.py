@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import ParamsError
 from .tensors import DTYPES, Entry, FormatError, Reader
 
@@ -73,7 +73,7 @@ class OnDisk(Tensor):
                 once[id(t)] = t.read()
             return once[id(t)]
 
-        return op(*pytree.tree_map(there, tuple(args)), **pytree.tree_map(there, kwargs or {}))
+        return op(*trees.map_leaves(there, tuple(args)), **trees.map_leaves(there, kwargs or {}))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import PruneError
 from ..parameters.transforms import tied_names
 from ..program.batches import device_of
@@ -139,7 +139,7 @@ def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
 
 def _scales(spec: Spec) -> list[tuple[str, float]]:
     """The floats of a program, with their ops."""
-    found = [(i.op, x) for i in spec.program.instructions for x in pytree.tree_leaves((i.args, i.kwargs))]
+    found = [(i.op, x) for i in spec.program.instructions for x in trees.leaves((i.args, i.kwargs))]
     return [(op, x) for op, x in found if isinstance(x, float)]
 
 
@@ -227,9 +227,7 @@ def _same(got: Any, expected: Any) -> Problem | None:
     """The same code at the same sizes differs by less than rounding, whatever the precision."""
     if isinstance(got, Problem) or (problem := _difference(got, expected)) is not None:
         return got if isinstance(got, Problem) else problem
-    a, b = (
-        [x for x in pytree.tree_leaves(y) if isinstance(x, Tensor) and x.is_floating_point()] for y in (got, expected)
-    )
+    a, b = ([x for x in trees.leaves(y) if isinstance(x, Tensor) and x.is_floating_point()] for y in (got, expected))
     for x, y in zip(a, b, strict=True):
         if not bool(y.isfinite().any()):
             return Problem("its output with random weights is not finite, so that nothing can be compared")
@@ -269,7 +267,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
     """
     if (twin := dense_twin(model, params, spec)) is None:
         return confirm_by_trace(module, spec)
-    args, kwargs = pytree.tree_map_only(Tensor, _widened, spec.example.draw(device=device_of(params)))
+    args, kwargs = trees.map_tensors(_widened, spec.example.draw(device=device_of(params)))
     results = []
     for m in (module, twin):
         wide = copy.deepcopy(m).double()
@@ -298,7 +296,7 @@ def _failure(error: Exception) -> Problem:
 
 
 def _difference(got: Any, expected: Any) -> Problem | None:
-    a, b = ([x for x in pytree.tree_leaves(y) if isinstance(x, Tensor)] for y in (got, expected))
+    a, b = (trees.tensors(y) for y in (got, expected))
     if [tuple(x.shape) for x in a] != [tuple(x.shape) for x in b]:
         return Problem(
             f"its outputs have shapes {[tuple(x.shape) for x in a]} instead of {[tuple(x.shape) for x in b]}"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..program.batches import device_of
 from ..program.compiled import compiled
 from ..program.inputs import flat_inputs
@@ -52,7 +52,7 @@ def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tupl
     def cast(t: Tensor) -> Tensor:
         return t.to(next(iter(types))) if t.is_floating_point() and len(types) == 1 else t
 
-    return pytree.tree_map_only(Tensor, cast, (args, kwargs))
+    return trees.map_tensors(cast, (args, kwargs))
 
 
 def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:

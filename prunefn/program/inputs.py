@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import BatchError, nearest
 from ..spec.axis import Leaf
 from ..spec.axis import size as axis_size
@@ -57,11 +57,11 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     check_runnable(spec)
     known = signature(spec)
-    given = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    given = trees.tensors(inputs)
     for name in _in_order(kwargs, known):
-        given += [x for x in pytree.tree_leaves(kwargs[name]) if isinstance(x, Tensor)]
+        given += trees.tensors(kwargs[name])
     if len(given) != len(known.inputs):
-        arrays = any([isinstance(x, np.ndarray) for x in pytree.tree_leaves((inputs, dict(kwargs)))])
+        arrays = any([isinstance(x, np.ndarray) for x in trees.leaves((inputs, dict(kwargs)))])
         raise BatchError(
             f"the model has {len(known.inputs)} tensor inputs ({', '.join(known.inputs)}), but {len(given)} were given"
             + ("; write torch.from_numpy(…) for a numpy array" if arrays else "")
@@ -83,6 +83,6 @@ def _in_order(kwargs: Mapping[str, Any], known: Signature) -> list[str]:
     """Names of keyword arguments: first inputs that were traced by position, then keywords as they were traced."""
     order = [*[n for n in known.inputs if n not in known.keywords], *known.keywords]
     for name, value in kwargs.items():
-        if name not in order and any([isinstance(x, Tensor) for x in pytree.tree_leaves(value)]):
+        if name not in order and any([isinstance(x, Tensor) for x in trees.leaves(value)]):
             raise BatchError(f"the model has no input {name!r}{nearest(name, order)}")
     return [n for n in order if n in kwargs]

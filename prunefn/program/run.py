@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..doors import door
 from ..errors import ParamsError
 from ..spec.spec import Spec, check_params, check_runnable
@@ -61,7 +61,7 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     flat = flat_inputs(spec, inputs, kwargs)
     run = remembered(_forward(spec, *placed(spec, params)))
     _check(params, run, spec)
-    return pytree.tree_unflatten(run(params, flat), spec.program.out_spec)
+    return trees.unflatten(run(params, flat), spec.program.out_spec)
 
 
 @door
@@ -88,4 +88,4 @@ def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tu
     _check(params, run, spec)
     out, new = run(params, flat)
     updated = dict(zip([n for n, _ in spec.program.updates], new, strict=True))
-    return pytree.tree_unflatten(out, spec.program.out_spec), {**params, **updated}
+    return trees.unflatten(out, spec.program.out_spec), {**params, **updated}

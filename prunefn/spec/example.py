@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..frozen_dict import FrozenDict
 from .axis import Leaf
 from .domain import Domain
@@ -30,7 +30,7 @@ class Example(NamedTuple):
     """The arguments of the traced call, flat: a `Like` for each tensor, anything else as it was."""
 
     leaves: tuple[Any, ...]
-    in_spec: pytree.TreeSpec
+    in_spec: trees.Form
     domain: Domain = Domain()
     """The sizes that the program takes."""
 
@@ -45,15 +45,15 @@ class Example(NamedTuple):
         generator = torch.Generator().manual_seed(seed)
         sizes = {} if batch is None else self.domain.nearest(batch)
         flat = [_draw(x, sizes, generator).to(device) if isinstance(x, Like) else x for x in self.leaves]
-        return pytree.tree_unflatten(flat, self.in_spec)
+        return trees.unflatten(flat, self.in_spec)
 
 
 def example_of(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: pytree.TreeSpec, inputs: Sequence[Input]
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: trees.Form, inputs: Sequence[Input]
 ) -> Example:
     """Return what stands for these arguments, keywords in the order of the traced call; `inputs` has the tensors' axes, if known."""
     names = in_spec.children()[1].context or list(kwargs)
-    flat = pytree.tree_leaves((args, {n: kwargs[n] for n in names}))
+    flat = trees.leaves((args, {n: kwargs[n] for n in names}))
     axes = iter(inputs)
     likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
     traced = {leaf: x.shape[d] for x in likes if isinstance(x, Like) for d, leaf in x.free.items()}

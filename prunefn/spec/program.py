@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..frozen_dict import FrozenDict
 from .axis import Axis, leaves
 from .domain import Domain
@@ -96,8 +96,8 @@ class Program(NamedTuple):
     slots: tuple[Slot, ...]
     batch: FrozenDict[str, tuple[str, int]]
     """Leaf whose size is known at run time only → (input, dim)."""
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    in_spec: trees.Form
+    out_spec: trees.Form
     axes: FrozenDict[str, tuple[Axis, ...]]
     """Result of an instruction (`%name`) → the axis of each of its dims, where it is one tensor."""
     layers: frozenset[str]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import ParamsError, TraceError, nearest
 from ..frozen_dict import FrozenDict
 from . import picture as drawn
@@ -124,7 +124,7 @@ class Spec(SpecData):
         return views.explain(self, name)
 
 
-pytree.register_constant(Spec)  # torch.compile takes a spec as a constant, and guards on it
+trees.register_constant(Spec)  # torch.compile takes a spec as a constant, and guards on it
 
 
 def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:

@@ -15,6 +15,7 @@ from torch import nn
 from ..by_name.tables import compensation_of, criterion_of
 from ..checkpoints.checkpoint import save
 from ..checkpoints.stats_file import load_stats
+from ..costs.summary import points_lost, summarize
 from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
@@ -176,11 +177,9 @@ class Ready:
         for done in (folder / TUNING).glob("*.safetensors"):
             done.unlink()  # a sweep of large networks would fill the disk with states of optimizers
         save_checkpoint(folder / "mask.safetensors", {"mask": {n: m.cpu() for n, m in small.mask.items()}})
-        now, before = small.info.after, small.info.before
-        out = {**metrics, "macs": now.macs, "params": now.params, "macs_removed": 1 - now.macs / before.macs}
-        if "top1" in metrics:
-            out["points_lost"] = 100 * (self.dense["top1"] - metrics["top1"])
-        return out
+        costs = summarize(small.info.before, small.info.after)
+        out = {**metrics, **{n: costs[n] for n in ("macs", "params", "macs_removed")}}
+        return out | ({"points_lost": points_lost(metrics, self.dense)} if "top1" in metrics else {})
 
     def _tuned(self, model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
         g = self.given

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection, export
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import TraceError
 from .functional import make_functional, spell_out_writes
 from .unchanged import reseed, unchanged
@@ -34,8 +34,8 @@ class Captured(NamedTuple):
     """Placeholder of a constant → path of the buffer or attribute that holds it."""
     inputs: list[str]
     """Placeholders of the tensor inputs, in order of the flattened arguments."""
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    in_spec: trees.Form
+    out_spec: trees.Form
     outputs: list[Any]
     """Nodes and constants, in order of the flattened result."""
     updates: dict[str, fx.Node]
@@ -107,19 +107,19 @@ def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     tensors = [*model.parameters(), *model.buffers()]
     if not tensors or any(t.device.type != "meta" for t in tensors):
         return args
-    return pytree.tree_map_only(Tensor, lambda t: t.to("meta"), args)
+    return trees.map_tensors(lambda t: t.to("meta"), args)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     """Dim 0 of every input is the batch; a batch of one is doubled, because size 1 would be taken for broadcasting."""
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = trees.tensors((args, kwargs))
     tries = [(args, kwargs)]
     if tensors and all(t.ndim and t.shape[0] == 1 for t in tensors):
-        tries.insert(0, pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs)))
+        tries.insert(0, trees.map_tensors(lambda t: torch.cat([t, t]), (args, kwargs)))
     error: Exception | None = None
     for a, k in tries:
         shapes = ShapesCollection()
-        for t in pytree.tree_leaves((a, k)):
+        for t in trees.leaves((a, k)):
             if isinstance(t, Tensor) and t.ndim:
                 shapes[t] = {0: Dim.AUTO}
         try:

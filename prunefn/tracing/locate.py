@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..spec.program import Instruction
 from .analyse import reason_of
 
@@ -33,7 +33,7 @@ class Outputs:
 
     def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
-        first = next((t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)), None)
+        first = next((t for t in trees.leaves(output) if isinstance(t, Tensor)), None)
         if first is not None:
             self.tensors.setdefault(name, first.detach().clone())
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
 from ..program.build import build
@@ -101,7 +101,7 @@ def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
 
 def runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether there are numbers to run the model on: nothing is on `meta`."""
-    tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+    tensors = trees.tensors((args, dict(kwargs)))
     return not any(t.is_meta for t in (*model.parameters(), *model.buffers(), *tensors))
 
 
@@ -176,7 +176,7 @@ class Trial:
     ) -> None:
         self.spec, self.model, self.captured, self.analysis = spec, model, captured, analysis
         names = spec.program.in_spec.children()[1].context or list(kwargs)
-        self.flat, self.form = pytree.tree_flatten((args, {n: kwargs[n] for n in names}))
+        self.flat, self.form = trees.flatten((args, {n: kwargs[n] for n in names}))
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, Tensor)]
         self.first: Result | None = None
         """Of the module, at the traced sizes."""
@@ -234,7 +234,7 @@ class Trial:
 
     def module(self, flat: list[Any], *, seed: int) -> Result:
         """Outputs, and the buffers that the program says are written to; `seed` is of Python's and numpy's generators."""
-        args, kwargs = pytree.tree_unflatten([x.clone() if isinstance(x, Tensor) else x for x in flat], self.form)
+        args, kwargs = trees.unflatten([x.clone() if isinstance(x, Tensor) else x for x in flat], self.form)
         with (
             _quietly(),
             in_mode(self.model, self.spec.train),
@@ -244,7 +244,7 @@ class Trial:
         ):
             reseed(seed)
             buffers = buffer_copies(self.model)
-            out = pytree.tree_leaves(torch.func.functional_call(self.model, buffers, args, kwargs))
+            out = trees.leaves(torch.func.functional_call(self.model, buffers, args, kwargs))
             return out, {n: buffers[n] for n, _ in self.spec.program.updates}
 
     def _results(self, env: Mapping[str, Any]) -> Any:

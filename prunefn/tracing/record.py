@@ -20,9 +20,9 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .. import trees
 from ..errors import TraceError
 from .capture import Captured, in_mode
 from .functional import functional_twin
@@ -51,19 +51,19 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     """
     graph = fx.Graph()
     tape = _Tape(model, graph)
-    inputs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the model may write to them
+    inputs = trees.map_tensors(torch.clone, (args, dict(kwargs)))  # the model may write to them
     buffers = buffer_copies(model)
     tape.placeholders(buffers, inputs)
     with in_mode(model, train), unchanged(model), torch.no_grad(), Writes(model), _recording(tape):
         reseed()
         result = torch.func.functional_call(model, buffers, *inputs)
-    leaves, out_spec = pytree.tree_flatten(result)
+    leaves, out_spec = trees.flatten(result)
     outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _plain(x) for x in leaves]
     hidden = [tape.memory.node(t) for x in leaves if not isinstance(x, Tensor) for t in tensors_in(x)]
     known = {x for x in outputs if isinstance(x, fx.Node)}
     outputs += [n for n in dict.fromkeys([*hidden, *tape.read, *tape.ends()]) if n not in known]
     graph.output(tuple(outputs))
-    _, in_spec = pytree.tree_flatten(inputs)
+    _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
     return Captured(
         graph,
@@ -142,7 +142,7 @@ class _Tape:
 
     def reads(self, value: Any) -> None:
         """Python has read the values of these tensors."""
-        self.read += [self.memory.node(t) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+        self.read += [self.memory.node(t) for t in trees.leaves(value) if isinstance(t, Tensor)]
 
     def ends(self) -> list[fx.Node]:
         """Values that nothing reads: the class computes them all the same, so that this must keep working."""
@@ -153,12 +153,12 @@ class _Tape:
         """Run an op and write it down."""
         if str(func).startswith(METADATA):
             return func(*args, **kwargs)
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        nodes = pytree.tree_map_only(Tensor, self.memory.node, (args, kwargs))
+        given = trees.tensors((args, kwargs))
+        nodes = trees.map_tensors(self.memory.node, (args, kwargs))
         out = func(*args, **kwargs)
         if func._schema.is_mutable:
             self.write(func, written_by(func, args, kwargs), nodes)
-        elif not (made := [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]):
+        elif not (made := trees.tensors(out)):
             self.reads(given)
         elif any(all(t is not g for g in given) for t in made):  # or else it had nothing to do
             self.results.append(self.node(func, nodes, out))
@@ -171,7 +171,7 @@ class _Tape:
         node = self.graph.create_node("call_function", func, *nodes, name=name)
         stack = {self.paths.get(m, ""): (self.paths.get(m, ""), type(m).__qualname__) for m in self.stack}
         node.meta |= {
-            "val": pytree.tree_map_only(Tensor, shadow, out),
+            "val": trees.map_tensors(shadow, out),
             "nn_module_stack": stack,
             "stack_trace": _source(),
         }
@@ -257,7 +257,7 @@ def _source() -> str:
 
 def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """All tensors in a nest of containers and plain objects."""
-    for leaf in pytree.tree_leaves(value):
+    for leaf in trees.leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
         elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type):

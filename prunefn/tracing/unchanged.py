@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import trees
 
 DEPTH = 6
 """Containers within containers of a module that are looked at."""
@@ -96,7 +97,7 @@ def written_by(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Return the tensors that an in-place op writes to."""
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [t for n in names for t in pytree.tree_leaves(given.get(n)) if isinstance(t, Tensor)]
+    return [t for n in names for t in trees.leaves(given.get(n)) if isinstance(t, Tensor)]
 
 
 def buffer_copies(model: nn.Module) -> dict[str, Tensor]:

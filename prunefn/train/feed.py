@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from .. import trees
 from ..errors import BatchError
 
 Source = Dataset[Any] | Iterable[Any]
@@ -134,7 +134,7 @@ def grouped(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
 
 def samples(batch: Any) -> int:
     """How many samples a batch has: the first dim of its first tensor."""
-    tensors = [t for t in pytree.tree_leaves(plain(batch)) if isinstance(t, Tensor) and t.ndim]
+    tensors = [t for t in trees.leaves(plain(batch)) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
         raise BatchError(f"a batch has no tensor with samples: {type(batch).__name__}")
     return len(tensors[0])
@@ -153,7 +153,7 @@ def _part(batch: Any, rank: int, world: int) -> Part:
     def cut(t: Any) -> Any:
         return t[at] if isinstance(t, Tensor) and t.ndim and len(t) == total else t
 
-    return Part(pytree.tree_map(cut, plain(batch)), stop - start, total)
+    return Part(trees.map_leaves(cut, plain(batch)), stop - start, total)
 
 
 def _like(loader: DataLoader[Any], shares: Shares) -> DataLoader[Any]:

@@ -10,8 +10,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..doors import door
 from .feed import Feed, Source, plain
 from .objective import Metrics, call, top1
@@ -81,4 +81,4 @@ def evaluate(
 
 def moved(value: Any, device: torch.device | str) -> Any:
     """A nest with its tensors on a device."""
-    return pytree.tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, plain(value))
+    return trees.map_tensors(lambda t: t.to(device, non_blocking=True), plain(value))

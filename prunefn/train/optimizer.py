@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..doors import door
 from ..errors import MaskError, ParamsError, nearest
 from ..parameters.transforms import check_mask
@@ -200,13 +200,13 @@ def _check_order(names: Sequence[str] | None, known: Sequence[str], spec: Spec) 
 
 def _sliced(value: Any, key: str, name: str, mask: Mask, spec: Spec) -> Any:
     if not isinstance(value, Tensor):
-        inside = [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.ndim]
+        inside = [t for t in trees.leaves(value) if isinstance(t, Tensor) and t.ndim]
         if inside and any(not bool(m.all()) for m in mask.values()):  # L-BFGS keeps all parameters in one vector
             raise ParamsError(
                 f"the optimizer's {key!r} of {name!r} is a {type(value).__name__} of tensors, so that nobody knows what to remove "
                 "from it; start the optimizer anew"
             )
-        return pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)
+        return trees.map_tensors(lambda t: t.clone(), value)
     if not value.ndim:
         return value.clone()
     shape = spec.shape(name)

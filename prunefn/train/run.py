@@ -13,6 +13,7 @@ from torch import nn
 
 from ..checkpoints.checkpoint import save
 from ..costs.analytic import cost
+from ..costs.summary import summarize
 from ..errors import PruneError
 from ..modules.convert import to_module
 from ..parameters.transforms import apply, compose, expand, shrink
@@ -200,11 +201,7 @@ class Run:
         """Write what came out."""
         model = self.module.eval()
         metrics = {k: v for k, v in self.rows[-1].items() if k in self.rows[0] and isinstance(v, float)}
-        now, dense = cost(self.now), cost(self.spec0)
-        summary: dict[str, int | float] = {"macs": now.macs, "params": now.params, "macs_dense": dense.macs}
-        summary |= {"params_dense": dense.params, "macs_removed": 1 - now.macs / dense.macs}
-        for name, value in metrics.items():
-            summary |= {name: value, f"{name}_dense": self.rows[0][name]}
+        summary = summarize(cost(self.spec0), cost(self.now), metrics, self.rows[0])
         if self.folder is not None and self.at.is_main_process:
             save(model, self.folder / "final.safetensors")
             save_checkpoint(self.folder / "mask.safetensors", {"mask": self.mask})

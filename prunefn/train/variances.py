@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from .. import trees
 from ..doors import door
 from ..errors import PruneError
 from ..program.compiled import compiled, result
@@ -51,7 +51,7 @@ def site_variances(
     flat = flat_inputs(spec, inputs, {})
     out, found = compiled(spec, params, ("variances", tuple(values)), emit)(params, flat)
     by_value = dict(zip(values, found, strict=True))
-    return pytree.tree_unflatten(out, spec.program.out_spec), {
+    return trees.unflatten(out, spec.program.out_spec), {
         s.name: torch.stack([by_value[v] for v in s.values]).mean(0) for s in sites
     }
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import torch
 
 from ...costs.analytic import cost
+from ...costs.summary import summarize
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
+from ...trees import tensors
 from ..command import Command, Job, Result
 from ..opened import network_of, wanted_data, zeros_in
 from ..sections import Config
@@ -27,18 +29,13 @@ def run(job: Job) -> Result:
     with torch.no_grad():
         output = network.model(*network.example, **network.keywords)
         again = forward(params_of(network.model), *network.example, spec=spec, **network.keywords)
-    pairs = list(zip(_tensors(output), _tensors(again), strict=True))
+    pairs = list(zip(tensors(output), tensors(again), strict=True))
     finite = all(bool(torch.isfinite(a).all()) for a, _ in pairs)
     worst = max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
     if not finite:
         raise PruneError(f"{config.model.checkpoint} loads, but {network.name} gives outputs that are not finite")
     after = cost(spec)
-    result: Result = {
-        "macs": after.macs,
-        "macs_dense": before.macs,
-        "params": after.params,
-        "params_dense": before.params,
-    }
+    result: Result = summarize(before, after)
     result |= {"sparsity": zeros_in(network.model), "difference": worst, "class": type(network.model).__name__}
     job.show(
         f"{config.model.checkpoint} loads into {result['class']} and runs; it differs from its program by {worst:.1e}"
@@ -48,12 +45,6 @@ def run(job: Job) -> Result:
         f"{result['sparsity']:.1%} of the weights zero"
     )
     return result
-
-
-def _tensors(value: object) -> list[torch.Tensor]:
-    from ...export.verify import tensors_of
-
-    return tensors_of(value)
 
 
 def plan(config: Config) -> Iterable[str]:

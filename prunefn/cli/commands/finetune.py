@@ -8,6 +8,7 @@ from pathlib import Path
 from ... import sparse
 from ...checkpoints.checkpoint import load, save
 from ...costs.analytic import cost
+from ...costs.summary import summarize
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
@@ -67,10 +68,9 @@ def run(job: Job) -> Result:
     result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": done.best}
     result |= {"flops_g": cost(spec).macs / 1e9, "params_m": cost(spec).params / 1e6, "sparsity": zeros_in(done.model)}
     if dense is not None:
-        was, now = cost(dense.spec()), cost(spec)
-        summary = {"macs": now.macs, "params": now.params, "macs_removed": 1 - now.macs / was.macs, "top1": after}
         top1 = evaluate(dense.model, data.held_out, device=config.device)["top1"]
-        result = {**goal({**summary, "top1_dense": top1}), **result}
+        summary = summarize(cost(dense.spec()), cost(spec), {"top1": after}, {"top1": top1})
+        result = {**goal(summary), **result}
     if main_process():
         save(done.model, out / TUNED)
         write_yaml(out / "metrics.yaml", result)

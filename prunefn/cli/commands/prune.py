@@ -7,6 +7,7 @@ from typing import Any
 
 from ...checkpoints.checkpoint import save
 from ...costs.analytic import cost
+from ...costs.summary import points_lost, summarize
 from ...errors import BatchError, TraceError
 from ...modules.convert import to_module
 from ...parameters.transforms import params as params_of
@@ -47,13 +48,6 @@ def run(job: Job) -> Result:
     save_checkpoint(out / "mask.safetensors", {"mask": mask})
     write_json(out / "spec.json", pruned.spec.to_dict())
     before, after = cost(spec), cost(pruned.spec)
-    summary: Result = {
-        "macs": after.macs,
-        "params": after.params,
-        "macs_dense": before.macs,
-        "params_dense": before.params,
-        "macs_removed": 1 - after.macs / before.macs,
-    }
     rows = [{"phase": "dense", "macs": before.macs, "params": before.params}]
     rows += [{"phase": "prune", "macs": after.macs, "params": after.params}]
     if data is not None:
@@ -61,8 +55,8 @@ def run(job: Job) -> Result:
 
         for row, model in zip(rows, (network.model, module), strict=True):
             row |= evaluate(model, data.held_out, device=config.device)
-        for name in ("top1", "loss"):
-            summary |= {name: rows[1][name], f"{name}_dense": rows[0][name]}
+    measured = ({n: row[n] for n in ("top1", "loss") if n in row} for row in reversed(rows))
+    summary: Result = summarize(before, after, *measured)
     write_lines(out / "metrics.jsonl", rows)
     write_json(out / "config.json", asked(config))
     write_json(out / "summary.json", summary)
@@ -109,7 +103,7 @@ def goal(summary: Result) -> Result:
     out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
     if "top1" in summary:
-        lost = 100 * (summary["top1_dense"] - summary["top1"])
+        lost = points_lost(summary, {"top1": summary["top1_dense"]})
         out = {"accuracy": summary["top1"], **out, "accuracy_drop": round(lost, 3)}
         out["goal_met"] = Goal().met({"macs_removed": summary["macs_removed"], "points_lost": lost})
     return out
