@@ -29,7 +29,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import prunefn as pf
 from prunefn.report import plots
-from prunefn.train import Recipe, Result, evaluate, pat, schedule, sparsity
+from prunefn.train import Recipe, Result, evaluate, pat, regularizers, schedule
 
 from .retention import data, networks
 from .retention.train import RECIPES
@@ -88,7 +88,7 @@ def sources(name: str, images: int) -> dict[str, Any]:
 
 def recipe(epochs: int, rate: float = RATE) -> Recipe:
     """AdamW, as for the dense networks, at a lower rate."""
-    return Recipe(epochs=epochs, rate=rate, batch=128, decay=0.05, clip=1.0)
+    return Recipe(epochs=epochs, lr=rate, batch_size=128, weight_decay=0.05, grad_clip=1.0)
 
 
 def by_variance(ratio: Any) -> Any:
@@ -110,7 +110,9 @@ def spent(plan: str, keep: float, epochs: int, distill: bool) -> dict[str, Any]:
         "prune": by_variance,
         "budget": pf.budget.macs,
         "schedule": schedule.geometric(1 - keep, steps),
-        "sparse": (lambda spec: sparsity.l1_group(spec, where=KINDS), recipe(before, SPARSE_RATE)) if before else None,
+        "sparse": (lambda spec: regularizers.l1_group(spec, where=KINDS), recipe(before, SPARSE_RATE))
+        if before
+        else None,
         "between": recipe(1) if between else None,
         "tuning": recipe(epochs - before - between),
         "distill": DISTILL if distill else None,

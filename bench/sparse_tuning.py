@@ -46,7 +46,7 @@ N_M = "magnitude, 2:4"
 WAYS = ("at once", "in rounds")
 EPOCHS, TEST = 3, 5000
 HEADER = ["network", "zeros", "method", "way", "top-1 before the last training", "top-1", "points lost"]
-RECIPE = Recipe(epochs=1, rate=5e-4, batch=128, decay=0.0, clip=1.0)
+RECIPE = Recipe(epochs=1, lr=5e-4, batch_size=128, weight_decay=0.0, grad_clip=1.0)
 
 
 def jobs(only: list[str], images: int) -> list[Key]:

@@ -16,7 +16,7 @@ from pytest import mark
 
 import prunefn as pf
 from prunefn.sparse import criteria, pattern, scope
-from prunefn.train import losses, optimizer, schedule, sparsity
+from prunefn.train import losses, optimizer, regularizers, schedule
 
 ROOT = Path(__file__).parents[1] / "prunefn"
 ROOMS = (
@@ -41,7 +41,7 @@ MENUS: dict[str, ModuleType] = {
     "": pf,
     **{n: getattr(pf, n) for n in pf.__all__ if inspect.ismodule(getattr(pf, n))},
     **{f"sparse.{m.__name__.rpartition('.')[2]}": m for m in (criteria, pattern, scope)},
-    **{f"train.{m.__name__.rpartition('.')[2]}": m for m in (losses, optimizer, schedule, sparsity)},
+    **{f"train.{m.__name__.rpartition('.')[2]}": m for m in (losses, optimizer, regularizers, schedule)},
 }
 """Public namespaces below `pf`."""
 LONGEST_FUNCTION, LONGEST_FILE = 50, 350

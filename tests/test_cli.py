@@ -67,7 +67,7 @@ def test_flags_win_over_files_and_files_over_defaults(tmp_path: Path) -> None:
     second.write_text("{data: {image_size: 16}, prune: {scope: global}}")
     found = resolve([str(first), str(second)], {"prune": {"ratio": "0.4"}})
     assert (found.data.name, found.data.image_size, found.seed) == ("digits", 16, 3)
-    assert (found.prune.ratio, found.prune.scope, found.prune.batch) == (0.4, "global", 64)
+    assert (found.prune.ratio, found.prune.scope, found.prune.batch_size) == (0.4, "global", 64)
     said = run("prune", "resnet18", "-c", first, "--ratio", "0.2", "--dry-run", "--json").json["config"]["prune"]
     assert (said["ratio"], said["scope"]) == (0.2, "local")
     assert (
@@ -637,10 +637,19 @@ def test_vbp_of_the_paper_runs_to_the_end(folder: Path, tmp_path: Path, monkeypa
     """One-shot, and the three phases, by the shipped config; the sizes are cut down."""
     monkeypatch.chdir(tmp_path)
     small = ["--options", "{embed_dim: 24, depth: 2, num_heads: 3}", "--data", folder, "--data.image-size", "32"]
-    found = run("prune", "-c", "deit_tiny_vbp", *small, "--images", "12", "--batch", "4", "--json").json
+    found = run("prune", "-c", "deit_tiny_vbp", *small, "--images", "12", "--batch-size", "4", "--json").json
     assert 0 < found["macs_removed"] < 0.45
     phases = ["--pat.steps", "2", "--sparse.epochs", "1", "--between.epochs", "1", "--finetune.epochs", "1"]
-    batches = ["--sparse.batch", "6", "--between.batch", "6", "--finetune.batch", "6", "--prune.images", "12"]
+    batches = [
+        "--sparse.batch-size",
+        "6",
+        "--between.batch-size",
+        "6",
+        "--finetune.batch-size",
+        "6",
+        "--prune.images",
+        "12",
+    ]
     workers = [f"--{s}.workers=0" for s in ("sparse", "between", "finetune")]
     done = run("pat", "-c", "deit_tiny_vbp", *small, *phases, *batches, *workers, "--device", "cpu", "--json").json
     assert done["macs_removed"] == pytest.approx(found["macs_removed"], abs=0.05)
@@ -669,10 +678,10 @@ def test_torchrun_gives_what_one_process_gives(folder: Path, tmp_path: Path) -> 
         "cpu",
         "--prune.images",
         "12",
-        "--prune.batch",
+        "--prune.batch-size",
         "6",
     ]
-    asked += ["--between.epochs", "0", "--finetune.epochs", "1", "--finetune.batch", "6"]
+    asked += ["--between.epochs", "0", "--finetune.epochs", "1", "--finetune.batch-size", "6"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRUNEFN_CACHE": str(tmp_path / "cache")}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "prunefn"]
     for how, out in ((start, "two"), ([sys.executable, "-m", "prunefn"], "one")):

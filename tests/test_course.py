@@ -31,7 +31,7 @@ GOAL = "runs/l1_channels_tuned"
 CUT = {
     "train": "--profile.rounds 2",
     "eval": "--rounds 2",
-    "sparsify": "--images 200 --batch 200 --data.images 200",
+    "sparsify": "--images 200 --batch-size 200 --data.images 200",
     "finetune": "--epochs 1 --data.images 200",
     "prune": "--images 200",
     "pat": "--sparse.epochs 1 --between.epochs 0 --finetune.epochs 1 --data.images 200 --prune.images 200",

@@ -22,7 +22,7 @@ import prunefn as pf
 from prunefn import export, recipes, sparse, train
 from prunefn.doors.door import arguments_of, door
 from prunefn.program import sharded
-from prunefn.train import losses, optimizer, schedule, sparsity
+from prunefn.train import losses, optimizer, regularizers, schedule
 
 from .small import Traced, bits, mlp, randn, traced
 
@@ -44,7 +44,7 @@ ROOMS: dict[str, ModuleType] = {
     "losses": losses,
     "optimizer": optimizer,
     "schedule": schedule,
-    "sparsity": sparsity,
+    "regularizers": regularizers,
     "export": export,
     "nets": pf.nets,
     "data": pf.data,
@@ -146,7 +146,7 @@ def good(folder: Path) -> dict[str, Any]:
         "optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1), "parameters": dict(net().model.named_parameters()),
         "params": net().params, "path": folder / "file", "prune": recipes.vbp, "rate": 0.25, "ratio": 0.25, "recipe": None,
         "removed": {"0": [1]}, "schedule": schedule.linear(0.5, 2), "scores": pf.score(stats()), "second": {"0": bits("101")},
-        "source": folder / "a", "sparsity": sparsity.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
+        "source": folder / "a", "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
         "state": {}, "stats": stats(), "steps": 2, "student": randn(2, 3), "table": Table(), "teacher": randn(2, 3),
         "variances": {"0": torch.ones(4, requires_grad=True)}, "weight": torch.ones(4, 3), "where": "*", "what": net().model, "width": 1,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import prunefn as pf
 from prunefn.files.nest import read_nest
-from prunefn.train import Result, fine_tune, pat, schedule, sparse_train, sparsity
+from prunefn.train import Result, fine_tune, pat, regularizers, schedule, sparse_train
 from prunefn.train.run import PRUNED
 
 from .small import close
@@ -58,7 +58,7 @@ def test_one_shot_is_the_pipeline() -> None:
 
 def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
     done = plan(
-        sparse=(lambda spec: sparsity.slimming(spec, where="0"), PLAIN),
+        sparse=(lambda spec: regularizers.slimming(spec, where="0"), PLAIN),
         between=PLAIN.model_copy(update={"epochs": 1}),
         tuning=PLAIN,
         distill=(0.7, 2.0),
@@ -98,7 +98,7 @@ def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
     assert files(tmp_path) == sorted([*wanted, "widths.png"])
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["schedule"] == {"name": "geometric", "shares": [0.0, 0.292893, 0.5]} and config["of"] == "units"
-    assert config["tuning"]["rate"] == 0.03 and config["prune"] == "vbp"
+    assert config["tuning"]["lr"] == 0.03 and config["prune"] == "vbp"
     text = (tmp_path / "report.html").read_text()
     assert "of the MACs removed by vbp" in text and text.count("data:image/png;base64,") == 7
     assert "http" not in text.replace("http-equiv", "")  # nothing is loaded from anywhere
@@ -159,7 +159,9 @@ def test_an_optimizer_of_another_kind_starts_anew() -> None:
     """What SGD remembers means nothing to AdamW."""
     spec = spec_of(net())
     momentum = PLAIN.model_copy(update={"optimizer": "momentum"})
-    on, anew = (plan(sparse=(sparsity.l1_group(spec), momentum), between=PLAIN, carry=c).rows for c in (True, False))
+    on, anew = (
+        plan(sparse=(regularizers.l1_group(spec), momentum), between=PLAIN, carry=c).rows for c in (True, False)
+    )
     second = [r["phase"] for r in on].index("prune 2")
     assert on[second - 1]["phase"] == "round_1" and on[:second] == anew[:second]
 
@@ -200,7 +202,7 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
 def test_sparse_training_alone_and_fine_tuning_alone() -> None:
     model = net(drop=0.0)
     spec = spec_of(model)
-    sparse = sparse_train(model, points(), sparsity.l1_group(spec, rate=0.3), PLAIN, device="cpu")
+    sparse = sparse_train(model, points(), regularizers.l1_group(spec, weight=0.3), PLAIN, device="cpu")
     plain = fine_tune(model, points(), PLAIN, device="cpu")
 
     def norm(net: torch.nn.Module) -> float:

@@ -30,7 +30,7 @@ from prunefn.report.page import ROWS, page, versions
 from prunefn.report.pareto import Point, pareto_front
 from prunefn.report.scores import histogram, place
 from prunefn.spec.picture import themed
-from prunefn.train import pat, schedule, sparsity, train
+from prunefn.train import pat, regularizers, schedule, train
 from prunefn.train.picture import pictures
 from prunefn.types import Residual
 
@@ -276,7 +276,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         calibration=calibration(),
         prune=lambda ratio: pf.recipes.vbp(ratio, where=None),
         schedule=schedule.geometric(0.5, 2),
-        sparse=(lambda spec: sparsity.lasso(spec, rate=1e-3), PLAIN.model_copy(update={"keep_every": 1, "epochs": 3})),
+        sparse=(
+            lambda spec: regularizers.lasso(spec, weight=1e-3),
+            PLAIN.model_copy(update={"keep_every": 1, "epochs": 3}),
+        ),
         between=PLAIN.model_copy(update={"epochs": 1}),
         tuning=PLAIN.model_copy(update={"keep_every": 5}),
         folder=folder,

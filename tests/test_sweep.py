@@ -352,7 +352,7 @@ def cnn() -> nn.Sequential:
     )
 
 
-SHORT = Recipe(epochs=1, rate=3e-3, batch=128)
+SHORT = Recipe(epochs=1, lr=3e-3, batch_size=128)
 
 
 def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     affine = pf.compensation.affine(otherwise=pf.compensation.mean())
     small = pf.apply(pf.compensate(params, stats, mask, spec=spec, method=affine), mask, spec=spec)
     pruned = pf.to_module(small, spec=pf.shrink(spec, mask), model=model)
-    recipe = SHORT.model_copy(update={"rate": 0.001})
+    recipe = SHORT.model_copy(update={"lr": 0.001})
     tuned = pf.train.fine_tune(pruned, digits.train, recipe, held_out=digits.held_out, device="cpu").model
     by_hand = pf.train.evaluate(tuned, digits.held_out, device="cpu")
 
@@ -430,7 +430,7 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
         ({"sparsity": [0.5], "compensation": ["avine"]}, "there is no 'avine'; did you mean 'affine'"),
         ({"sparsity": [0.5], "epoch": [3]}, "no setting 'epoch'; did you mean 'epochs'"),
         ({"sparsity": [0.5], "epochs": [-1]}, "epochs is -1"),
-        ({"sparsity": [0.5], "lr": [0.0]}, "rate is 0.0"),
+        ({"sparsity": [0.5], "lr": [0.0]}, "lr is 0.0"),
         ({"sparsity": [0.5], "criterion": {"low": 0, "high": 1}}, "'criterion' is {'low': 0, 'high': 1}"),
     ],
     ids="missing all criterion arguments compensation setting epochs lr range".split(),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunefn as pf
-from prunefn.train import Distill, Recipe, evaluate, losses, optimizer, site_variances, sparsity, stage, train
+from prunefn.train import Distill, Recipe, evaluate, losses, optimizer, regularizers, site_variances, stage, train
 from prunefn.train.feed import Feed, grouped, share
 from prunefn.train.seeds import apart
 
@@ -100,7 +100,7 @@ def test_the_rate_rises_and_falls_batch_by_batch(monkeypatch: pytest.MonkeyPatch
         "step",
         lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
     )
-    recipe = Recipe(epochs=3, rate=0.1, batch=16, warmup=1, floor=1e-3)
+    recipe = Recipe(epochs=3, lr=0.1, batch_size=16, warmup=1, min_lr=1e-3)
     train(net(), points(64), recipe, device="cpu")
     warm = [0.001 + k * (0.1 - 0.001) / 4 for k in range(4)]
     cosine = [1e-3 + (0.1 - 1e-3) * (1 + math.cos(math.pi * k / 12)) / 2 for k in range(4, 12)]
@@ -115,7 +115,16 @@ def test_the_rate_rises_and_falls_batch_by_batch(monkeypatch: pytest.MonkeyPatch
 
 def test_clipping_bounds_the_gradient() -> None:
     model = net(drop=0.0)
-    recipe = Recipe(epochs=1, optimizer="momentum", momentum=0.0, decay=0.0, rate=1.0, floor=1.0, batch=203, clip=1e-3)
+    recipe = Recipe(
+        epochs=1,
+        optimizer="momentum",
+        momentum=0.0,
+        weight_decay=0.0,
+        lr=1.0,
+        min_lr=1.0,
+        batch_size=203,
+        grad_clip=1e-3,
+    )
     done = train(model, points(), recipe, device="cpu")
     moved = [(a - b).flatten() for a, b in zip(done.model.parameters(), model.parameters(), strict=True)]
     assert float(torch.cat(moved).norm().detach()) == pytest.approx(1e-3, rel=1e-3)
@@ -141,25 +150,27 @@ def test_distillation_towards_a_teacher() -> None:
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"mixup": 0.4, "cutmix": 1.0}, {"smoothing": 0.2}])
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"mixup": 0.4, "cutmix": 1.0}, {"label_smoothing": 0.2}])
 def test_mixed_and_smoothed_labels(options: dict[str, float]) -> None:
     """Images of an odd batch too: the last one is not mixed."""
     generator = torch.Generator().manual_seed(0)
     images = TensorDataset(torch.randn(33, 1, 8, 8, generator=generator), torch.arange(33) % 3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    recipe = Recipe(epochs=1, batch=11, rate=0.01, **options)
+    recipe = Recipe(epochs=1, batch_size=11, lr=0.01, **options)
     done = train(model, images, recipe, device="cpu")
-    assert not same_weights(done.model, train(model, images, Recipe(epochs=1, batch=11, rate=0.01), device="cpu").model)
+    assert not same_weights(
+        done.model, train(model, images, Recipe(epochs=1, batch_size=11, lr=0.01), device="cpu").model
+    )
 
 
 def test_smoothing_is_that_of_torch() -> None:
     model, data = net(norm=False, drop=0.0), points(32)
-    recipe = Recipe(epochs=2, batch=16, rate=0.01, smoothing=0.2)
+    recipe = Recipe(epochs=2, batch_size=16, lr=0.01, label_smoothing=0.2)
     ours = train(model, data, recipe, device="cpu")
     theirs = train(
         model,
         data,
-        recipe.model_copy(update={"smoothing": 0.0}),
+        recipe.model_copy(update={"label_smoothing": 0.0}),
         loss=lambda y, t: F.cross_entropy(y, t, label_smoothing=0.2),
         device="cpu",
     )
@@ -168,7 +179,7 @@ def test_smoothing_is_that_of_torch() -> None:
 
 
 def test_the_best_epoch_counts_or_the_last() -> None:
-    wild = Recipe(epochs=6, rate=2.0, batch=16, optimizer="sgd", clip=None)
+    wild = Recipe(epochs=6, lr=2.0, batch_size=16, optimizer="sgd", grad_clip=None)
     best = train(net(), points(), wild, held_out=points(61, 1), device="cpu")
     last = train(net(), points(), wild, held_out=points(61, 1), keep="last", device="cpu")
     quality = [r["top1"] for r in best.rows]
@@ -180,7 +191,7 @@ def test_the_best_epoch_counts_or_the_last() -> None:
 def test_stopping_early() -> None:
     """Nothing gets better when the labels are noise; the loss is to be low."""
     noise = TensorDataset(points().tensors[0], torch.randint(0, 2, (203,), generator=torch.Generator().manual_seed(1)))
-    recipe = Recipe(epochs=30, rate=0.05, batch=64, patience=2)
+    recipe = Recipe(epochs=30, lr=0.05, batch_size=64, patience=2)
     done = train(net(), noise, recipe, held_out=points(61, 1), better="loss", device="cpu")
     assert done.best is not None and len(done.rows) == done.best + 2 < 30
     with pytest.raises(pf.PruneError, match=r"better='f1' is none of the metrics: top1, loss"):
@@ -202,7 +213,7 @@ def test_models_that_say_their_own_loss() -> None:
             return out
 
     batches = [{"x": x, "labels": y} for x, y in calibration()]
-    done = train(Own(), batches, Recipe(epochs=4, rate=0.05), held_out=batches, device="cpu")
+    done = train(Own(), batches, Recipe(epochs=4, lr=0.05), held_out=batches, device="cpu")
     assert done.rows[-1]["loss"] < done.rows[0]["loss"] and "top1" not in done.rows[0]
 
 
@@ -222,11 +233,13 @@ def test_held_weights_and_moments_are_exactly_zero() -> None:
     assert bool(done.model.get_parameter("0.weight").detach()[:5].all())
 
 
-@pytest.mark.parametrize("make", [sparsity.l1_group, sparsity.lasso, sparsity.slimming, sparsity.growing])
+@pytest.mark.parametrize(
+    "make", [regularizers.l1_group, regularizers.lasso, regularizers.slimming, regularizers.growing]
+)
 def test_penalties_make_units_small(make: Any) -> None:
     model, spec = net(drop=0.0), spec_of(net())
     plain = train(model, points(), PLAIN, device="cpu").model
-    sparse = train(model, points(), PLAIN, sparsity=make(spec, rate=0.1), device="cpu").model
+    sparse = train(model, points(), PLAIN, regularizer=make(spec, weight=0.1), device="cpu").model
     assert sum_of_squares(sparse) < 0.9 * sum_of_squares(plain)
 
 
@@ -238,7 +251,7 @@ def test_variance_gathers_in_few_units() -> None:
     model, spec = net(drop=0.0), spec_of(net())
     entropy = {}
     for rate in (0.0, 0.3):
-        done = train(model, points(), PLAIN, sparsity=sparsity.concentration(spec, rate=rate), device="cpu")
+        done = train(model, points(), PLAIN, regularizer=regularizers.concentration(spec, weight=rate), device="cpu")
         _, found = site_variances(pf.params(done.model), points().tensors[0], spec=spec)
         entropy[rate] = float(losses.variance_concentration({n: v.requires_grad_() for n, v in found.items()}).detach())
     assert entropy[0.3] < entropy[0.0] - 0.1
@@ -249,7 +262,7 @@ def test_watched_variances_are_those_of_the_pure_function() -> None:
 
     model, spec, x = net().eval(), spec_of(net()), points().tensors[0]
     y, pure = site_variances(pf.params(model), x, spec=spec)
-    found = watch(model, sparsity.concentration(spec).sites)
+    found = watch(model, regularizers.concentration(spec).sites)
     assert torch.equal(model(x), y)
     assert found.keys() == pure.keys()
     for name, v in pure.items():
@@ -269,14 +282,14 @@ def test_watched_variances_are_those_of_the_pure_function() -> None:
 def test_gradual_magnitude_pruning_has_exact_counts() -> None:
     """s = .8 + (0 − .8)(1 − e / 2)³ of the 92 weights: 0, 64, 73."""
     model, spec = net(drop=0.0), spec_of(net())
-    gradual = sparsity.gradual(spec, target=0.8, epochs=3)
+    gradual = regularizers.gradual(spec, target=0.8, epochs=3)
     assert gradual.masks is not None
     params = dict(model.named_parameters())
     weights = [n for n, p in params.items() if p.ndim > 1]
     total = sum(params[n].numel() for n in weights)
     zeros = [sum(int((~m).sum()) for m in gradual.masks(e, params).values()) for e in range(3)]
     assert total == 92 and zeros == [0, int(0.7 * 92), int(0.8 * 92)]
-    done = train(model, points(), PLAIN.model_copy(update={"epochs": 3}), sparsity=gradual, device="cpu").model
+    done = train(model, points(), PLAIN.model_copy(update={"epochs": 3}), regularizer=gradual, device="cpu").model
     assert sum(int((done.get_parameter(n) == 0).sum()) for n in weights) == int(0.8 * 92)
 
 
@@ -285,7 +298,7 @@ def test_masks_of_an_epoch_outlive_a_stop_within_it(tmp_path: Path, monkeypatch:
 
     def plan(folder: Path | None) -> Any:
         recipe = PLAIN.model_copy(update={"save_every": 5})
-        return train(net(drop=0.0), points(), recipe, sparsity=upper, folder=folder, device="cpu")
+        return train(net(drop=0.0), points(), recipe, regularizer=upper, folder=folder, device="cpu")
 
     def largest(epoch: int, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         w = params["0.weight"].detach()
@@ -293,7 +306,7 @@ def test_masks_of_an_epoch_outlive_a_stop_within_it(tmp_path: Path, monkeypatch:
             "0.weight": w <= w.flatten().median()
         }  # the larger half goes, so that what is held would be drawn otherwise
 
-    upper = sparsity.Sparsity("upper", masks=largest)
+    upper = regularizers.Regularizer("upper", masks=largest)
     whole = plan(None)
     save, left = stage.Stage._save, [2]
 
@@ -313,7 +326,7 @@ def test_masks_of_an_epoch_outlive_a_stop_within_it(tmp_path: Path, monkeypatch:
 
 def test_ties_in_gradual_go_in_order() -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
-    gradual = sparsity.gradual(pf.trace(model, (torch.randn(2, 2),)), target=0.5, epochs=1)
+    gradual = regularizers.gradual(pf.trace(model, (torch.randn(2, 2),)), target=0.5, epochs=1)
     assert gradual.masks is not None
     ones = {n: torch.ones_like(p) for n, p in model.named_parameters()}
     found = gradual.masks(0, ones)
@@ -361,7 +374,7 @@ def test_every_rank_gets_its_share_of_the_same_order(kind: str) -> None:
     ("options", "text"),
     [
         ({"epoch": 3}, "epoch\n  Extra inputs are not permitted"),
-        ({"rate": -1}, "rate\n  Input should be greater than 0"),
+        ({"lr": -1}, "lr\n  Input should be greater than 0"),
         ({"precision": "fp8"}, "precision\n  Input should be 'no', 'bf16' or 'fp16'"),
     ],
 )
@@ -378,7 +391,7 @@ def test_wrong_data() -> None:
         train(net(), [], PLAIN, device="cpu")
     with pytest.raises(pf.BatchError, match="a map-style dataset, a DataLoader or a list of batches, not generator"):
         train(net(), (b for b in calibration()), PLAIN, device="cpu")
-    with pytest.raises(pf.PruneError, match=r"the training loss of epoch 1 is nan; lower the rate \(0.03\)"):
+    with pytest.raises(pf.PruneError, match=r"the training loss of epoch 1 is nan; lower lr \(0.03\)"):
         train(net(norm=False), [(x[:8] * math.nan, torch.zeros(8).long())], PLAIN, device="cpu")
     with pytest.raises(pf.PruneError, match="keep is 'first'"):
         train(net(), points(), PLAIN, keep="first", device="cpu")
@@ -387,9 +400,9 @@ def test_wrong_data() -> None:
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
     train(net(), points(), PLAIN, folder=tmp_path, device="cpu")
     with pytest.raises(
-        pf.PruneError, match=r"last.safetensors belongs to a run with rate=0.03, now it is 0.04; use another"
+        pf.PruneError, match=r"last.safetensors belongs to a run with lr=0.03, now it is 0.04; use another"
     ):
-        train(net(), points(), PLAIN.model_copy(update={"rate": 0.04}), folder=tmp_path, device="cpu")
+        train(net(), points(), PLAIN.model_copy(update={"lr": 0.04}), folder=tmp_path, device="cpu")
     small = nn.Sequential(nn.Linear(4, 2))
     with pytest.raises(pf.ParamsError, match=r"has '0.weight' of shape \(8, 4\), but the model's is \(2, 4\)"):
         train(small, points(), PLAIN, folder=tmp_path, device="cpu")
@@ -405,7 +418,7 @@ def test_what_a_folder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     done = train(net(), points(), PLAIN, held_out=points(61, 1), folder=tmp_path, device="cpu", progress=True)
     assert files(tmp_path) == ["best.safetensors", "last.safetensors", "metrics.jsonl"]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == done.rows and list(rows[0]) == ["epoch", "update", "rate", "train_loss", "top1", "loss"]
+    assert rows == done.rows and list(rows[0]) == ["epoch", "update", "lr", "train_loss", "top1", "loss"]
     said = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("train 1/2, ") for line in said) == 12  # as many as there are updates
     assert list((tmp_path / "logs").glob("events.*"))
@@ -414,7 +427,7 @@ def test_what_a_folder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_about_twenty_lines_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
-    train(net(), points(), Recipe(epochs=1, batch=2, rate=1e-3), device="cpu", progress=True)
+    train(net(), points(), Recipe(epochs=1, batch_size=2, lr=1e-3), device="cpu", progress=True)
     assert 18 <= sum("loss" in line for line in capsys.readouterr().err.splitlines()) <= 24
 
 

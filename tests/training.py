@@ -39,8 +39,8 @@ def calibration() -> list[tuple[Tensor, Tensor]]:
 
 ALL = Recipe(
     epochs=3,
-    rate=0.03,
-    batch=16,
+    lr=0.03,
+    batch_size=16,
     accumulate=2,
     drop_last=False,
     save_every=2,
@@ -48,11 +48,11 @@ ALL = Recipe(
     ema=0.9,
     mixup=0.2,
     cutmix=0.0,
-    smoothing=0.1,
+    label_smoothing=0.1,
     precision="bf16",
 )
 """As many options at once as go together."""
-PLAIN = Recipe(epochs=2, rate=0.03, batch=16, clip=None)
+PLAIN = Recipe(epochs=2, lr=0.03, batch_size=16, grad_clip=None)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from ..sparse import criteria as weight_criteria
 from ..sparse import pattern as patterns
 from ..sparse import scope as weight_scopes
 from ..spec.spec import Spec
-from ..train import schedule, sparsity
+from ..train import regularizers, schedule
 from ..types import Compensation, Criterion, Params, Scope, Where
 from .expression import Room, value_of
 
@@ -112,10 +112,10 @@ def pattern_of(text: str) -> patterns.Pattern:
     return value_of(text, PATTERNS, "pattern")
 
 
-def sparsity_of(text: str) -> Callable[[Spec], sparsity.Sparsity]:
+def regularizer_of(text: str) -> Callable[[Spec], regularizers.Regularizer]:
     """What a sparse phase trains towards, once there is a spec."""
-    room: Room = {n: (lambda n=n, **given: lambda spec: getattr(sparsity, n)(spec, **given)) for n in PENALTIES}
-    return value_of(text, room, "sparsity")
+    room: Room = {n: (lambda n=n, **given: lambda spec: getattr(regularizers, n)(spec, **given)) for n in PENALTIES}
+    return value_of(text, room, "regularizer")
 
 
 def schedule_of(name: str, share: float, steps: int) -> schedule.Schedule:

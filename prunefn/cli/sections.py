@@ -70,40 +70,40 @@ class Training(Recipe):
 
 
 Epochs = Annotated[int, Field(ge=0, description="passes over the training data")]
-Batch = Annotated[int, Field(ge=1, description="samples of all processes together in an update")]
-Rate = Annotated[float, Field(gt=0, description="learning rate")]
+BatchSize = Annotated[int, Field(ge=1, description="samples of all processes together in an update")]
+Lr = Annotated[float, Field(gt=0, description="learning rate")]
 
 
 class Train(Training):
     """Training from scratch."""
 
     epochs: Epochs = 10
-    batch: Batch = 128
-    rate: Rate = 1e-3
+    batch_size: BatchSize = 128
+    lr: Lr = 1e-3
 
 
 class Sparse(Training):
     """Training towards small units before pruning; 0 epochs: none."""
 
     epochs: Epochs = 0
-    batch: Batch = 64
-    rate: Rate = 1e-4
+    batch_size: BatchSize = 64
+    lr: Lr = 1e-4
 
 
 class Between(Training):
     """Training after each round of pruning; 0 epochs: none."""
 
     epochs: Epochs = 1
-    batch: Batch = 32
-    rate: Rate = 1.5e-5
+    batch_size: BatchSize = 32
+    lr: Lr = 1.5e-5
 
 
 class Finetune(Training):
     """Training at the end; 0 epochs: none."""
 
     epochs: Epochs = 10
-    batch: Batch = 32
-    rate: Rate = 1.5e-5
+    batch_size: BatchSize = 32
+    lr: Lr = 1.5e-5
     hold_zeros: bool = Field(default=False, description="weights that are zero stay zero, as sparsify left them")
 
 
@@ -155,7 +155,7 @@ class Prune(Section):
     """measure BatchNorms anew at the end"""
     images: int = Field(default=1024, ge=1)
     """clean training images for statistics, drawn by the seed"""
-    batch: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """images of a batch of statistics"""
 
     @field_validator("ratio")
@@ -188,7 +188,7 @@ class Sparsify(Section):
     """of the rounds"""
     images: int = Field(default=1024, ge=1)
     """clean training images for statistics, drawn by the seed"""
-    batch: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """images of a batch of statistics"""
 
 
@@ -203,8 +203,8 @@ class Pat(Section):
     """rounds of pruning"""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
     """what goes in each of them"""
-    sparsity: str = "l1_group"
-    """of the sparse phase: l1_group(rate=1e-4), lasso, slimming, growing, concentration, gradual(target=0.5)"""
+    regularizer: str = "l1_group"
+    """of the sparse phase: l1_group(weight=1e-4), lasso, slimming, growing, concentration, gradual(target=0.5)"""
     masked: bool = False
     """keep the dense shapes until the end"""
     target: float | None = Field(default=None, gt=0, lt=1)
@@ -227,7 +227,7 @@ class Export(Section):
 class Profile(Section):
     """Times."""
 
-    batch: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
     """samples of a forward pass"""
     rounds: int = Field(default=30, ge=2)
     """that are timed, all networks in turns"""

@@ -61,7 +61,7 @@ def _makes(function: Any, *class_names: str) -> bool:
 
 MADE = (
     "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Choice", "Normalizer", "Schedule",
-    "Sparsity",
+    "Regularizer",
 )  # fmt: skip
 """Classes of values that functions of ours make; such a function stands for itself nowhere."""
 

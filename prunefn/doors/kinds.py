@@ -38,8 +38,8 @@ KINDS: dict[str, Kind] = {
     "Sequence[int]": Kind("a list of whole numbers, such as [1, 2, 5]", plain.list_of(plain.read_int)),
     "Sequence[float]": Kind("a list of numbers, such as [1.0, 0.5]", plain.list_of(plain.read_float)),
     "tuple[float, float]": Kind("two numbers, such as (0.7, 2.0)", plain.list_of(plain.read_float)),
-    "tuple[Sparsity | Callable[[Spec], Sparsity], Recipe]": Kind(
-        "(what to train towards, or a function spec → that; how), such as (train.sparsity.l1_group, train.Recipe())",
+    "tuple[Regularizer | Callable[[Spec], Regularizer], Recipe]": Kind(
+        "(what to train towards, or a function spec → that; how), such as (train.regularizers.l1_group, train.Recipe())",
         plain.read_pair,
     ),
     "Mapping[str, int]": Kind("a dict name → whole number", plain.mapping_of(plain.read_int)),

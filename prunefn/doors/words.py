@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROOMS = (
     "", "criteria", "scope", "compensation", "budget", "normalizer", "reduction", "recipes", "sharded",
-    "sparse", "sparse.criteria", "sparse.scope", "sparse.pattern", "train", "train.losses", "train.schedule", "train.sparsity",
+    "sparse", "sparse.criteria", "sparse.scope", "sparse.pattern", "train", "train.losses", "train.schedule", "train.regularizers",
 )  # fmt: skip
 """Where public functions live, below `prunefn`."""
 

@@ -40,7 +40,7 @@ COLUMNS = {
     "epoch": "epoch",
     "macs": "MMACs",
     "params": "M params",
-    "rate": "rate",
+    "lr": "lr",
     "train_loss": "training loss",
     "loss": "loss",
     "top1": "top-1",
@@ -214,7 +214,7 @@ def _cell(column: str, value: Any) -> str:
         return f"{value / 1e6:.4g}"
     if column == "top1":
         return f"{value:.2%}"
-    if column == "rate":
+    if column == "lr":
         return f"{value:.3g}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 

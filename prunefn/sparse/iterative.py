@@ -102,7 +102,7 @@ def renewed(
     scope: WeightScope | None = None,
     weights: Sequence[str] | str | None = None,
 ) -> Callable[[int, Mapping[str, Tensor]], Masks]:
-    """Masks that are drawn anew in each epoch, from the weights alone: for `train.sparsity.Sparsity(name, masks=renewed(…))`.
+    """Masks that are drawn anew in each epoch, from the weights alone: for `train.regularizers.Regularizer(name, masks=renewed(…))`.
 
     A weight that went may come back, as long as the ranking says so: those that are held at zero rank last by magnitude.
 

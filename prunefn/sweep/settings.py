@@ -10,7 +10,7 @@ from ..errors import PruneError, nearest
 from ..train.recipe import Recipe
 from .space import Space, Value
 
-OWN = ("sparsity", "criterion", "compensation", "lr", "epochs")
+OWN = ("sparsity", "criterion", "compensation")
 
 
 def names(space: Space, name: str, default: str) -> list[str]:
@@ -33,7 +33,7 @@ def check(space: Space, recipe: Recipe) -> None:
     """
     if "sparsity" not in space:
         raise PruneError("the space has no 'sparsity', the share of the MACs to remove; give choices or a range")
-    known = (*OWN, *(f for f in Recipe.model_fields if f != "rate"))
+    known = (*OWN, *Recipe.model_fields)
     for name, what in space.items():
         if name not in known:
             raise PruneError(f"there is no setting {name!r}{nearest(name, known)}")
@@ -45,17 +45,15 @@ def check(space: Space, recipe: Recipe) -> None:
 
 
 def recipe_of(base: Recipe, settings: Mapping[str, Value]) -> Recipe:
-    """The recipe with what a trial's settings say of it; `lr` is its rate.
+    """The recipe with what a trial's settings say of it.
 
     Raises:
         PruneError: a value is not allowed.
 
-    >>> recipe_of(Recipe(batch=32), {"sparsity": 0.5, "lr": 0.01, "epochs": 3}).rate
+    >>> recipe_of(Recipe(batch_size=32), {"sparsity": 0.5, "lr": 0.01, "epochs": 3}).lr
     0.01
     """
-    given = {
-        "rate" if k == "lr" else k: v for k, v in settings.items() if k not in ("sparsity", "criterion", "compensation")
-    }
+    given = {k: v for k, v in settings.items() if k not in OWN}
     try:
         return Recipe(**{**base.model_dump(), **given})
     except ValidationError as error:

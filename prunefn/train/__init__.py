@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .._extras import needs
 from . import losses as losses
 from . import optimizer as optimizer
+from . import regularizers as regularizers
 from . import schedule as schedule
-from . import sparsity as sparsity
 from .variances import site_variances as site_variances
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ __all__ = [
     "losses",
     "optimizer",
     "pat",
+    "regularizers",
     "schedule",
     "site_variances",
     "sparse_train",
-    "sparsity",
     "train",
 ]
 

@@ -13,8 +13,8 @@ from ..errors import PruneError
 from .feed import Source
 from .objective import Distill, Loss, Metrics, Objective, top1
 from .recipe import Recipe
+from .regularizers import Regularizer
 from .seeds import apart
-from .sparsity import Sparsity
 from .stage import BUILD, Stage, State, Trained, WeightMasks
 
 
@@ -29,7 +29,7 @@ def train(
     distill: Distill | None = None,
     metrics: Metrics = top1,
     better: str | None = None,
-    sparsity: Sparsity | None = None,
+    regularizer: Regularizer | None = None,
     masks: WeightMasks | None = None,
     state: State | None = None,
     inputs: int = 1,
@@ -51,13 +51,13 @@ def train(
     Args:
         model: is not changed.
         data: a map-style dataset of (image, label) that is shuffled every epoch, a DataLoader, or a list of batches.
-        recipe: rate, epochs and the like.
+        recipe: learning rate, epochs and the like.
         held_out: what is measured after every epoch; None: nothing is.
         loss: (output, rest of the batch …) → mean; default: cross entropy, or the model's own loss.
         distill: a teacher, explicitly; None: there is none.
         metrics: (output, rest of the batch …) → name → mean.
         better: the metric that is to be high, or "loss", which is to be low; default: top1 if it is there, else the loss.
-        sparsity: a penalty, or masks that are renewed every epoch: see `sparsity`.
+        regularizer: a penalty, or masks that are renewed every epoch: see `regularizers`.
         masks: weights that stay exactly zero, and what the optimizer remembers of them.
         state: of an optimizer before, by parameter: `Trained.state`, sliced where parameters were.
         inputs: how many of a batch's elements the model takes.
@@ -77,7 +77,7 @@ def train(
     >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     >>> model = nn.Linear(4, 2)
     >>> _ = nn.init.zeros_(model.weight)
-    >>> done = train(model, data, Recipe(epochs=5, rate=0.1, batch=16), held_out=data, device="cpu")
+    >>> done = train(model, data, Recipe(epochs=5, lr=0.1, batch_size=16), held_out=data, device="cpu")
     >>> done.metrics["top1"] > 0.9, float(model.weight.detach().abs().sum())
     (True, 0.0)
     """
@@ -85,14 +85,14 @@ def train(
         raise PruneError(f"keep is {keep!r}; it must be 'best' or 'last'")
     with apart(recipe.seed, BUILD):
         objective = Objective(recipe, loss=loss, distill=distill, inputs=inputs)
-        stage = Stage(model, objective, sparsity, masks, state, device)
+        stage = Stage(model, objective, regularizer, masks, state, device)
         stage.held_out, stage.metrics, stage.better = held_out, metrics, better
         stage.classes = classes or _classes(data, soft=objective.soft)
         asked = {
             **recipe.model_dump(),
             "stage": name,
             "distill": None if distill is None else [distill.alpha, distill.temperature],
-            "sparsity": stage.sparsity.name,
+            "regularizer": stage.regularizer.name,
             "processes": stage.accelerator.num_processes,
         }
         with stage.running(data, Path(folder) if folder is not None else None, name, asked, progress):
@@ -116,4 +116,4 @@ def _classes(data: Source, *, soft: bool) -> int:
     tensors = getattr(dataset, "tensors", None)
     if tensors:
         return int(tensors[1].max()) + 1
-    raise PruneError("mixup, cutmix and smoothing need the number of classes: give classes=")
+    raise PruneError("mixup, cutmix and label_smoothing need the number of classes: give classes=")

@@ -72,9 +72,11 @@ class Objective:
         self, recipe: Recipe, *, loss: Loss | None = None, distill: Distill | None = None, inputs: int = 1
     ) -> None:
         self.recipe, self.loss, self.distill, self.inputs = recipe, loss, distill, inputs
-        self.soft = recipe.mixup > 0 or recipe.cutmix > 0 or recipe.smoothing > 0
+        self.soft = recipe.mixup > 0 or recipe.cutmix > 0 or recipe.label_smoothing > 0
         if loss is not None and (self.soft or distill is not None):
-            raise BatchError("mixup, cutmix, smoothing and distillation have losses of their own; leave out loss=")
+            raise BatchError(
+                "mixup, cutmix, label_smoothing and distillation have losses of their own; leave out loss="
+            )
 
     def __call__(self, model: nn.Module, batch: Any, classes: int) -> Tensor:
         """The loss; random numbers come from torch's and NumPy's global generators."""
@@ -96,13 +98,13 @@ class Objective:
         from timm.data.mixup import Mixup, mixup_target
 
         if isinstance(batch, Mapping | Tensor) or len(batch) < 2:
-            raise BatchError("mixup, cutmix and smoothing need batches of (image, label)")
+            raise BatchError("mixup, cutmix and label_smoothing need batches of (image, label)")
         images, labels, *rest = batch
-        target = mixup_target(labels, classes, 1.0, self.recipe.smoothing)
+        target = mixup_target(labels, classes, 1.0, self.recipe.label_smoothing)
         even = len(images) - len(images) % 2
         if even and (self.recipe.mixup or self.recipe.cutmix):
             mix = Mixup(
-                self.recipe.mixup, self.recipe.cutmix, label_smoothing=self.recipe.smoothing, num_classes=classes
+                self.recipe.mixup, self.recipe.cutmix, label_smoothing=self.recipe.label_smoothing, num_classes=classes
             )
             mixed, soft = mix(images[:even].clone(), labels[:even])
             images, target = torch.cat([mixed, images[even:]]), torch.cat([soft, target[even:]])

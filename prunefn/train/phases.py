@@ -27,9 +27,9 @@ from .feed import Source
 from .loop import train
 from .objective import Loss, Metrics, top1
 from .recipe import Recipe
+from .regularizers import Regularizer
 from .run import Attempt, Result, Run, Shared
 from .schedule import MOST_ROUNDS, Schedule, one_shot
-from .sparsity import Sparsity
 from .stage import Trained
 
 Make = Callable[[Any], Prune]
@@ -48,7 +48,7 @@ def fine_tune(model: nn.Module, data: Source, recipe: Recipe | None = None, **op
     >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     >>> model = nn.Linear(4, 2)
-    >>> fine_tune(model, data, Recipe(epochs=2, batch=16), device="cpu").rows[-1]["update"]
+    >>> fine_tune(model, data, Recipe(epochs=2, batch_size=16), device="cpu").rows[-1]["update"]
     4
     """
     given: dict[str, Any] = {"name": "fine_tune"} | options
@@ -57,16 +57,16 @@ def fine_tune(model: nn.Module, data: Source, recipe: Recipe | None = None, **op
 
 @door
 def sparse_train(
-    model: nn.Module, data: Source, sparsity: Sparsity, recipe: Recipe | None = None, **options: Any
+    model: nn.Module, data: Source, regularizer: Regularizer, recipe: Recipe | None = None, **options: Any
 ) -> Trained:
     """Train towards small units before they are pruned; by default, 5 epochs at 1e-4. The weights of the last epoch count.
 
     Args:
         model, data, recipe, options: as for `train`.
-        sparsity: such as `sparsity.l1_group(spec)` or `sparsity.gradual(spec)`, for the spec of the model.
+        regularizer: such as `regularizers.l1_group(spec)` or `regularizers.gradual(spec)`, for the spec of the model.
     """
-    given: dict[str, Any] = {"name": "sparse", "keep": "last", "sparsity": sparsity} | options
-    return train(model, data, recipe or Recipe(epochs=5, rate=1e-4), **given)
+    given: dict[str, Any] = {"name": "sparse", "keep": "last", "regularizer": regularizer} | options
+    return train(model, data, recipe or Recipe(epochs=5, lr=1e-4), **given)
 
 
 @door
@@ -80,7 +80,7 @@ def pat(
     schedule: Schedule | float = 0.5,
     spec: Spec | None = None,
     budget: Callable[[float], Budget] | None = None,
-    sparse: tuple[Sparsity | Callable[[Spec], Sparsity], Recipe] | None = None,
+    sparse: tuple[Regularizer | Callable[[Spec], Regularizer], Recipe] | None = None,
     between: Recipe | None = None,
     tuning: Recipe | None = None,
     distill: tuple[float, float] | None = None,
@@ -145,8 +145,8 @@ def pat(
     run = Run(deepcopy(model).eval(), spec, shared, Path(folder) if folder is not None else None, asked)
     run.begin()
     if sparse is not None:
-        how = sparse[0] if isinstance(sparse[0], Sparsity) else sparse[0](spec)
-        run.train("sparse", sparse[1], sparsity=how)
+        how = sparse[0] if isinstance(sparse[0], Regularizer) else sparse[0](spec)
+        run.train("sparse", sparse[1], regularizer=how)
     for number in range(1, steps.steps + 1):
         done = run.prune_step(
             number, partial(_wanted, prune, steps, number, budget, target), calibration, masked, whole
@@ -218,7 +218,7 @@ def _asked(
         "prune": _name(prune),
         "schedule": {"name": steps.name, "shares": [round(steps(t), 6) for t in range(steps.steps + 1)]},
         "of": "units" if budget is None else budget(0.5).quantity,
-        "sparse": None if sparse is None else {"sparsity": _name(sparse[0]), **sparse[1].model_dump()},
+        "sparse": None if sparse is None else {"regularizer": _name(sparse[0]), **sparse[1].model_dump()},
         "between": None if between is None else between.model_dump(),
         "tuning": None if tuning is None else tuning.model_dump(),
         "distill": None if distill is None else list(distill),

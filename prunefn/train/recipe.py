@@ -12,19 +12,19 @@ class Recipe(BaseModel):
     in steps.
 
     The defaults are those of variance-based pruning's fine-tuning (AdamW, 1.5e-5, weight decay .01, clip 5). For a ResNet,
-    `optimizer="sgd", rate=0.01, decay=1e-4` is better.
+    `optimizer="sgd", lr=0.01, weight_decay=1e-4` is better.
 
     Raises:
         pydantic.ValidationError: an unknown option, or a value out of its range; names both.
 
-    >>> Recipe(epochs=3, optimizer="sgd", rate=0.01).momentum
+    >>> Recipe(epochs=3, optimizer="sgd", lr=0.01).momentum
     0.9
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=0, description="passes over the training data")
-    batch: int = Field(default=64, ge=1, description="samples of all processes together that are read at once")
+    batch_size: int = Field(default=64, ge=1, description="samples of all processes together that are read at once")
     drop_last: bool = Field(
         default=True, description="leave out the last batch of a dataset where it is smaller, if there is another one"
     )
@@ -34,8 +34,8 @@ class Recipe(BaseModel):
     optimizer: str = Field(
         default="adamw", description="a name of timm's factory; sgd is Nesterov's, momentum is plain"
     )
-    rate: float = Field(default=1.5e-5, gt=0, description="learning rate")
-    decay: float = Field(default=0.01, ge=0, description="weight decay; biases and norms have none")
+    lr: float = Field(default=1.5e-5, gt=0, description="learning rate")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay; biases and norms have none")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of optimizers that have one")
     warmup: float = Field(default=0.0, ge=0, description="epochs, from 1 % of the rate")
     schedule: Literal["cosine", "multistep"] = Field(default="cosine", description="how the rate falls")
@@ -43,13 +43,13 @@ class Recipe(BaseModel):
         default=(), description="epochs after which a multistep rate is multiplied by gamma"
     )
     gamma: float = Field(default=0.1, gt=0, le=1, description="of a multistep rate")
-    floor: float = Field(default=1e-8, ge=0, description="the rate at the end of a cosine")
-    clip: float | None = Field(default=5.0, gt=0, description="largest norm of the gradient")
+    min_lr: float = Field(default=1e-8, ge=0, description="the rate at the end of a cosine")
+    grad_clip: float | None = Field(default=5.0, gt=0, description="largest norm of the gradient")
     precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="mixed precision")
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of an average of the weights, which is what is measured"
     )
-    smoothing: float = Field(default=0.0, ge=0, lt=1, description="of labels")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of labels")
     mixup: float = Field(default=0.0, ge=0, description="alpha of the beta distribution")
     cutmix: float = Field(default=0.0, ge=0, description="alpha of the beta distribution")
     patience: int | None = Field(default=None, ge=1, description="stop after so many epochs without a better one")

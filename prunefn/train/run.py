@@ -30,7 +30,7 @@ from .objective import Distill, Loss, Metrics, top1
 from .optimizer import slice_state, weight_masks
 from .picture import pictures
 from .recipe import Recipe
-from .sparsity import Sparsity
+from .regularizers import Regularizer
 from .stage import State
 
 PRUNED = "pruned.safetensors"
@@ -114,7 +114,7 @@ class Run:
         name: str,
         recipe: Recipe,
         *,
-        sparsity: Sparsity | None = None,
+        regularizer: Regularizer | None = None,
         distill: tuple[float, float] | None = None,
         carry: bool = True,
         keep: str = "last",
@@ -132,7 +132,7 @@ class Run:
             distill=None if distill is None else Distill(self.dense, *distill),
             metrics=s.metrics,
             better=s.better,
-            sparsity=sparsity,
+            regularizer=regularizer,
             masks=weight_masks(self.mask, spec=self.spec0) if self.masked else None,
             state=state,
             inputs=s.inputs,

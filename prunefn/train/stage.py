@@ -23,8 +23,8 @@ from .log import Log
 from .measure import accelerator_of, evaluate, moved
 from .objective import Metrics, Objective, top1
 from .optimizer import hold_zero
+from .regularizers import Regularizer
 from .seeds import apart
-from .sparsity import Sparsity
 from .variances import watch
 
 WeightMasks = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ State = Mapping[str, Mapping[str, Any]]
 READ, UPDATE, MEASURE, BUILD = range(4)
 """What randomness is for."""
 LAST, BEST = "last.safetensors", "best.safetensors"
-NOTED = ("epoch", "update", "rate", "train_loss")
+NOTED = ("epoch", "update", "lr", "train_loss")
 """What a row says beside the metrics."""
 
 
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     model: nn.Module
     """In eval mode, on the CPU or where the given one was; the given one is as it was."""
     rows: list[dict[str, Any]]
-    """One an epoch: epoch, update, rate, train_loss, and the metrics."""
+    """One an epoch: epoch, update, lr, train_loss, and the metrics."""
     best: int | None
     """The epoch whose weights these are; None: the last one."""
     state: State
@@ -67,13 +67,13 @@ class Stage:
         self,
         model: nn.Module,
         objective: Objective,
-        sparsity: Sparsity | None,
+        regularizer: Regularizer | None,
         masks: WeightMasks | None,
         state: State | None,
         device: str | None,
     ) -> None:
         self.recipe, self.objective = objective.recipe, objective
-        self.sparsity, self.masks = sparsity or Sparsity("none"), masks or {}
+        self.regularizer, self.masks = regularizer or Regularizer("none"), masks or {}
         self.accelerator = at = accelerator_of(self.recipe.precision, device)
         self.module = deepcopy(model).train().to(at.device)
         if self.recipe.sync_batch_norm and at.num_processes > 1:
@@ -83,12 +83,12 @@ class Stage:
             objective.distill = objective.distill._replace(teacher=teacher)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.named = dict(self.module.named_parameters(remove_duplicate=False))
-        self.watched = watch(self.module, self.sparsity.sites)
+        self.watched = watch(self.module, self.regularizer.sites)
         self.optimizer = create_optimizer_v2(
             self.module,
             self.recipe.optimizer,
-            lr=self.recipe.rate,
-            weight_decay=self.recipe.decay,
+            lr=self.recipe.lr,
+            weight_decay=self.recipe.weight_decay,
             momentum=self.recipe.momentum,
         )
         for name, of in (state or {}).items():
@@ -110,7 +110,7 @@ class Stage:
         self.folder, self.asked = folder, asked
         self.feed = Feed(
             data,
-            batch=self.recipe.batch,
+            batch=self.recipe.batch_size,
             shuffle=True,
             drop_last=self.recipe.drop_last,
             rank=at.process_index,
@@ -132,7 +132,7 @@ class Stage:
         recipe, steps = self.recipe, self.steps
         warmup: dict[str, Any] = {
             "warmup_t": round(recipe.warmup * steps),
-            "warmup_lr_init": 0.01 * recipe.rate,
+            "warmup_lr_init": 0.01 * recipe.lr,
             "t_in_epochs": False,
         }
         if recipe.schedule == "multistep":
@@ -140,7 +140,7 @@ class Stage:
             options: dict[str, Any] = {"warmup_prefix": False, **warmup}
             return MultiStepLRScheduler(self.optimizer, decay_t=falls, decay_rate=recipe.gamma, **options)
         total = max(1, recipe.epochs * steps)
-        return CosineLRScheduler(self.optimizer, t_initial=total, lr_min=recipe.floor, **warmup)
+        return CosineLRScheduler(self.optimizer, t_initial=total, lr_min=recipe.min_lr, **warmup)
 
     # ---- an epoch
 
@@ -171,7 +171,7 @@ class Stage:
                 with at.no_sync(self.model):
                     mine += self._backward(part, total, last=False)
             mine += self._backward(parts[-1], total, last=True)
-        norm = at.clip_grad_norm_(self.parameters.values(), recipe.clip) if recipe.clip is not None else None
+        norm = at.clip_grad_norm_(self.parameters.values(), recipe.grad_clip) if recipe.grad_clip is not None else None
         self.prepared.step()
         self.prepared.zero_grad()
         self._hold()
@@ -182,7 +182,7 @@ class Stage:
         self.loss += torch.stack([mine * total, torch.full_like(mine, total)])
         if self.log.wanted(self.step):
             values = {"loss": float(mine) * total / max(1, sum(p.samples for p in parts))}
-            values["rate"] = self.optimizer.param_groups[0]["lr"]
+            values["lr"] = self.optimizer.param_groups[0]["lr"]
             self.log.step(self.step, self.update, values if norm is None else {**values, "gradient": float(norm)})
         self.log.tick()
 
@@ -194,15 +194,15 @@ class Stage:
         with at.autocast():
             loss = self.objective(self.model, batch, self.classes) * (part.samples / total)
         whole = loss * at.num_processes  # gradients are averaged over processes
-        if last and self.sparsity.penalty is not None:
-            whole = whole + self.sparsity.penalty(self.named, dict(self.watched))
+        if last and self.regularizer.penalty is not None:
+            whole = whole + self.regularizer.penalty(self.named, dict(self.watched))
         at.backward(whole)
         return loss.detach().double()
 
     def _hold(self, *, renew: bool = False) -> None:
         """Removed weights stay zero; masks that change do so at the beginning of an epoch."""
         if renew:
-            new = self.sparsity.masks(self.epoch, self.named) if self.sparsity.masks else {}
+            new = self.regularizer.masks(self.epoch, self.named) if self.regularizer.masks else {}
             both = {n: new[n] & self.masks[n].to(new[n].device) for n in new if n in self.masks}
             self.held = {n: m.to(self.accelerator.device) for n, m in {**self.masks, **new, **both}.items()}
             if self.ema is not None:
@@ -225,12 +225,12 @@ class Stage:
         self.loss = torch.zeros_like(self.loss)
         if not math.isfinite(loss):
             raise PruneError(
-                f"the training loss of epoch {self.epoch} is {loss}; lower the rate ({self.recipe.rate}), or clip the gradient"
+                f"the training loss of epoch {self.epoch} is {loss}; lower lr ({self.recipe.lr}), or clip the gradient"
             )
         row = {
             "epoch": self.epoch,
             "update": self.update,
-            "rate": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": loss,
         }
         if self.held_out is not None:
@@ -239,7 +239,7 @@ class Stage:
                     self.measured,
                     self.held_out,
                     metrics=self.metrics,
-                    batch=4 * self.recipe.batch,
+                    batch=4 * self.recipe.batch_size,
                     inputs=self.objective.inputs,
                     accelerator=self.accelerator,
                 )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import prunefn as pf
-from prunefn.train import Distill, schedule, sparsity
+from prunefn.train import Distill, regularizers, schedule
 from prunefn.train.loop import train
 from prunefn.train.phases import pat
 
@@ -54,7 +54,7 @@ def phases(folder: Path) -> nn.Module:
         calibration=calibration(),
         prune=lambda ratio: pf.recipes.vbp(ratio, where=None, recalibrate=True),
         schedule=schedule.geometric(0.5, 2),
-        sparse=(lambda spec: sparsity.l1_group(spec, rate=1e-3), PLAIN),
+        sparse=(lambda spec: regularizers.l1_group(spec, weight=1e-3), PLAIN),
         between=PLAIN,
         tuning=PLAIN,
         distill=(0.7, 2.0),
@@ -73,7 +73,7 @@ def shared(folder: Path) -> nn.Module:
         calibration=[(x.double(), y) for x, y in calibration()],
         prune=lambda ratio: pf.recipes.corp(ratio, where=None),
         schedule=schedule.linear(0.5, 2),
-        sparse=(lambda spec: sparsity.lasso(spec, rate=1e-3), PLAIN),
+        sparse=(lambda spec: regularizers.lasso(spec, weight=1e-3), PLAIN),
         between=PLAIN.model_copy(update={"accumulate": 3}),
         tuning=PLAIN,
         folder=folder,

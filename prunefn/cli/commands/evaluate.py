@@ -22,7 +22,9 @@ def run(job: Job) -> Result:
     if main_process():
         pair = params_of(network.model), network.spec()
         p = config.profile
-        result |= measures({network.name: pair}, batch=p.batch, rounds=p.rounds, device=device_of(config))[network.name]
+        result |= measures({network.name: pair}, batch=p.batch_size, rounds=p.rounds, device=device_of(config))[
+            network.name
+        ]
         job.show(
             f"{network.name}: top-1 {result['accuracy']:.2%} of {len(data.held_out)} images, "  # type: ignore[arg-type]
             f"{result['flops_g']:.4g} GMACs, {result['params_m']:.4g} M params, {result['latency_ms']:.4g} ms"

@@ -76,7 +76,7 @@ def run(job: Job) -> Result:
         write_yaml(out / "metrics.yaml", result)
         job.show(f"{network.name}: top-1 {before['top1']:.2%} → {after:.2%} on held-out images (epoch {done.best})")
         if after < before["top1"]:
-            job.note("no epoch is better than the start; try another --rate, --epochs or a teacher")
+            job.note("no epoch is better than the start; try another --lr, --epochs or a teacher")
         job.show(f"Written to {out}: {TUNED}, metrics.yaml, train/")
     return result
 
@@ -93,7 +93,7 @@ def plan(config: Config) -> Iterable[str]:
     yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
     if (alpha := alpha_of(config)) is not None:
         yield f"teacher: {Path(d.teacher).name if d.teacher else 'none: give --distill.teacher'}, alpha {alpha}"
-    yield f"train {t.epochs} epochs, batch {t.batch}, {t.optimizer}, rate {t.rate}" + (
+    yield f"train {t.epochs} epochs, batch {t.batch_size}, {t.optimizer}, lr {t.lr}" + (
         ", zeros held" if t.hold_zeros else ""
     )
     yield f"keep the epoch that is best on held-out images as {TUNED}"

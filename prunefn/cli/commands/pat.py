@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...by_name.tables import schedule_of, sparsity_of
+from ...by_name.tables import regularizer_of, schedule_of
 from ..command import Command, Job, Result, main_process
 from ..opened import calibration, data_of, learnt, network_of, write_yaml
 from ..pipelines import budget_of, maker_of, share_of
@@ -32,11 +32,11 @@ def run(job: Job) -> Result:
         network.model,
         learnt(data, config),
         held_out=data.held_out,
-        calibration=calibration(config, c.prune.images, c.prune.batch),
+        calibration=calibration(config, c.prune.images, c.prune.batch_size),
         prune=maker_of(c.prune),
         schedule=schedule_of(p.schedule, share, p.steps),
         budget=budget_of(of),
-        sparse=(sparsity_of(p.sparsity), c.sparse.recipe(seed)) if c.sparse.epochs else None,
+        sparse=(regularizer_of(p.regularizer), c.sparse.recipe(seed)) if c.sparse.epochs else None,
         between=c.between.recipe(seed) if c.between.epochs else None,
         tuning=c.finetune.recipe(seed) if c.finetune.epochs else None,
         distill=None if c.distill.alpha is None else (c.distill.alpha, c.distill.temperature),
@@ -68,14 +68,14 @@ def plan(config: Config) -> Iterable[str]:
     steps = schedule_of(p.schedule, share, p.steps)
     yield f"build {c.model.name}, load {c.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if c.sparse.epochs:
-        sparsity_of(p.sparsity)
-        yield f"sparse training: {p.sparsity}, {c.sparse.epochs} epochs at {c.sparse.rate}"
+        regularizer_of(p.regularizer)
+        yield f"sparse training: {p.regularizer}, {c.sparse.epochs} epochs at {c.sparse.lr}"
     shares = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
     target = "" if p.target is None else f", until {p.target:.0%} of the MACs are left"
     yield f"{p.steps} rounds of {c.prune.recipe}: {shares} of the {of} removed{target}"
-    yield f"after each round: {c.between.epochs} epochs at {c.between.rate}"
+    yield f"after each round: {c.between.epochs} epochs at {c.between.lr}"
     distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
-    yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.rate}{distilled}"
+    yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.lr}{distilled}"
     yield f"write {FINAL}, masks, summary, pictures, report.html"
 
 

@@ -30,7 +30,7 @@ def run(job: Job) -> Result:
         found[_name(file, found)] = network_of(one, data)
     pairs = {name: (params_of(n.model), n.spec()) for name, n in found.items()}
     p = config.profile
-    timed = profile(pairs, batch=p.batch, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
+    timed = profile(pairs, batch=p.batch_size, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
     job.show(terminal(_shown(timed.table())))
     result: Result = {"device": timed.device, "threads": timed.threads, "batch": timed.batch, "networks": {}}
     for n in timed.networks:
@@ -70,7 +70,7 @@ def plan(config: Config) -> Iterable[str]:
     """Lines."""
     p = config.profile
     yield f"build {config.model.name}, load each checkpoint that is given"
-    yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch}, then layer by layer"
+    yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch_size}, then layer by layer"
 
 
 COMMAND = Command("profile", run, plan, ("model", "data", "profile"), own=("profile",), files="Pruned checkpoints.")

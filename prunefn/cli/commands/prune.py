@@ -40,7 +40,7 @@ def run(job: Job) -> Result:
     data = wanted_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
-    batches = None if data is None else calibration(config, config.prune.images, config.prune.batch)
+    batches = None if data is None else calibration(config, config.prune.images, config.prune.batch_size)
     pruned = _pruned(make(amount), moved(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
     mask = moved(pruned.mask, "cpu")
     module = to_module(moved(pruned.params, "cpu"), spec=pruned.spec, model=network.model)

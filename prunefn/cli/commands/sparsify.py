@@ -38,7 +38,7 @@ def run(job: Job) -> Result:
     criterion = _criterion(config, data)
     batches: list[Batch] | None = None
     if criterion.data or s.ridge is not None:
-        batches = calibration(config, s.images, s.batch)
+        batches = calibration(config, s.images, s.batch_size)
 
     def between(step: int, now: Params, masks: sparse.Masks) -> Params:
         from ...train import train

@@ -35,7 +35,7 @@ def run(job: Job) -> Result:
         network.model,
         learnt(data, config),
         held_out=chooser(data),
-        calibration=calibration(config, p.images, p.batch),
+        calibration=calibration(config, p.images, p.batch_size),
         recipe=config.finetune.recipe(config.seed),
         criteria={t: criterion_of(t) for t in _texts(space, "criterion")},
         compensations={t: compensation_of(t) for t in _texts(space, "compensation")},

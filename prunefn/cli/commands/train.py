@@ -55,7 +55,7 @@ def plan(config: Config) -> Iterable[str]:
     yield f"open {config.data.name or 'no data: give --data'}, build {config.model.name}"
     if config.model.checkpoint:
         yield f"start from {config.model.checkpoint}"
-    yield f"train {t.epochs} epochs, batch {t.batch}, {t.optimizer}, rate {t.rate}, {t.schedule}"
+    yield f"train {t.epochs} epochs, batch {t.batch_size}, {t.optimizer}, lr {t.lr}, {t.schedule}"
     yield f"keep the epoch that is best on held-out images as {BEST}"
 
 

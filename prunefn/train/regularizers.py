@@ -21,14 +21,14 @@ from ..where import matches, sites_of
 from . import losses
 from .schedule import cubic
 
-__all__ = ["Sparsity", "concentration", "gradual", "growing", "l1_group", "lasso", "slimming"]
+__all__ = ["Regularizer", "concentration", "gradual", "growing", "l1_group", "lasso", "slimming"]
 
 
 Variances = Mapping[str, Tensor]
 """Site → variance of its input in this update [units], with a gradient; empty where no sites are watched."""
 
 
-class Sparsity(NamedTuple):
+class Regularizer(NamedTuple):
     """How a training becomes sparse."""
 
     name: str
@@ -41,30 +41,30 @@ class Sparsity(NamedTuple):
 
 
 @door
-def l1_group(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
-    """rate · Σ of the L2 norms of output rows: `losses.l21`."""
-    return Sparsity("l1_group", lambda params, _: rate * losses.l21(dict(params), spec=spec, where=where))
+def l1_group(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
+    """weight · Σ of the L2 norms of output rows: `losses.l21`."""
+    return Regularizer("l1_group", lambda params, _: weight * losses.l21(dict(params), spec=spec, where=where))
 
 
 @door
-def lasso(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
-    """rate · Σ of the L2 norms of units with all that is coupled: `losses.group_lasso`."""
-    return Sparsity("lasso", lambda params, _: rate * losses.group_lasso(dict(params), spec=spec, where=where))
+def lasso(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
+    """weight · Σ of the L2 norms of units with all that is coupled: `losses.group_lasso`."""
+    return Regularizer("lasso", lambda params, _: weight * losses.group_lasso(dict(params), spec=spec, where=where))
 
 
 @door
-def slimming(spec: Spec, *, rate: float = 1e-4, where: Where | str | None = None) -> Sparsity:
-    """rate · Σ |γ| of the norms: `losses.bn_l1`."""
-    return Sparsity("slimming", lambda params, _: rate * losses.bn_l1(dict(params), spec=spec, where=where))
+def slimming(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
+    """weight · Σ |γ| of the norms: `losses.bn_l1`."""
+    return Regularizer("slimming", lambda params, _: weight * losses.bn_l1(dict(params), spec=spec, where=where))
 
 
 @door
-def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Sparsity:
-    """rate · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning).
+def growing(spec: Spec, *, weight: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Regularizer:
+    """weight · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning).
 
     Args:
         spec: of the model that is trained.
-        rate: weight of the penalty in the loss.
+        weight: of the penalty in the loss.
         alpha: base of the growth, as for `losses.growing`.
         where: which groups; default all.
     """
@@ -72,14 +72,14 @@ def growing(spec: Spec, *, rate: float = 5e-4, alpha: float = 4.0, where: Where 
     def penalty(params: Mapping[str, Tensor], _: Variances) -> Tensor:
         own = dict(params)
         scores = {g: s.detach().mean(0) for g, s in losses.group_squares(own, spec, where).items()}
-        return rate * losses.growing(own, scores, spec=spec, alpha=alpha, where=where)
+        return weight * losses.growing(own, scores, spec=spec, alpha=alpha, where=where)
 
-    return Sparsity("growing", penalty)
+    return Regularizer("growing", penalty)
 
 
 @door
-def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None = None) -> Sparsity:
-    """rate · `losses.variance_concentration` of the inputs of layers, measured in the same pass as the loss.
+def concentration(spec: Spec, *, weight: float = 1e-3, where: Where | str | None = None) -> Regularizer:
+    """weight · `losses.variance_concentration` of the inputs of layers, measured in the same pass as the loss.
 
     Raises:
         PruneError: a site is not the input of a module of its own (its weight is computed, or used by a function).
@@ -91,13 +91,15 @@ def concentration(spec: Spec, *, rate: float = 1e-3, where: Where | str | None =
                 f"site {s.name!r} has no module whose input can be watched; leave its groups out by `where`"
             )
         sites[s.name] = s.weight.rpartition(".")[0], s.values[0][1]
-    return Sparsity("concentration", lambda _, variances: rate * losses.variance_concentration(variances), sites=sites)
+    return Regularizer(
+        "concentration", lambda _, variances: weight * losses.variance_concentration(variances), sites=sites
+    )
 
 
 @door
 def gradual(
     spec: Spec, *, target: float = 0.5, initial: float = 0.0, epochs: int = 5, where: Where | str | None = None
-) -> Sparsity:
+) -> Regularizer:
     """Weights of the lowest magnitude are zero: s_f + (s_i − s_f)(1 − e / (E − 1))³ of them in epoch e (Zhu and Gupta, arXiv 1710.01878).
 
     All weights of the chosen groups' contractions are ranked together; masks are drawn anew each epoch, and the last ones are
@@ -121,7 +123,7 @@ def gradual(
     names = [n for n in weights(spec) if n in own]
     shares, first = cubic(target, max(1, epochs - 1), initial=initial), int(epochs == 1)
     masks = renewed(lambda epoch: shares(epoch + first), spec=spec, scope=global_(), weights=names)
-    return Sparsity("gradual", masks=masks)
+    return Regularizer("gradual", masks=masks)
 
 
 def __dir__() -> list[str]:
