@@ -124,7 +124,7 @@ class Criterion(NamedTuple):
 class Scope(NamedTuple):
     """The classes of groups whose units are ranked together; units compete only within their class.
 
-    A ratio removes this fraction of each class's units, rounded down; under a budget, all classes shrink by the same fraction.
+    A ratio removes this fraction of each class's units, rounded down; under a budget, all classes shrink by about the same fraction.
     """
 
     name: str

@@ -237,15 +237,15 @@ def _bounds_from_above(expr: Any) -> bool:
     return less == isinstance(expr.args[1], sympy.Integer)
 
 
-def _to_expr(expr: Any, known: Mapping[sympy.Symbol, str]) -> Expr:
+def _to_expr(expr: Any, name_of: Mapping[sympy.Symbol, str]) -> Expr:
     if isinstance(expr, sympy.Symbol):
-        return known[expr]
+        return name_of[expr]
     if isinstance(expr, sympy.Integer | int):
         return int(expr)
     op = SYMPY.get(type(expr).__name__)
     if op is None or (op == "**" and not isinstance(expr.args[1], sympy.Integer)):
         raise Unreadable
-    return (op, *(_to_expr(a, known) for a in expr.args))
+    return (op, *(_to_expr(a, name_of) for a in expr.args))
 
 
 def shape_environment(values: Iterable[Any]) -> Any:

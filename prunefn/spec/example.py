@@ -68,8 +68,8 @@ def _like(t: Tensor, known_input: Input | None) -> Like:
     values = values[values.isfinite()]  # infinities and NaN are no bounds to draw between
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     axes = known_input.axes if known_input is not None else (Leaf("batch"),) if t.ndim else ()
-    free = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
-    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(free))
+    variable_dims = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims))
 
 
 def _draw(like: Like, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:

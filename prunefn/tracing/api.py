@@ -199,8 +199,8 @@ def _constants(captured: Captured, a: Analysis, solution: Found, names: tuple[st
 def _cost_polynomials(a: Analysis, solution: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
     macs = polynomial(([solution.axis_of(t) for t in c.macs] for c in a.contractions), solution.batch)
     params = polynomial(solution.axes[n] for n in solution.axes if n in parameters and n not in tied)
-    written = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.batch)
-    return Costs(macs, params, written)
+    activations = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.batch)
+    return Costs(macs, params, activations)
 
 
 def _macs_by_module(captured: Captured, a: Analysis, solution: Found) -> FrozenDict[str, Polynomial]:

@@ -174,7 +174,7 @@ def _read_program(program: ExportedProgram) -> Captured:
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
-            raise TraceError(f"the model takes an input of kind {spec.kind}, which prunefn cannot pass on")
+            raise TraceError(f"the model takes an input of kind {spec.kind}, which prunefn does not support")
     nodes = {n.name: n for n in graph.nodes}
     inputs = [n for n in inputs if n in nodes and isinstance(nodes[n].meta.get("val"), Tensor)]
     updates, outputs = {}, []
@@ -186,7 +186,7 @@ def _read_program(program: ExportedProgram) -> Captured:
             updates[str(spec.target)] = value
         else:
             raise TraceError(
-                f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure"
+                f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs have no such side effects; return the value instead"
             )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None

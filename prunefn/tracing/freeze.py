@@ -46,7 +46,7 @@ def freeze_tensors(captured: Captured, a: Analysis, names: frozenset[str]) -> No
 
 
 def unchangeable(spec: Spec, names: frozenset[str]) -> frozenset[str]:
-    """Return the frozen tensors, and the weights that must not lose inputs, since their frozen bias cannot compensate."""
+    """Return the frozen tensors, and the weights that must not lose units, since their frozen bias cannot compensate."""
     ops = {i.name: i.op for i in spec.program.instructions}
     contractions = [(s.bias, s.weight, ops[s.calls[0]]) for s in spec.sites.values() if s.calls[0] in ops]
     return names | _weights_without_slot(contractions, names)

@@ -117,14 +117,14 @@ class Memory:
             return self.graph.node_copy(view.node, lambda _: op)
         return self.graph.node_copy(view.node, replace)
 
-    def _write_back(self, op: fx.Node, view: Tensor, parent: Tensor, old: fx.Node, new: fx.Node) -> fx.Node:
-        """Return `old`, the parent's value, with `new` at the positions of the view."""
+    def _write_back(self, op: fx.Node, view: Tensor, parent: Tensor, old_value: fx.Node, new_value: fx.Node) -> fx.Node:
+        """Return `old_value`, the parent's, with `new_value` at the positions of the view."""
         item: Any = op.args[1] if op.target is operator.getitem else None
         call = op.all_input_nodes[0] if item is not None else op
         taken_view = Taken(call.target, call.args[1:], dict(call.kwargs), item, view, parent)
         write_back = BACK.get(str(call.target).removeprefix("aten.").split(".")[0], _same_place)
-        target, args = write_back(taken_view, old, new)
-        return new if target is None else self._add_call(target, args, old, parent)
+        target, args = write_back(taken_view, old_value, new_value)
+        return new_value if target is None else self._add_call(target, args, old_value, parent)
 
     def _add_call(self, op: Any, args: tuple[Any, ...], like: fx.Node, t: Tensor) -> fx.Node:
         node = self.graph.call_function(op, args)
@@ -155,54 +155,54 @@ class Taken(NamedTuple):
 Back = Callable[[Taken, fx.Node, fx.Node], tuple[Any, tuple[Any, ...]]]
 
 
-def _slice(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _slice(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     bounds = (v.given("dim", 0, 0), v.given("start", 1), v.given("end", 2), v.given("step", 3, 1))
-    return aten.slice_scatter.default, (old, new, *bounds)
+    return aten.slice_scatter.default, (old_value, new_value, *bounds)
 
 
-def _select(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-    return aten.select_scatter.default, (old, new, v.given("dim", 0), v.given("index", 1))
+def _select(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    return aten.select_scatter.default, (old_value, new_value, v.given("dim", 0), v.given("index", 1))
 
 
-def _unbind(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-    return aten.select_scatter.default, (old, new, v.given("dim", 0, 0), v.item)
+def _unbind(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    return aten.select_scatter.default, (old_value, new_value, v.given("dim", 0, 0), v.item)
 
 
-def _diagonal(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-    return aten.diagonal_scatter.default, (old, new, *v.args)
+def _diagonal(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+    return aten.diagonal_scatter.default, (old_value, new_value, *v.args)
 
 
-def _split(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _split(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """Write back one of several ranges of positions along a dim."""
     differs = (d for d, (n, m) in enumerate(zip(v.view.shape, v.parent.shape, strict=True)) if n != m)
     if (d := next(differs, None)) is None:
         return None, ()
     start = (v.view.storage_offset() - v.parent.storage_offset()) // v.parent.stride(d)
-    return aten.slice_scatter.default, (old, new, d, start, start + v.view.shape[d])
+    return aten.slice_scatter.default, (old_value, new_value, d, start, start + v.view.shape[d])
 
 
-def _invert_by_same_op(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _invert_by_same_op(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """Write back through an op that is its own inverse."""
-    return v.op, (new, *v.args)
+    return v.op, (new_value, *v.args)
 
 
-def _permute(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _permute(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     dims = [d % v.parent.ndim for d in v.given("dims", 0)]
-    return aten.permute.default, (new, [dims.index(i) for i in range(len(dims))])
+    return aten.permute.default, (new_value, [dims.index(i) for i in range(len(dims))])
 
 
-def _reshape(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _reshape(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     if v.view.dtype != v.parent.dtype:
-        return _same_place(v, old, new)
-    return aten.reshape.default, (new, list(v.parent.shape))
+        return _same_place(v, old_value, new_value)
+    return aten.reshape.default, (new_value, list(v.parent.shape))
 
 
-def _same_place(v: Taken, old: fx.Node, new: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+def _same_place(v: Taken, old_value: fx.Node, new_value: fx.Node) -> tuple[Any, tuple[Any, ...]]:
     """Write back a view of the whole parent as it is; write back any other by an op without a rule, which freezes both."""
     if place(v.view) == place(v.parent):
         return None, ()
     layout = (list(v.view.shape), list(v.view.stride()), v.view.storage_offset())
-    return aten.as_strided_scatter.default, (old, new, *layout)
+    return aten.as_strided_scatter.default, (old_value, new_value, *layout)
 
 
 BACK: dict[str, Back] = {

@@ -81,7 +81,9 @@ def proved(trial: Trial) -> Spec:
             f"the module does not run on the example inputs: {traced_outcome.text}; check=False traces it without running it"
         )
     if traced_outcome.who != "same":
-        raise TraceError(f"the program of torch.export is not the module's{trial.place()}: {traced_outcome.text}")
+        raise TraceError(
+            f"the program captured by torch.export differs from the module{trial.place()}: {traced_outcome.text}"
+        )
     domain = trial.spec.program.domain
     limits = dict(domain.limits)
     variable_sizes = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
@@ -95,9 +97,9 @@ def proved(trial: Trial) -> Spec:
     return with_domain(trial.spec, domain._replace(limits=FrozenDict(limits)))
 
 
-def _sizes_to_try(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
+def _sizes_to_try(traced_sizes: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
     """Return other sizes to try that the guards allow, small ones first."""
-    candidates = ({leaf: pick(n) for leaf, n in free.items()} for pick in TRIED)
+    candidates = ({leaf: pick(n) for leaf, n in traced_sizes.items()} for pick in TRIED)
     return [sizes for sizes in candidates if _is_allowed(sizes, domain)]
 
 
@@ -112,10 +114,10 @@ def _is_allowed(sizes: Mapping[str, int], domain: Domain) -> bool:
     return not refusal({**domain.traced, **sizes}, (), domain.guards)
 
 
-def _limits_by_leaf(trial: Trial, free: Mapping[str, int], domain: Domain) -> dict[str, Limit]:
+def _limits_by_leaf(trial: Trial, variable_sizes: Mapping[str, int], domain: Domain) -> dict[str, Limit]:
     """Change one size at a time, and return limits to the traced size for those that cannot change."""
     limits = {}
-    for leaf, n in free.items():
+    for leaf, n in variable_sizes.items():
         outcome = _Outcome("module", "the guards leave no other size to try")
         for sizes in _sizes_to_try({leaf: n}, domain):
             outcome = trial.run(sizes)
@@ -128,11 +130,11 @@ def _limits_by_leaf(trial: Trial, free: Mapping[str, int], domain: Domain) -> di
     return limits
 
 
-def _limits_above_one(trial: Trial, free: list[str]) -> dict[str, Limit]:
+def _limits_above_one(trial: Trial, leaves: list[str]) -> dict[str, Limit]:
     """Try sizes of one, which torch's export treats as broadcasting, and return limits to two or more where they fail."""
-    if not free or trial.run(dict.fromkeys(free, 1)).who == "same":
+    if not leaves or trial.run(dict.fromkeys(leaves, 1)).who == "same":
         return {}
-    outcomes = {leaf: trial.run({leaf: 1}) for leaf in free}
+    outcomes = {leaf: trial.run({leaf: 1}) for leaf in leaves}
     return {leaf: Limit(2, None, o.text) for leaf, o in outcomes.items() if o.who not in ("same", "module")}
 
 

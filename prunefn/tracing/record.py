@@ -177,15 +177,15 @@ class _Tape:
         }
         return node
 
-    def add(self, out: Any, node: fx.Node, given: list[Tensor]) -> None:
+    def add(self, out: Any, node: fx.Node, inputs: list[Tensor]) -> None:
         """Register the results of an op."""
         items: list[tuple[Any, fx.Node]] = [(out, node)]
         if not isinstance(out, Tensor):
             items = [(t, self.graph.call_function(operator.getitem, (node, i))) for i, t in enumerate(out)]
         for t, n in items:
-            if isinstance(t, Tensor) and not any(t is g for g in given):
+            if isinstance(t, Tensor) and not any(t is g for g in inputs):
                 n.meta = {**node.meta, "val": shadow(t)}
-                parent = next((g for g in given if memory(g) == memory(t)), None)
+                parent = next((g for g in inputs if memory(g) == memory(t)), None)
                 self.memory.add(t, n, parent, None if parent is None else self.memory.node(parent))
 
     def write(self, func: OpOverload, written: list[Tensor], nodes: tuple[Any, ...]) -> None:

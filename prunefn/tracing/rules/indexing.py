@@ -83,7 +83,7 @@ def index_select(call: Call) -> Axes:
 
 @rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
 def embedding_bag(call: Call) -> list[Axes]:
-    """Sum, average or maximise rows of a weight [rows, width] over bags of indices: [bags, width].
+    """Reduce (sum, mean or maximum) rows of a weight [rows, width] over bags of indices to [bags, width].
 
     The op also returns three results for the backward pass; for a maximum, the last is the row of each bag and unit.
     """
