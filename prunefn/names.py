@@ -1,4 +1,4 @@
-"""Names of tensors and modules, and globs for them."""
+"""Match names of tensors and modules against globs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 
 def named(name: str, pattern: str) -> bool:
-    """Whether a name is what a pattern says: the name itself, a module that it is in, or a glob for either.
+    """Return whether a name matches a pattern: the name itself, a module that contains it, or a glob for either.
 
     >>> [named("layer1.0.conv1.weight", p) for p in ("layer1.0.conv1.weight", "layer1", "*.conv1", "layer1.0.conv")]
     [True, True, True, False]

@@ -1,7 +1,7 @@
-"""The vocabulary: whoever has read this file can read everything else.
+"""The vocabulary of the library; read this file first.
 
-Params, scores and masks are plain dicts. Everything that is chosen (a criterion, a scope, a budget, a compensation) is a
-small value: a NamedTuple of pure functions.
+Params, scores and masks are plain dicts. Every choice of the user (a criterion, a scope, a budget, a compensation) is a small
+value: a NamedTuple of pure functions.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .spec.parts import Cost, Group
 from .spec.spec import Spec
 
 Params = dict[str, Tensor]
-"""Name → tensor, parameters and buffers, names as in `state_dict`."""
+"""Name → parameter or buffer, with the names of `state_dict`."""
 Scores = dict[str, Tensor]
-"""Group → float [units]; higher = keep."""
+"""Group → float [units]; units with higher scores are kept."""
 Mask = dict[str, Tensor]
-"""Group → bool [units], True = kept; a group absent from a mask is kept whole."""
+"""Group → bool [units], True = kept; a group that is absent from a mask keeps all units."""
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""A tensor; a tuple whose first n elements are the model's inputs; or a dict by input name."""
+"""A tensor; a tuple or list whose first n elements are the model's inputs; or a dict by input name."""
 
 
 class Moments(NamedTuple):
-    """What was measured at a site, in float64; merged by Chan's formula."""
+    """The statistics of a site's input, in float64; merged by Chan's formula."""
 
     count: int
     mean: Tensor
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
     m2: Tensor
     """[d], sum of squared deviations from the mean"""
     taps: Tensor | None = None
-    """[d, taps]: mean of the zero-padded input over output positions, for convolutions where it differs from the mean"""
+    """[d, taps]: mean of the zero-padded input over output positions, for convolutions where it differs from `mean`"""
     tap_count: int = 0
     absolute: Tensor | None = None
     """[d], mean of |x|"""
@@ -52,13 +52,13 @@ class Moments(NamedTuple):
         """Unbiased covariance [d, d]; zero for a single sample.
 
         Raises:
-            StatsError: it was not collected.
+            StatsError: the covariance was not collected.
         """
         return self._scatter() / max(self.count - 1, 1)
 
     @property
     def gram(self) -> Tensor:
-        """Mean of the outer products of the inputs, [d, d].
+        """Mean of the outer products of the inputs [d, d].
 
         Raises:
             StatsError: the covariance was not collected.
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """A site in the dense network beside the same site after others lost units."""
+    """The statistics of one site in the dense network, and after other groups lost units."""
 
     small: Moments
     dense: Moments
@@ -81,7 +81,7 @@ class Paired(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What was measured. The empty `Stats()` is the identity of `merge_stats`."""
+    """The collected statistics. The empty `Stats()` is the identity of `merge_stats`."""
 
     spec: Spec | None = None
     params: Mapping[str, Tensor] = FrozenDict()
@@ -89,16 +89,16 @@ class Stats(NamedTuple):
     sites: Mapping[str, Moments] = FrozenDict()
     """Site → moments of its input, [size of the site's axis]."""
     sums: Mapping[str, Mapping[str, Tensor]] = FrozenDict()
-    """Collector → group or tensor → what it collected, summed over batches."""
+    """Collector → group or tensor → collected tensor, summed over batches."""
     batches: int = 0
     samples: int = 0
-    """Of all batches: the sum of their sizes."""
+    """Number of samples: the sum of the sizes of all batches."""
     fingerprints: Mapping[str, str] = FrozenDict()
-    """Parameter → fingerprint at the time when it was measured; `params` are the live tensors, which training changes."""
+    """Parameter → fingerprint at the time of collection; `params` are the live tensors, which training changes."""
 
 
 class Collector(NamedTuple):
-    """What a criterion gathers from a batch beyond what is measured at sites; the same name means the same thing."""
+    """A quantity that a criterion collects from batches besides the statistics of sites; the name identifies it."""
 
     name: str
     """Key in `stats.sums`."""
@@ -107,37 +107,37 @@ class Collector(NamedTuple):
 
 
 class Criterion(NamedTuple):
-    """How units are scored: what to gather, and a pure function of what was gathered."""
+    """A rule that scores units: the statistics to collect, and a pure function of them."""
 
     name: str
     score: Callable[[Stats], Scores]
     needs: tuple[str, ...] = ("moments",)
-    """What is measured at sites: "moments", "absolute", "covariance"; nothing for criteria on weights."""
+    """Statistics to collect at sites: "moments", "absolute", "covariance"; empty for criteria on weights."""
     collectors: tuple[Collector, ...] = ()
 
     @property
     def data(self) -> bool:
-        """Whether it needs batches at all."""
+        """Whether the criterion needs batches."""
         return bool(self.needs or self.collectors)
 
 
 class Scope(NamedTuple):
-    """What is ranked against what. The scored groups fall into classes; units are ranked within their class.
+    """The classes of groups whose units are ranked together; units compete only within their class.
 
-    A ratio is a share of each class's units, rounded down; under a budget, the classes shrink alike.
+    A ratio removes this fraction of each class's units, rounded down; under a budget, all classes shrink by about the same fraction.
     """
 
     name: str
     classes: Callable[[Sequence[str], Spec | None], Sequence[Hashable]] | None = None
-    """(groups, spec) → the class of each; None: all are one class."""
+    """(groups, spec) → class of each group; None: all groups form one class."""
     normalize: Callable[[Tensor], Tensor] | None = None
-    """Scores of a group [units] → scores that can be compared with those of other groups [units]; None: as they are."""
+    """Scores of a group [units] → scores that are comparable between groups [units]; None: unchanged."""
     per: str | None = None
-    """Not the lowest score goes next, but the lowest score per saved unit of this quantity, a field of `Cost`."""
+    """Rank by score divided by what removing the unit saves of this cost, a field of `Cost`; None: rank by score."""
 
 
 class Budget(NamedTuple):
-    """An upper bound on a cost, as a share of what the spec costs now."""
+    """An upper bound on a cost, as a fraction of the spec's current cost."""
 
     quantity: str
     """A field of `Cost`, `latency`, or any other name."""
@@ -145,20 +145,20 @@ class Budget(NamedTuple):
     cost: Callable[[Mapping[str, int], Spec], float]
     """(size of each group, spec) → cost."""
     falls: bool = True
-    """Whether the cost never rises when a unit goes; else the whole order is searched for where the budget is met."""
+    """Whether the cost never rises when a unit is removed; if False, the whole removal order is searched."""
 
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What predicts the cost of a network from the sizes of its groups, such as a table of latencies."""
+    """A predictor of a network's cost from the sizes of its groups, such as a table of latencies."""
 
     def predict(self, sizes: Mapping[str, int]) -> float:
-        """Size of each group → cost."""
+        """Return the cost for the given group sizes."""
         ...
 
 
 class Inputs(NamedTuple):
-    """What is known of the inputs of a contraction of which some are about to go; float64, over the samples that were measured."""
+    """The statistics of a contraction's inputs before some of them are removed; float64, over the measured samples."""
 
     kept: Tensor
     """bool [g, i]: groups of the contraction, inputs of each"""
@@ -169,52 +169,52 @@ class Inputs(NamedTuple):
     covariance: Tensor | None
     """[g, i, i]"""
     dense: Dense | None = None
-    """The same inputs in the dense network, where others were removed before; None: nothing was."""
+    """The same inputs in the dense network, if other units were removed before; None if none were."""
 
 
 class Dense(NamedTuple):
-    """Inputs in the dense network, beside what they have become."""
+    """The statistics of inputs in the dense network, related to their current values."""
 
     mean: Tensor
     """[g, i, taps or 1]"""
     covariance: Tensor | None = None
     """[g, i, i]"""
     cross: Tensor | None = None
-    """[g, i, i], covariance of dense inputs (rows) with what they have become (columns)"""
+    """[g, i, i], covariance of dense inputs (rows) with current inputs (columns)"""
 
 
 class Repair(NamedTuple):
-    """What a compensation does to a contraction."""
+    """The changes that a compensation makes to a contraction."""
 
     weight: Tensor | None
-    """The new weight [g, out, in, taps]; None: as it was. What it has at removed inputs does not matter."""
+    """The new weight [g, out, in, taps]; None: unchanged. Its values at removed inputs do not matter."""
     shift: Tensor | None
-    """[g, out], added to the output; None: nothing is."""
+    """[g, out], added to the output; None: nothing is added."""
 
 
 class Compensation(NamedTuple):
-    """How a contraction makes up for removed inputs."""
+    """A method by which a contraction compensates for removed inputs."""
 
     name: str
     repair: Callable[[Tensor, Inputs], Repair] | None
-    """(weight [g, out, in, taps], inputs) → repair; float64. None: nothing is done."""
+    """(weight [g, out, in, taps], inputs) → repair, in float64; None: no compensation."""
     needs: tuple[str, ...] = ("moments",)
-    """What must have been measured at the site, as for a criterion."""
+    """Statistics to collect at sites, as for a criterion."""
     otherwise: Compensation | None = None
-    """What to do where the weight cannot be rewritten (it is computed, or serves others, too); None: an error."""
+    """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
 
 
 class Residual(NamedTuple):
-    """What a site's output loses, summed over the outputs."""
+    """The error of a site's output, summed over the outputs."""
 
     error: float
-    """Mean squared difference to the dense output."""
+    """Mean squared difference from the dense output."""
     signal: float
-    """Variance of the dense output that comes through the site."""
+    """Variance of the dense output that the site contributes."""
 
     @property
     def relative(self) -> float:
-        """Share of the variance that is lost; 0 where there is none."""
+        """Error as a fraction of the variance; 0 if the variance is 0."""
         return self.error / self.signal if self.signal else 0.0
 
 
@@ -226,20 +226,20 @@ class Where(Protocol):
 
 
 class Info(NamedTuple):
-    """What a pipeline step did."""
+    """The effects of a pipeline step."""
 
     before: Cost
     after: Cost
     removed: Mapping[str, tuple[int, int]]
     """Group → (units removed, units)."""
     residuals: Mapping[str, Residual] = FrozenDict()
-    """Site that lost inputs → what its output loses, as predicted from the statistics that it was compensated with."""
+    """Site that lost inputs → error of its output, as predicted from the statistics used for its compensation."""
     scores: Mapping[str, Tensor] = FrozenDict()
-    """Group that could lose units → its scores [units], of which the mask was chosen."""
+    """Group that was allowed to lose units → its scores [units], from which the mask was chosen."""
 
 
 class Pruned(NamedTuple):
-    """What a pipeline returns."""
+    """The result of a pipeline."""
 
     params: Params
     spec: Spec
@@ -247,5 +247,5 @@ class Pruned(NamedTuple):
     info: Info
 
     def __repr__(self) -> str:
-        gone = sum(lost for lost, _ in self.info.removed.values())
-        return f"Pruned({len(self.params)} tensors, {self.spec!r}, {gone} units removed from {len(self.mask)} groups)"
+        removed_units = sum(lost for lost, _ in self.info.removed.values())
+        return f"Pruned({len(self.params)} tensors, {self.spec!r}, {removed_units} units removed from {len(self.mask)} groups)"

@@ -1,4 +1,4 @@
-"""Predicates on groups: by kind, glob, module, tensor or function; they combine with `&`, `|` and `~`."""
+"""Predicates on groups: by kind, glob, module, tensor or function; `&`, `|` and `~` combine them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Choice:
         return self._text
 
     def text(self, rank: int) -> str:
-        """As an operand: in brackets if it binds less than `rank` (`|` 0, `&` 1, all else 2)."""
+        """Return the text of an operand: in brackets if it binds less tightly than `rank` (`|` 0, `&` 1, all else 2)."""
         return self._text if self._rank >= rank else f"({self._text})"
 
 
@@ -69,10 +69,10 @@ def _either(a: Where | str, b: Where | str) -> Choice:
 
 
 def choice(where: Where | str) -> Choice:
-    """A glob or a function as a predicate that combines.
+    """Return a glob or a function as a predicate that combines with others.
 
     Raises:
-        PruneError: it is neither.
+        PruneError: `where` is neither.
 
     >>> choice(lambda group: group.size >= 64) & "layer1.*"
     <lambda> & glob('layer1.*')
@@ -86,47 +86,47 @@ def choice(where: Where | str) -> Choice:
     return Choice(where, getattr(where, "__name__", repr(where)))
 
 
-def _called(name: str, *args: str) -> str:
+def _format_call(name: str, *args: str) -> str:
     return f"{name}({', '.join(map(repr, args))})"
 
 
 @door
 def kind(*kinds: str) -> Choice:
-    """Groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
+    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
 
-    A group is `residual` if some sum adds to a value, carried on unit by unit, what weights compute from that same value: x + f(x).
-    Sums of parallel branches, f(x) + g(x), are inside a block: `hidden`.
+    A group is `residual` if some sum is of the form x + f(x): x passes on unit by unit, and weights compute f(x) from the same x.
+    Sums of parallel branches, f(x) + g(x), are inside a block; their groups are `hidden`.
 
     Raises:
-        PruneError: there is no such kind.
+        PruneError: a kind does not exist.
     """
     if unknown := [k for k in kinds if k not in KINDS]:
         raise PruneError(f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}{nearest(unknown[0], KINDS)}")
-    return Choice(partial(_is_of, kinds), _called("kind", *kinds))
+    return Choice(partial(_has_kind, kinds), _format_call("kind", *kinds))
 
 
 @door
 def glob(*patterns: str) -> Choice:
-    """Groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
-    return Choice(partial(_matches, patterns), _called("glob", *patterns))
+    """Choose the groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
+    return Choice(partial(_matches_glob, patterns), _format_call("glob", *patterns))
 
 
 @door
 def module(*paths: str) -> Choice:
-    """Groups that come from these modules or from below them; a path may be a glob, such as `blocks.*.mlp`.
+    """Choose the groups that come from these modules or their submodules; a path may be a glob, such as `blocks.*.mlp`.
 
-    A group comes from its first producer, whose module path its name begins with. A residual stream thus belongs to the module
-    that opens it, and not to those that add to it; those are found by `touches`.
+    A group comes from its first producer: its name begins with the producer's module path. A residual stream thus belongs to the
+    module that opens it, not to the modules that add to it; `touches` chooses by the latter.
 
     >>> [module("layer1")(Group(name, "hidden", 4, (), ())) for name in ("layer1.0.conv1", "layer1", "layer10.0.conv1")]
     [True, True, False]
     """
-    return Choice(partial(_is_below, paths), _called("module", *paths))
+    return Choice(partial(_is_below, paths), _format_call("module", *paths))
 
 
 @door
 def touches(*tensors: str) -> Choice:
-    """Groups that have one of these tensors as a member: a tensor's name, a module's (all that is in it), or a glob.
+    """Choose the groups that occur in one of these tensors: the name of a tensor or of a module (all its tensors), or a glob.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
@@ -134,15 +134,15 @@ def touches(*tensors: str) -> Choice:
     >>> [g for g, group in spec.groups.items() if touches("1.weight")(group)]
     ['0', '1']
     """
-    return Choice(partial(_has, tensors), _called("touches", *tensors))
+    return Choice(partial(_has_tensor, tensors), _format_call("touches", *tensors))
 
 
 def exact() -> Choice:
-    """Groups without an op that runs over their units (norms, means): removing one leaves the others as they are."""
+    """Choose the groups without an op that combines their units (norms, means): removing a unit leaves the others unchanged."""
     return Choice(attrgetter("exact"), "exact()")
 
 
-# ---- the tests, at the top of the module, so that predicates can be pickled
+# ---- tests of groups: functions at module level, so that predicates can be pickled
 
 
 def _not(x: Choice, group: Group) -> bool:
@@ -157,11 +157,11 @@ def _any(x: Choice, y: Choice, group: Group) -> bool:
     return x(group) or y(group)
 
 
-def _is_of(kinds: tuple[str, ...], group: Group) -> bool:
+def _has_kind(kinds: tuple[str, ...], group: Group) -> bool:
     return group.kind in kinds
 
 
-def _matches(patterns: tuple[str, ...], group: Group) -> bool:
+def _matches_glob(patterns: tuple[str, ...], group: Group) -> bool:
     return any(fnmatchcase(group.name, p) for p in patterns)
 
 
@@ -169,23 +169,23 @@ def _is_below(paths: tuple[str, ...], group: Group) -> bool:
     return any(named(group.name, p) for p in paths)
 
 
-def _has(tensors: tuple[str, ...], group: Group) -> bool:
+def _has_tensor(tensors: tuple[str, ...], group: Group) -> bool:
     return any(named(m.tensor, p) for m in group.members for p in tensors)
 
 
-# ---- in use
+# ---- apply predicates
 
 
 def matches(where: Where | str | None, group: Group) -> bool:
-    """Whether a group is chosen; a string is a glob, None chooses all."""
+    """Return whether a group is chosen; a string is a glob, None chooses all groups."""
     return where is None or (glob(where) if isinstance(where, str) else where)(group)
 
 
 def check_matches(where: Where | str | None, spec: Spec) -> None:
-    """Something is chosen.
+    """Check that some group is chosen.
 
     Raises:
-        PruneError: no group matches; says what comes near.
+        PruneError: no group matches; the message suggests the nearest names.
     """
     if where is None or not spec.groups or any(matches(where, g) for g in spec.groups.values()):
         return
@@ -198,15 +198,15 @@ def check_matches(where: Where | str | None, spec: Spec) -> None:
 
 @door
 def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Scores:
-    """Keep the scores of some groups; the others stay whole.
+    """Return the scores of the chosen groups; the other groups are not pruned.
 
     Args:
         scores: group → [units].
-        where: a glob on the name, `kind(…)`, or any predicate on `Group`; they combine with `&`, `|` and `~`.
-        spec: needed by predicates that look at more than the name.
+        where: a glob on the name, `kind(…)`, or any predicate on `Group`; `&`, `|` and `~` combine them.
+        spec: required unless `where` is a glob.
 
     Raises:
-        PruneError: nothing is left, or a predicate needs the spec.
+        PruneError: no group matches, or a predicate needs the spec.
 
     >>> import torch
     >>> list(only({"a.fc1": torch.ones(2), "b": torch.ones(2)}, "*.fc1"))
@@ -218,7 +218,7 @@ def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Sco
     kept: dict[str, Tensor] = {}
     for name, score in scores.items():
         if groups is not None and name not in groups:
-            raise PruneError(f"the scores have a group {name!r} that the spec has not{nearest(name, groups)}")
+            raise PruneError(f"the scores have a group {name!r}, but the spec has no such group{nearest(name, groups)}")
         group = groups[name] if groups is not None else Group(name, "", len(score), (), ())
         if matches(where, group):
             kept[name] = score
@@ -228,7 +228,7 @@ def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Sco
 
 
 def sites_of(spec: Spec, where: Where | str | None = None) -> list[Site]:
-    """The sites of the groups that match."""
+    """Return the sites of the groups that match."""
     return [
         s
         for s in spec.sites.values()

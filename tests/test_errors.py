@@ -87,7 +87,7 @@ MASKS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "float": ({"2": torch.ones(5)}, ("the mask of group '2' has dtype torch.float32", "bool, True = kept")),
     "int": ({"2": torch.ones(5, dtype=torch.int64)}, ("the mask of group '2' has dtype torch.int64", "bool")),
     "empties": ({"2": bits("00000")}, ("the mask of group '2' removes all 5 units", "at least one must stay")),
-    "unknown": ({"1": bits("1111")}, ("the mask has a group '1' that the spec has not", "known are 0, 2")),
+    "unknown": ({"1": bits("1111")}, ("the mask has a group '1', but the spec has no such group", "known are 0, 2")),
 }
 USES: dict[str, Callable[[pf.Mask], Any]] = {
     "apply": lambda m: pf.apply(net().params, m, spec=net().spec),
@@ -306,7 +306,7 @@ def test_only_needs_the_spec_for_predicates() -> None:
     scores = pf.score(stats())
     with raises(pf.PruneError, "needs the spec", "only(scores, where, spec=spec)"):
         pf.only(scores, pf.kind("hidden"))
-    with raises(pf.PruneError, "a group 'x' that the spec has not"):
+    with raises(pf.PruneError, "a group 'x', but the spec has no such group"):
         pf.only({"x": torch.ones(2)}, "*", spec=net().spec)
     assert list(pf.only(scores, "2")) == ["2"]
     assert list(pf.only(scores, lambda g: g.size == 4, spec=net().spec)) == ["0"]

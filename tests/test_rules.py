@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 import prunefn as pf
@@ -223,3 +224,26 @@ def test_a_bag_carries_the_width_of_its_rows(options: dict[str, Any], scaled: bo
         pf.forward(pf.zero(params, mask, spec=spec), *inputs, spec=spec),
     )
     torch.testing.assert_close(got, wanted)
+
+
+class Deformed(nn.Module):
+    """A deformable convolution between two plain ones, with and without a mask."""
+
+    def __init__(self, *, masked: bool) -> None:
+        super().__init__()
+        self.enter, self.offset = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 18, 3, padding=1)
+        self.mask = nn.Conv2d(4, 9, 3, padding=1) if masked else None
+        self.deform, self.leave = torchvision.ops.DeformConv2d(4, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.enter(x))
+        mask = None if self.mask is None else torch.sigmoid(self.mask(y))
+        return self.leave(torch.relu(self.deform(y, self.offset(y), mask)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_deformable_convolution_keeps_all_of_its_channels(masked: bool) -> None:
+    model, x = Deformed(masked=masked), torch.randn(2, 2, 5, 5)
+    spec = pf.trace(model, (x,))
+    assert not spec.groups and not spec.unknown
+    assert torch.equal(pf.forward(pf.params(model), x[:1], spec=spec), model(x[:1]))

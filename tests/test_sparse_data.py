@@ -326,7 +326,11 @@ def test_masks_of_an_epoch() -> None:
     spec = pf.trace(model.eval(), (torch.randn(3, 4),))
     masks = sparse.renewed(schedule.cubic(0.5, 2), spec=spec, pattern=pattern.blocks(2, 2), scope=scope.global_())
     done = train(
-        model, points(), PLAIN.model_copy(update={"epochs": 3}), regularizer=Regularizer("blocks", masks=masks), device="cpu"
+        model,
+        points(),
+        PLAIN.model_copy(update={"epochs": 3}),
+        regularizer=Regularizer("blocks", masks=masks),
+        device="cpu",
     )
     zeros = sparse.masks_of(pf.params(done.model), spec=spec)
     assert sum(int((~m).sum()) for m in zeros.values()) == 4 * (23 // 2)

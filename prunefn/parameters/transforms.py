@@ -1,4 +1,4 @@
-"""Pure functions on params and masks: read, remove, zero, expand, compose."""
+"""Read, remove, zero, expand and compose: pure functions on params and masks."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from .zeroing import check_zeroable, fill, zeroed_groups
 
 @door
 def params(model: nn.Module) -> Params:
-    """Parameters and persistent buffers by name, as in `state_dict`; they share storage and are never written to.
+    """Return parameters and persistent buffers by name, as in `state_dict`; they share the model's memory and are never changed.
 
-    Tied tensors stand under all their names, as one and the same tensor object. Of a module under `fully_shard` they are
-    DTensors (see `prunefn.program.sharded`).
+    A tied tensor occurs under all its names as the same object. For a module under `fully_shard`, the tensors are DTensors (see
+    `prunefn.program.sharded`).
 
     >>> sorted(params(nn.BatchNorm1d(2)))
     ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
     resharded(model)
-    hidden = {
+    non_persistent = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._non_persistent_buffers_set
     }
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    once: dict[int, Tensor] = {}
-    return {n: once.setdefault(id(t), t.detach()) for n, t in named if n not in hidden}
+    named_tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensor_of_id: dict[int, Tensor] = {}
+    return {n: tensor_of_id.setdefault(id(t), t.detach()) for n, t in named_tensors if n not in non_persistent}
 
 
 def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
-    """Every mask is a bool vector of a known group's size and keeps a unit.
+    """Check that every mask is a bool vector, has the size of a group of the spec, and keeps at least one unit.
 
     Raises:
-        MaskError: names the group, the value and the fix.
+        MaskError: a mask does not fit; the message names the group, the value and the fix.
     """
     for name, m in mask.items():
         if name not in spec.groups:
-            raise MaskError(f"the mask has a group {name!r} that the spec has not{nearest(name, spec.groups)}")
+            raise MaskError(
+                f"the mask has a group {name!r}, but the spec has no such group{nearest(name, spec.groups)}"
+            )
         n = spec.sizes[name]
         if m.dtype != torch.bool:
             raise MaskError(f"the mask of group {name!r} has dtype {m.dtype}; it must be bool, True = kept")
@@ -60,18 +62,18 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
 
 @door
 def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
-    """Remove units for real: every tensor loses the positions of removed units.
+    """Remove units physically: every tensor loses the positions of removed units.
 
     Args:
-        params: of the spec; biases created by a compensation are welcome.
+        params: params of the spec; they may include biases created by a compensation.
         mask: group → bool [units].
-        spec: what the params were traced to; the result goes with `shrink(spec, mask)`.
+        spec: the spec of the params; the result belongs to `shrink(spec, mask)`.
 
     Returns:
-        New dict. Tensors without a removed unit are the same objects; tied tensors stay tied.
+        A new dict. Tensors without a removed unit are the same objects; tied tensors stay tied.
 
     Raises:
-        MaskError, ParamsError: something does not fit the spec.
+        MaskError, ParamsError: the mask or the params do not fit the spec.
 
     >>> import prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -81,56 +83,56 @@ def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
     """
     check_mask(mask, spec)
-    return _each(params, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
+    return _map_tensors(params, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
 
 
 @door
 def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
-    """Set removed units to zero in every parameter; shapes stay. Buffers are left alone.
+    """Set removed units to zero in every parameter; shapes and buffers do not change.
 
-    Where a weight is computed from several parameters, those are set to zero that make it zero and finite: under weight norm the
-    gain, not the direction. The result computes what `apply(params, mask)` does, for groups that are `exact`.
+    If a weight is computed from several parameters, only parameters whose zeros make it zero and finite are set to zero: under
+    weight norm the gain, not the direction. For `exact` groups, the result computes the same function as `apply(params, mask)`.
 
     Args: as for `apply`.
 
     Raises:
         MaskError: as for `apply`.
-        ParamsError: as for `apply`; or a weight is computed such that no zeros in its parameters make it zero (orthogonal
-            ones, exponentials).
+        ParamsError: as for `apply`; or no zeros in its parameters make a computed weight zero (orthogonal weights,
+            exponentials).
     """
     slots = spec.slots
 
-    def zeroed(t: Tensor, name: str) -> Tensor:
+    def set_zeros(t: Tensor, name: str) -> Tensor:
         if name not in spec.parameters and name not in slots:
             return t
         return fill(t, spec.axes[name], zeroed_groups(spec, name, mask), spec)
 
     check_mask(mask, spec)
     check_zeroable(spec, mask)
-    return _each(params, spec, zeroed)
+    return _map_tensors(params, spec, set_zeros)
 
 
-def _each(params: Params, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
-    """Change every tensor of these params once, also where it stands under several names."""
+def _map_tensors(params: Params, spec: Spec, change: Callable[[Tensor, str], Tensor]) -> Params:
+    """Return the params with every tensor changed once, even if it occurs under several names."""
     check_names(params, spec)
-    first = tied_names(params, spec)
-    out: Params = {}
+    first_name = tied_names(params, spec)
+    changed_params: Params = {}
     for name, t in params.items():
-        out[name] = t if name in first else changed(t, lambda whole, name=name: change(whole, name))
-    return {name: out[first.get(name, name)] for name in params}
+        changed_params[name] = t if name in first_name else changed(t, lambda whole, name=name: change(whole, name))
+    return {name: changed_params[first_name.get(name, name)] for name in params}
 
 
 def tied_names(params: Params, spec: Spec) -> dict[str, str]:
-    """Second name → first name of the tensors that are tied in these params, too: the same object or the same memory."""
-    both = [(second, name) for second, name in spec.tied.items() if second in params and name in params]
-    return {b: a for b, a in both if params[b] is params[a] or same_memory(params[b], params[a])}
+    """Return second name → first name of the spec's tied tensors that share an object or memory in these params, too."""
+    pairs = [(second, name) for second, name in spec.tied.items() if second in params and name in params]
+    return {b: a for b, a in pairs if params[b] is params[a] or same_memory(params[b], params[a])}
 
 
 def check_names(params: Params, spec: Spec) -> None:
-    """The params are those of the spec, all of them.
+    """Check that the params have exactly the spec's tensors, in its shapes; biases of a compensation are optional.
 
     Raises:
-        ParamsError: names the tensor.
+        ParamsError: a tensor is missing, unknown or has another shape; the message names it.
     """
     if foreign := [n for n in params if n not in spec.axes]:
         raise ParamsError(f"the spec has no tensor {foreign[0]!r}{nearest(foreign[0], spec.axes)}")
@@ -140,7 +142,7 @@ def check_names(params: Params, spec: Spec) -> None:
 
 @door
 def shrink(spec: Spec, mask: Mask) -> Spec:
-    """The spec of what a mask leaves: for `apply(params, mask)`.
+    """Return the spec after a mask, which belongs to `apply(params, mask)`.
 
     Raises:
         MaskError: the mask does not fit the spec.
@@ -151,7 +153,7 @@ def shrink(spec: Spec, mask: Mask) -> Spec:
 
 @door
 def compose(first: Mask, second: Mask, *more: Mask) -> Mask:
-    """One mask for several rounds: each mask is over what those before it left.
+    """Return one mask for several rounds; each mask is over the units that the masks before it kept.
 
     >>> compose({"a": torch.tensor([True, False, True])}, {"a": torch.tensor([False, True])})
     {'a': tensor([False, False,  True])}
@@ -159,31 +161,32 @@ def compose(first: Mask, second: Mask, *more: Mask) -> Mask:
     Masks of one group may be on different devices; the result is on that of the first.
 
     Raises:
-        MaskError: a mask is no bool vector, is of another size than what those before it left, or removes all units of a group.
+        MaskError: a mask is not a bool vector, does not have the size that the masks before it kept, or removes all units of
+            a group.
     """
     _check_vectors(first, "first")
-    return reduce(_then, (second, *more), dict(first))
+    return reduce(_compose_two, (second, *more), dict(first))
 
 
-def _then(first: Mask, second: Mask) -> Mask:
+def _compose_two(first: Mask, second: Mask) -> Mask:
     _check_vectors(second, "second")
-    out = dict(first)
+    composed = dict(first)
     for name, m in second.items():
         if name not in first:
-            out[name] = m
+            composed[name] = m
             continue
-        left = int(first[name].sum())
-        if len(m) != left:
+        kept_units = int(first[name].sum())
+        if len(m) != kept_units:
             raise MaskError(
-                f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {left} units; a mask of a "
+                f"the second mask of group {name!r} has shape {tuple(m.shape)}, but the first leaves {kept_units} units; a mask of a "
                 "later round is over the units that are left"
             )
-        out[name] = first[name].masked_scatter(first[name], m.to(first[name].device))
-    return out
+        composed[name] = first[name].masked_scatter(first[name], m.to(first[name].device))
+    return composed
 
 
 def _check_vectors(mask: Mask, which: str) -> None:
-    """As far as it can be known without a spec, the mask is one."""
+    """Check as far as possible without a spec that each mask is a bool vector that keeps at least one unit."""
     for name, m in mask.items():
         if not isinstance(m, Tensor) or m.dtype != torch.bool:
             what = f"has dtype {m.dtype}" if isinstance(m, Tensor) else f"is a {type(m).__name__}"
@@ -198,9 +201,9 @@ def _check_vectors(mask: Mask, which: str) -> None:
 
 @door
 def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
-    """Which units are left: group → int64 [units left], the index of each in the groups of `spec`.
+    """Return the units that are kept: group → int64 [units kept], the index of each unit in the groups of `spec`.
 
-    After several rounds, `kept(compose(first, second, …), spec)` with the spec of the first counts in the dense network.
+    After several rounds, `kept(compose(first, second, …), spec)` with the first spec gives indices in the dense network.
 
     Raises:
         MaskError: the mask does not fit the spec.
@@ -216,9 +219,9 @@ def kept(mask: Mask, spec: Spec) -> dict[str, Tensor]:
 
 @door
 def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
-    """Which positions of each tensor are left: tensor → one int64 vector per dim, in the positions of `spec`.
+    """Return the positions of each tensor that are kept: tensor → one int64 vector per dim, in the positions of `spec`.
 
-    `params[t][torch.meshgrid(*positions, indexing="ij")]` is the tensor that `apply` leaves. Biases that a compensation may
+    `params[t][torch.meshgrid(*positions, indexing="ij")]` is the tensor that `apply` returns. Biases that a compensation may
     create are included.
 
     Raises:
@@ -235,20 +238,21 @@ def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
 
 @door
 def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
-    """Back to the dense shapes: the inverse of `apply`, with zeros where it removed something.
+    """Expand params to the dense shapes: the inverse of `apply`, with zeros at removed positions.
 
-    Ones stand where zeros would make a computed weight infinite or NaN: in the direction of weight norm, whose gain is zero.
+    Positions are ones where zeros would make a computed weight infinite or NaN: in the direction of weight norm, whose gain is
+    zero.
 
     Args:
-        params: that `apply(…, mask, spec=spec)` left, trained further or not; biases created by a compensation are welcome.
-        mask: group → bool [units] of `spec`; for several rounds, `compose` them.
-        spec: the dense one, before `shrink`.
+        params: result of `apply(…, mask, spec=spec)`, possibly trained further, possibly with biases of a compensation.
+        mask: group → bool [units] of `spec`; `compose` the masks of several rounds.
+        spec: the dense spec, before `shrink`.
 
     Returns:
-        New dict; it goes with `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied.
+        A new dict, which belongs to `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied.
 
     Raises:
-        MaskError, ParamsError: something does not fit the spec, or, as for `zero`, a weight cannot be zero.
+        MaskError, ParamsError: the mask or the params do not fit the spec, or, as for `zero`, a weight cannot be zero.
 
     >>> import prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -258,16 +262,16 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
     (torch.Size([2, 3]), [0.0, 0.0])
     """
 
-    def spread(t: Tensor, name: str) -> Tensor:
-        zeros = zeroed_groups(spec, name, mask, buffers=True)
+    def to_dense_shape(t: Tensor, name: str) -> Tensor:
+        zero_mask = zeroed_groups(spec, name, mask, buffers=True)
         for d, axis in enumerate(spec.axes[name]):
-            at = keep(axis, mask, spec.sizes)
-            if not bool(at.all()):
-                t = t.new_ones((*t.shape[:d], len(at), *t.shape[d + 1 :])).index_copy(
-                    d, at.nonzero()[:, 0].to(t.device), t
+            is_kept = keep(axis, mask, spec.sizes)
+            if not bool(is_kept.all()):
+                t = t.new_ones((*t.shape[:d], len(is_kept), *t.shape[d + 1 :])).index_copy(
+                    d, is_kept.nonzero()[:, 0].to(t.device), t
                 )
-        return fill(t, spec.axes[name], zeros, spec)
+        return fill(t, spec.axes[name], zero_mask, spec)
 
     small = shrink(spec, mask)
     check_zeroable(spec, mask, buffers=True)
-    return _each(params, small, spread)
+    return _map_tensors(params, small, to_dense_shape)

@@ -1,4 +1,4 @@
-"""What a batch is: a tensor, a tuple, or a dict by input name."""
+"""Read batches: a batch is a tensor, a tuple, or a dict by input name."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .inputs import flat_inputs
 
 
 def inputs_of(batch: Batch, *, spec: Spec, device: torch.device | None = None) -> list[Tensor]:
-    """The model's tensor inputs in a batch; what follows them (labels) is left to the caller.
+    """Return the model's tensor inputs in a batch; elements after them (labels) are ignored.
 
     Raises:
         BatchError: an input is missing or of the wrong shape.
-        ParamsError: the device is meta: there are no numbers to measure with.
-        TraceError: the spec was recorded, so that it has no program that runs.
+        ParamsError: the device is meta, so there are no values to measure.
+        TraceError: the spec was recorded, so its program cannot be run.
     """
     check_runnable(spec)
     names = [i.name for i in spec.program.inputs]
     check_batch(batch, names, device)
     if isinstance(batch, Tensor):
-        given: list[Any] = [batch]
+        inputs: list[Any] = [batch]
     elif isinstance(batch, Mapping):
         if missing := [n for n in names if n not in batch]:
             raise BatchError(f"the batch has no input {missing[0]!r}{nearest(missing[0], batch)}")
-        given = [batch[n] for n in names]
+        inputs = [batch[n] for n in names]
     else:
-        given = list(batch)[: len(names)]
-    flat = flat_inputs(spec, tuple(given), {})
+        inputs = list(batch)[: len(names)]
+    flat = flat_inputs(spec, tuple(inputs), {})
     if any(x.ndim and x.shape[0] == 0 for x in flat):
         raise BatchError("the batch has no samples")
     return flat if device is None else [x.to(device) for x in flat]
@@ -50,14 +50,14 @@ def each(
     text: str = "batches",
     least: int = 1,
 ) -> Iterator[Batch]:
-    """Batches one by one, with a bar on request.
+    """Yield the batches one by one, with a progress bar if `progress`.
 
     Raises:
-        BatchError: there are none (with `least=0`, that is fine), or the iterable is a single tensor or dict by mistake.
+        BatchError: there are no batches (unless `least=0`), or the iterable is a single tensor or dict by mistake.
     """
     if isinstance(batches, Tensor | Mapping):
         raise BatchError("batches must be an iterable of batches; wrap a single batch in a list")
-    total = _length(batches)
+    total = _length_of(batches)
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
     seen = False
@@ -68,8 +68,8 @@ def each(
         raise BatchError("there are no batches: the iterable is empty (a generator can be read only once)")
 
 
-def _length(batches: Iterable[Batch]) -> int | None:
-    """How many there are; None if nobody knows (a DataLoader over a stream has a length that raises)."""
+def _length_of(batches: Iterable[Batch]) -> int | None:
+    """Return the number of batches; None if it is unknown (the length of a DataLoader over a stream raises TypeError)."""
     try:
         return len(batches) if isinstance(batches, Sized) else None
     except TypeError:
@@ -77,5 +77,5 @@ def _length(batches: Iterable[Batch]) -> int | None:
 
 
 def device_of(params: Params) -> torch.device:
-    """The device of the params."""
+    """Return the device of the params; the CPU if there are none."""
     return next((t.device for t in params.values()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""A program compiled for given sizes into an `fx.Graph`."""
+"""Compile a program for given sizes into an `fx.Graph`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, leaves, size
 from ..spec.program import Device, Instruction, Program, Ref, Size, Slot, needed_by, target
 
 Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
-"""Called once all values are there: (graph, value name → node) → what the graph returns."""
+"""Called after all values are computed: (graph, value name → node) → output of the graph."""
 
 
 def build(
@@ -28,7 +28,7 @@ def build(
 ) -> fx.Graph:
     """Emit the program for given leaf sizes.
 
-    `load` makes the node of a parameter, constant or input by name. `only` restricts it to what the named values need.
+    `load` creates the node of a parameter, constant or input by name. `only` restricts the graph to what these values need.
     """
     graph = fx.Graph()
     env: dict[str, Any] = {}
@@ -40,15 +40,15 @@ def build(
     for i in program.inputs:
         env[i.name] = load(graph, i.name)
     emitter = _Emitter(graph, env, sizes, program.batch, device)
-    for ins in program.instructions:
-        if needed is None or f"%{ins.name}" in needed:
-            env[f"%{ins.name}"] = emitter.call(ins, slots.get(ins.name))
+    for instruction in program.instructions:
+        if needed is None or f"%{instruction.name}" in needed:
+            env[f"%{instruction.name}"] = emitter.call(instruction, slots.get(instruction.name))
     graph.output(emit(graph, env))
     return graph
 
 
 class _Emitter:
-    """Turns instructions into nodes of a graph."""
+    """A converter from instructions to nodes of a graph."""
 
     def __init__(
         self,
@@ -61,17 +61,18 @@ class _Emitter:
         self.graph, self.env, self.sizes, self.batch, self.device = graph, env, sizes, batch, device
         self.dynamic: dict[Axis, Any] = {}
 
-    def call(self, ins: Instruction, slot: Slot | None) -> Any:
-        args = [self.value(a) for a in ins.args]
-        kwargs = {k: self.value(v) for k, v in ins.kwargs}
-        if ins.is_size:
+    def call(self, instruction: Instruction, slot: Slot | None) -> Any:
+        args = [self.value(a) for a in instruction.args]
+        kwargs = {k: self.value(v) for k, v in instruction.kwargs}
+        if instruction.is_size:
             return self.graph.call_method("size", tuple(args))
         bias = None if slot is None else self.env[slot.tensor]
         if slot is not None and slot.argument >= 0:
             args += [None] * (slot.argument + 1 - len(args))
             args[slot.argument] = bias
-        node = self.graph.call_function(target(ins.op), tuple(args), kwargs)
+        node = self.graph.call_function(target(instruction.op), tuple(args), kwargs)
         if slot is not None and slot.argument < 0:
+            # a bias along an earlier dim needs trailing dims of size 1 to broadcast
             for _ in range(-slot.dim - 1):
                 bias = self.graph.call_function(torch.unsqueeze, (bias, -1))
             node = self.graph.call_function(torch.add, (node, bias))
@@ -91,7 +92,7 @@ class _Emitter:
                 return a
 
     def size(self, axis: Axis) -> Any:
-        """An int, or a node where the axis contains the batch."""
+        """Return the size of an axis: an int, or a node if the axis contains the batch."""
         if not any(leaf in self.batch for leaf in leaves(axis)):
             return size(axis, self.sizes)
         if axis not in self.dynamic:
@@ -108,11 +109,11 @@ class _Emitter:
         return self.dynamic[axis]
 
     def _fold(self, op: Callable[..., Any], children: Iterable[Axis]) -> Any:
-        first, *rest = (self.size(c) for c in children)
+        total, *rest = (self.size(c) for c in children)
         for other in rest:
-            first = (
-                op(first, other)
-                if isinstance(first, int) and isinstance(other, int)
-                else self.graph.call_function(op, (first, other))
+            total = (
+                op(total, other)
+                if isinstance(total, int) and isinstance(other, int)
+                else self.graph.call_function(op, (total, other))
             )
-        return first
+        return total

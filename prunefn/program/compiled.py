@@ -25,37 +25,37 @@ from .sharded import Gathering, gather, is_elsewhere
 
 
 class Compiled(NamedTuple):
-    """A function of flat tensors, and what they are."""
+    """A function of flat tensors, with a description of its arguments."""
 
     call: Callable[..., Any]
     names: tuple[str, ...]
-    """Tensors, then constants; inputs follow."""
+    """Names of the tensors, the function's first arguments; constants and inputs follow."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of the tensors."""
+    """Shapes of the tensors."""
     constants: tuple[Tensor, ...]
     gathered: tuple[str, ...] = ()
-    """DTensors, in the order in which the function gathers them."""
+    """Names of the tensors that the function gathers, in the order of gathering."""
     inputs: tuple[tuple[str, torch.dtype | None], ...] = ()
-    """Name and traced dtype of each."""
+    """(name, traced dtype) of each input."""
 
     def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
-        given = list(inputs)
+        flat_inputs = list(inputs)
         try:
             tensors = [params[n] for n in self.names]
         except KeyError as error:
             raise ParamsError(f"params lack {error.args[0]!r}{nearest(str(error.args[0]), params)}") from None
         try:
-            return self.call(*tensors, *self.constants, *given)
+            return self.call(*tensors, *self.constants, *flat_inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
-            check_run(error, params, zip(self.inputs, given, strict=True))
+            check_run(error, params, zip(self.inputs, flat_inputs, strict=True))
             raise
 
 
 _CACHE: dict[tuple[Any, ...], str] = {}
 _COMPILED: dict[str, Compiled] = {}
-"""By a name, because torch.compile can take a name, but not a function, as a constant."""
+"""Name → compiled program: torch.compile accepts a name, but not a function, as a constant."""
 _CACHE_LIMIT = 64
 _NUMBER = count()
 
@@ -69,22 +69,22 @@ def compiled(
     only: Iterable[str] | None = None,
     program: Program | None = None,
 ) -> Compiled:
-    """The program for the spec's sizes as a Python function; the last 64 are kept.
+    """Return the program for the spec's sizes as a Python function; the last 64 programs are cached.
 
     Args:
-        spec: whose program.
-        params: only their names, their device and their kind are looked at; DTensors are gathered just before their first use,
-            and dropped after the last.
-        key: says what `emit` does.
-        emit: makes the results from the values.
-        only: names of the values that are wanted; None: all.
-        program: a variant of the spec's own; `key` must tell it apart.
+        spec: the spec of the program.
+        params: only their names, their device and their kind matter; DTensors are gathered just before their first use, and
+            dropped after the last.
+        key: cache key that identifies `emit`.
+        emit: computes the results from the values.
+        only: names of the required values; None: all.
+        program: a variant of the spec's program; `key` must identify it.
     """
     return _COMPILED[named(spec, *placed(spec, params), key, emit, only, program)]
 
 
 def placed(spec: Spec, params: Params) -> tuple[frozenset[str], torch.device, frozenset[str]]:
-    """The biases that a compensation created, the device, and the names of DTensors."""
+    """Return the biases that a compensation created, the device, and the names of tensors that must be gathered."""
     slots = signature(spec).slots
     device = next((t.device for t in params.values()), torch.device("cpu"))
     return (
@@ -104,19 +104,19 @@ def named(
     only: Iterable[str] | None = None,
     program: Program | None = None,
 ) -> str:
-    """Compile a program if that has not been done, and return its name, which `remembered` takes."""
-    full = (spec, present, device, *key, *([sharded] if sharded else []))
-    if full not in _CACHE:
-        while len(_CACHE) >= _CACHE_LIMIT:
+    """Compile a program unless it is cached, and return its name for `remembered`."""
+    cache_key = (spec, present, device, *key, *([sharded] if sharded else []))
+    if cache_key not in _CACHE:
+        while len(_CACHE) >= _CACHE_LIMIT:  # dicts keep their order: the oldest program is dropped first
             del _COMPILED[_CACHE.pop(next(iter(_CACHE)))]
         name = f"program_{next(_NUMBER)}"
         _COMPILED[name] = _compile(spec, program or spec.program, present, device, sharded, emit, only)
-        _CACHE[full] = name
-    return _CACHE[full]
+        _CACHE[cache_key] = name
+    return _CACHE[cache_key]
 
 
 def remembered(name: str) -> Compiled:
-    """The function that `named` gave a name to."""
+    """Return the compiled program with this name, as returned by `named`."""
     return _COMPILED[name]
 
 
@@ -130,38 +130,38 @@ def _compile(
     only: Iterable[str] | None,
 ) -> Compiled:
     names: list[str] = []
-    parts: dict[fx.Node, str] = {}
+    sharded_nodes: dict[fx.Node, str] = {}
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         names.append(name)
         node = graph.placeholder("v_" + "".join(c if c.isalnum() else "_" for c in name) + f"_{len(names)}")
         if name in sharded:
-            parts[node] = name
+            sharded_nodes[node] = name
         return node
 
     graph = build(program, spec.sizes, present=present, device=device, load=load, emit=emit, only=only)
-    gathered = _gather(graph, parts)
+    gathered = _insert_gathers(graph, sharded_nodes)
     module = fx.GraphModule(nn.Module(), graph)
     inputs = {i.name for i in program.inputs}
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
     constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
     return Compiled(
-        module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _traced(spec, program)
+        module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _input_dtypes(spec, program)
     )
 
 
-def _traced(spec: Spec, program: Program) -> tuple[tuple[str, torch.dtype | None], ...]:
-    """The inputs with the dtypes that they had in the example, where these are known."""
+def _input_dtypes(spec: Spec, program: Program) -> tuple[tuple[str, torch.dtype | None], ...]:
+    """Return (name, dtype) of each input; the dtype is that of the example, or None if it is unknown."""
     names, likes = [i.name for i in program.inputs], [x for x in spec.example.leaves if isinstance(x, Like)]
     dtypes = [x.dtype for x in likes] if len(likes) == len(names) else [None] * len(names)
     return tuple(zip(names, dtypes, strict=True))
 
 
 def constant(spec: Spec, name: str, device: torch.device) -> Tensor:
-    """A tensor that is in no state dict, on a device.
+    """Return a constant (a tensor that no state dict contains) on a device.
 
     Raises:
-        TraceError: nobody knows its numbers.
+        TraceError: the model was traced on `meta`, so the constant's values are unknown.
     """
     t = spec.constants.tensors[name]
     if t.is_meta and device.type != "meta":
@@ -172,25 +172,28 @@ def constant(spec: Spec, name: str, device: torch.device) -> Tensor:
     return t.to(device)
 
 
-def _gather(graph: fx.Graph, parts: Mapping[fx.Node, str]) -> tuple[str, ...]:
-    """Gather tensors just before their first use; the code of a graph drops values after their last. Their names, in order."""
+def _insert_gathers(graph: fx.Graph, sharded_nodes: Mapping[fx.Node, str]) -> tuple[str, ...]:
+    """Insert a gather of each tensor just before its first use, and return their names in this order.
+
+    The generated code of a graph drops values after their last use.
+    """
     order: list[str] = []
     for node in list(graph.nodes):
-        for part in [a for a in node.all_input_nodes if a in parts]:
+        for node_of_part in [a for a in node.all_input_nodes if a in sharded_nodes]:
             with graph.inserting_before(node):
-                whole = graph.call_function(gather, (part,))
-            part.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
-            order.append(parts[part])
+                whole = graph.call_function(gather, (node_of_part,))
+            node_of_part.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+            order.append(sharded_nodes[node_of_part])
     return tuple(order)
 
 
 def result(spec: Spec, env: Any) -> Any:
-    """The program's outputs, flat."""
+    """Return the program's outputs, flattened."""
     return tuple(env[o.name] if isinstance(o, Ref) else o for o in spec.program.outputs)
 
 
 def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
-    """A value that the program computes from parameters alone (a standardised weight), or the parameter itself; in whole."""
+    """Return a parameter, or a value that the program computes from parameters alone (a standardised weight); gathered."""
     if name in params:
         return gather(params[name])
     needed = needed_by(spec.program, {name}, {})
@@ -201,12 +204,12 @@ def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
 
 
 def site_weight(params: Mapping[str, Tensor], site: Site, *, spec: Spec) -> Float[Tensor, "g o i t"]:
-    """The weight of a site's contraction in float64, [groups, out, in, taps]; also where it is computed from parameters."""
-    given = params.params if isinstance(params, Gathering) else params
-    weight = value_of(dict(given), site.weight, spec=spec)
+    """Return the weight of a site's contraction in float64, [groups, out, in, taps], even if it is computed from parameters."""
+    source = params.params if isinstance(params, Gathering) else params
+    weight = value_of(dict(source), site.weight, spec=spec)
     return rearrange(weight.detach().double(), site.pattern, **conv_groups(site, spec))
 
 
 def conv_groups(site: Site, spec: Spec) -> dict[str, int]:
-    """The number of groups, where the site's pattern needs it."""
+    """Return the number of groups for einops, if the site's pattern needs it."""
     return {"g": axis_size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}

@@ -1,4 +1,4 @@
-"""The inputs of a traced program: what it takes, and whether what is given fits."""
+"""The inputs of a traced program: their signature, and a check of the passed inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CACHED = 64
 
 
 class Signature(NamedTuple):
-    """What a program takes."""
+    """The inputs that a program accepts."""
 
     inputs: tuple[str, ...]
     shapes: tuple[tuple[int | str, ...], ...]
-    """Of the inputs; a name stands for a size that may change from call to call."""
+    """Shapes of the inputs; a name represents a size that may change from call to call."""
     keywords: tuple[str, ...]
     """Keyword arguments in the order of the traced call."""
     slots: tuple[str, ...]
@@ -45,43 +45,47 @@ def _signature_of(spec: Spec) -> Signature:
 
 @torch.compiler.assume_constant_result
 def signature(spec: Spec) -> Signature:
+    """Return the signature of a spec's program; torch.compile treats it as a constant."""
     return _signature_of(spec)
 
 
 def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensor inputs in the program's order, checked.
+    """Return the tensor inputs in the program's order, after checking their number, names and shapes.
 
     Raises:
         BatchError: their number, a name or a shape does not fit.
-        TraceError: the spec was recorded, so that it has no program that runs.
+        TraceError: the spec was recorded, so its program cannot be run.
     """
     check_runnable(spec)
-    known = signature(spec)
-    given = trees.tensors(inputs)
-    for name in _in_order(kwargs, known):
-        given += trees.tensors(kwargs[name])
-    if len(given) != len(known.inputs):
+    accepted = signature(spec)
+    tensors = trees.tensors(inputs)
+    for name in _ordered_names(kwargs, accepted):
+        tensors += trees.tensors(kwargs[name])
+    if len(tensors) != len(accepted.inputs):
         arrays = any([isinstance(x, np.ndarray) for x in trees.leaves((inputs, dict(kwargs)))])
         raise BatchError(
-            f"the model has {len(known.inputs)} tensor inputs ({', '.join(known.inputs)}), but {len(given)} were given"
+            f"the model has {len(accepted.inputs)} tensor inputs ({', '.join(accepted.inputs)}), but {len(tensors)} were given"
             + ("; write torch.from_numpy(…) for a numpy array" if arrays else "")
         )
     sizes: dict[str, int] = {}
-    for name, shape, x in zip(known.inputs, known.shapes, given, strict=True):
-        if x.ndim != len(shape) or any([n != m for n, m in zip(shape, x.shape, strict=True) if not isinstance(n, str)]):
-            wanted = ", ".join([str(n) for n in shape])
-            raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({wanted})")
-        for n, m in zip(shape, x.shape, strict=True):
-            if isinstance(n, str) and sizes.setdefault(n, m) != m:
-                raise BatchError(f"input {name!r} has {n} = {m}, but the inputs before it have {n} = {sizes[n]}")
-    if (known.limits or known.guards) and (why := refusal(sizes, known.limits, known.guards)):
-        raise BatchError(f"the program of this spec does not stand for the model here: {why}")
-    return given
+    # any([…]) with a list: torch.compile does not trace a generator
+    for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
+        if x.ndim != len(shape) or any([m != n for m, n in zip(shape, x.shape, strict=True) if not isinstance(m, str)]):
+            traced_shape = ", ".join([str(m) for m in shape])
+            raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})")
+        for axis, n in zip(shape, x.shape, strict=True):
+            if isinstance(axis, str) and sizes.setdefault(axis, n) != n:
+                raise BatchError(
+                    f"input {name!r} has {axis} = {n}, but the inputs before it have {axis} = {sizes[axis]}"
+                )
+    if (accepted.limits or accepted.guards) and (reason := refusal(sizes, accepted.limits, accepted.guards)):
+        raise BatchError(f"the program of this spec does not represent the model at these sizes: {reason}")
+    return tensors
 
 
-def _in_order(kwargs: Mapping[str, Any], known: Signature) -> list[str]:
-    """Names of keyword arguments: first inputs that were traced by position, then keywords as they were traced."""
-    order = [*[n for n in known.inputs if n not in known.keywords], *known.keywords]
+def _ordered_names(kwargs: Mapping[str, Any], accepted: Signature) -> list[str]:
+    """Return the names of the keyword arguments: inputs that were traced by position, then keywords in traced order."""
+    order = [*[n for n in accepted.inputs if n not in accepted.keywords], *accepted.keywords]
     for name, value in kwargs.items():
         if name not in order and any([isinstance(x, Tensor) for x in trees.leaves(value)]):
             raise BatchError(f"the model has no input {name!r}{nearest(name, order)}")

@@ -29,7 +29,8 @@ def _forward_train(spec: Spec, present: frozenset[str], device: torch.device, sh
     return named(spec, present, device, sharded, ("train",), emit)
 
 
-def _check(params: Params, run: Compiled, spec: Spec) -> None:
+def _check_shapes(params: Params, run: Compiled, spec: Spec) -> None:
+    # a cheap loop that torch.compile can trace; the full check, which writes the message, runs only on a mismatch
     for name, shape in zip(run.names, run.shapes, strict=True):
         if name not in params or params[name].shape != shape:
             check_params(params, spec, run.names)
@@ -37,22 +38,22 @@ def _check(params: Params, run: Compiled, spec: Spec) -> None:
 
 @door
 def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
-    """Run the network: bit for bit what the module gives in the traced mode.
+    """Run the network; the result is bit-identical to that of the module in the traced mode.
 
     Args:
-        params: of the spec, at its sizes; works under `torch.func.grad`, `vmap` and `torch.compile`.
-        inputs: as for the module (any batch size); keyword inputs as keywords.
-        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        params: params at the sizes of the spec; `torch.func.grad`, `vmap` and `torch.compile` are supported.
+        inputs: the inputs of the module, at any batch size; pass keyword inputs as keywords.
+        spec: the spec of the params; `shrink(spec, mask)` for pruned params.
 
     Returns:
-        What the module returns: a tensor, tuple, dict or model output.
+        The module's output: a tensor, tuple, dict or model output.
 
     Raises:
-        ParamsError, BatchError: something does not fit; the message names tensor and shapes.
-        TraceError: the spec was recorded, so that it has no program that runs.
+        ParamsError, BatchError: params or inputs do not fit the spec; the message names the tensor and its shapes.
+        TraceError: the spec was recorded, so its program cannot be run.
 
     >>> import prunefn as pf
-    >>> model = nn.Linear(4, 2)
+    >>> model = torch.nn.Linear(4, 2)
     >>> spec = pf.trace(model, (torch.randn(2, 4),))
     >>> x = torch.randn(3, 4)
     >>> torch.equal(forward(pf.params(model), x, spec=spec), model(x))
@@ -60,32 +61,32 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     """
     flat = flat_inputs(spec, inputs, kwargs)
     run = remembered(_forward(spec, *placed(spec, params)))
-    _check(params, run, spec)
+    _check_shapes(params, run, spec)
     return trees.unflatten(run(params, flat), spec.program.out_spec)
 
 
 @door
 def forward_train(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> tuple[Any, Params]:
-    """Run the network in train mode; buffers that it updates (BatchNorm) come back in new params.
+    """Run the network in train mode, and return buffers that it updates (BatchNorm) in new params.
 
-    Dropout draws from torch's global generator, as in any training.
+    Dropout draws from torch's global generator, as usual.
 
     Args:
-        params, inputs, spec: as for `forward`; the spec is of `trace(…, train=True)`.
+        params, inputs, spec: as for `forward`; the spec comes from `trace(…, train=True)`.
 
     Returns:
         (output, params with updated buffers).
 
     Raises:
         ParamsError: the spec was traced in eval mode.
-        TraceError: the spec was recorded, so that it has no program that runs.
+        TraceError: the spec was recorded, so its program cannot be run.
     """
     check_runnable(spec)
     if not spec.train:
         raise ParamsError("this spec was traced in eval mode; forward_train needs trace(model, args, train=True)")
     flat = flat_inputs(spec, inputs, kwargs)
     run = remembered(_forward_train(spec, *placed(spec, params)))
-    _check(params, run, spec)
-    out, new = run(params, flat)
-    updated = dict(zip([n for n, _ in spec.program.updates], new, strict=True))
+    _check_shapes(params, run, spec)
+    out, new_buffers = run(params, flat)
+    updated = dict(zip([n for n, _ in spec.program.updates], new_buffers, strict=True))
     return trees.unflatten(out, spec.program.out_spec), {**params, **updated}

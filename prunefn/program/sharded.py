@@ -1,10 +1,9 @@
-"""Models that outgrow one device: params whose tensors are DTensors, such as those of a module under `fully_shard` (FSDP2).
+"""Prune models that do not fit on one device: params of DTensors, such as those of a module under `fully_shard` (FSDP2).
 
-Every process of a group has a part of each tensor. `collect_stats` and `forward` gather a tensor just before it is used first
-and drop it after its last use; `apply`, `zero`, `expand`, `compensate` and `score` gather one tensor after the other, and put
-what they make of it back on the same mesh with the same placements. So no process ever holds the whole model, and the numbers
-are those of one process. All processes must make the same calls in the same order; what needs all tensors at once raises a
-ParamsError that says so.
+Every process of a group has a part of each tensor. `collect_stats` and `forward` gather a tensor just before its first use and
+drop it after its last use. `apply`, `zero`, `expand`, `compensate` and `score` gather one tensor at a time, and place the result
+on the same mesh with the same placements. So no process ever holds the whole model, and the results equal those of one process.
+All processes must make the same calls in the same order. A function that needs all tensors at once raises a ParamsError.
 
 A program for any number of processes, `prune.py`:
 
@@ -13,23 +12,23 @@ A program for any number of processes, `prune.py`:
         model = LlamaForCausalLM(config)
     spec = pf.trace(model, (), {"input_ids": ids})           # needs no weights
     model = …                                                # with weights, under fully_shard(model, mesh=mesh), as in training
-    spec = pf.sharded.with_constants(spec, model)            # rotary tables and the like, which `meta` does not have
+    spec = pf.sharded.with_constants(spec, model)            # rotary tables and the like, which have no values on `meta`
 
     params = pf.params(model)                                # of DTensors
     share = batches[dist.get_rank() :: dist.get_world_size()]
     stats = pf.sync_stats(pf.collect_stats(params, share, spec=spec))
-    mask = pf.select(pf.score(stats), 0.3, spec=spec)        # the same on every process
+    mask = pf.select(pf.score(stats), 0.3, spec=spec)        # identical on every process
     small = pf.apply(pf.compensate(params, stats, mask, spec=spec), mask, spec=spec)
     spec = pf.shrink(spec, mask)
 
     module = pf.to_module(small, spec=spec, blocks="model.layers.*")
-    for layer in module.model.layers.children():             # a block is called as a module, so that its tensors can come and go
+    for layer in module.model.layers.children():             # a block is called as a module, so FSDP2 can gather and free its tensors
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
     pf.sharded.fill(module, small)
     optimizer = torch.optim.AdamW(module.parameters())       # and train as usual
 
-On one machine with 8 GPUs, and on two of them (on each of which the same command is given):
+Run it on one machine with 8 GPUs, or on two such machines (with the same command on each):
 
     torchrun --standalone --nproc-per-node 8 prune.py
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id prune --rdzv-endpoint first-machine:29500 prune.py
@@ -69,36 +68,38 @@ S = TypeVar("S")
 
 
 def is_sharded(t: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is a DTensor, whose parts lie on several processes."""
+    """Return whether a tensor is a DTensor, whose parts lie on several processes."""
     return isinstance(t, KINDS)
 
 
 def is_elsewhere(t: Tensor) -> TypeGuard[DTensor | OnDisk]:
-    """Whether a tensor is to be gathered before it is used: from other processes, or from disk."""
+    """Return whether a tensor must be gathered before use: from other processes, or from disk."""
     return is_sharded(t) or isinstance(t, OnDisk)
 
 
 def gather(t: Tensor) -> Tensor:
-    """The whole of a tensor, on every process of its mesh; all of them must call this. A plain tensor comes back as it is."""
+    """Return the whole tensor on every process of its mesh, all of which must call this; a plain tensor is returned unchanged."""
     if isinstance(t, OnDisk):
         return t.read()
     return t.full_tensor() if is_sharded(t) else t
 
 
 def spread(t: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have, on the mesh of another and with its placements; nothing is sent.
+    """Return this process's part of a tensor that all processes hold, on the mesh and with the placements of `like`.
 
-    A placement along a dim that the tensor has not (the rows of a matrix, of a new bias) becomes a copy on every process.
+    Nothing is sent. A placement along a dim that the tensor lacks (a new bias beside a matrix) becomes a copy on every process.
     """
     if not is_sharded(like) or is_sharded(t):
         return t
     mesh = like.device_mesh
-    fits = [Replicate() if getattr(p, "dim", -1) >= t.ndim else p for p in like.placements]
-    return DTensor.from_local(t, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(placements=fits)
+    placements_of_t = [Replicate() if getattr(p, "dim", -1) >= t.ndim else p for p in like.placements]
+    return DTensor.from_local(t, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(
+        placements=placements_of_t
+    )
 
 
 def changed(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function makes of a tensor; a DTensor is gathered for it, unless the function would give it back as it is."""
+    """Return the result of a function of a tensor; gather a DTensor for it, unless the function would return it unchanged."""
     if not is_elsewhere(t):
         return change(t)
     probe = outline(t)
@@ -106,51 +107,51 @@ def changed(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def outline(t: Tensor) -> Tensor:
-    """Shape and type of a tensor, without its numbers."""
+    """Return a tensor on meta with the same shape and dtype."""
     return torch.empty(t.shape, dtype=t.dtype, device="meta")
 
 
 def gathered(params: Mapping[str, Tensor]) -> Params:
-    """All tensors in whole on every process, for what takes plain tensors only; tied ones stay tied.
+    """Return all tensors as whole, plain tensors on every process; tied tensors stay tied.
 
     >>> gathered({"a": torch.ones(2)})
     {'a': tensor([1., 1.])}
     """
-    once: dict[int, Tensor] = {}
+    whole_of_id: dict[int, Tensor] = {}
     for t in params.values():
-        if id(t) not in once:
-            once[id(t)] = gather(t)
-    return {n: once[id(t)] for n, t in params.items()}
+        if id(t) not in whole_of_id:
+            whole_of_id[id(t)] = gather(t)
+    return {n: whole_of_id[id(t)] for n, t in params.items()}
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same memory, on this process."""
+    """Return whether two tensors share the same memory on this process."""
     if is_sharded(a) and is_sharded(b):
         return a.placements == b.placements and a.to_local().is_set_to(b.to_local())
     return not is_elsewhere(a) and not is_elsewhere(b) and a.is_set_to(b)
 
 
 def check_plain(params: Mapping[str, Tensor], what: str, instead: str) -> None:
-    """None of the tensors is a DTensor.
+    """Check that none of the tensors is a DTensor.
 
     Raises:
-        ParamsError: names one, and says what to do instead.
+        ParamsError: one is; the message names it, and says what to do `instead`.
     """
     if name := next((n for n, t in params.items() if is_sharded(t)), None):
         raise ParamsError(
-            f"{what} needs whole tensors, but {name!r} is a DTensor: {instead}, or, where the model fits on each process, give it "
+            f"{what} needs whole tensors, but {name!r} is a DTensor: {instead}, or, if the model fits on each process, pass "
             "pf.sharded.gathered(params)"
         )
 
 
 def resharded(model: nn.Module) -> None:
-    """What FSDP2 left gathered after a forward pass is put back, since its memory would be freed under us."""
+    """Reshard parameters that FSDP2 left gathered after a forward pass, since it would free their memory during use."""
     if dist.is_available() and any(isinstance(m, FSDPModule) for m in model.modules()):
-        model.state_dict()  # its hooks do so at any time; `FSDPModule.reshard` does not after a pass without gradients
+        model.state_dict()  # its hooks always reshard; `FSDPModule.reshard` does not after a pass without gradients
 
 
 class Gathering(Mapping[str, Tensor]):
-    """Params that are gathered one by one, whenever one is read; whoever reads it must not keep it."""
+    """Params whose tensors are gathered one by one when read; the reader must not keep a tensor."""
 
     def __init__(self, params: Mapping[str, Tensor]) -> None:
         self.params = params
@@ -167,35 +168,38 @@ class Gathering(Mapping[str, Tensor]):
 
 @door
 def fill(module: nn.Module, params: Params) -> None:
-    """Give a module under `fully_shard` the values of params, where `to_module` left its parameters on `meta`.
+    """Fill a module under `fully_shard` with the values of params, where `to_module` left its parameters on `meta`.
 
     Args:
-        module: of `to_module(params, …)`; shard it first, and make the optimizer afterwards.
-        params: the same. They are copied; a tensor whose mesh or placements are others than the module's is gathered for it.
+        module: result of `to_module(params, …)`; shard it first, and create the optimizer afterwards.
+        params: the params passed to `to_module`. They are copied; a tensor whose mesh or placements differ from the module's
+            is gathered first.
 
     Raises:
-        ParamsError: the module is not sharded, or has other tensors than the params; params on meta.
+        ParamsError: the module is not sharded, its tensors are not those of the params, or params are on meta.
     """
-    once: dict[int, Tensor] = {}
+    copy_of_id: dict[int, Tensor] = {}
     state = module.state_dict()
-    if odd := sorted(params.keys() ^ state.keys()):
-        has, lacks = ("params have", "the module lacks") if odd[0] in params else ("the module has", "params lack")
-        raise ParamsError(f"{has} {odd[0]!r}, which {lacks}; give the params that the module was made of")
+    if unmatched := sorted(params.keys() ^ state.keys()):
+        has, lacks = (
+            ("params have", "the module lacks") if unmatched[0] in params else ("the module has", "params lack")
+        )
+        raise ParamsError(f"{has} {unmatched[0]!r}, which {lacks}; pass the params that the module was built from")
     for name, t in params.items():
         if is_sharded(t) and not is_sharded(state[name]):
             raise ParamsError(
-                f"{name!r} is a DTensor, but not in the module: call fully_shard on its blocks and on it first"
+                f"{name!r} is a DTensor, but not in the module: call fully_shard on its blocks and on the module first"
             )
-        if id(t) not in once:
-            once[id(t)] = _placed(t.detach(), state[name])
-    values = {n: once[id(t)] for n, t in params.items()}
+        if id(t) not in copy_of_id:
+            copy_of_id[id(t)] = _copy_like(t.detach(), state[name])
+    values = {n: copy_of_id[id(t)] for n, t in params.items()}
     parameters = {n for n, _ in module.named_parameters(remove_duplicate=False)}
-    wrapped = {id(t): nn.Parameter(t) for n, t in values.items() if n in parameters and t.is_floating_point()}
-    module.load_state_dict({n: wrapped.get(id(t), t) for n, t in values.items()}, assign=True)
+    parameter_of_id = {id(t): nn.Parameter(t) for n, t in values.items() if n in parameters and t.is_floating_point()}
+    module.load_state_dict({n: parameter_of_id.get(id(t), t) for n, t in values.items()}, assign=True)
 
 
-def _placed(t: Tensor, like: Tensor) -> Tensor:
-    """A copy, placed as another tensor is."""
+def _copy_like(t: Tensor, like: Tensor) -> Tensor:
+    """Return a copy of a tensor with the placement of another."""
     if is_sharded(t) and is_sharded(like) and (t.device_mesh, t.placements) == (like.device_mesh, like.placements):
         return t.clone()
     return spread(gather(t).clone(), like)
@@ -203,28 +207,36 @@ def _placed(t: Tensor, like: Tensor) -> Tensor:
 
 @door
 def with_constants(spec: Spec, model: nn.Module) -> Spec:
-    """The spec of a model on `meta`, with what is in no state dict (rotary tables, position grids) from one that has numbers.
+    """Return the spec of a model on `meta` with constants (rotary tables, position grids) from a model that has values.
 
     Args:
-        spec: not yet shrunk.
-        model: of the same class; its parameters are not looked at.
+        spec: the spec, before `shrink`.
+        model: a model of the same class; its parameters are not read.
 
     Raises:
-        TraceError: the model lacks one of them, or has none of this shape and type.
+        TraceError: the model lacks a constant, or has it with another shape or dtype, or on meta.
     """
     tensors = dict(spec.constants.tensors)
     for name, t in tensors.items():
         path = spec.constants.sources.get(name, name)
-        found: object = model
+        attribute: object = model
         for part in path.split("."):
-            found = getattr(found, part, None)
-        if not isinstance(found, Tensor) or found.is_meta or (found.shape, found.dtype) != (t.shape, t.dtype):
-            has = f"{found.dtype} {tuple(found.shape)} on {found.device}" if isinstance(found, Tensor) else "none"
+            attribute = getattr(attribute, part, None)
+        if (
+            not isinstance(attribute, Tensor)
+            or attribute.is_meta
+            or (attribute.shape, attribute.dtype) != (t.shape, t.dtype)
+        ):
+            has = (
+                f"{attribute.dtype} {tuple(attribute.shape)} on {attribute.device}"
+                if isinstance(attribute, Tensor)
+                else "none"
+            )
             raise TraceError(
                 f"the spec's constant {path!r} is {t.dtype} {tuple(t.shape)}, but the model has {has}; trace a model of this class "
                 "and these sizes, with its buffers on a device"
             )
-        tensors[name] = gather(found).detach().clone()
+        tensors[name] = gather(attribute).detach().clone()
     return replace(spec, constants=replace(spec.constants, tensors=FrozenDict(tensors)))
 
 
@@ -232,12 +244,12 @@ def with_constants(spec: Spec, model: nn.Module) -> Spec:
 
 
 def agreed(names: list[str], params: Mapping[str, Tensor]) -> list[str]:
-    """Names that any process gives, on all of those that share the params, so that all of them raise or none."""
+    """Return the union of `names` over all processes that share the params, so that all of them raise or none does."""
     mesh = next((t.device_mesh for t in params.values() if is_sharded(t)), None)
     for group in [] if mesh is None else mesh.get_all_groups():
-        found: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
-        dist.all_gather_object(found, names, group=group)
-        names = sorted({n for part in found for n in part})
+        names_of_rank: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(names_of_rank, names, group=group)
+        names = sorted({n for part in names_of_rank for n in part})
     return names
 
 
@@ -245,17 +257,17 @@ DONE, MORE, FAILED = range(3)
 
 
 def together(step: Callable[[S, T | None], S], stream: Iterator[T], start: S, params: Mapping[str, Tensor]) -> S:
-    """Reduce a stream on every process at once: all make the same number of steps, since each step gathers tensors.
+    """Reduce a stream on every process in step: all make the same number of steps, since each step gathers tensors.
 
     Args:
-        step: (total, item) → total; without an item where this process has no more, but others have.
-        stream: what this process has.
-        start: the first total.
-        params: whose meshes say which processes.
+        step: (total, item) → total; item is None if this process has no more items, but others have.
+        stream: the items of this process.
+        start: the initial total.
+        params: params whose meshes determine the processes.
 
     Raises:
-        BatchError: on every process, if none has anything.
-        StatsError: where another process raised an error.
+        BatchError: no process has an item; raised on every process.
+        StatsError: another process raised an error.
     """
     total, failure, steps = start, None, 0
     while True:
@@ -265,7 +277,8 @@ def together(step: Callable[[S, T | None], S], stream: Iterator[T], start: S, pa
                 item = next(stream, None)
             except Exception as e:
                 failure = e
-        state = _most(FAILED if failure else DONE if item is None else MORE, params)
+        # every process learns of a failure anywhere before the next step, which would wait for the failed one
+        state = _maximum_state(FAILED if failure else DONE if item is None else MORE, params)
         if failure is not None:
             raise failure
         if state == FAILED:
@@ -275,7 +288,9 @@ def together(step: Callable[[S, T | None], S], stream: Iterator[T], start: S, pa
         steps += 1
         try:
             total = step(total, item)
-        except StatsError as e:  # of what was measured: after the last tensor was gathered
+        except (
+            StatsError
+        ) as e:  # of the measured values: raised after the last tensor was gathered, so processes stay in step
             failure = e
     if not steps:
         raise BatchError(
@@ -284,8 +299,8 @@ def together(step: Callable[[S, T | None], S], stream: Iterator[T], start: S, pa
     return total
 
 
-def _most(state: int, params: Mapping[str, Tensor]) -> int:
-    """The largest of the numbers of all processes."""
+def _maximum_state(state: int, params: Mapping[str, Tensor]) -> int:
+    """Return the maximum of the states of all processes."""
     meshes: dict[DeviceMesh, None] = dict.fromkeys(t.device_mesh for t in params.values() if is_sharded(t))
     for mesh in meshes:
         flag = torch.tensor(state, device=mesh.device_type)

@@ -1,10 +1,10 @@
-"""Axis expressions: what one dimension of one tensor is made of.
+"""Axis expressions: each describes one dimension of one tensor.
 
     axis := Leaf | Fixed | Product(axis, …)   row-major, as in a reshape
                          | Concat(axis, …)    as in cat, split and slice
 
-A `Leaf` has a name, and its size is looked up in a dict of sizes, so that the same expression serves every pruned
-size of a network. A `Fixed` axis is frozen for good. Expressions are immutable, hashable values.
+A `Leaf` has a name. Its size is looked up in a dict of sizes, so the same expression serves every pruned size of a
+network. A `Fixed` axis is always frozen. Expressions are immutable, hashable values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .._shapes import Bool, Int64
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """An indivisible axis that may change its size: a group, or the batch."""
+    """An indivisible axis whose size may change: a group, or the batch."""
 
     name: str
 
@@ -42,7 +42,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Its parts one after the other, as in `cat`."""
+    """Concatenation of its parts, as in `cat`."""
 
     parts: tuple[Axis, ...]
 
@@ -52,7 +52,7 @@ Sizes = Mapping[str, int]
 
 
 def product(factors: list[Axis]) -> Axis:
-    """The product in its simplest form: ones dropped, neighbouring fixed factors merged."""
+    """Return the product in its simplest form: ones are dropped, neighbouring fixed factors are merged."""
     kept: list[Axis] = []
     for f in factors:
         for g in f.factors if isinstance(f, Product) else (f,):
@@ -64,7 +64,7 @@ def product(factors: list[Axis]) -> Axis:
 
 
 def concat(parts: list[Axis]) -> Axis:
-    """The concatenation in its simplest form: neighbouring fixed parts merged."""
+    """Return the concatenation in its simplest form: empty parts are dropped, neighbouring fixed parts are merged."""
     kept: list[Axis] = []
     for p in parts:
         for q in p.parts if isinstance(p, Concat) else (p,):
@@ -76,7 +76,7 @@ def concat(parts: list[Axis]) -> Axis:
 
 
 def size(axis: Axis, sizes: Sizes) -> int:
-    """Number of positions of `axis`, given the size of each leaf.
+    """Return the number of positions of `axis`, given the size of each leaf.
 
     >>> size(Product((Fixed(3), Leaf("heads"), Leaf("head_dim"))), {"heads": 2, "head_dim": 8})
     48
@@ -93,7 +93,7 @@ def size(axis: Axis, sizes: Sizes) -> int:
 
 
 def leaves(axis: Axis) -> Iterator[str]:
-    """Names of the leaves of `axis`, from left to right, with repetitions."""
+    """Yield the names of the leaves of `axis`, from left to right, with repetitions."""
     match axis:
         case Leaf(name):
             yield name
@@ -105,7 +105,7 @@ def leaves(axis: Axis) -> Iterator[str]:
 
 
 def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, " positions"]:
-    """Which positions of `axis` are kept: bool [size]. A position is kept iff all the units on its path are.
+    """Return which positions of `axis` are kept: bool [size]. A position is kept iff all units on its path are kept.
 
     >>> keep(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([True, False, True])}, {"c": 3}).int().tolist()
     [1, 0, 1, 1, 0, 1]
@@ -125,7 +125,7 @@ def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, "
 
 
 def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Tensor, " positions"]:
-    """Where each position of `axis` comes from when the units of its leaves are put in another order: int64 [size].
+    """Return where each position of `axis` comes from when the units of its leaves are reordered: int64 [size].
 
     >>> reorder(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([2, 0, 1])}, {"c": 3}).tolist()
     [2, 0, 1, 5, 3, 4]
@@ -146,19 +146,19 @@ def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Ten
 
 
 def positions(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, "units k"]:
-    """The index map of a leaf in an axis: int64 [units, k], the k positions at which each unit stands.
+    """Return the index map of a leaf in an axis: int64 [units, k], the k positions of each unit.
 
     >>> positions(Concat((Leaf("c"), Fixed(1), Leaf("c"))), "c", {"c": 2}).tolist()
     [[0, 3], [1, 4]]
     """
     unit = unit_of(axis, leaf, sizes)
-    order = torch.argsort(unit, stable=True)
+    order = torch.argsort(unit, stable=True)  # stable: the positions of each unit stay in ascending order
     order = order[unit[order] >= 0]
     return order.reshape(sizes[leaf], -1)
 
 
 def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
-    """The unit of `leaf` at each position of `axis`: int64 [size], -1 where the leaf does not occur."""
+    """Return the unit of `leaf` at each position of `axis`: int64 [size], -1 where the leaf does not occur."""
     match axis:
         case Leaf(name) if name == leaf:
             return torch.arange(sizes[name])
@@ -167,6 +167,7 @@ def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
         case Product(factors):
             out = torch.full((1,), -1)
             for f in factors:
+                # -1 loses against every unit, so the factor that contains the leaf decides
                 out = torch.maximum(out[:, None], unit_of(f, leaf, sizes)).flatten()
             return out
         case Concat(parts):
@@ -174,7 +175,7 @@ def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
 
 
 def einops_form(axis: Axis, labels: Mapping[str, str], *, inner: bool = False) -> str:
-    """The axis in einops notation; concatenated parts are joined by ` + `.
+    """Return the axis in einops notation; concatenated parts are joined by ` + `.
 
     >>> einops_form(Product((Fixed(3), Leaf("h"), Leaf("d"))), {"h": "heads", "d": "head_dim"})
     '(3 heads head_dim)'
@@ -187,9 +188,9 @@ def einops_form(axis: Axis, labels: Mapping[str, str], *, inner: bool = False) -
         case Product(factors):
             return "(" + " ".join(einops_form(f, labels, inner=True) for f in factors) + ")"
         case Concat(parts):
-            return "(" + " + ".join(_runs([einops_form(p, labels, inner=True) for p in parts])) + ")"
+            return "(" + " + ".join(_shorten_sum([einops_form(p, labels, inner=True) for p in parts])) + ")"
 
 
-def _runs(words: list[str], limit: int = 8) -> list[str]:
-    """A long sum is cut in the middle."""
+def _shorten_sum(words: list[str], limit: int = 8) -> list[str]:
+    """Return the words of a sum; drop the middle of a long one."""
     return words if len(words) <= limit else [*words[:4], f"… {len(words) - 6} more …", *words[-2:]]

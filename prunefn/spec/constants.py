@@ -1,4 +1,4 @@
-"""The tensors of a program that are in no state dict."""
+"""Tensors of a program that no state dict contains."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from .axis import Axis
 
 @dataclass(frozen=True, eq=False)
 class Constants:
-    """Tensors that are in no state dict: rotary tables, position grids, masks built in `forward`. Compared by value."""
+    """Tensors that no state dict contains: rotary tables, position grids, masks built in `forward`. Compared by value."""
 
     tensors: FrozenDict[str, Tensor]
     axes: FrozenDict[str, tuple[Axis, ...]]
     sources: FrozenDict[str, str]
-    """Path of the buffer or attribute that holds each."""
+    """Constant → path of the buffer or attribute that holds it."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Constants) or self.axes != other.axes:
             return NotImplemented if not isinstance(other, Constants) else False
+        # tensors on meta have no values: their shape and dtype decide
         pairs = [(t, other.tensors[n]) for n, t in self.tensors.items()]
         return all(
             a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or torch.equal(a.cpu(), b.cpu()))

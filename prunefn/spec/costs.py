@@ -11,40 +11,43 @@ from .parts import Cost
 
 
 class Polynomial(NamedTuple):
-    """Σ coefficient · Π sizes of axes; all ints, so that no digit is lost."""
+    """Σ coefficient · Π sizes of axes; all numbers are ints, so the value is exact."""
 
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
     def __call__(self, sizes: Sizes) -> int:
-        """The value for given leaf sizes."""
-        known: dict[Axis, int] = {}
+        """Return the value for the given leaf sizes."""
+        size_of: dict[Axis, int] = {}
 
-        def at(axis: Axis) -> int:
-            if axis not in known:
-                known[axis] = size(axis, sizes)
-            return known[axis]
+        def size_at(axis: Axis) -> int:
+            if axis not in size_of:
+                size_of[axis] = size(axis, sizes)
+            return size_of[axis]
 
-        return sum(c * prod(map(at, axes)) for c, axes in self.terms)
+        return sum(c * prod(map(size_at, axes)) for c, axes in self.terms)
 
 
 def polynomial(products: Iterable[Sequence[Axis]], batch: Collection[str] = ()) -> Polynomial:
-    """The sum of products of axes, like terms collected. Leaves of the batch count as one sample.
+    """Return the sum of products of axes, with like terms collected. Leaves of the batch count as one sample.
 
     >>> polynomial([(Leaf("n"), Leaf("c"), Fixed(3)), (Leaf("c"), Fixed(4))], ["n"])({"c": 10})
     70
     """
     sums: dict[tuple[Axis, ...], int] = {}
-    simple: dict[Axis, Axis] = {}
+    one_sample_of: dict[Axis, Axis] = {}
     for axes in products:
-        single = [simple[a] if a in simple else simple.setdefault(a, one_sample(a, batch)) for a in axes]
+        single = [
+            one_sample_of[a] if a in one_sample_of else one_sample_of.setdefault(a, one_sample(a, batch)) for a in axes
+        ]
         fixed = prod(a.size for a in single if isinstance(a, Fixed))
+        # the order of factors does not matter: sorted, like terms have the same key
         key = tuple(sorted((a for a in single if not isinstance(a, Fixed)), key=repr))
         sums[key] = sums.get(key, 0) + fixed
     return Polynomial(tuple((c, key) for key, c in sums.items() if c))
 
 
 def one_sample(axis: Axis, batch: Collection[str]) -> Axis:
-    """The axis with every batch leaf replaced by size 1."""
+    """Return the axis with every batch leaf replaced by size 1."""
     match axis:
         case Leaf(name) if name in batch:
             return Fixed(1)
@@ -57,12 +60,12 @@ def one_sample(axis: Axis, batch: Collection[str]) -> Axis:
 
 
 class Costs(NamedTuple):
-    """The three polynomials of a network."""
+    """The three cost polynomials of a network."""
 
     macs: Polynomial
     params: Polynomial
     activations: Polynomial
 
     def __call__(self, sizes: Mapping[str, int]) -> Cost:
-        """Their values for given leaf sizes."""
+        """Return the costs for the given leaf sizes."""
         return Cost(self.macs(sizes), self.params(sizes), self.activations(sizes))

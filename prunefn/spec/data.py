@@ -1,4 +1,4 @@
-"""What a spec holds: the program, the axes of all tensors, the costs."""
+"""The contents of a spec: the program, the axes of all tensors, the costs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .program import Program
 
 @dataclass(frozen=True, eq=False)
 class SpecData:
-    """Which axes of which tensors belong together, the program, and the costs. Read-only."""
+    """The groups (axes that shrink together), the program and the costs of a model. Read-only."""
 
     program: Program
     axes: FrozenDict[str, tuple[Axis, ...]]
-    """Tensor → axis of each dim; biases that a compensation may create are included."""
+    """Tensor → axis of each dim, including biases that a compensation may create."""
     sizes: FrozenDict[str, int]
-    """Group → number of units now."""
+    """Group → current number of units."""
     traced: FrozenDict[str, int]
     """Group → number of units in the model that was traced."""
     groups: FrozenDict[str, Group]
@@ -35,20 +35,20 @@ class SpecData:
     """Second name of a tensor → its first name."""
     frozen: FrozenDict[tuple[str, int], tuple[str, ...]] = field(repr=False)
     unknown: FrozenDict[str, str] = field(repr=False)
-    """Op without a rule → where it stands in the source."""
+    """Op without a rule → its place in the source."""
     example: Example
-    """Stands for the inputs of the trace."""
+    """Description of the inputs of the trace."""
     train: bool = False
     capture: str = "exported"
-    """`exported`, or `recorded`: known from one real run, so that the program cannot be run on other inputs."""
+    """`exported`, or `recorded` from one real run; a recorded program cannot be run on other inputs."""
     capture_reason: str = ""
     """Why the model could not be exported."""
     layers: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
-    """Module → the MACs that are done with its parameters, or in it where two activations meet; together, `costs.macs`."""
+    """Module → MACs that use its parameters, or that multiply two activations inside it; the sum is `costs.macs`."""
     layouts: FrozenDict[str, tuple[Layout, ...]] = field(default=FrozenDict(), repr=False)
-    """Instruction → how each weight of its contractions is laid out, as the op's rule says."""
+    """Instruction → layout of each weight of its contractions, as stated by the op's rule."""
     scales: tuple[str, ...] = field(default=(), repr=False)
-    """Values that are the weight of a norm."""
+    """Values that are the weight of a norm layer."""
 
     def _key(self) -> tuple[Any, ...]:
         return (
@@ -71,6 +71,7 @@ class SpecData:
         return isinstance(other, SpecData) and hash(self) == hash(other) and self._key() == other._key()
 
     def __hash__(self) -> int:
+        # the spec is immutable, and a key of many caches: its hash is computed once
         cached = self.__dict__.get("_hash")
         if cached is None:
             cached = hash(
@@ -84,22 +85,22 @@ class SpecData:
 
     @property
     def slots(self) -> frozenset[str]:
-        """Names of the biases that a compensation may create."""
+        """Return the names of the biases that a compensation may create."""
         return frozenset(s.tensor for s in self.program.slots)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Shape of a parameter or buffer."""
+        """Return the shape of a parameter or buffer."""
         return tuple(size(a, self.sizes) for a in self.axes[tensor])
 
     def labels(self) -> dict[str, str]:
-        """Group → its short name in einops notation."""
+        """Return group → its short name in einops notation."""
         return {g.name: g.label for g in self.groups.values()}
 
     def einops(self, tensor: str) -> str:
-        """The axes of a tensor in einops notation, such as `(3 heads head_dim) residual`."""
+        """Return the axes of a tensor in einops notation, such as `(3 heads head_dim) residual`."""
         labels = self.labels()
         return " ".join(einops_form(a, labels) for a in self.axes[tensor])
 
     def macs_of(self, group: str) -> int:
-        """MACs of one sample in which the group's units take part."""
+        """Return the MACs of one sample in which the group's units take part."""
         return self.costs.macs(self.sizes) - self.costs.macs({**self.sizes, group: 0})

@@ -1,4 +1,4 @@
-"""The sizes of inputs that a program takes: guards that the export relied on, and limits that running it has shown."""
+"""The input sizes that a program accepts: guards that the export relied on, and limits observed by running it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import fx
 from ..frozen_dict import FrozenDict
 
 Expr = int | str | tuple[Any, ...]
-"""An int, the name of a size, or (operator, operand, …); plain data that pickles, and that torch.compile can follow."""
+"""An int, the name of a size, or (operator, operand, …); plain data that pickles and that torch.compile can trace."""
 
 INFIX: dict[str, Callable[[Any, Any], Any]] = {
     "//": operator.floordiv,
@@ -60,22 +60,22 @@ SYMPY = {
 
 
 class Guard(NamedTuple):
-    """A condition on sizes that holds wherever the program stands for the model."""
+    """A condition on sizes; the program represents the model only where it holds."""
 
     expr: Expr
     source: str = ""
-    """Where the model relies on it."""
+    """Place in the source where the model relies on the guard."""
 
     def __str__(self) -> str:
         return written(self.expr) + (f" ({self.source})" if self.source else "")
 
 
 class Limit(NamedTuple):
-    """The sizes of one axis for which the program was seen to agree with the model."""
+    """The sizes of one axis for which the program was observed to agree with the model."""
 
     low: int
     high: int | None
-    """None: no bound."""
+    """None: no upper bound."""
     reason: str
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Limit(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """The sizes that a program takes."""
+    """The sizes that a program accepts."""
 
     traced: FrozenDict[str, int] = FrozenDict()
     """Axis whose size may change from call to call → its size in the traced call."""
@@ -92,25 +92,25 @@ class Domain(NamedTuple):
     guards: tuple[Guard, ...] = ()
 
     def nearest(self, n: int) -> dict[str, int]:
-        """All sizes as near to `n` as the program takes them, at least `n` where it takes that.
+        """Return all sizes, each as near to `n` as the program accepts, and at least `n` if it accepts such a size.
 
         >>> even = Guard(("==", ("%", "batch", 2), 0))
         >>> Domain(FrozenDict({"batch": 4, "nodes": 7}), FrozenDict({"nodes": Limit(7, 7, "")}), (even,)).nearest(3)
         {'batch': 4, 'nodes': 7}
         """
-        for wanted in range(n, n + 2 * max(self.traced.values(), default=0) + 2):
-            sizes = {name: self._clamped(name, wanted) for name in self.traced}
+        for candidate in range(n, n + 2 * max(self.traced.values(), default=0) + 2):
+            sizes = {name: self._clamp(name, candidate) for name in self.traced}
             if not refusal(sizes, self.limits.items(), self.guards):
                 return sizes
-        return dict(self.traced)
+        return dict(self.traced)  # the export ran at these sizes, so they satisfy its guards
 
-    def _clamped(self, name: str, n: int) -> int:
+    def _clamp(self, name: str, n: int) -> int:
         limit = self.limits.get(name)
         return n if limit is None else max(limit.low, n if limit.high is None else min(n, limit.high))
 
 
 def refusal(sizes: Mapping[str, int], limits: Iterable[tuple[str, Limit]], guards: Iterable[Guard]) -> str:
-    """Return why the program does not stand for the model at these sizes; an empty text where it does.
+    """Return why the program does not represent the model at these sizes; an empty text if it does.
 
     >>> refusal({"batch": 5}, [], [Guard(("<=", "batch", 4), "net.py:7")])
     'batch = 5, but the program holds where batch <= 4 (net.py:7)'
@@ -120,8 +120,8 @@ def refusal(sizes: Mapping[str, int], limits: Iterable[tuple[str, Limit]], guard
             return f"{name} = {sizes[name]}, but the program holds for {limit}"
     for guard in guards:
         if not value(guard.expr, sizes):
-            given = ", ".join(f"{n} = {sizes[n]}" for n in dict.fromkeys(names(guard.expr)))
-            return f"{given}, but the program holds where {guard}"
+            assigned = ", ".join(f"{n} = {sizes[n]}" for n in dict.fromkeys(names(guard.expr)))
+            return f"{assigned}, but the program holds where {guard}"
     return ""
 
 
@@ -141,7 +141,7 @@ def value(expr: Expr, sizes: Mapping[str, int]) -> Any:
 
 
 def names(expr: Expr) -> Iterable[str]:
-    """The sizes that an expression reads."""
+    """Yield the names of the sizes that an expression reads."""
     if isinstance(expr, str):
         yield expr
     elif isinstance(expr, tuple):
@@ -150,7 +150,7 @@ def names(expr: Expr) -> Iterable[str]:
 
 
 def written(expr: Expr) -> str:
-    """Write an expression as in Python.
+    """Return an expression in Python's notation.
 
     >>> written(("==", ("%", ("+", "batch", 1), 2), 0))
     '(batch + 1) % 2 == 0'
@@ -166,7 +166,7 @@ def written(expr: Expr) -> str:
 
 
 def emitted(expr: Expr, sizes: Mapping[str, fx.Node], graph: fx.Graph) -> Any:
-    """Return the node of a graph that evaluates an expression; `sizes` has the nodes of the sizes."""
+    """Return the node of a graph that evaluates an expression; `sizes` holds the node of each size."""
     if isinstance(expr, str):
         return sizes[expr]
     if isinstance(expr, int):
@@ -180,75 +180,75 @@ def emitted(expr: Expr, sizes: Mapping[str, fx.Node], graph: fx.Graph) -> Any:
 
 
 class Unreadable(Exception):
-    """A guard has a form that cannot be written down."""
+    """Raised for a guard whose form cannot be expressed as `Expr`."""
 
 
 def guards_of(env: Any, known: Mapping[sympy.Symbol, str]) -> tuple[tuple[Guard, ...], dict[str, str]]:
-    """Return the guards of an export's shape environment, in terms of names.
+    """Return the guards of an export's shape environment, expressed in names of axes.
 
-    torch also guards against sizes 0 and 1 wherever it asks whether something broadcasts or is contiguous. Those are left out:
-    they say nothing of the model, and `prove` runs the program at size 1.
+    torch also guards against sizes 0 and 1 wherever it checks whether something broadcasts or is contiguous. Those guards are
+    left out: they say nothing about the model, and `prove` runs the program at size 1.
 
     Args:
         env: a `torch.fx.experimental.symbolic_shapes.ShapeEnv`.
         known: symbol → name of the axis whose size it is. Guards on other symbols (sizes that depend on data) are left out.
 
     Returns:
-        (guards, name → guard that cannot be written down, so that this size must stay as it is).
+        (guards, name → guard that cannot be expressed; this size must not change).
     """
-    found: dict[Expr, Guard] = {}
+    guard_of: dict[Expr, Guard] = {}
     unreadable: dict[str, str] = {}
     for guard in env.guards:
-        path, line = _place(guard.sloc)
-        own = "/torch/" not in path
+        path, line = _source_of(guard.sloc)
+        from_model = "/torch/" not in path
         expr = env.simplify(guard.expr) if guard.expr.free_symbols - known.keys() else guard.expr
-        if not expr.free_symbols or not expr.free_symbols <= known.keys() or (not own and _excludes_one(expr)):
+        if not expr.free_symbols or not expr.free_symbols <= known.keys() or (not from_model and _excludes_one(expr)):
             continue
         try:
-            data = _data(expr, known)
+            converted = _to_expr(expr, known)
         except Unreadable:
             unreadable.update({known[s]: str(expr) for s in expr.free_symbols})
             continue
-        where = f"{path.rpartition('site-packages/')[2]}:{line}" if own else ""
-        if data not in found or (where and not found[data].source):
-            found[data] = Guard(data, where)
-    return tuple(found.values()), unreadable
+        where = f"{path.rpartition('site-packages/')[2]}:{line}" if from_model else ""
+        if converted not in guard_of or (where and not guard_of[converted].source):
+            guard_of[converted] = Guard(converted, where)
+    return tuple(guard_of.values()), unreadable
 
 
-def _place(sloc: Any) -> tuple[str, int]:
-    """File and line where torch asked."""
+def _source_of(sloc: Any) -> tuple[str, int]:
+    """Return the file and the line where torch added a guard."""
     frame: Any = getattr(sloc, "framework_loc", None)
     return (frame.filename, frame.lineno) if hasattr(frame, "filename") else ("/torch/", 0)
 
 
 def _excludes_one(expr: Any) -> bool:
-    """Whether a guard only says that something is not 0 or not 1."""
+    """Return whether a guard only excludes the sizes 0 or 1."""
     if not isinstance(expr, sympy.core.relational.Relational):
         return False
     numbers = [int(a) for a in expr.args if isinstance(a, sympy.Integer)]
     if isinstance(expr, sympy.Ne):
         return numbers in ([0], [1])
-    return not isinstance(expr, sympy.Eq) and bool(numbers) and numbers[0] in (0, 1, 2) and not _bounded_above(expr)
+    return not isinstance(expr, sympy.Eq) and bool(numbers) and numbers[0] in (0, 1, 2) and not _bounds_from_above(expr)
 
 
-def _bounded_above(expr: Any) -> bool:
-    """Whether a comparison with a number on one side bounds the other from above."""
+def _bounds_from_above(expr: Any) -> bool:
+    """Return whether a comparison with a number on one side bounds the other side from above."""
     less = isinstance(expr, sympy.StrictLessThan | sympy.LessThan)
     return less == isinstance(expr.args[1], sympy.Integer)
 
 
-def _data(expr: Any, known: Mapping[sympy.Symbol, str]) -> Expr:
+def _to_expr(expr: Any, name_of: Mapping[sympy.Symbol, str]) -> Expr:
     if isinstance(expr, sympy.Symbol):
-        return known[expr]
+        return name_of[expr]
     if isinstance(expr, sympy.Integer | int):
         return int(expr)
     op = SYMPY.get(type(expr).__name__)
     if op is None or (op == "**" and not isinstance(expr.args[1], sympy.Integer)):
         raise Unreadable
-    return (op, *(_data(a, known) for a in expr.args))
+    return (op, *(_to_expr(a, name_of) for a in expr.args))
 
 
 def shape_environment(values: Iterable[Any]) -> Any:
-    """The shape environment behind an export's tensors; None where there is none."""
+    """Return the shape environment behind an export's tensors; None if there is none."""
     modes = (getattr(v, "fake_mode", None) for v in values if isinstance(v, torch.Tensor))
     return next((m.shape_env for m in modes if m is not None and m.shape_env is not None), None)

@@ -1,4 +1,4 @@
-"""What is remembered of the example inputs: enough to make others like them."""
+"""A description of the example inputs that suffices to draw similar ones."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .program import Input
 
 
 class Like(NamedTuple):
-    """A tensor input: its shape, its type and the range of its values."""
+    """A tensor input: its shape, its dtype and the range of its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     low: float
     high: float
     free: FrozenDict[int, str] = FrozenDict()
-    """Dim whose size may change from call to call → the name of its axis."""
+    """Dim whose size may change from call to call → name of its axis."""
 
 
 class Example(NamedTuple):
-    """The arguments of the traced call, flat: a `Like` for each tensor, anything else as it was."""
+    """The arguments of the traced call, flattened: a `Like` for each tensor; all else is unchanged."""
 
     leaves: tuple[Any, ...]
     in_spec: trees.Form
     domain: Domain = Domain()
-    """The sizes that the program takes."""
+    """The sizes that the program accepts."""
 
     def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
-        """Random inputs of the same kind: (args, kwargs).
+        """Return random inputs of the same kind: (args, kwargs).
 
         Args:
-            seed: the same seed gives the same bits.
-            batch: size of every dim that may change, or the nearest that the program takes; None: as in the traced call.
-            device: where they are put.
+            seed: the same seed gives identical inputs.
+            batch: size of every dim that may change, or the nearest size that the program accepts; None: the size of the traced call.
+            device: device of the inputs.
         """
         generator = torch.Generator().manual_seed(seed)
         sizes = {} if batch is None else self.domain.nearest(batch)
@@ -51,7 +51,10 @@ class Example(NamedTuple):
 def example_of(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: trees.Form, inputs: Sequence[Input]
 ) -> Example:
-    """Return what stands for these arguments, keywords in the order of the traced call; `inputs` has the tensors' axes, if known."""
+    """Return the description of these arguments, keywords in the order of the traced call.
+
+    `inputs` holds the axes of the tensors, if they are known.
+    """
     names = in_spec.children()[1].context or list(kwargs)
     flat = trees.leaves((args, {n: kwargs[n] for n in names}))
     axes = iter(inputs)
@@ -60,13 +63,13 @@ def example_of(
     return Example(likes, in_spec, Domain(FrozenDict(traced)))
 
 
-def _like(t: Tensor, given: Input | None) -> Like:
+def _like(t: Tensor, known_input: Input | None) -> Like:
     values = t.detach().double() if not (t.is_meta or t.is_complex()) and t.numel() else torch.zeros(1)
-    values = values[values.isfinite()]
+    values = values[values.isfinite()]  # infinities and NaN are no bounds to draw between
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    axes = given.axes if given is not None else (Leaf("batch"),) if t.ndim else ()
-    free = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
-    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(free))
+    axes = known_input.axes if known_input is not None else (Leaf("batch"),) if t.ndim else ()
+    variable_dims = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims))
 
 
 def _draw(like: Like, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:

@@ -1,8 +1,8 @@
-"""Where the groups of a spec stand in its picture: pure data, in rows and columns.
+"""The layout of a spec's picture: the row and column of each group, as pure data.
 
-Streams (residual groups) become vertical lanes at the left. What is left falls into blocks: groups that feed each other, or are
-factors of one axis. A block is a row of columns, a column a stack of teams, a team the factors of one axis side by side. A long
-chain is wrapped.
+Streams (residual groups) become vertical lanes at the left. The other groups form blocks: groups that feed each other, or that
+are factors of one axis. A block is a row of columns, a column is a stack of teams, and a team is the factors of one axis side by
+side. A long chain is wrapped.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .data import SpecData
 from .parts import Group
 
 COLUMNS = 4
-"""A row has at most so many."""
+"""Maximum number of columns in a row."""
 LETTER = 0.0083
-"""Mean width of a letter in inches, for each point of its size."""
+"""Mean width of a letter in inches, per point of font size."""
 Team = tuple[str, ...]
 """Factors of one axis."""
 Path = tuple[str, ...]
@@ -28,18 +28,18 @@ class Row(NamedTuple):
     """A block, a part of a long one, or several blocks of one module; or the head of a stream."""
 
     label: str
-    """Path of the module that its groups are in."""
+    """Path of the module that contains the row's groups."""
     columns: tuple[tuple[Team, ...], ...]
     stream: str = ""
 
     @property
     def names(self) -> list[str]:
-        """Its groups, from left to right; none for the head of a stream."""
+        """Return the row's groups, from left to right; none for the head of a stream."""
         return [name for column in self.columns for team in column for name in team]
 
 
 class Flow(NamedTuple):
-    """A contraction takes one group to another."""
+    """An arrow of the picture: a contraction sums over `source` and produces `target`."""
 
     source: str
     target: str
@@ -53,37 +53,37 @@ class Layout(NamedTuple):
     """Stream → lane, counted from the right."""
     flows: tuple[Flow, ...]
     ends: dict[str, tuple[str, ...]]
-    """Group → sites that take it to a frozen axis."""
+    """Group → sites that contract it to a frozen axis."""
     starts: frozenset[str]
-    """Groups that a contraction makes of a frozen axis."""
+    """Groups that a contraction produces from a frozen axis."""
 
     def team(self, name: str) -> Team:
-        """The factors among which a group stands."""
+        """Return the team that contains a group."""
         return next((t for r in self.rows for c in r.columns for t in c if name in t), (name,))
 
     def span(self, stream: str) -> tuple[int, int]:
-        """The first and the last row that have to do with a stream."""
+        """Return the first and the last row that a stream touches."""
         return _span(self.rows, self.flows, stream)
 
 
 def layout(spec: SpecData) -> Layout:
-    """Blocks in the order in which the program comes to them."""
+    """Return the layout of a spec; blocks stand in the order in which the program reaches them."""
     groups = spec.groups
     streams = [g for g in groups if groups[g].kind == "residual"]
-    flows, ends = _flows(spec)
+    flows, ends = _find_flows(spec)
     inner = [f for f in flows if f.source not in streams and f.target not in streams]
     order = {name: i for i, name in enumerate(groups)}
-    teams = _teams(spec, streams)
-    blocks = _merged([g for g in groups if g not in streams], [*teams, *([f.source, f.target] for f in inner)])
-    found: list[tuple[int, Row]] = [(order[s], Row(_parent(s), (), s)) for s in streams]
+    teams = _find_teams(spec, streams)
+    blocks = _merge_classes([g for g in groups if g not in streams], [*teams, *([f.source, f.target] for f in inner)])
+    ordered_rows: list[tuple[int, Row]] = [(order[s], Row(_parent(s), (), s)) for s in streams]
     for block in blocks:
-        columns = _columns(block, inner, teams, order)
-        found.append((order[block[0]], Row(_label(block), columns)))
-    rows = _joined([r for _, row in sorted(found, key=lambda x: x[0]) for r in _wrapped(row)])
-    return Layout(rows, _lanes(rows, flows, streams), flows, ends, _starts(spec, flows))
+        columns = _assign_columns(block, inner, teams, order)
+        ordered_rows.append((order[block[0]], Row(_label(block), columns)))
+    rows = _join_rows([r for _, row in sorted(ordered_rows, key=lambda x: x[0]) for r in _wrap(row)])
+    return Layout(rows, _assign_lanes(rows, flows, streams), flows, ends, _find_starts(spec, flows))
 
 
-def _flows(spec: SpecData) -> tuple[tuple[Flow, ...], dict[str, tuple[str, ...]]]:
+def _find_flows(spec: SpecData) -> tuple[tuple[Flow, ...], dict[str, tuple[str, ...]]]:
     flows: dict[Flow, None] = {}
     ends: dict[str, list[str]] = {}
     for s in spec.sites.values():
@@ -95,21 +95,23 @@ def _flows(spec: SpecData) -> tuple[tuple[Flow, ...], dict[str, tuple[str, ...]]
     return tuple(flows), {g: tuple(names) for g, names in ends.items()}
 
 
-def _starts(spec: SpecData, flows: Sequence[Flow]) -> frozenset[str]:
-    """A weight makes them, and no group that came before flows into them."""
+def _find_starts(spec: SpecData, flows: Sequence[Flow]) -> frozenset[str]:
+    """Return the groups that a weight produces and that no earlier group flows into."""
     order = {name: i for i, name in enumerate(spec.groups)}
     fed = {f.target for f in flows if order[f.source] < order[f.target]}
-    made = {g.name for g in spec.groups.values() for m in g.members if m.role == "out" and len(spec.axes[m.tensor]) > 1}
-    return frozenset(made - fed)
+    produced = {
+        g.name for g in spec.groups.values() for m in g.members if m.role == "out" and len(spec.axes[m.tensor]) > 1
+    }
+    return frozenset(produced - fed)
 
 
-def _teams(spec: SpecData, streams: Sequence[str]) -> list[Team]:
-    """Groups that are factors of one axis, each group in one team."""
-    together = []
+def _find_teams(spec: SpecData, streams: Sequence[str]) -> list[Team]:
+    """Return the teams: groups that are factors of one axis; each group is in one team."""
+    factor_lists = []
     for axes in spec.axes.values():
         for axis in axes:
-            together += [[g for g in p if g in spec.groups and g not in streams] for p in _products(axis)]
-    return [tuple(t) for t in _merged([g for g in spec.groups if g not in streams], together)]
+            factor_lists += [[g for g in p if g in spec.groups and g not in streams] for p in _products(axis)]
+    return [tuple(t) for t in _merge_classes([g for g in spec.groups if g not in streams], factor_lists)]
 
 
 def _products(axis: Axis) -> Iterator[list[str]]:
@@ -123,8 +125,8 @@ def _products(axis: Axis) -> Iterator[list[str]]:
                 yield from _products(p)
 
 
-def _merged(names: Sequence[str], together: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The names in classes of what belongs together, all in the given order."""
+def _merge_classes(names: Sequence[str], together: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Return the names split into classes, in the given order; names of one sequence of `together` share a class."""
     parent = {n: n for n in names}
 
     def root(n: str) -> str:
@@ -142,10 +144,10 @@ def _merged(names: Sequence[str], together: Iterable[Sequence[str]]) -> list[lis
     return list(classes.values())
 
 
-def _columns(
+def _assign_columns(
     block: Sequence[str], flows: Sequence[Flow], teams: Sequence[Team], order: dict[str, int]
 ) -> tuple[tuple[Team, ...], ...]:
-    """A team stands right of all that feed it; what flows back is left out of account."""
+    """Return the columns of a block: a team stands right of all teams that feed it; flows backwards are ignored."""
     inside = [t for t in teams if t[0] in set(block)]
     team_of = {name: t for t in inside for name in t}
     sources: dict[Team, list[Team]] = {t: [] for t in inside}
@@ -166,21 +168,21 @@ def _parent(name: str) -> str:
 
 
 def _common(names: Sequence[str]) -> Path:
-    """The path that all names begin with; of each name, more than numbers are left."""
+    """Return the path that all names begin with; what remains of each name contains more than numbers."""
     paths = [tuple(n.split(".")) for n in names]
-    shared = min(map(len, paths)) - 1
-    shared = next((i for i in range(shared) if len({p[i] for p in paths}) > 1), shared)
-    while shared and any(all(token.isdecimal() for token in p[shared:]) for p in paths):
-        shared -= 1
-    return paths[0][:shared]
+    length = min(map(len, paths)) - 1
+    length = next((i for i in range(length) if len({p[i] for p in paths}) > 1), length)
+    while length and any(all(token.isdecimal() for token in p[length:]) for p in paths):
+        length -= 1
+    return paths[0][:length]
 
 
 def _label(names: Sequence[str]) -> str:
     return ".".join(_common(names))
 
 
-def _joined(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Neighbours that are parts of one numbered block stand in one row."""
+def _join_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows, with neighbours joined that are parts of one numbered block."""
     out: list[Row] = []
     for row in rows:
         if out and _same_block(out[-1], row):
@@ -203,9 +205,9 @@ def _numbered(token: str) -> bool:
     return re.search(r"\d$", token) is not None
 
 
-def _wrapped(row: Row) -> Iterator[Row]:
-    """A row for each module of a chain, and for every few columns."""
-    for run in _runs(row) if not row.stream else ():
+def _wrap(row: Row) -> Iterator[Row]:
+    """Yield one row for each module of a chain; split rows of more than `COLUMNS` columns."""
+    for run in _split_runs(row) if not row.stream else ():
         for i in range(0, len(run), COLUMNS):
             part = row._replace(columns=run[i : i + COLUMNS])
             yield part._replace(label=_label(part.names))
@@ -213,18 +215,18 @@ def _wrapped(row: Row) -> Iterator[Row]:
         yield row
 
 
-def _runs(row: Row) -> list[tuple[tuple[Team, ...], ...]]:
-    """The columns, cut where one has no module with the next in common."""
+def _split_runs(row: Row) -> list[tuple[tuple[Team, ...], ...]]:
+    """Return the row's columns, split wherever neighbours have no module in common."""
     runs: list[tuple[tuple[Team, ...], ...]] = []
-    last: set[str] = set()
+    modules_before: set[str] = set()
     for column in row.columns:
         paths = [short(name, row.label).split(".") for team in column for name in team]
-        now = {p[0] if len(p) > 1 else "" for p in paths}
-        if runs and last & now:
+        modules_here = {p[0] if len(p) > 1 else "" for p in paths}
+        if runs and modules_before & modules_here:
             runs[-1] = (*runs[-1], column)
         else:
             runs.append((column,))
-        last = now
+        modules_before = modules_here
     return runs
 
 
@@ -238,29 +240,29 @@ def _span(rows: Sequence[Row], flows: Sequence[Flow], stream: str) -> tuple[int,
     return min(touched), max(touched)
 
 
-def _lanes(rows: Sequence[Row], flows: Sequence[Flow], streams: Sequence[str]) -> dict[str, int]:
-    """The first lane that is free over the whole span."""
+def _assign_lanes(rows: Sequence[Row], flows: Sequence[Flow], streams: Sequence[str]) -> dict[str, int]:
+    """Return stream → the first lane that is free over the whole span of the stream."""
     lanes: dict[str, int] = {}
-    taken: list[list[tuple[int, int]]] = []
+    spans_of_lane: list[list[tuple[int, int]]] = []
     for s in streams:
         low, high = _span(rows, flows, s)
-        free = (i for i, spans in enumerate(taken) if all(high < a or b < low for a, b in spans))
-        lane = next(free, len(taken))
-        if lane == len(taken):
-            taken.append([])
-        taken[lane].append((low, high))
+        free_lanes = (i for i, spans in enumerate(spans_of_lane) if all(high < a or b < low for a, b in spans))
+        lane = next(free_lanes, len(spans_of_lane))
+        if lane == len(spans_of_lane):
+            spans_of_lane.append([])
+        spans_of_lane[lane].append((low, high))
         lanes[s] = lane
     return lanes
 
 
 def modules(group: Group, label: str) -> list[str]:
-    """The modules of a group's members, without the part of their path that the row's label says."""
-    found = dict.fromkeys(_parent(m.tensor) or m.tensor for m in group.members)
-    return [short(name, label) for name in found]
+    """Return the modules of a group's members, without the row's label at the start of their paths."""
+    paths = dict.fromkeys(_parent(m.tensor) or m.tensor for m in group.members)
+    return [short(name, label) for name in paths]
 
 
 def short(name: str, label: str) -> str:
-    """A name without the label that it begins with.
+    """Return a name without the label that it begins with.
 
     >>> short("blocks.0.mlp.fc1", "blocks.0")
     'mlp.fc1'
@@ -269,7 +271,7 @@ def short(name: str, label: str) -> str:
 
 
 def cut(words: str, room: float, size: float) -> str:
-    """Words that fit in so many inches at so many points; the start goes first, since the end of a path says more.
+    """Return the words cut to fit into `room` inches at `size` points; the start is cut, since the end of a path says more.
 
     >>> cut("backbone.stages.0.blocks.1", 1.0, 8.0)
     '…ges.0.blocks.1'
@@ -279,7 +281,7 @@ def cut(words: str, room: float, size: float) -> str:
 
 
 def fit(names: Sequence[str], room: float, size: float, used: int = 0) -> str:
-    """As many names as fit, and how many more there are."""
+    """Return as many names as fit into `room` inches at `size` points, and how many more there are."""
     most = int(room / (size * LETTER)) - used
     for n in range(len(names), 0, -1):
         more = f" … {len(names) - n} more" if n < len(names) else ""

@@ -26,20 +26,20 @@ class Group(NamedTuple):
     """Number of units."""
     members: tuple[Member, ...]
     sites: tuple[str, ...]
-    """Where activations over this axis enter a contraction with parameters."""
+    """Sites where activations over this axis enter a contraction with parameters."""
     mixed_by: tuple[str, ...] = ()
-    """Ops that run over the units (norms, means): where there are any, removing a unit changes the others."""
+    """Ops that combine the units (norms, means); if there are any, removing a unit changes the others."""
     label: str = ""
     """Short name in einops notation."""
 
     @property
     def exact(self) -> bool:
-        """Whether removing a unit leaves the others as they are."""
+        """Whether removing a unit leaves the others unchanged."""
         return not self.mixed_by
 
 
 class Geometry(NamedTuple):
-    """How a convolution walks over its spatial dims."""
+    """The geometry of a convolution over its spatial dims."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -56,39 +56,39 @@ IN_OUT = "i o -> 1 o i 1"
 
 
 class Layout(NamedTuple):
-    """How a value is laid out as the weight of a contraction."""
+    """The layout of a value that is the weight of a contraction."""
 
     weight: str
-    """A parameter, or a value of the program (`%name`) that is computed from parameters."""
+    """Name of a parameter, or of a value of the program (`%name`) that is computed from parameters."""
     pattern: str
     """einops pattern from the weight to [groups, out, in, taps]."""
     groups: Axis
     convolution: bool
-    """Whether its dims are [filters, inputs, *kernel]; not of a transposed one."""
+    """Whether its dims are [filters, inputs, *kernel]; False for a transposed convolution."""
 
 
 class Site(NamedTuple):
-    """The input of a contraction over an axis: where activations are measured and compensated."""
+    """The input of a contraction over an axis; activations are measured and compensated there."""
 
     name: str
     axis: Axis
     """The axis that is summed over."""
     values: tuple[tuple[str, int], ...]
-    """(value, dim) of the program, one for each call of the contraction."""
+    """(value, dim) of the program, one per call of the contraction."""
     calls: tuple[str, ...]
-    """The calls: instructions of the program."""
+    """Instructions of the program that call the contraction."""
     weight: str
-    """The program's value that holds the weight; a parameter, or computed from parameters."""
+    """Value of the program that holds the weight: a parameter, or computed from parameters."""
     pattern: str
     """einops pattern from the weight to [groups, out, in, taps]."""
     groups: Axis
     out: Axis
     bias: str | None
-    """The parameter that is added to the output, if the contraction has one."""
+    """Parameter that is added to the output, if the contraction has one."""
     norm: str | None
     """Running mean of a BatchNorm that follows directly."""
     slot: str
-    """Name of a bias that a compensation may create; empty where the contraction has one."""
+    """Name of a bias that a compensation may create; empty if the contraction already has a bias."""
     geometry: Geometry | None = None
 
     @property
@@ -99,12 +99,12 @@ class Site(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one sample costs."""
+    """The cost of one sample."""
 
     macs: int
-    """Multiply-accumulates of all contractions, attention's two products included."""
+    """Multiply-accumulates of all contractions, including attention's two products."""
     params: int
-    """Elements of all parameters; tied ones count once, buffers do not."""
+    """Elements of all parameters; tied parameters count once, buffers do not count."""
     activations: int
     """Elements written by all ops that are not views."""
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 ENDINGS = (".svg", ".png", ".pdf", ".html")
 COLOURS = {"hidden": "#56B4E9", "residual": "#E69F00", "heads": "#009E73", "head_dim": "#CC79A7", "groups": "#D9C400"}
-"""Okabe and Ito's, which the colour-blind can tell apart; the kind also stands in the box."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart; the box also names the kind."""
 INK, GREY, LINE = "#222222", "#666666", "#777777"
 TINT = 0.22
-"""How much of its colour a box has."""
+"""Opacity of a box's fill colour."""
 DPI, MOST_PIXELS = 130, 60_000
 
 # inches
@@ -37,7 +37,7 @@ LANE, BAR, MARGIN, TITLE = 0.3, 0.1, 0.25, 1.0
 
 
 class Box(NamedTuple):
-    """Where a group stands: left, top, width, height."""
+    """The box of a group: left, top, width, height in inches."""
 
     x: float
     y: float
@@ -46,12 +46,12 @@ class Box(NamedTuple):
 
     @property
     def middle(self) -> float:
-        """Halfway down."""
+        """Vertical centre."""
         return self.y + self.h / 2
 
 
 class Place(NamedTuple):
-    """Where everything stands."""
+    """The positions of everything in the picture, in inches."""
 
     boxes: dict[str, Box]
     rows: tuple[tuple[float, float], ...]
@@ -63,12 +63,12 @@ class Place(NamedTuple):
     lanes: dict[str, float]
     """Stream → x."""
     left: float
-    """Of all boxes."""
+    """Left edge of all boxes."""
     size: tuple[float, float]
 
 
 def picture(spec: SpecData, path: Path | str) -> None:
-    """Draw a spec into a file; see `Spec.picture`."""
+    """Draw a spec to a file; see `Spec.picture`."""
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         raise PruneError(f"a picture cannot be written as {path.name!r}; its name must end in {', '.join(ENDINGS)}")
@@ -88,32 +88,32 @@ def picture(spec: SpecData, path: Path | str) -> None:
     _Drawing(axes, spec, plan, place).draw()
     kind = {".html": "svg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
     metadata: dict[str, Any] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}[kind]
-    drawn = BytesIO()
+    buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "prunefn", "svg.fonttype": "none"}):
         dpi = min(DPI, MOST_PIXELS / max(place.size))
-        figure.savefig(drawn, format=kind, dpi=dpi, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     if kind != "svg":
-        atomic.write_bytes(path, drawn.getvalue())
+        atomic.write_bytes(path, buffer.getvalue())
         return
     titles = {_id(i): explain(spec, g) for i, g in enumerate(spec.groups)}
-    text = svg.titled(drawn.getvalue().decode(), titles)
-    atomic.write_text(path, _html(spec, text) if path.suffix.lower() == ".html" else text)
+    text = svg.titled(buffer.getvalue().decode(), titles)
+    atomic.write_text(path, _render_html(spec, text) if path.suffix.lower() == ".html" else text)
 
 
 def themed(text: str) -> str:
-    """An SVG picture of a spec as a part of a page that has the colours `--ink`, `--soft` and `--paper`."""
+    """Return an SVG picture of a spec for a page that defines the colours `--ink`, `--soft` and `--paper`."""
     names = {INK: "var(--ink)", GREY: "var(--soft)", LINE: "var(--soft)", "#ffffff": "var(--paper)"}
     tints = {_tint(c): f"color-mix(in srgb, {c} {TINT:.0%}, var(--paper))" for c in COLOURS.values()}
     return svg.inline(text, {k.lower(): v for k, v in {**names, **tints}.items()})
 
 
-def _html(spec: SpecData, text: str) -> str:
+def _render_html(spec: SpecData, text: str) -> str:
     page = Template(files("prunefn.spec").joinpath("spec.html").read_text("utf-8"))
     return page.substitute(title=escape(repr(spec)), picture=themed(text))
 
 
 def _id(number: int) -> str:
-    """Of a group's box: names may have signs that an id may not."""
+    """Return the id of a group's box by number, since names may contain characters that an id may not."""
     return f"group_{number}"
 
 
@@ -128,7 +128,7 @@ def _place(plan: Layout) -> Place:
     labels = max((min(len(r.label), 34) for r in plan.rows if not r.stream), default=0)
     lanes = MARGIN + labels * 7.5 * LETTER + 0.15
     left = lanes + (max(plan.lanes.values(), default=-1) + 1) * LANE + GAP
-    at = {s: left - GAP - (lane + 0.5) * LANE for s, lane in plan.lanes.items()}
+    lane_x = {s: left - GAP - (lane + 0.5) * LANE for s, lane in plan.lanes.items()}
     boxes: dict[str, Box] = {}
     rows: list[tuple[float, float]] = []
     column_of: dict[str, int] = {}
@@ -151,21 +151,22 @@ def _place(plan: Layout) -> Place:
     row_of = {n: i for i, r in enumerate(plan.rows) for n in ([r.stream] if r.stream else r.names)}
     last = frozenset(n for r in plan.rows for team in (r.columns[-1] if r.columns else ()) for n in team)
     width = max((b.x + b.w for b in boxes.values()), default=left) + GAP
-    return Place(boxes, tuple(rows), row_of, column_of, last, at, left, (max(width, 7.5), y + 0.35))
+    return Place(boxes, tuple(rows), row_of, column_of, last, lane_x, left, (max(width, 7.5), y + 0.35))
 
 
 class _Drawing:
-    """Everything is drawn on one pair of axes, in inches from the top left."""
+    """A drawing on one pair of axes, in inches from the top left."""
 
     def __init__(self, axes: Axes, spec: SpecData, plan: Layout, place: Place) -> None:
         self.axes, self.spec, self.plan, self.place = axes, spec, plan, place
         self.numbers = {g: i for i, g in enumerate(spec.groups)}
 
     def draw(self) -> None:
-        """From the back to the front."""
+        """Draw everything, from the back to the front."""
         self.title()
         for stream in self.plan.lanes:
             self.bar(stream)
+        # a team has one arrow, which starts and ends at its first factor
         first = {n: team[0] for r in self.plan.rows for c in r.columns for team in c for n in team}
         for a, b in dict.fromkeys(
             (first.get(f.source, f.source), first.get(f.target, f.target)) for f in self.plan.flows
@@ -188,8 +189,9 @@ class _Drawing:
         self.axes.text(x, y, words, **{"fontsize": size, "color": INK, "va": "top", "zorder": 6, **style})
 
     def line(self, *points: tuple[float, float], colour: str = LINE, arrow: bool = True) -> None:
-        """Straight pieces; an arrow at the end."""
+        """Draw a polyline, with an arrowhead at its end."""
         xs, ys = zip(*points, strict=True)
+        # a white line below, so that crossing lines can be told apart
         self.axes.plot(xs, ys, color="white", linewidth=2.6, zorder=2, solid_capstyle="butt")
         self.axes.plot(xs, ys, color=colour, linewidth=0.9, zorder=3, solid_joinstyle="round")
         if arrow:
@@ -228,7 +230,7 @@ class _Drawing:
         self.axes.add_patch(patch)
 
     def group(self, g: Group, box: Box, row: Row) -> None:
-        """Four lines: name; units and kind; members; sites."""
+        """Draw a group's box with four lines of text: name; units and kind; members; sites."""
         self.rectangle(box, COLOURS[g.kind], g.name)
         label = "" if row.stream else row.label
         mixed = [m.removeprefix("aten.").removesuffix(".default") for m in g.mixed_by]
@@ -248,10 +250,10 @@ class _Drawing:
         for (words, size, style), y in zip(lines, (0.05, 0.205, 0.36, 0.5), strict=True):
             self.text(x, box.y + y, words, size, **style)
 
-    # ---- what flows
+    # ---- streams and flows
 
     def bar(self, stream: str) -> None:
-        """A thin line down to the head of the stream, a bar from there on, and a stub to the head."""
+        """Draw a stream: a thin line down to its head, a bar from the head on, and a stub to the head."""
         x, head = self.place.lanes[stream], self.place.boxes[stream]
         first, last = self.plan.span(stream)
         top, bottom = self.place.rows[last]
@@ -266,7 +268,7 @@ class _Drawing:
         self.axes.plot([head.x, x, x], [head.middle, head.middle, max(end, head.middle)], **style)
 
     def flow(self, a: str, b: str) -> None:
-        """Streams are left by a line above a row and met by one below it; boxes are joined where they are neighbours."""
+        """Draw a flow: a line above a row leaves a stream, a line below a row enters one; neighbouring boxes are joined."""
         lanes, boxes, rows = self.place.lanes, self.place.boxes, self.place.rows
         if a in lanes and b in lanes:
             y = boxes[b].y + 0.16
@@ -277,29 +279,29 @@ class _Drawing:
             self.dot(lanes[a], y, COLOURS["residual"])
             self.line((lanes[a], y), (gap, y), (gap, boxes[b].middle), (boxes[b].x, boxes[b].middle))
         elif b in lanes:
-            y, gap = rows[self.place.row_of[a]][1] + 0.12, self._right(a) + 0.12
-            self.line((self._right(a), boxes[a].middle), (gap, boxes[a].middle), (gap, y), (lanes[b], y))
+            y, gap = rows[self.place.row_of[a]][1] + 0.12, self._right_side(a) + 0.12
+            self.line((self._right_side(a), boxes[a].middle), (gap, boxes[a].middle), (gap, y), (lanes[b], y))
         else:
             self.between(a, b)
 
     def between(self, a: str, b: str) -> None:
-        """Neighbouring columns, the wrap to the next row, and what goes back; longer ways stand in the boxes as sites."""
+        """Draw a flow between neighbouring columns, backwards or across a wrap; boxes name the sites of longer flows."""
         place, box, other = self.place, self.place.boxes[a], self.place.boxes[b]
         down, right = place.row_of[b] - place.row_of[a], place.column_of[b] - place.column_of[a]
-        start = (self._right(a), box.middle)
+        start = (self._right_side(a), box.middle)
         if down == 0 and right == 1:
             gap = other.x - 0.3
             self.line(start, (gap, box.middle), (gap, other.middle), (other.x, other.middle))
         elif down == 0 and right == -1:
-            y, to, gap = box.middle + 0.15, other.middle + 0.15, box.x - 0.12
-            self.line((box.x, y), (gap, y), (gap, to), (self._right(b), to))
+            y, target_y, gap = box.middle + 0.15, other.middle + 0.15, box.x - 0.12
+            self.line((box.x, y), (gap, y), (gap, target_y), (self._right_side(b), target_y))
         elif down == 1 and a in place.last and not place.column_of[b]:
             y, gap = place.rows[place.row_of[a]][1] + 0.17, other.x - 0.3
             out = start[0] + 0.12
             self.line(start, (out, box.middle), (out, y), (gap, y), (gap, other.middle), (other.x, other.middle))
 
-    def _right(self, name: str) -> float:
-        """The right side of the team that a group is in."""
+    def _right_side(self, name: str) -> float:
+        """Return the right side of the team that contains a group."""
         last = self.place.boxes[self.plan.team(name)[-1]]
         return last.x + last.w
 
@@ -315,10 +317,10 @@ class _Drawing:
             self.ring(x, y + 0.24)
             self.text(x + 0.09, y + 0.24, fit(list(sites), HEAD, 6.5), 6.5, color=GREY, va="center")
         else:
-            x, y = self._right(name), self.place.boxes[name].y + 0.13
+            x, y = self._right_side(name), self.place.boxes[name].y + 0.13
             self.line((x, y), (x + 0.14, y))
             self.ring(x + 0.17, y)
 
     def ring(self, x: float, y: float) -> None:
-        """Stands for a frozen axis."""
+        """Draw the ring that represents a frozen axis."""
         self.axes.plot([x], [y], "o", color="white", markersize=4, markeredgecolor=LINE, markeredgewidth=0.9, zorder=5)

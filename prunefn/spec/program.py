@@ -1,7 +1,7 @@
 """The traced computation as immutable data.
 
-A `Program` is a tuple of instructions. Every static size in it that belongs to an axis is stored as that axis, so that one
-program serves every mask and every batch size: `program.build` looks the sizes up and emits an `fx.Graph`.
+A `Program` is a tuple of instructions. Every static size that belongs to an axis is stored as that axis, so one program serves
+every mask and every batch size: `program.build` looks up the sizes and emits an `fx.Graph`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device that the parameters are on."""
+    """The device of the parameters."""
 
 
 class Instruction(NamedTuple):
@@ -49,37 +49,37 @@ class Instruction(NamedTuple):
     """Path of the module that the op belongs to."""
 
     def reads(self) -> list[str]:
-        """Return the names of the values that it reads, in the order of its arguments."""
+        """Return the names of the values that the instruction reads, in the order of its arguments."""
         return list(refs((self.args, tuple(v for _, v in self.kwargs))))
 
     @property
     def is_size(self) -> bool:
-        """Whether its result is the size of a dim."""
+        """Whether the result is the size of a dim."""
         return self.op.startswith("aten.sym_size")
 
     def arguments(self) -> dict[str, Any]:
-        """Return the given arguments by name, or by position where the op has no schema."""
+        """Return the passed arguments by name, or by position if the op has no schema."""
         schema = getattr(target(self.op), "_schema", None)
         names = [a.name for a in schema.arguments] if schema is not None else [str(n) for n in range(len(self.args))]
         return {**dict(zip(names, self.args, strict=False)), **dict(self.kwargs)}
 
 
 class Input(NamedTuple):
-    """A tensor input; sizes of the axes of its dims."""
+    """A tensor input, with the axis of each dim."""
 
     name: str
     axes: tuple[Axis, ...]
 
 
 class Slot(NamedTuple):
-    """A bias that may be added to a contraction that has none."""
+    """A bias that may be added to a contraction without one."""
 
     tensor: str
     instruction: str
     argument: int
-    """Position of the op's bias argument; -1: the bias is added to the result."""
+    """Position of the op's bias argument; -1 if the bias is added to the result."""
     dim: int
-    """Dim of the result that the bias runs along, counted from the right."""
+    """Dim of the result along which the bias is added, counted from the right."""
     axis: Axis
 
 
@@ -92,23 +92,23 @@ class Program(NamedTuple):
     instructions: tuple[Instruction, ...]
     outputs: tuple[Any, ...]
     updates: tuple[tuple[str, Ref], ...]
-    """Buffer → its new value, in train mode."""
+    """(buffer, its new value) in train mode."""
     slots: tuple[Slot, ...]
     batch: FrozenDict[str, tuple[str, int]]
-    """Leaf whose size is known at run time only → (input, dim)."""
+    """Leaf whose size is known only at run time → (input, dim)."""
     in_spec: trees.Form
     out_spec: trees.Form
     axes: FrozenDict[str, tuple[Axis, ...]]
-    """Result of an instruction (`%name`) → the axis of each of its dims, where it is one tensor."""
+    """Result of an instruction (`%name`) → axis of each dim, if the result is one tensor."""
     layers: frozenset[str]
-    """Instructions whose result is an activation also where all that they read are parameters, such as learned queries."""
+    """Instructions whose result is an activation even if they read only parameters, such as learned queries."""
     domain: Domain = Domain()
-    """The sizes for which the program stands for the model."""
+    """The sizes for which the program represents the model."""
 
     def activations(self) -> frozenset[str]:
-        """Return the values that depend on the inputs, or on their sizes, or are a layer's result.
+        """Return the values that depend on the inputs or on their sizes, or that are a layer's result.
 
-        All others come from parameters alone.
+        All other values depend on parameters alone.
         """
         active, batch = {i.name for i in self.inputs}, set(self.batch)
         for i in self.instructions:
@@ -119,19 +119,19 @@ class Program(NamedTuple):
 
 
 def target(op: str) -> Callable[..., Any]:
-    """The function that an instruction calls."""
+    """Return the function that an instruction calls."""
     if op.startswith("operator."):
         return getattr(operator, op.removeprefix("operator."))
     if op in ("math.floor", "math.ceil", "math.trunc"):
         return getattr(__import__("math"), op.removeprefix("math."))
-    found: Any = torch if op.startswith("torch.") else torch.ops
+    obj: Any = torch if op.startswith("torch.") else torch.ops
     for part in op.removeprefix("torch.").split("."):
-        found = getattr(found, part)
-    return found
+        obj = getattr(obj, part)
+    return obj
 
 
 def op_name(function: Any) -> str:
-    """The inverse of `target`."""
+    """Return the name of a function as an instruction's op; the inverse of `target`."""
     if isinstance(function, torch._ops.OpOverload):
         return str(function)
     module = {"_operator": "operator"}.get(function.__module__, function.__module__)
@@ -139,7 +139,7 @@ def op_name(function: Any) -> str:
 
 
 def needed_by(program: Program, wanted: set[str], slots: Mapping[str, Slot]) -> set[str]:
-    """Names of all values that the wanted ones depend on."""
+    """Return the names of all values that the wanted ones depend on, including these."""
     for ins in reversed(program.instructions):
         if f"%{ins.name}" in wanted:
             wanted |= set(ins.reads())
@@ -149,7 +149,7 @@ def needed_by(program: Program, wanted: set[str], slots: Mapping[str, Slot]) -> 
 
 
 def refs(args: Any) -> Iterable[str]:
-    """Names of the values in a nest of arguments."""
+    """Yield the names of the values in nested arguments."""
     if isinstance(args, Ref):
         yield args.name
     elif isinstance(args, tuple):
@@ -158,7 +158,7 @@ def refs(args: Any) -> Iterable[str]:
 
 
 def size_leaves(args: Any) -> Iterable[str]:
-    """Leaves in the static sizes of a nest of arguments."""
+    """Yield the leaves in the static sizes of nested arguments."""
     if isinstance(args, Size):
         yield from leaves(args.axis)
     elif isinstance(args, tuple):

@@ -19,7 +19,7 @@ from .data import SpecData
 
 
 class Spec(SpecData):
-    """What `pf.trace` returns: which axes of which tensors belong together, the program, and the costs. Read-only."""
+    """The result of `pf.trace`: the groups (axes that shrink together), the program and the costs of a model. Read-only."""
 
     def __repr__(self) -> str:
         kinds = [g.kind for g in self.groups.values()]
@@ -30,11 +30,11 @@ class Spec(SpecData):
     def __str__(self) -> str:
         lines = [
             repr(self),
-            *self._recorded(),
+            *self._recorded_lines(),
             "",
             "inputs",
-            *(f"  {i.name}: {' '.join(self._input_axis(a) for a in i.axes) or '()'}" for i in self.program.inputs),
-            *self._domain(),
+            *(f"  {i.name}: {' '.join(self._input_axis_text(a) for a in i.axes) or '()'}" for i in self.program.inputs),
+            *self._domain_lines(),
             "",
             "groups (label: name, kind, units, members, MACs that it takes part in)",
         ]
@@ -50,26 +50,28 @@ class Spec(SpecData):
             lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
         return "\n".join(lines)
 
-    def _input_axis(self, axis: Axis) -> str:
+    def _input_axis_text(self, axis: Axis) -> str:
         return axis.name if isinstance(axis, Leaf) else str(size(axis, self.sizes))
 
-    def _domain(self) -> list[str]:
-        """Sizes of inputs for which the program stands for the model, where those are not all."""
+    def _domain_lines(self) -> list[str]:
+        """Return a line for each restriction of the input sizes for which the program represents the model."""
         domain = self.program.domain
         limits = [f"  {leaf} is {limit}" for leaf, limit in domain.limits.items()]
         return [*limits, *(f"  holds where {guard}" for guard in domain.guards)]
 
-    def _recorded(self) -> list[str]:
-        """What a reader should know of a recorded spec."""
+    def _recorded_lines(self) -> list[str]:
+        """Return the notes on a recorded spec; none for an exported one."""
         if self.capture == "exported":
             return []
         lines = [f"recorded from one run on the example, whose costs these are: {first_sentence(self.capture_reason)}"]
-        if idle := [t for t in self.axes if t in self.parameters and t not in self.program.tensors]:
-            lines.append(f"parameters that this run did not use, and that stay as they are: {', '.join(idle)}")
+        if unused := [t for t in self.axes if t in self.parameters and t not in self.program.tensors]:
+            lines.append(f"parameters that this run did not use, and that stay as they are: {', '.join(unused)}")
         return lines
 
     def table(self) -> str:
-        """One line per group, for print: name, kind, units, members, sites, the MACs and params it takes part in, what mixes it.
+        """Return a table with one line per group, for print.
+
+        Its columns are name, kind, units, members, sites, the MACs and params that the group takes part in, and the ops that mix it.
 
         >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -79,24 +81,24 @@ class Spec(SpecData):
         return views.table(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain data that `json.dumps` takes, for other tools; what it takes to prune without prunefn.
+        """Return the spec as plain data for `json.dumps`, for other tools; it suffices to prune without prunefn.
 
-        An axis is the name of a group (or of the batch), a number (frozen, so many positions), `{"product": [axis, …]}`
-        (row-major) or `{"concat": [axis, …]}`. A position is kept iff all the units on its path are. The keys:
+        An axis is the name of a group (or of the batch), a number (a frozen axis with this many positions), `{"product": [axis, …]}`
+        (row-major) or `{"concat": [axis, …]}`. A position is kept iff all units on its path are kept. The keys:
 
         * `format`: 1, until keys change their meaning; `versions` of prunefn and torch; `capture` and `capture_reason`;
           `train`
-        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] whose size it has; `limits`: axis → `low`, `high`, `reason`
-          of the sizes for which the program holds; `guards`: conditions on sizes under which it does
-        * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: for each of them a list of terms
-          `{"times": int, "axes": […]}`, whose sum of products of sizes is the cost of any mask
+        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] that has its size; `limits`: axis → `low`, `high`, `reason`
+          of the sizes for which the program holds; `guards`: conditions on sizes under which it holds
+        * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: cost → list of terms
+          `{"times": int, "axes": […]}`; the sum of these products of sizes is the cost of any mask
         * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,
           `role`, `size` of that dim), `sites`, and the `macs` and `params` that its units take part in
         * `sites`: name → `axis` that is summed over, `out`, `einops`, `weight` (None: computed from parameters), `pattern`
           (einops, weight → [groups, out, in, taps]), `bias`, `norm` (a running mean), `new_bias`, number of `calls`
-        * `tensors`: name → `shape`, `axes`, `einops`, `parameter` (else a buffer), `tied_to`, `frozen` (reasons for each dim)
-        * `new_biases` that a compensation may create, and `constants` that are in no state dict: `shape`, `axes`, `einops`
-        * `unknown_ops`: op without a rule → where it stands in the source
+        * `tensors`: name → `shape`, `axes`, `einops`, `parameter` (else a buffer), `tied_to`, `frozen` (reasons per dim)
+        * `new_biases` that a compensation may create, and `constants` that no state dict contains: `shape`, `axes`, `einops`
+        * `unknown_ops`: op without a rule → its place in the source
 
         >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -106,17 +108,17 @@ class Spec(SpecData):
         return views.to_dict(self)
 
     def picture(self, path: Path | str) -> None:
-        """Draw the groups and what flows between them; the ending of `path` says how: `.svg`, `.png`, `.pdf` or `.html`.
+        """Draw the groups and the flows between them; the suffix of `path` is the format: `.svg`, `.png`, `.pdf` or `.html`.
 
-        In a browser, members and sites of a group show where the pointer rests; the page is light or dark, as the reader's is.
+        In a browser, a tooltip shows the members and sites of a group; the page follows the reader's light or dark theme.
 
         Raises:
-            PruneError: matplotlib is not there, or it cannot write such a file.
+            PruneError: matplotlib is not installed, or the suffix is not supported.
         """
         drawn.picture(self, path)
 
     def explain(self, name: str) -> str:
-        """Why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.
+        """Return why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.
 
         Raises:
             ParamsError: no tensor or group has this name.
@@ -124,11 +126,11 @@ class Spec(SpecData):
         return views.explain(self, name)
 
 
-trees.register_constant(Spec)  # torch.compile takes a spec as a constant, and guards on it
+trees.register_constant(Spec)  # torch.compile treats a spec as a constant, and guards on it
 
 
 def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
-    """The spec of what a mask leaves: sizes shrink, constants that carry a group are sliced, all else is shared."""
+    """Return the spec after a mask: sizes shrink, constants that contain a group are sliced, all else is shared."""
     sizes = FrozenDict({g: int(mask[g].sum()) if g in mask else n for g, n in spec.sizes.items()})
     groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
     tensors = {n: take(t, spec.constants.axes[n], mask, spec.sizes) for n, t in spec.constants.tensors.items()}
@@ -136,7 +138,7 @@ def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
 
 
 def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
-    """The kept part of a tensor; the tensor itself if all of it is kept."""
+    """Return the kept part of a tensor; the tensor itself if all of it is kept."""
     for d, axis in enumerate(axes):
         if any(leaf in mask for leaf in leaves(axis)):
             kept = keep(axis, mask, sizes)
@@ -146,7 +148,7 @@ def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: M
 
 
 def first_sentence(text: str) -> str:
-    """torch's messages go on for long.
+    """Return the first sentence of a text, at most 300 characters, since torch's messages are long.
 
     >>> first_sentence("It cannot be. Please consider 1. this, 2. that")
     'It cannot be'
@@ -155,7 +157,7 @@ def first_sentence(text: str) -> str:
 
 
 def check_runnable(spec: Spec) -> None:
-    """The spec's program stands for the model on any input.
+    """Check that the spec's program can be run on any input.
 
     Raises:
         TraceError: the model was recorded, not exported.
@@ -170,10 +172,10 @@ def check_runnable(spec: Spec) -> None:
 
 
 def check_params(params: Mapping[str, Tensor], spec: Spec, names: tuple[str, ...]) -> None:
-    """Every named tensor is there and has the spec's shape.
+    """Check that every named tensor is present and has the spec's shape.
 
     Raises:
-        ParamsError: names the tensor and both shapes.
+        ParamsError: a tensor is missing or has another shape; the text names it and both shapes.
     """
     for n in names:
         if n not in params:
@@ -181,5 +183,5 @@ def check_params(params: Mapping[str, Tensor], spec: Spec, names: tuple[str, ...
         if tuple(params[n].shape) != spec.shape(n):
             raise ParamsError(
                 f"{n!r} has shape {tuple(params[n].shape)}, but the spec says {spec.shape(n)} = {spec.einops(n)}; "
-                "pruned parameters go with pf.shrink(spec, mask)"
+                "pruned parameters need the spec pf.shrink(spec, mask)"
             )

@@ -17,22 +17,22 @@ from .data import SpecData
 from .parts import Group, Member, Site
 
 FORMAT = 1
-"""Grows when keys of `to_dict` change their meaning or go."""
+"""Version of `to_dict`'s format; it grows when keys change their meaning or are removed."""
 COLUMNS = ("group", "kind", "units", "members", "sites", "MACs", "params", "mixed by")
 LEFT = ("group", "kind", "mixed by")
-"""Columns of words; numbers stand to the right."""
+"""Left-aligned columns: words; numbers are right-aligned."""
 NOTE = (
     "MACs and params: the share in which the group's units take part; a weight counts for its inputs and its outputs."
 )
 
 
 def table(spec: SpecData) -> str:
-    """One line per group; see `Spec.table`."""
+    """Return a table with one line per group; see `Spec.table`."""
     totals = [max(p(spec.sizes), 1) for p in (spec.costs.macs, spec.costs.params)]
-    shares = [
+    ratios = [
         {g: n / total for g, n in parts(spec, q).items()} for q, total in zip(("macs", "params"), totals, strict=True)
     ]
-    rows = [_row(g, [s[g.name] for s in shares]) for g in spec.groups.values()]
+    rows = [_row(g, [s[g.name] for s in ratios]) for g in spec.groups.values()]
     if not rows:
         return repr(spec)
     widths = [max(len(r[i]) for r in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
@@ -45,29 +45,29 @@ def table(spec: SpecData) -> str:
     return "\n".join([repr(spec), "", line(COLUMNS), rule, *map(line, rows), "", NOTE])
 
 
-def _row(g: Group, shares: Sequence[float]) -> tuple[str, ...]:
+def _row(g: Group, ratios: Sequence[float]) -> tuple[str, ...]:
     mixed = ", ".join(m.removeprefix("aten.").removesuffix(".default") for m in g.mixed_by)
-    costs = (f"{100 * s:.1f} %" for s in shares)
+    costs = (f"{100 * s:.1f} %" for s in ratios)
     return (g.name, g.kind, str(g.size), str(len(g.members)), str(len(g.sites)), *costs, mixed)
 
 
 def parts(spec: SpecData, quantity: str) -> dict[str, int]:
-    """Group → what of a cost its units take part in, which would go with all of them; from the terms that it stands in."""
+    """Return group → the part of a cost that its units take part in, which removing all of them would save."""
     polynomial: Polynomial = getattr(spec.costs, quantity)
-    out = dict.fromkeys(spec.groups, 0)
+    part_of = dict.fromkeys(spec.groups, 0)
     for c, axes in polynomial.terms:
         value = prod(size(a, spec.sizes) for a in axes)
         for g in {leaf for a in axes for leaf in leaves(a)}:
             without = ChainMap({g: 0}, dict(spec.sizes))
-            out[g] += c * (value - prod(size(a, without) for a in axes))
-    return out
+            part_of[g] += c * (value - prod(size(a, without) for a in axes))
+    return part_of
 
 
 def to_dict(spec: SpecData) -> dict[str, Any]:
-    """The spec as plain data; see `Spec.to_dict` for the keys."""
+    """Return the spec as plain data; see `Spec.to_dict` for the keys."""
     from prunefn._version import __version__
 
-    made = spec.slots
+    new_biases = spec.slots
     macs, params = parts(spec, "macs"), parts(spec, "params")
     labels = spec.labels()
     return {
@@ -84,15 +84,15 @@ def to_dict(spec: SpecData) -> dict[str, Any]:
         "polynomials": {q: _polynomial(getattr(spec.costs, q)) for q in spec.costs._fields},
         "groups": {n: _group(spec, g, macs[n], params[n]) for n, g in spec.groups.items()},
         "sites": {n: _site(s, labels) for n, s in spec.sites.items()},
-        "tensors": {t: _tensor(spec, t, labels) for t in spec.axes if t not in made},
-        "new_biases": {t: _dims(spec, spec.axes[t], labels) for t in spec.axes if t in made},
+        "tensors": {t: _tensor(spec, t, labels) for t in spec.axes if t not in new_biases},
+        "new_biases": {t: _dims(spec, spec.axes[t], labels) for t in spec.axes if t in new_biases},
         "constants": {t: _dims(spec, axes, labels) for t, axes in spec.constants.axes.items()},
         "unknown_ops": dict(spec.unknown),
     }
 
 
 def axis_data(axis: Axis) -> Any:
-    """An axis as plain data: a name, a number, or `{"product": […]}` or `{"concat": […]}` of these.
+    """Return an axis as plain data: a name, a number, or `{"product": […]}` or `{"concat": […]}` of these.
 
     >>> axis_data(Product((Fixed(3), Leaf("heads"), Leaf("head_dim"))))
     {'product': [3, 'heads', 'head_dim']}
@@ -163,17 +163,17 @@ def _tensor(spec: SpecData, name: str, labels: Mapping[str, str]) -> dict[str, A
 
 
 def explain(spec: SpecData, name: str) -> str:
-    """Why each dim of a tensor is prunable or not, or where a group occurs; see `Spec.explain`."""
+    """Return why each dim of a tensor is prunable or not, or where a group occurs; see `Spec.explain`."""
     slots = spec.slots
     if name in spec.groups:  # a bare parameter may have the name of its group
         return "\n".join(
-            [*_explain_group(spec, spec.groups[name]), *(_explain(spec, name) if name in spec.axes else [])]
+            [*_explain_group(spec, spec.groups[name]), *(_explain_tensor(spec, name) if name in spec.axes else [])]
         )
-    known = [t for t in spec.axes if t not in slots]
-    tensors = [t for t in known if t == name or t.startswith(f"{name}.") or fnmatch(t, name)]
+    existing = [t for t in spec.axes if t not in slots]
+    tensors = [t for t in existing if t == name or t.startswith(f"{name}.") or fnmatch(t, name)]
     if not tensors:
         raise ParamsError(f"no tensor or group is called {name!r}{nearest(name, [*spec.groups, *spec.axes])}")
-    return "\n".join(line for t in tensors for line in _explain(spec, t))
+    return "\n".join(line for t in tensors for line in _explain_tensor(spec, t))
 
 
 def _explain_group(spec: SpecData, g: Group) -> list[str]:
@@ -182,14 +182,14 @@ def _explain_group(spec: SpecData, g: Group) -> list[str]:
     return [head, *members, *(f"  measured at {s}" for s in g.sites)]
 
 
-def _explain(spec: SpecData, tensor: str) -> list[str]:
+def _explain_tensor(spec: SpecData, tensor: str) -> list[str]:
     lines = [f"{tensor}: {spec.einops(tensor) or '()'}"]
     for d, axis in enumerate(spec.axes[tensor]):
         groups = list(dict.fromkeys(leaves(axis)))
-        why = list(spec.frozen.get((tensor, d), ()))
-        text = [f"{g} ({spec.groups[g].kind})" for g in groups if g in spec.groups]
-        text += [f"frozen: {w}" for w in why]
+        reasons = list(spec.frozen.get((tensor, d), ()))
+        notes = [f"{g} ({spec.groups[g].kind})" for g in groups if g in spec.groups]
+        notes += [f"frozen: {w}" for w in reasons]
         lines.append(
-            f"  dim {d}, size {size(axis, spec.sizes)}: {'; '.join(text) or 'frozen: it has one position, or meets no other tensor'}"
+            f"  dim {d}, size {size(axis, spec.sizes)}: {'; '.join(notes) or 'frozen: it has one position, or meets no other tensor'}"
         )
     return lines

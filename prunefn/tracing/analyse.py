@@ -1,4 +1,4 @@
-"""graph → axes of every value: one pass of the rules over the ops."""
+"""Graph → axes of every value, by one pass of the rules over the ops."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ FRAME = re.compile(r'File "(.*)", line (\d+)')
 
 @dataclass
 class Analysis:
-    """What the rules said of a graph."""
+    """The statements of the rules about a graph."""
 
     alg: Algebra = field(default_factory=Algebra)
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """A Value, a list of them, a SizeOf, or a plain number."""
+    """Node → a Value, a list of Values, a SizeOf, or a plain number."""
     tensors: dict[str, Axes] = field(default_factory=dict)
     """Parameter or buffer → its axes."""
     resized: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
-    """Weights of norms."""
+    """Weights of norm layers."""
     layers: set[str] = field(default_factory=set)
-    """Nodes whose results are activations, whatever they read."""
+    """Nodes whose results are activations, even if they read only parameters."""
     written: list[Axes] = field(default_factory=list)
     """Axes of every output that is not a view."""
     batch: dict[Var, tuple[str, int]] = field(default_factory=dict)
-    """Leaf → the (input, dim) whose size it has at run time."""
+    """Leaf → (input, dim) that has its size at run time."""
     symbols: dict[Any, Term] = field(default_factory=dict)
     """Symbol of a batch size → its axis."""
     unknown: dict[str, str] = field(default_factory=dict)
-    """Op without a rule → where it was met first."""
+    """Op without a rule → the place of its first call."""
 
 
 def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
-    """Run the rules over the graph."""
+    """Run the rules over the graph, and return their statements."""
     a = Analysis()
     for node in captured.graph.nodes:
         if node.op == "placeholder":
-            a.values[node] = _placeholder(a, node, captured)
+            a.values[node] = _analyse_placeholder(a, node, captured)
         elif node.op == "call_function":
-            a.values[node] = _call(a, node, extra)
+            a.values[node] = _analyse_call(a, node, extra)
     results = [v for v in captured.outputs if isinstance(v, fx.Node)]
     for v in (a.values[n] for n in results):
         for w in v if isinstance(v, list) else [v]:
@@ -66,11 +66,11 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
     if captured.how == "exported":
-        _batches(a, captured)
+        _record_batches(a, captured)
     return a
 
 
-def _batches(a: Analysis, captured: Captured) -> None:
+def _record_batches(a: Analysis, captured: Captured) -> None:
     for name in captured.inputs:
         axes = a.values[captured.nodes[name]].axes
         root = a.alg.find(axes[0]) if axes else None
@@ -79,16 +79,16 @@ def _batches(a: Analysis, captured: Captured) -> None:
 
 
 def hints(value: Tensor) -> tuple[int, ...]:
-    """The shape with symbolic sizes replaced by those of the example."""
-    found = [n.node.hint if isinstance(n, torch.SymInt) else n for n in value.shape]
-    if None in found:
+    """Return the shape of a tensor with symbolic sizes replaced by those of the example."""
+    shape = [n.node.hint if isinstance(n, torch.SymInt) else n for n in value.shape]
+    if None in shape:
         raise TraceError(
-            f"the size {value.shape[found.index(None)]} of a tensor of shape {tuple(value.shape)} depends on data"
+            f"the size {value.shape[shape.index(None)]} of a tensor of shape {tuple(value.shape)} depends on data"
         )
-    return tuple(int(n) for n in found if n is not None)
+    return tuple(int(n) for n in shape if n is not None)
 
 
-def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
+def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return value
@@ -96,13 +96,15 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     if node.name in captured.inputs:
         batch = BATCH if captured.how == "exported" else INPUT
         axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
-        first: Any = value.shape[0] if axes else None
-        if isinstance(first, torch.SymInt):
-            a.alg.unify(axes[0], a.symbols.setdefault(first.node.expr, axes[0]))
+        batch_size: Any = value.shape[0] if axes else None
+        if isinstance(batch_size, torch.SymInt):
+            a.alg.unify(axes[0], a.symbols.setdefault(batch_size.node.expr, axes[0]))
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
-    made = captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
-    axes = tuple(a.alg.leaf(n, MADE if made else None if floating else INTEGER) for n in shape)
+    made_in_forward = (
+        captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
+    )
+    axes = tuple(a.alg.leaf(n, MADE if made_in_forward else None if floating else INTEGER) for n in shape)
     name = captured.tensors.get(node.name)
     if name is not None and (node.users or name in captured.updates):
         if name in a.tensors:  # one tensor under two placeholders
@@ -112,7 +114,7 @@ def _placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     return Value(node.name, axes, False, boolean=value.dtype == torch.bool, zero=name is not None)
 
 
-def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
+def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
         item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
         return item._replace(name=node.name) if isinstance(item, Value) else item
@@ -120,22 +122,22 @@ def _call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if not isinstance(meta, Tensor) and not (
         isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)
     ):
-        return _size(a, node, meta)
+        return _analyse_size(a, node, meta)
     metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
     shapes, unused = (
         [hints(m) for m in metas],
-        _unused(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
+        _unused_outputs(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
     )
-    call = Call(a.alg, str(node.target), node.name, _bind(a, node), shapes, reason_of(node), unused)
+    call = Call(a.alg, str(node.target), node.name, _bind_arguments(a, node), shapes, reason_of(node), unused)
     call, out = _apply_rule(a, node, call, extra)
-    _same_batch(a, metas, out)
+    _unify_batches(a, metas, out)
     return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
 
 
 def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
-    """The call with what its rule said, and the axes of the outputs.
+    """Return the call with the statements of its rule, and the axes of the outputs.
 
-    An op without a rule, or whose built-in rule fails, freezes all that it touches and is reported.
+    An op without a rule, or whose built-in rule fails, freezes all axes that it touches and is reported.
 
     Raises:
         TraceError: a rule of the user fails.
@@ -144,11 +146,12 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
     if rule is None:
         a.unknown.setdefault(call.op, call.at.source)
         return call, rules.no_rule(call)
+    # a rule that fails may have made some statements: the copy has none
     untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], layer=False)
     try:
         out = rule(call)
         out = [out] if isinstance(out, tuple) else out
-        _check(call, out)
+        _check_sizes(call, out)
         return call, out
     except Exception as error:  # a rule may raise anything
         problem = f"{type(error).__name__}: {error}"
@@ -158,14 +161,14 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
         return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
 
 
-def _unused(node: fx.Node, count: int) -> frozenset[int]:
-    """Which of several outputs nothing reads."""
+def _unused_outputs(node: fx.Node, count: int) -> frozenset[int]:
+    """Return the indices of outputs that nothing reads."""
     read: list[Any] = [u.args[1] for u in node.users if u.target is operator.getitem and u.users]
     return frozenset(range(count)).difference(read)
 
 
-def _same_batch(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
-    """A rule may lose the batch (an op without a rule always does); its symbol tells it."""
+def _unify_batches(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
+    """Unify batch axes by their symbol, since a rule may lose the batch (an op without a rule always does)."""
     for meta, axes in zip(metas, out, strict=True):
         for n, axis in zip(meta.shape, axes, strict=True):
             batch = a.symbols.get(n.node.expr) if isinstance(n, torch.SymInt) else None
@@ -191,21 +194,21 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     return values[0] if single else values
 
 
-def _check(call: Call, out: list[Axes]) -> None:
-    """A rule that returns the wrong sizes is a bug; better found here than in a pruned network."""
+def _check_sizes(call: Call, out: list[Axes]) -> None:
+    """Check that a rule returned axes of the right sizes, to find its bug here rather than in a pruned network."""
     sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
     if sizes != call.shapes:
         raise TraceError(f"the rule returns axes of sizes {sizes} for outputs of shapes {call.shapes}")
 
 
-def _size(a: Analysis, node: fx.Node, meta: Any) -> Any:
-    """Arithmetic on symbolic sizes: a size of a dim, and products of them, stay known."""
+def _analyse_size(a: Analysis, node: fx.Node, meta: Any) -> Any:
+    """Return the result of arithmetic on symbolic sizes; the size of a dim and products of sizes stay traceable to axes."""
     args: list[Any] = [a.values.get(x, x) if isinstance(x, fx.Node) else x for x in node.args]
     if "sym_size" in str(node.target) and isinstance(args[0], Value):
         return SizeOf(args[0].axes[args[1]])
     if node.target is operator.mul and any(isinstance(x, SizeOf) for x in args):
         sizes = [a.alg.size(x.axis) if isinstance(x, SizeOf) else x for x in args if isinstance(x, SizeOf | int)]
-        if len(sizes) == 2:  # of which factor comes first, a number says nothing
+        if len(sizes) == 2:  # a number does not say which factor comes first
             return SizeOf(a.alg.leaf(sizes[0] * sizes[1]))
     return meta
 
@@ -214,13 +217,13 @@ _SCHEMAS: dict[Any, list[tuple[str, Any]]] = {}
 
 
 def schema(op: Any) -> list[tuple[str, Any]]:
-    """(name, default) of each argument of an op."""
+    """Return (name, default) of each argument of an op."""
     if op not in _SCHEMAS:
         _SCHEMAS[op] = [(x.name, x.default_value if x.has_default_value() else None) for x in op._schema.arguments]
     return _SCHEMAS[op]
 
 
-def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
+def _bind_arguments(a: Analysis, node: fx.Node) -> dict[str, Any]:
     def value(x: Any) -> Any:
         if isinstance(x, fx.Node):
             return a.values[x]
@@ -236,7 +239,7 @@ def _bind(a: Analysis, node: fx.Node) -> dict[str, Any]:
 
 
 def reason_of(node: fx.Node) -> Reason:
-    """Return where an op was called: the innermost line outside of torch, if there is one."""
+    """Return the place of an op's call: the innermost line outside of torch, if there is one."""
     frames = FRAME.findall(node.meta.get("stack_trace") or "")
     if not frames:
         return Reason("", str(node.target))

@@ -1,4 +1,4 @@
-"""`trace`: model → Spec."""
+"""Trace a model into a spec."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def trace(
     """Trace a model once into an immutable spec of its prunable axes.
 
     Args:
-        model: any module, on any device, `meta` included. It comes back as it was. Where `torch.export` cannot capture it
-            (control flow that depends on data), one run on the example is recorded: see `Spec.capture`.
+        model: any module, on any device, including `meta`. It is left unchanged. If `torch.export` cannot capture it (control
+            flow that depends on data), one run on the example is recorded: see `Spec.capture`.
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
-        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), before the built-in ones.
-        freeze: tensors that stay as they are in every dim: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
-        check: prove the program: run it beside the module at the traced sizes and with every size changed. Where they differ at
-            the traced sizes the run is recorded instead; another size at which they differ is refused by `forward` and statistics,
-            and `print(spec)` says why. On `meta` nothing is run.
+        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules.
+        freeze: tensors that must not change: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
+        check: prove the program: compare its results with the module's at the traced sizes and with every size changed. If they
+            differ at the traced sizes, the run is recorded instead. If they differ at another size, `forward` and statistics
+            refuse this size, and `print(spec)` says why. On `meta` nothing is run.
 
     Returns:
         A `Spec`: groups with kinds, members and sites; the program; exact costs. Hashable, picklable, comparable.
 
     Raises:
-        TraceError: the model can be neither exported nor recorded; both messages are passed on.
-            A rule of `rules` fails or returns wrong sizes, or torch has no op of its name.
+        TraceError: the model can be neither exported nor recorded (the text contains both messages); a rule of `rules` fails or
+            returns wrong sizes; or torch has no op of its name.
         ParamsError: a pattern of `freeze` matches nothing.
 
     Example:
@@ -80,14 +80,14 @@ def trace(
         args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
-    given, own = (args, kwargs or {}), checked(rules or {})
+    example, user_rules = (args, kwargs or {}), checked(rules or {})
     try:
-        trial = _exported(model, given, train, own, freeze)
-        if not check or not runs(model, *given):
+        trial = _trace_by_export(model, example, train, user_rules, freeze)
+        if not check or not runs(model, *example):
             return trial.spec
         spec = proved(trial)
     except TraceError as error:
-        return _recorded(model, given, train, own, freeze, " ".join(str(error).split())[:2000])
+        return _trace_by_recording(model, example, train, user_rules, freeze, " ".join(str(error).split())[:2000])
     if changes := trial.varies():
         warn(
             f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "
@@ -101,116 +101,116 @@ Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 """(args, kwargs)"""
 
 
-def _exported(
-    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str
+def _trace_by_export(
+    model: nn.Module, example: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str
 ) -> Trial:
-    """By `torch.export`; not proved yet."""
-    captured = capture(model, *given, train)
+    """Trace by `torch.export`; the result is not proved yet."""
+    captured = capture(model, *example, train)
     analysis = analyse(captured, rules)
-    spec = guarded(_spec(model, given, train, captured, analysis, freeze), captured)
-    return Trial(spec, model, *given, captured, analysis)
+    spec = guarded(_build_spec(model, example, train, captured, analysis, freeze), captured)
+    return Trial(spec, model, *example, captured, analysis)
 
 
-def _recorded(
-    model: nn.Module, given: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
+def _trace_by_recording(
+    model: nn.Module, example: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
 ) -> Spec:
-    """By recording a run, for the reason that there is no export."""
+    """Trace by recording a run; `reason` says why there is no export."""
     try:
-        captured = record(model, *given, train)
+        captured = record(model, *example, train)
         analysis = analyse(captured, rules)
     except Exception as error:  # the model's own code may raise anything
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
         ) from error
-    return replace(_spec(model, given, train, captured, analysis, freeze), capture_reason=reason)
+    return replace(_build_spec(model, example, train, captured, analysis, freeze), capture_reason=reason)
 
 
-def _spec(
-    model: nn.Module, given: Given, train: bool, captured: Captured, analysis: Analysis, freeze: Sequence[str] | str
+def _build_spec(
+    model: nn.Module, example: Given, train: bool, captured: Captured, analysis: Analysis, freeze: Sequence[str] | str
 ) -> Spec:
-    tied = _tie(model, analysis)
-    fixed = chosen(freeze, analysis.tensors)
-    freeze_tensors(captured, analysis, fixed)
-    found = find_groups(captured, analysis)
+    tied = _unify_tied(model, analysis)
+    frozen_tensors = chosen(freeze, analysis.tensors)
+    freeze_tensors(captured, analysis, frozen_tensors)
+    solution = find_groups(captured, analysis)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    program = lower(captured, analysis, found, device)
+    program = lower(captured, analysis, solution, device)
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False))
-    exported = captured.how == "exported"
+    is_exported = captured.how == "exported"
     spec = Spec(
         program=program,
-        axes=found.axes,
-        sizes=found.sizes,
-        traced=found.sizes,
-        groups=mixed_by_weights(program, found.axes, found.groups),
-        sites=found.sites,
-        constants=_constants(captured, analysis, found, program.constants),
-        costs=_costs(analysis, found, parameters, tied),
+        axes=solution.axes,
+        sizes=solution.sizes,
+        traced=solution.sizes,
+        groups=mixed_by_weights(program, solution.axes, solution.groups),
+        sites=solution.sites,
+        constants=_constants(captured, analysis, solution, program.constants),
+        costs=_cost_polynomials(analysis, solution, parameters, tied),
         parameters=parameters,
         tied=tied,
-        frozen=found.frozen,
+        frozen=solution.frozen,
         unknown=FrozenDict(analysis.unknown),
-        example=example_of(*given, captured.in_spec, program.inputs if exported else ()),
+        example=example_of(*example, captured.in_spec, program.inputs if is_exported else ()),
         train=train,
         capture=captured.how,
-        layers=_layers(captured, analysis, found),
-        layouts=find_layouts(captured, analysis, found.axis_of),
+        layers=_macs_by_module(captured, analysis, solution),
+        layouts=find_layouts(captured, analysis, solution.axis_of),
         scales=tuple(dict.fromkeys(value_name(captured, v.name) for v in analysis.scales)),
     )
-    return unwritten(spec, fixed) if fixed else spec
+    return unwritten(spec, frozen_tensors) if frozen_tensors else spec
 
 
-def _tie(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:
-    """Second name → first name of every tied tensor; their axes are made one."""
-    first: dict[int, str] = {}
+def _unify_tied(model: nn.Module, a: Analysis) -> FrozenDict[str, str]:
+    """Unify the axes of tied tensors, and return second name → first name of each."""
+    first_names: dict[int, str] = {}
     tied: dict[str, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    named = [(name, t) for name, t in named if _persistent(model, name)]
-    for name, t in named:
-        if first.setdefault(id(t), name) != name:
-            tied[name] = first[id(t)]
+    named_tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    named_tensors = [(name, t) for name, t in named_tensors if _is_persistent(model, name)]
+    for name, t in named_tensors:
+        if first_names.setdefault(id(t), name) != name:
+            tied[name] = first_names[id(t)]
     for second, name in tied.items():
         if second in a.tensors:
             for x, y in zip(a.tensors.setdefault(name, a.tensors[second]), a.tensors[second], strict=True):
                 a.alg.unify(x, y, TIED)
-    for name, t in named:
+    for name, t in named_tensors:
         if name not in a.tensors and name not in tied:
             a.tensors[name] = tuple(a.alg.leaf(n, UNUSED) for n in t.shape)
     a.tensors.update({second: a.tensors[name] for second, name in tied.items()})
     return FrozenDict(tied)
 
 
-def _persistent(model: nn.Module, name: str) -> bool:
+def _is_persistent(model: nn.Module, name: str) -> bool:
     path, _, leaf = name.rpartition(".")
     return leaf not in model.get_submodule(path)._non_persistent_buffers_set
 
 
-def _constants(captured: Captured, a: Analysis, found: Found, used: tuple[str, ...]) -> Constants:
+def _constants(captured: Captured, a: Analysis, solution: Found, names: tuple[str, ...]) -> Constants:
     axes = {}
-    for name in used:
+    for name in names:
         value = a.values[captured.nodes[name]]
         assert isinstance(value, Value)
-        axes[name] = tuple(found.axis_of(x) for x in value.axes)
-    tensors = FrozenDict({n: captured.constants[n].detach() for n in used})
+        axes[name] = tuple(solution.axis_of(x) for x in value.axes)
+    tensors = FrozenDict({n: captured.constants[n].detach() for n in names})
     return Constants(
-        tensors, FrozenDict(axes), FrozenDict({n: captured.sources[n] for n in used if n in captured.sources})
+        tensors, FrozenDict(axes), FrozenDict({n: captured.sources[n] for n in names if n in captured.sources})
     )
 
 
-def _costs(a: Analysis, found: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
-    macs = polynomial(([found.axis_of(t) for t in c.macs] for c in a.contractions), found.batch)
-    params = polynomial(found.axes[n] for n in found.axes if n in parameters and n not in tied)
-    written = polynomial(([found.axis_of(t) for t in axes] for axes in a.written), found.batch)
-    return Costs(macs, params, written)
+def _cost_polynomials(a: Analysis, solution: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
+    macs = polynomial(([solution.axis_of(t) for t in c.macs] for c in a.contractions), solution.batch)
+    params = polynomial(solution.axes[n] for n in solution.axes if n in parameters and n not in tied)
+    activations = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.batch)
+    return Costs(macs, params, activations)
 
 
-def _layers(captured: Captured, a: Analysis, found: Found) -> FrozenDict[str, Polynomial]:
-    """The MACs, each with the module whose parameters they are done with, or in which two activations meet."""
+def _macs_by_module(captured: Captured, a: Analysis, solution: Found) -> FrozenDict[str, Polynomial]:
+    """Return module → MACs that use its parameters, or that multiply two activations inside it."""
     layers: dict[str, list[list[Any]]] = {}
     for c in a.contractions:
-        layers.setdefault(_layer(captured, c), []).append([found.axis_of(t) for t in c.macs])
-    return FrozenDict({name: polynomial(products, found.batch) for name, products in layers.items()})
+        layers.setdefault(_module_of(captured, c), []).append([solution.axis_of(t) for t in c.macs])
+    return FrozenDict({name: polynomial(products, solution.batch) for name, products in layers.items()})
 
 
-def _layer(captured: Captured, c: Contraction) -> str:
+def _module_of(captured: Captured, c: Contraction) -> str:
     tensor = captured.tensors.get(c.weight.name) if c.weight is not None else None
     return module_path(captured.nodes[c.node]) if tensor is None else tensor.rpartition(".")[0]

@@ -1,12 +1,12 @@
-"""The axis algebra: union-find over axis expressions, with four operations.
+"""The axis algebra: a union-find over axis expressions, with four operations.
 
 * `unify(a, b)`  two dims that meet in an op are the same axis;
 * `split(a, sizes)`  an axis is a product of given sizes (`reshape`);
 * `cut(a, sizes)`  an axis is a concatenation of given sizes (`split`, `slice`);
 * `freeze(a, reason)`  an axis may not be pruned.
 
-`split` and `cut` are `unify` with fresh leaves. Where an equation cannot be met by splitting and cutting leaves, what is
-left of both sides is frozen: a frozen axis keeps all its positions, which satisfies every equation.
+`split` and `cut` are `unify` with fresh leaves. If splitting and cutting leaves cannot satisfy an equation, the rest of both
+sides is frozen: a frozen axis keeps all its positions, which satisfies every equation.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ class Var:
 
 @dataclass(frozen=True, slots=True)
 class Times:
+    """A row-major product of axes."""
+
     factors: tuple[Term, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Plus:
+    """A concatenation of axes."""
+
     parts: tuple[Term, ...]
 
 
@@ -43,7 +47,7 @@ ONE = Times(())
 
 
 class Algebra:
-    """Equations between axes, solved as they come in.
+    """A solver of equations between axes; each is solved when it is stated.
 
     >>> alg = Algebra()
     >>> qkv, heads, dim = alg.leaf(48), alg.leaf(2), alg.leaf(8)
@@ -56,14 +60,14 @@ class Algebra:
     def __init__(self) -> None:
         self._size: list[int] = []
         self._bound: list[Term | None] = []
-        self._reason: list[tuple[int, object] | None] = []  # with the time, so that the first is remembered
+        self._reason: list[tuple[int, object] | None] = []  # (time, reason): the first reason is kept
         self._marks: list[frozenset[Hashable]] = []
         self._time = count()
 
-    # ---- making and reading axes
+    # ---- create and read axes
 
     def leaf(self, size: int, reason: object | None = None) -> Term:
-        """A fresh axis of `size` positions; frozen if a reason is given."""
+        """Return a fresh axis of `size` positions; frozen if a reason is given."""
         if size == 1:
             return ONE
         self._size.append(size)
@@ -73,7 +77,7 @@ class Algebra:
         return Var(len(self._size) - 1)
 
     def find(self, a: Term) -> Term:
-        """What an axis is bound to by now, at the top level."""
+        """Return the term that an axis is currently bound to, at the top level."""
         while isinstance(a, Var) and (bound := self._bound[a.id]) is not None:
             if isinstance(bound, Var) and self._bound[bound.id] is not None:
                 self._bound[a.id] = self._bound[bound.id]  # path compression
@@ -81,7 +85,7 @@ class Algebra:
         return a
 
     def size(self, a: Term) -> int:
-        """Number of positions."""
+        """Return the number of positions."""
         match a:
             case Var(i):
                 return self._size[i]
@@ -91,8 +95,8 @@ class Algebra:
                 return sum(self.size(p) for p in parts)
 
     def vars(self, a: Term) -> Iterator[Var]:
-        """The unbound leaves of an axis, from left to right, with repetitions."""
-        stack = [a]  # no recursion: a leaf that is cut again and again nests deeply
+        """Yield the unbound leaves of an axis, from left to right, with repetitions."""
+        stack = [a]  # no recursion: a leaf that is cut repeatedly nests deeply
         while stack:
             match self.find(stack.pop()):
                 case Var() as v:
@@ -101,82 +105,82 @@ class Algebra:
                     stack.extend(reversed(children))
 
     def reason(self, a: Var) -> object | None:
-        """Why a leaf is frozen; None if it is not."""
+        """Return why a leaf is frozen; None if it is not."""
         reason = self._reason[a.id]
         return None if reason is None else reason[1]
 
     def marks(self, a: Var) -> frozenset[Hashable]:
-        """What has been noted of a leaf."""
+        """Return the marks of a leaf."""
         return self._marks[a.id]
 
     def is_frozen(self, a: Term) -> bool:
-        """Whether no unit of the axis can be pruned."""
+        """Return whether no unit of the axis can be pruned."""
         return all(self._reason[v.id] is not None for v in self.vars(a))
 
     # ---- the four operations
 
     def freeze(self, a: Term, reason: object) -> None:
-        """No unit of `a` may be pruned; the first reason is the one that is remembered."""
+        """State that no unit of `a` may be pruned; the first reason is kept."""
         for v in self.vars(a):
             if self._reason[v.id] is None:
                 self._reason[v.id] = (next(self._time), reason)
 
     def mark(self, a: Term, mark: Hashable) -> None:
-        """Note something of every leaf of `a`; marks survive binding, splitting and cutting."""
+        """Mark every leaf of `a`; marks survive binding, splitting and cutting."""
         for v in self.vars(a):
             self._marks[v.id] |= {mark}
 
     def split(self, a: Term, sizes: Sequence[int]) -> list[Term]:
-        """Write `a` as a product of `sizes`; returns the factors."""
+        """Write `a` as a product of `sizes`, and return the factors."""
         fresh = [self.leaf(n) for n in sizes]
         self.unify(a, Times(tuple(fresh)))
         return fresh
 
     def cut(self, a: Term, sizes: Sequence[int]) -> list[Term]:
-        """Write `a` as a concatenation of `sizes`; returns the parts."""
+        """Write `a` as a concatenation of `sizes`, and return the parts."""
         fresh = [self.leaf(n) for n in sizes]
         self.unify(a, Plus(tuple(fresh)))
         return fresh
 
     def unify(self, a: Term, b: Term, reason: object = "the sizes do not factor alike") -> None:
-        """Make two axes the same; where the algebra cannot, freeze what is left of both with `reason`."""
+        """Make two axes the same; if the algebra cannot, freeze the rest of both with `reason`."""
         a, b = self.find(a), self.find(b)
         if a == b:
             return
         if self.size(a) != self.size(b):
-            self._give_up([a, b], reason)
+            self._freeze_terms([a, b], reason)
         elif isinstance(a, Var) or isinstance(b, Var):
             self._bind(a, b, reason)
         else:
             pa, pb = self.parts(a), self.parts(b)
             if len(pa) > 1 or len(pb) > 1:
-                self._walk(pa, pb, self.parts, self._cut_off, reason)
+                self._unify_sequences(pa, pb, self.parts, self._cut_off, reason)
             elif isinstance(pa[0], Var) or isinstance(pb[0], Var):  # a concat of one part
                 self.unify(pa[0], pb[0], reason)
             else:
-                self._walk(self.factors(pa[0]), self.factors(pb[0]), self.factors, self._split_off, reason)
+                self._unify_sequences(self.factors(pa[0]), self.factors(pb[0]), self.factors, self._split_off, reason)
 
     # ---- normal forms
 
     def factors(self, a: Term) -> list[Term]:
-        """`a` as a product: no factor is itself a product or of size 1."""
-        return self._flat(a, Times)
+        """Return the factors of `a`; none is itself a product or of size 1."""
+        return self._flatten(a, Times)
 
     def parts(self, a: Term) -> list[Term]:
-        """`a` as a concatenation: no part is itself one, nor a product led by one."""
+        """Return the parts of `a`; none is itself a concatenation, or a product whose first factor is one."""
         out, stack = list[Term](), [a]
         while stack:
-            match self._times(stack.pop()):
+            match self._product(stack.pop()):
                 case Plus(parts):
                     stack.extend(reversed(parts))
                 case Times((lead, *rest)) if isinstance(lead, Plus):
-                    stack.extend(self._times(p, *rest) for p in reversed(lead.parts))
+                    stack.extend(self._product(p, *rest) for p in reversed(lead.parts))
                 case part:
                     out.append(part)
         return out
 
-    def _flat(self, a: Term, form: type[Times] | type[Plus]) -> list[Term]:
-        """The children of nested terms of one form, from left to right."""
+    def _flatten(self, a: Term, form: type[Times] | type[Plus]) -> list[Term]:
+        """Return the children of nested terms of one form, from left to right."""
         out, stack = list[Term](), [a]
         while stack:
             a = self.find(stack.pop())
@@ -186,7 +190,7 @@ class Algebra:
                 out.append(a)
         return out
 
-    def _times(self, *terms: Term) -> Term:
+    def _product(self, *terms: Term) -> Term:
         factors = [f for t in terms for f in self.factors(t)]
         return factors[0] if len(factors) == 1 else Times(tuple(factors))
 
@@ -196,10 +200,10 @@ class Algebra:
         if not isinstance(a, Var):
             a, b = b, a
         assert isinstance(a, Var)
-        inside = list(self.vars(b))
-        if a in inside:  # the same axis inside itself: all else has size 1 or is empty
-            if inside != [a]:
-                self._give_up([b], reason)
+        leaves = list(self.vars(b))
+        if a in leaves:  # the axis inside itself: the sizes agree, so all else has size 1 or is empty
+            if leaves != [a]:
+                self._freeze_terms([b], reason)
             return
         self._bound[a.id] = b
         for v in self.vars(b):
@@ -207,7 +211,7 @@ class Algebra:
             reasons = [r for r in (self._reason[a.id], self._reason[v.id]) if r is not None]
             self._reason[v.id] = min(reasons, key=itemgetter(0), default=None)
 
-    def _walk(
+    def _unify_sequences(
         self,
         left: list[Term],
         right: list[Term],
@@ -215,7 +219,7 @@ class Algebra:
         take: Callable[[Term, int], tuple[Term, Term] | None],
         reason: object,
     ) -> None:
-        """Unify two rows of pieces from the left, breaking the larger of each pair at the size of the smaller."""
+        """Unify two sequences of pieces from the left, and break the larger of each pair at the size of the smaller."""
         left, right = left[::-1], right[::-1]
         while left and right:
             for stack in (left, right):  # a piece may have been bound meanwhile
@@ -229,24 +233,24 @@ class Algebra:
                 large, stack = (x, left) if nx > ny else (y, right)
                 broken = take(large, min(nx, ny))
                 if broken is None:
-                    self._give_up([x, y, *left, *right], reason)
+                    self._freeze_terms([x, y, *left, *right], reason)
                     return
                 stack.append(broken[1])
                 x, y = (broken[0], y) if nx > ny else (x, broken[0])
             self.unify(x, y, reason)
 
     def _cut_off(self, part: Term, n: int) -> tuple[Term, Term] | None:
-        """The first `n` positions of a part, and the rest."""
+        """Return the first `n` positions of a part, and the rest; None if it cannot be cut there."""
         if isinstance(part, Var):
             return self._divide(part, n, self._size[part.id] - n, Plus)
         factors = self.factors(part)
         rest = prod(self.size(f) for f in factors[1:])
         if n % rest or (head := self._cut_off(factors[0], n // rest)) is None:
             return None
-        return self._times(head[0], *factors[1:]), self._times(head[1], *factors[1:])
+        return self._product(head[0], *factors[1:]), self._product(head[1], *factors[1:])
 
     def _split_off(self, factor: Term, n: int) -> tuple[Term, Term] | None:
-        """A factor as outer part of size `n` times inner part."""
+        """Return a factor as an outer part of size `n` and an inner part; None if it cannot be split so."""
         total = self.size(factor)
         if total % n:
             return None
@@ -266,14 +270,14 @@ class Algebra:
         self._bind(v, form(pair), None)
         return pair
 
-    def _give_up(self, terms: Sequence[Term], reason: object) -> None:
+    def _freeze_terms(self, terms: Sequence[Term], reason: object) -> None:
         for t in terms:
             self.freeze(t, reason)
 
     # ---- the result
 
     def resolve(self, a: Term, name: Callable[[Var], axis.Axis], cache: dict[Var, axis.Axis]) -> axis.Axis:
-        """The axis as an immutable expression; `name` says what an unbound leaf is called."""
+        """Return the axis as an immutable expression; `name` maps an unbound leaf to its axis."""
         match a:
             case Var():
                 if a not in cache:
@@ -281,6 +285,6 @@ class Algebra:
                     cache[a] = name(a) if bound == a else self.resolve(bound, name, cache)
                 return cache[a]
             case Times():
-                return axis.product([self.resolve(f, name, cache) for f in self._flat(a, Times)])
+                return axis.product([self.resolve(f, name, cache) for f in self._flatten(a, Times)])
             case Plus():
-                return axis.concat([self.resolve(p, name, cache) for p in self._flat(a, Plus)])
+                return axis.concat([self.resolve(p, name, cache) for p in self._flatten(a, Plus)])

@@ -1,4 +1,4 @@
-"""model → functional graph, through `torch.export`."""
+"""Model → functional graph, through `torch.export`."""
 
 from __future__ import annotations
 
@@ -29,54 +29,54 @@ class Captured(NamedTuple):
     tensors: dict[str, str]
     """Placeholder → name of the parameter or buffer."""
     constants: dict[str, Tensor]
-    """Placeholder → value that is in no state dict."""
+    """Placeholder → value that no state dict contains."""
     sources: dict[str, str]
     """Placeholder of a constant → path of the buffer or attribute that holds it."""
     inputs: list[str]
-    """Placeholders of the tensor inputs, in order of the flattened arguments."""
+    """Placeholders of the tensor inputs, in the order of the flattened arguments."""
     in_spec: trees.Form
     out_spec: trees.Form
     outputs: list[Any]
-    """Nodes and constants, in order of the flattened result."""
+    """Nodes and constants, in the order of the flattened result."""
     updates: dict[str, fx.Node]
     """Buffer → its new value, in train mode."""
     nodes: dict[str, fx.Node]
     """All nodes by name."""
     how: str = "exported"
-    """Or `recorded`: then all sizes are those of the example, and the outputs hold all that Python has read."""
+    """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
-    """Export in the given mode; the model comes back as it was."""
-    placed, named = _on_device_of(model, (args, dict(kwargs)))
-    with in_mode(model, train), unchanged(model), torch.no_grad():  # an export that fails leaves its traces
-        program = _export(model, placed, named)
-    _tidy(program)
+    """Export the model in train or eval mode, and return its functional graph; the model is left unchanged."""
+    args_on_device, kwargs_on_device = _follow_to_meta(model, (args, dict(kwargs)))
+    with in_mode(model, train), unchanged(model), torch.no_grad():  # a failed export would leave changes
+        program = _export(model, args_on_device, kwargs_on_device)
+    _simplify(program)
     writes = spell_out_writes(program.graph)
     if train or writes or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
         with torch.no_grad():
             program = program.run_decompositions({})
-        _tidy(program)
-    program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # nothing is written to by now
-    return _read(program)
+        _simplify(program)
+    program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # all ops are functional now
+    return _read_program(program)
 
 
-def _tidy(program: ExportedProgram) -> None:
-    """The same computation in fewer and more common ops."""
+def _simplify(program: ExportedProgram) -> None:
+    """Rewrite a program in place into fewer and more common ops."""
     _inline_regions(program.graph_module)
     for n in list(program.graph.nodes):
         name = str(n.target) if n.op == "call_function" else ""
         if name.startswith(CHECKS):
             program.graph.erase_node(n)
-        elif name.startswith(DROPOUT) and not n.args[2]:  # switched off
+        elif name.startswith(DROPOUT) and not n.args[2]:  # argument `train` is False
             n.replace_all_uses_with(n.args[0])
             program.graph.erase_node(n)
         elif name == "aten._native_batch_norm_legit_no_training.default":
-            _one_output(program.graph, n)
+            _use_plain_batch_norm(program.graph, n)
 
 
-def _one_output(graph: fx.Graph, norm: fx.Node) -> None:
-    """The decomposed form of an evaluating BatchNorm has three outputs, of which only the first is read."""
+def _use_plain_batch_norm(graph: fx.Graph, norm: fx.Node) -> None:
+    """Replace the decomposed form of an evaluating BatchNorm, which has three outputs, by the op with one output."""
     *tensors, momentum, eps = norm.args
     with graph.inserting_before(norm):
         plain = graph.call_function(torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False))
@@ -92,7 +92,7 @@ def _one_output(graph: fx.Graph, norm: fx.Node) -> None:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
-    """The whole module in train or eval mode, and afterwards as it was."""
+    """Put the whole module into train or eval mode, and restore the mode of each submodule afterwards."""
     flags = {m: m.training for m in model.modules()}
     try:
         model.train(train)
@@ -102,8 +102,8 @@ def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
             module.training = flag
 
 
-def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Example inputs follow a model on `meta`."""
+def _follow_to_meta(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the example inputs, moved to `meta` if the whole model is on `meta`."""
     tensors = [*model.parameters(), *model.buffers()]
     if not tensors or any(t.device.type != "meta" for t in tensors):
         return args
@@ -111,20 +111,25 @@ def _on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Dim 0 of every input is the batch; a batch of one is doubled, because size 1 would be taken for broadcasting."""
+    """Export with dim 0 of every input as the batch; double a batch of one, because torch would treat size 1 as broadcasting."""
     tensors = trees.tensors((args, kwargs))
-    tries = [(args, kwargs)]
+    attempts = [(args, kwargs)]
     if tensors and all(t.ndim and t.shape[0] == 1 for t in tensors):
-        tries.insert(0, trees.map_tensors(lambda t: torch.cat([t, t]), (args, kwargs)))
+        attempts.insert(0, trees.map_tensors(lambda t: torch.cat([t, t]), (args, kwargs)))
     error: Exception | None = None
-    for a, k in tries:
+    for a, k in attempts:
         shapes = ShapesCollection()
         for t in trees.leaves((a, k)):
             if isinstance(t, Tensor) and t.ndim:
                 shapes[t] = {0: Dim.AUTO}
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # a failure prints its graph
-                warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # it undoes that
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):  # torch prints the graph of a failed export
+                warnings.filterwarnings(
+                    "ignore", "The tensor attributes? .* assigned during export"
+                )  # torch.export undoes these
                 reseed()
                 return export(model, a, k, dynamic_shapes=shapes.dynamic_shapes(model, a, k), strict=False)
         except Exception as e:  # torch.export raises many kinds
@@ -133,16 +138,18 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _inline_regions(gm: fx.GraphModule) -> None:
-    """Regions under autocast or no_grad come as submodules; their ops are put in their place."""
+    """Inline the ops of regions under autocast or no_grad, which torch exports as submodules."""
     for node in list(gm.graph.nodes):
         if node.op == "call_function" and getattr(node.target, "__name__", "") in (
             "wrap_with_autocast",
             "wrap_with_set_grad_enabled",
         ):
-            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-            inner: fx.GraphModule = getattr(gm, node.args[at].target)
+            index = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+            inner: fx.GraphModule = getattr(gm, node.args[index].target)
             _inline_regions(inner)
-            env = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[at + 1 :], strict=True))
+            env = dict(
+                zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[index + 1 :], strict=True)
+            )
             with gm.graph.inserting_before(node):
                 for n in inner.graph.nodes:
                     if n.op == "call_function":
@@ -154,7 +161,7 @@ def _inline_regions(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
 
 
-def _read(program: ExportedProgram) -> Captured:
+def _read_program(program: ExportedProgram) -> Captured:
     signature, graph = program.graph_signature, program.graph
     tensors, constants, sources, inputs = {}, {}, {}, []
     values = {**program.constants}
@@ -167,19 +174,20 @@ def _read(program: ExportedProgram) -> Captured:
         elif spec.kind == InputKind.USER_INPUT:
             inputs.append(name)
         else:
-            raise TraceError(f"the model takes an input of kind {spec.kind}, which prunefn cannot pass on")
+            raise TraceError(f"the model takes an input of kind {spec.kind}, which prunefn does not support")
     nodes = {n.name: n for n in graph.nodes}
     inputs = [n for n in inputs if n in nodes and isinstance(nodes[n].meta.get("val"), Tensor)]
     updates, outputs = {}, []
-    returned = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
-    for spec, value in zip(signature.output_specs, returned, strict=True):
+    returned_values = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    for spec, value in zip(signature.output_specs, returned_values, strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(value)
         elif spec.kind == OutputKind.BUFFER_MUTATION:
             updates[str(spec.target)] = value
         else:
             raise TraceError(
-                f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs are pure"
+                f"the model writes to {spec.target or 'an input'} ({spec.kind}); prunefn's programs have no such side effects; "
+                "return the value instead"
             )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None

@@ -1,4 +1,4 @@
-"""What differs between the results of a module and of its program."""
+"""Compare the results of a module with those of its program."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Of the largest output: the program runs the module's own ops, so that only fused kernels of the module round differently."""
+"""Relative to the largest output. The program runs the module's own ops, so only fused kernels of the module round differently."""
 Result = tuple[list[Any], dict[str, Tensor]]
-"""Outputs, flat, and updated buffers."""
+"""(flattened outputs, updated buffers)."""
 
 
 def difference(expected: Result, got: Result, *, values: bool = True) -> str:
-    """Return what differs between two results; an empty text where nothing does."""
+    """Return what differs between two results; an empty text if nothing does."""
     if len(expected[0]) != len(got[0]):
         return f"the module gives {len(expected[0])} outputs, the program {len(got[0])}"
     outputs = [(f"output {i}", x, y) for i, (x, y) in enumerate(zip(expected[0], got[0], strict=True))]
@@ -33,7 +33,7 @@ def difference(expected: Result, got: Result, *, values: bool = True) -> str:
 
 
 def tensors_differ(x: Tensor, y: Tensor, *, values: bool = True) -> str:
-    """Return how two tensors differ beyond rounding; without `values`, in shape and type only."""
+    """Return how two tensors differ beyond rounding; without `values`, compare only shape and dtype."""
     if x.shape != y.shape or x.dtype != y.dtype:
         return f"is {x.dtype} {tuple(x.shape)} of the module, {y.dtype} {tuple(y.shape)} of the program"
     if not values or torch.equal(x, y) or not x.numel():

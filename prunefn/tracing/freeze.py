@@ -1,4 +1,4 @@
-"""Tensors that the caller wants unchanged: their axes are frozen, and no compensation writes to them."""
+"""Freeze tensors that the caller wants unchanged: their axes are frozen, and no compensation writes to them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLER = Reason("by the caller")
 
 
 def chosen(patterns: Sequence[str] | str, known: Collection[str]) -> frozenset[str]:
-    """The tensors that match a pattern.
+    """Return the tensors that match a pattern.
 
     Raises:
         ParamsError: a pattern matches nothing.
@@ -34,35 +34,40 @@ def chosen(patterns: Sequence[str] | str, known: Collection[str]) -> frozenset[s
 
 
 def freeze_tensors(captured: Captured, a: Analysis, names: frozenset[str]) -> None:
-    """No unit of any dim of these tensors may be pruned."""
-    known = [
+    """Freeze all axes of these tensors."""
+    contractions = [
         (captured.tensors.get(c.bias.name), captured.tensors.get(c.weight.name), op_name(captured.nodes[c.node].target))
         for c in a.contractions
         if c.bias is not None and c.weight is not None
     ]
-    for name in names | _weights(known, names):
+    for name in names | _weights_without_slot(contractions, names):
         for axis in a.tensors[name]:
             a.alg.freeze(axis, CALLER)
 
 
 def unchangeable(spec: Spec, names: frozenset[str]) -> frozenset[str]:
-    """With the weights that nothing may be removed from, since their bias could not make up for it."""
+    """Return the frozen tensors, and the weights that must not lose units, since their frozen bias cannot compensate."""
     ops = {i.name: i.op for i in spec.program.instructions}
-    known = [(s.bias, s.weight, ops[s.calls[0]]) for s in spec.sites.values() if s.calls[0] in ops]
-    return names | _weights(known, names)
+    contractions = [(s.bias, s.weight, ops[s.calls[0]]) for s in spec.sites.values() if s.calls[0] in ops]
+    return names | _weights_without_slot(contractions, names)
 
 
-def _weights(known: Iterable[tuple[str | None, str | None, str]], names: Collection[str]) -> frozenset[str]:
-    """Of (bias, weight, op): where the bias is frozen and the op has several results, another bias cannot be added to it."""
+def _weights_without_slot(
+    contractions: Iterable[tuple[str | None, str | None, str]], names: Collection[str]
+) -> frozenset[str]:
+    """Return the weights of contractions (bias, weight, op) with a frozen bias and several results.
+
+    A compensation cannot add another bias to several results.
+    """
     return frozenset(
         weight
-        for bias, weight, op in known
+        for bias, weight, op in contractions
         if bias in names and weight is not None and len(target(op)._schema.returns) > 1  # type: ignore[attr-defined]
     )
 
 
 def unwritten(spec: Spec, names: Collection[str]) -> Spec:
-    """The spec in which a compensation that would write to one of these tensors creates a bias of its own instead."""
+    """Return the spec in which a compensation creates a new bias instead of writing to one of these tensors."""
     firsts = {spec.tied.get(n, n) for n in names}
     names = {*firsts, *(second for second, first in spec.tied.items() if first in firsts)}
     sites, slots, axes = dict(spec.sites), list(spec.program.slots), dict(spec.axes)
@@ -72,15 +77,15 @@ def unwritten(spec: Spec, names: Collection[str]) -> Spec:
             slot = free_name(f"{site.name.rstrip(chr(39))}.bias", axes)
             sites[site.name] = site._replace(bias=None, norm=None, slot=slot)
             dims = [dim for _, dim in site.values]
-            slots += [_slot(site, slot, calls[c], d) for c, d in zip(site.calls, dims, strict=True) if c in calls]
+            slots += [_new_slot(site, slot, calls[c], d) for c, d in zip(site.calls, dims, strict=True) if c in calls]
             axes[slot] = (site.out,)
     program = spec.program._replace(slots=tuple(slots))
     return replace(spec, program=program, sites=FrozenDict(sites), axes=FrozenDict(axes))
 
 
-def _slot(site: Site, tensor: str, call: Instruction, dim: int) -> Slot:
-    """As the op's own bias where it takes one and has none, else added to its result."""
+def _new_slot(site: Site, tensor: str, call: Instruction, dim: int) -> Slot:
+    """Return the slot of a new bias: the op's bias argument if it is free, else an addition to the op's result."""
     schema = target(call.op)._schema.arguments  # type: ignore[attr-defined]
-    own = site.bias is None and len(schema) > 2 and schema[2].name == "bias" and "bias" not in dict(call.kwargs)
-    argument = 2 if own and (len(call.args) < 3 or call.args[2] is None) else -1
+    takes_bias = site.bias is None and len(schema) > 2 and schema[2].name == "bias" and "bias" not in dict(call.kwargs)
+    argument = 2 if takes_bias and (len(call.args) < 3 or call.args[2] is None) else -1
     return Slot(tensor, call.name, argument, -1 if argument == 2 else dim, site.out)

@@ -1,8 +1,8 @@
-"""In-place ops → their functional twins, so that a graph need not be decomposed.
+"""Replace in-place ops by their functional twins, so that a graph need not be decomposed.
 
-`relu_(x)` becomes `relu(x)`, and later reads of x read the result. A write to a slice of x becomes a scatter into x. Where
-another view of the same tensor, made before the write, is read after it, this gives up: then torch's own functionalisation
-must do it.
+`relu_(x)` becomes `relu(x)`, and later reads of x read the result. A write to a slice of x becomes a scatter into x. If another
+view of the same tensor was created before the write and is read after it, the rewrite fails: then torch's own functionalisation
+is needed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ SCATTERS: dict[Any, Any] = {
 
 
 def make_functional(graph: fx.Graph, buffers: Collection[str]) -> bool:
-    """Rename all in-place ops. False: a write could not be followed, and the graph must be thrown away.
+    """Replace all in-place ops; return False if a write could not be followed, and the graph must be discarded.
 
     Args:
-        graph: of an export.
-        buffers: placeholders whose new values are results, so that torch must follow what is written to them.
+        graph: the graph of an export.
+        buffers: placeholders whose new values are results, so torch must follow writes to them.
     """
     return all(map(_Writes(graph, buffers).visit, list(graph.nodes)))
 
 
 def spell_out_writes(graph: fx.Graph) -> bool:
-    """Make running statistics that a norm writes to without saying so in its schema visible; return whether there are some.
+    """Make writes of norms to running statistics explicit, which their schemas omit; return whether there are any.
 
-    `instance_norm` becomes one without them and a write of its own. `batch_norm` stays: torch's functionalisation knows it.
+    `instance_norm` becomes one without running statistics, plus separate writes. `batch_norm` stays: torch's functionalisation
+    handles it.
     """
     writing = [n for n in graph.nodes if _updates_statistics(n)]
     for n in writing:
@@ -44,35 +45,35 @@ def spell_out_writes(graph: fx.Graph) -> bool:
 
 
 def _updates_statistics(n: fx.Node) -> bool:
-    """Whether a norm takes the input's own statistics, and keeps running ones of them."""
+    """Return whether a norm uses the statistics of its input, and updates running statistics with them."""
     return (
         n.target in (aten.batch_norm.default, aten.instance_norm.default) and bool(n.args[5]) and n.args[3] is not None
     )
 
 
 def _write_statistics(graph: fx.Graph, norm: fx.Node) -> None:
-    """x [n, c, …] → running statistics [c]: of the samples' means and unbiased variances, the mean."""
+    """Update running statistics [c] from x [n, c, …] by the mean of the samples' means and of their unbiased variances."""
     x, weight, bias, *running, _, momentum, eps, cudnn = norm.args
     spatial = list(range(2, norm.meta["val"].ndim))
-    new: list[fx.Node] = []
+    new_nodes: list[fx.Node] = []
 
     def op(target: OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
-        new.append(graph.call_function(target, args, kwargs))
-        return new[-1]
+        new_nodes.append(graph.call_function(target, args, kwargs))
+        return new_nodes[-1]
 
     with graph.inserting_before(norm):
-        of_samples = (op(aten.mean.dim, x, spatial), op(aten.var.correction, x, spatial, correction=1))
-        for statistic, per_sample in zip(running, of_samples, strict=True):
-            kept = op(aten.mul.Tensor, statistic, 1 - momentum)  # type: ignore[operator]
-            added = op(aten.mul.Tensor, op(aten.mean.dim, per_sample, [0]), momentum)
-            op(aten.copy_.default, statistic, op(aten.add.Tensor, kept, added))
-    for n in new:  # torch decomposes the graph next, which gives each node its own value
+        sample_statistics = (op(aten.mean.dim, x, spatial), op(aten.var.correction, x, spatial, correction=1))
+        for statistic, per_sample in zip(running, sample_statistics, strict=True):
+            old_part = op(aten.mul.Tensor, statistic, 1 - momentum)  # type: ignore[operator]
+            new_part = op(aten.mul.Tensor, op(aten.mean.dim, per_sample, [0]), momentum)
+            op(aten.copy_.default, statistic, op(aten.add.Tensor, old_part, new_part))
+    for n in new_nodes:  # torch decomposes the graph next, which sets the value of each node
         n.meta = {k: v for k, v in norm.meta.items() if k != "val"}
     norm.args = (x, weight, bias, None, None, True, momentum, eps, cudnn)
 
 
 class _Writes:
-    """One walk over a graph that knows which values share memory."""
+    """The state of one pass over a graph: which values share memory."""
 
     def __init__(self, graph: fx.Graph, buffers: Collection[str]) -> None:
         self.graph, self.buffers = graph, buffers
@@ -81,7 +82,7 @@ class _Writes:
         self.views: dict[fx.Node, list[fx.Node]] = {}
 
     def visit(self, n: fx.Node) -> bool:
-        """Take note of a node, and rewrite it if it writes."""
+        """Register a node, and rewrite it if it writes; return False if that fails."""
         if n.op == "call_function" and isinstance(n.target, OpOverload) and n.target._schema.is_mutable:
             return self.rewrite(n)
         if is_view(n) and n.all_input_nodes:
@@ -90,13 +91,13 @@ class _Writes:
         return True
 
     def base(self, n: fx.Node) -> fx.Node:
-        """The value whose memory a node looks at."""
+        """Return the value whose memory a node shares."""
         while n in self.parent:
             n = self.parent[n]
         return n
 
     def rewrite(self, n: fx.Node) -> bool:
-        """One in-place op, with all that looks at the same memory."""
+        """Rewrite one in-place op and all later reads of the same memory; return False if that fails."""
         written, twin = n.args[0], functional_twin(n.target)
         if twin is None or not isinstance(written, fx.Node):
             return False
@@ -105,8 +106,8 @@ class _Writes:
             chain.append(self.parent[chain[-1]])
         if chain[-1].name in self.buffers:
             return False
-        stale = [v for v in self.views[chain[-1]] if v not in chain]
-        if any(self.order[u] > self.order[n] for v in stale for u in v.users if u in self.order):
+        other_views = [v for v in self.views[chain[-1]] if v not in chain]
+        if any(self.order[u] > self.order[n] for v in other_views for u in v.users if u in self.order):
             return False
         n.target, new = twin, n
         for view, parent in zip(chain, [*chain[1:], None], strict=True):
@@ -116,14 +117,14 @@ class _Writes:
             if parent is None:
                 return True
             if not any(u in self.order and self.order[u] > self.order[n] for p in chain for u in p.users):
-                return True  # nobody looks at the rest again
+                return True  # nothing reads the rest of the chain again
             if view.target not in SCATTERS:
                 return False
             new = self.scatter(view, parent, new)
         return True
 
     def scatter(self, view: fx.Node, parent: fx.Node, new: fx.Node) -> fx.Node:
-        """`parent` with `new` in the place that `view` looks at."""
+        """Return `parent` with `new` at the positions of `view`."""
         with self.graph.inserting_after(new):
             args = (parent, new, *view.args[1:])
             node = self.graph.call_function(SCATTERS[view.target], args, dict(view.kwargs))
@@ -132,14 +133,14 @@ class _Writes:
 
 
 def is_view(n: fx.Node) -> bool:
-    """Whether a node may look at the memory of its first input."""
+    """Return whether a node may share the memory of its first input."""
     if n.target is aten.contiguous.default or getattr(n.target, "__name__", "") == "getitem":
         return True
     return isinstance(n.target, OpOverload) and any(r.alias_info is not None for r in n.target._schema.returns)
 
 
 def functional_twin(op: Any) -> OpOverload | None:
-    """`aten.relu_.default` → `aten.relu.default`; None where there is none with the same arguments."""
+    """Return the functional op of an in-place op (`aten.relu_.default` → `aten.relu.default`) with equal arguments, or None."""
     name = op._schema.name.removeprefix("aten::")
     if not name.endswith("_") or name.endswith("__"):
         return None

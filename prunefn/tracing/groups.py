@@ -1,4 +1,4 @@
-"""Solved equations → groups with names, kinds and members, sites, and costs."""
+"""Solved equations → groups with names, kinds and members, and sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_READ = Reason("nothing reads it at this size of the inputs")
 
 
 class Found(NamedTuple):
-    """Everything that follows from the equations."""
+    """The axes, groups and sites that follow from the equations."""
 
     axes: FrozenDict[str, tuple[Axis, ...]]
     sizes: FrozenDict[str, int]
@@ -31,22 +31,22 @@ class Found(NamedTuple):
     sites: FrozenDict[str, Site]
     slots: tuple[Slot, ...]
     frozen: FrozenDict[tuple[str, int], tuple[str, ...]]
-    """(tensor, dim) → why (parts of) it may not be pruned."""
+    """(tensor, dim) → reasons why it, or parts of it, may not be pruned."""
     batch: FrozenDict[str, tuple[str, int]]
     axis_of: AxisOf
 
 
 def find_groups(captured: Captured, a: Analysis) -> Found:
-    """Name every leaf, then write every axis down as an expression."""
+    """Name every leaf, express every axis by these names, and return all groups and sites."""
     contractions = [c for c in a.contractions if c.weight is not None]
-    order = _tensor_order(captured, a)
-    _freeze_outside(a, _users(a, order))
-    users = _users(a, order)
+    tensors = _tensor_order(captured, a)
+    _freeze_outside(a, _find_users(a, tensors))
+    users = _find_users(a, tensors)  # again, without the leaves that were just frozen
     mark_streams(captured.graph, a, users)
-    names = _names(captured, a, contractions, users)
-    taken = {n for n, _ in names.values()}
-    free = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in taken)
-    batch = dict(zip(a.batch, free, strict=False))
+    names = _name_leaves(captured, a, contractions, users)
+    group_names = {n for n, _ in names.values()}
+    free_names = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in group_names)
+    batch = dict(zip(a.batch, free_names, strict=False))
     cache: dict[Var, Axis] = {}
 
     def name(v: Var) -> Axis:
@@ -57,13 +57,13 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     def axis_of(t: Term) -> Axis:
         return a.alg.resolve(t, name, cache)
 
-    axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in order}
+    axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in tensors}
     sizes = {n: a.alg.size(v) for v, (n, _) in names.items()}
     sites = find_sites(captured, a, contractions, axis_of, sizes)
     slots = find_slots(captured, contractions, sites, axis_of)
     axes.update({s.tensor: (s.axis,) for s in slots})
-    groups = _groups(a, names, users, sites, contractions, captured)
-    frozen = {(t, d): r for t in order for d, x in enumerate(a.tensors[t]) if (r := _reasons(a, x))}
+    groups = _build_groups(a, names, users, sites, contractions, captured)
+    frozen = {(t, d): r for t in tensors for d, x in enumerate(a.tensors[t]) if (r := _reasons_of(a, x))}
     return Found(
         FrozenDict(axes),
         FrozenDict(sizes),
@@ -76,22 +76,22 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     )
 
 
-def _reasons(a: Analysis, axis: Term) -> tuple[str, ...]:
+def _reasons_of(a: Analysis, axis: Term) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(r) for v in a.alg.vars(axis) if (r := a.alg.reason(v)) is not None))
 
 
 def _tensor_order(captured: Captured, a: Analysis) -> list[str]:
-    """Parameters and buffers in the order in which the program uses them; unused ones last."""
-    seen: dict[str, None] = {}
+    """Return parameters and buffers in the order in which the program uses them; unused ones come last."""
+    used: dict[str, None] = {}
     for node in captured.graph.nodes:
         for source in node.all_input_nodes if node.op == "call_function" else ():
             if source.name in captured.tensors:
-                seen[captured.tensors[source.name]] = None
-    return [*seen, *(t for t in a.tensors if t not in seen)]
+                used[captured.tensors[source.name]] = None
+    return [*used, *(t for t in a.tensors if t not in used)]
 
 
-def _users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
-    """Prunable leaf → the (tensor, dim)s where it occurs."""
+def _find_users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
+    """Return prunable leaf → each (tensor, dim) where it occurs."""
     users: dict[Var, list[tuple[str, int]]] = {}
     for t in order:
         for d, axis in enumerate(a.tensors[t]):
@@ -102,7 +102,7 @@ def _users(a: Analysis, order: list[str]) -> dict[Var, list[tuple[str, int]]]:
 
 
 def _freeze_outside(a: Analysis, users: dict[Var, list[tuple[str, int]]]) -> None:
-    """Rows of a table that nothing reads at this size of the inputs, such as those for farther positions."""
+    """Freeze rows of a table that nothing reads at this size of the inputs, such as those of farther positions."""
     for v, places in users.items():
         if OUTSIDE in a.alg.marks(v) and len(places) == 1:
             a.alg.freeze(v, NOT_READ)
@@ -111,10 +111,13 @@ def _freeze_outside(a: Analysis, users: dict[Var, list[tuple[str, int]]]) -> Non
 # ---- names and kinds
 
 
-def _names(
+def _name_leaves(
     captured: Captured, a: Analysis, contractions: list[Contraction], users: dict[Var, list[tuple[str, int]]]
 ) -> dict[Var, tuple[str, str]]:
-    """Leaf → (name, kind), in program order: after its first producer, with a suffix where it is only a part of the axis."""
+    """Return leaf → (name, kind), in program order; the name is that of its first producer.
+
+    A leaf that is only a part of the producer's axis gets a suffix.
+    """
     producer: dict[Var, tuple[str, Term]] = {}
     for c in contractions:
         for v in a.alg.vars(c.out):
@@ -125,21 +128,24 @@ def _names(
             t, d = places[0]
             producer[v] = (base_name(t), a.tensors[t][d])
     names: dict[Var, tuple[str, str]] = {}
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for v, (base, axis) in producer.items():
-        kind = _kind(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
-        suffix = _suffix(a, v, axis, kind)
+        kind = _kind_of(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
+        suffix = _suffix_of(a, v, axis, kind)
         name, k = base + suffix, 0
-        while name in taken:
+        while name in used_names:
             k += 1
             name = f"{base}{suffix}.{k}"
-        taken.add(name)
+        used_names.add(name)
         names[v] = (name, kind)
     return names
 
 
-def _kind(a: Analysis, v: Var, places: list[Term]) -> str:
-    """`groups` and `heads` are certain; a factor beside heads is head_dim; then residual, then a lone contracted axis."""
+def _kind_of(a: Analysis, v: Var, places: list[Term]) -> str:
+    """Return the kind of a leaf.
+
+    Marks `groups` and `heads` are certain. A factor beside heads is `head_dim`. Then `residual` takes precedence over `head_dim`.
+    """
     marks = a.alg.marks(v)
     for kind in ("groups", "heads"):
         if kind in marks:
@@ -150,7 +156,7 @@ def _kind(a: Analysis, v: Var, places: list[Term]) -> str:
 
 
 def _siblings(a: Analysis, axis: Term, v: Var) -> Iterable[Var]:
-    """The other factors of the product that a leaf stands in."""
+    """Yield the other factors of the product that contains a leaf."""
     axis = a.alg.find(axis)
     if isinstance(axis, Plus):
         for p in axis.parts:
@@ -161,7 +167,7 @@ def _siblings(a: Analysis, axis: Term, v: Var) -> Iterable[Var]:
             yield from (w for w in factors if w != v)
 
 
-def _suffix(a: Analysis, v: Var, axis: Term, kind: str) -> str:
+def _suffix_of(a: Analysis, v: Var, axis: Term, kind: str) -> str:
     axis = a.alg.find(axis)
     if axis == v or a.alg.factors(axis) == [v]:
         return ""
@@ -174,7 +180,7 @@ def _suffix(a: Analysis, v: Var, axis: Term, kind: str) -> str:
 # ---- groups and sites
 
 
-def _groups(
+def _build_groups(
     a: Analysis,
     names: dict[Var, tuple[str, str]],
     users: dict[Var, list[tuple[str, int]]],
@@ -182,36 +188,36 @@ def _groups(
     contractions: list[Contraction],
     captured: Captured,
 ) -> dict[str, Group]:
-    roles = _roles(a, contractions, captured)
-    at: dict[str, list[str]] = {}
+    roles = _find_roles(a, contractions, captured)
+    sites_of: dict[str, list[str]] = {}
     for s in sites.values():
         for leaf in dict.fromkeys(leaves(s.axis)):
-            at.setdefault(leaf, []).append(s.name)
+            sites_of.setdefault(leaf, []).append(s.name)
     kinds = [kind for _, kind in names.values()]
-    seen: dict[str, int] = {}
+    count_of_kind: dict[str, int] = {}
     groups = {}
     for v, (name, kind) in names.items():
         members = tuple(Member(t, d, roles.get((t, d), "along")) for t, d in users[v])
         mixed = sorted(str(m).removeprefix("mixed:") for m in a.alg.marks(v) if str(m).startswith("mixed:"))
-        label = kind if kinds.count(kind) == 1 else f"{kind}_{seen.setdefault(kind, 0)}"
-        seen[kind] = seen.get(kind, 0) + 1
-        groups[name] = Group(name, kind, a.alg.size(v), members, tuple(at.get(name, ())), tuple(mixed), label)
+        label = kind if kinds.count(kind) == 1 else f"{kind}_{count_of_kind.setdefault(kind, 0)}"
+        count_of_kind[kind] = count_of_kind.get(kind, 0) + 1
+        groups[name] = Group(name, kind, a.alg.size(v), members, tuple(sites_of.get(name, ())), tuple(mixed), label)
     return groups
 
 
-def _roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> dict[tuple[str, int], str]:
+def _find_roles(a: Analysis, contractions: list[Contraction], captured: Captured) -> dict[tuple[str, int], str]:
     roles: dict[tuple[str, int], str] = {}
     for c in contractions:
         assert c.weight is not None
         if c.weight.name in captured.tensors:
             t = captured.tensors[c.weight.name]
-            out = set(a.alg.vars(c.out))
-            inner = set(a.alg.vars(c.x.axes[c.dim])) if c.x is not None else set()
+            out_vars = set(a.alg.vars(c.out))
+            inner_vars = set(a.alg.vars(c.x.axes[c.dim])) if c.x is not None else set()
             words = re.findall(r"\([^)]*\)|\S+", c.pattern.partition("->")[0]) or [""] * len(a.tensors[t])
             for d, (axis, word) in enumerate(zip(a.tensors[t], words, strict=True)):
                 variables = set(a.alg.vars(axis))
-                is_out = "o" in word if "i" in word or "o" in word else variables and variables <= out
-                role = "out" if is_out else "in" if variables & inner else "along"
+                is_out = "o" in word if "i" in word or "o" in word else variables and variables <= out_vars
+                role = "out" if is_out else "in" if variables & inner_vars else "along"
                 roles.setdefault((t, d), role)
         if c.bias is not None and c.bias.name in captured.tensors:
             roles.setdefault((captured.tensors[c.bias.name], 0), "out")

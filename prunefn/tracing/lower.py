@@ -1,4 +1,4 @@
-"""graph + solved equations → Program: nodes become instructions, static sizes become the axes that they are sizes of."""
+"""Graph and solved equations → Program: nodes become instructions, static sizes become axes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ VIEWS = ("aten.view.default", "aten._unsafe_view.default")
 
 
 def lower(captured: Captured, a: Analysis, found: Found, device: torch.device) -> Program:
-    """Translate the graph; what the outputs do not need is left out."""
+    """Translate the graph into a program; omit instructions that the outputs do not need."""
     return _Lowering(captured, a, found, device).run()
 
 
 class _Lowering:
-    def __init__(self, captured: Captured, a: Analysis, found: Found, device: torch.device) -> None:
-        self.captured, self.a, self.found, self.device = captured, a, found, device
+    """A translation of one graph."""
+
+    def __init__(self, captured: Captured, a: Analysis, solution: Found, device: torch.device) -> None:
+        self.captured, self.a, self.solution, self.device = captured, a, solution, device
         self.refs: dict[fx.Node, Any] = {}
 
     def run(self) -> Program:
@@ -42,26 +44,28 @@ class _Lowering:
                 instructions.append(self.instruction(node))
         outputs = tuple(self.refs[o] if isinstance(o, fx.Node) else o for o in c.outputs)
         updates = tuple((t, self.refs[n]) for t, n in c.updates.items())
-        inputs = tuple(Input(n, tuple(self.found.axis_of(x) for x in self.a.values[c.nodes[n]].axes)) for n in c.inputs)
-        live = _live(instructions, {*refs(outputs), *refs(tuple(r for _, r in updates))})
-        used = {name for i in live for name in i.reads()} | set(refs(outputs))
+        inputs = tuple(
+            Input(n, tuple(self.solution.axis_of(x) for x in self.a.values[c.nodes[n]].axes)) for n in c.inputs
+        )
+        needed = _needed_instructions(instructions, {*refs(outputs), *refs(tuple(r for _, r in updates))})
+        used = {name for i in needed for name in i.reads()} | set(refs(outputs))
         constants = tuple(n for n in c.constants if n in used)
-        tensors = tuple(t for t in self.found.axes if t in self.a.tensors and t in used)
-        values = {i.name: self.a.values[c.nodes[i.name]] for i in live}
-        axes = {f"%{n}": tuple(map(self.found.axis_of, v.axes)) for n, v in values.items() if isinstance(v, Value)}
+        tensors = tuple(t for t in self.solution.axes if t in self.a.tensors and t in used)
+        values = {i.name: self.a.values[c.nodes[i.name]] for i in needed}
+        axes = {f"%{n}": tuple(map(self.solution.axis_of, v.axes)) for n, v in values.items() if isinstance(v, Value)}
         return Program(
             tensors,
             constants,
             inputs,
-            live,
+            needed,
             outputs,
             updates,
-            self.found.slots,
-            self.found.batch,
+            self.solution.slots,
+            self.solution.batch,
             c.in_spec,
             c.out_spec,
             FrozenDict(axes),
-            frozenset(i.name for i in live if i.name in self.a.layers),
+            frozenset(i.name for i in needed if i.name in self.a.layers),
         )
 
     def instruction(self, node: fx.Node) -> Instruction:
@@ -94,23 +98,24 @@ class _Lowering:
             return tuple(self.arg(y) for y in x)
         return Device() if isinstance(x, torch.device) and x.type == self.device.type else x
 
-    def resized(self, given: Any, terms: Any, *, inside: bool = False) -> Any:
-        """The given sizes, as sizes of axes. What export left open (-1, or a symbol that the algebra lost) stays open."""
+    def resized(self, static: Any, terms: Any, *, inside: bool = False) -> Any:
+        """Return static sizes as sizes of axes; sizes that export left open (-1, or a symbol that the algebra lost) stay open."""
         if isinstance(terms, list):
-            old = given if isinstance(given, tuple) and len(given) == len(terms) else (None,) * len(terms)
-            return tuple(self.resized(g, t, inside=True) for g, t in zip(old, terms, strict=True))
-        if isinstance(terms, (int, float)) or (inside and given == -1):
-            return given if inside and given == -1 else terms
-        axis: Axis = self.found.axis_of(terms)
-        if isinstance(given, Ref) and not any(leaf in self.found.batch for leaf in leaves(axis)):
-            return given
+            sizes = static if isinstance(static, tuple) and len(static) == len(terms) else (None,) * len(terms)
+            return tuple(self.resized(g, t, inside=True) for g, t in zip(sizes, terms, strict=True))
+        if isinstance(terms, (int, float)) or (inside and static == -1):
+            return static if inside and static == -1 else terms
+        axis: Axis = self.solution.axis_of(terms)
+        if isinstance(static, Ref) and not any(leaf in self.solution.batch for leaf in leaves(axis)):
+            return static
         return Size(axis) if any(True for _ in leaves(axis)) else size(axis, {})
 
 
-def _live(instructions: list[Instruction], wanted: set[str]) -> tuple[Instruction, ...]:
-    kept = []
+def _needed_instructions(instructions: list[Instruction], wanted: set[str]) -> tuple[Instruction, ...]:
+    """Return the instructions that the wanted values depend on."""
+    needed = []
     for i in reversed(instructions):
         if f"%{i.name}" in wanted:
-            kept.append(i)
+            needed.append(i)
             wanted |= set(i.reads())
-    return tuple(reversed(kept))
+    return tuple(reversed(needed))

@@ -1,8 +1,8 @@
 """Prove a program: run it beside its module, at the traced sizes and with every size changed.
 
-What `torch.export` writes down need not be what the module computes: a loop over samples is unrolled for the traced ones, a branch
-on a size is taken once. So the program is compared with the module by numbers. Sizes that it does not stand for become limits of
-its domain, which `forward` and everything above it check.
+The graph of `torch.export` need not compute what the module computes: a loop over samples is unrolled for the traced ones, a
+branch on a size is taken once. So the results of the program are compared with those of the module. Sizes at which they differ
+become limits of the program's domain, which `forward` and all its callers check.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from .rules import Value
 from .unchanged import Writes, buffer_copies, reseed, seed_torch, unchanged
 
 TRIED: tuple[Callable[[int], int], ...] = (lambda n: 2 if n == 3 else 3, lambda n: n + 1, lambda n: 2 * n)
-"""Other sizes than the traced one: a small one, and two that a module may need which indexes what is there."""
+"""Functions of the traced size that give other sizes to try: a small one, and two larger ones for modules that index positions."""
 UNROLLED = ("aten.unbind", "aten.select", "aten.split", "aten.chunk", "aten.slice", "aten.index", "aten.narrow")
 """Ops that read an axis position by position."""
 
 
 class _Outcome(NamedTuple):
-    """What came of running both at some sizes."""
+    """The outcome of running both the module and the program at some sizes."""
 
     who: str
-    """`"same"`; `"differs"`; or who raised: `"module"`, `"program"`."""
+    """`"same"`; `"differs"`; or the one that raised: `"module"`, `"program"`."""
     text: str = ""
 
 
@@ -53,9 +53,9 @@ def guarded(spec: Spec, captured: Captured) -> Spec:
         return spec
     sizes = {leaf: inputs[name].shape[dim] for leaf, (name, dim) in spec.program.batch.items()}
     symbols = {leaf: n.node.expr for leaf, n in sizes.items() if isinstance(n, torch.SymInt)}
-    known: dict[Any, str] = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
+    leaf_of: dict[Any, str] = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
     traced = FrozenDict({leaf: hints(inputs[name])[dim] for leaf, (name, dim) in spec.program.batch.items()})
-    guards, unreadable = guards_of(env, known)
+    guards, unreadable = guards_of(env, leaf_of)
     limits = {leaf: Limit(traced[leaf], traced[leaf], f"the export guards {text}") for leaf, text in unreadable.items()}
     return with_domain(spec, Domain(traced, FrozenDict(limits), guards))
 
@@ -70,72 +70,76 @@ def proved(trial: Trial) -> Spec:
     """Return the spec with limits to the sizes for which its program agrees with the module.
 
     Args:
-        trial: of a model and its spec.
+        trial: the model and its spec.
 
     Raises:
         TraceError: the program differs from the module at the traced sizes, or the module does not run.
     """
-    here = trial.run({})
-    if here.who == "module":
+    traced_outcome = trial.run({})
+    if traced_outcome.who == "module":
         raise TraceError(
-            f"the module does not run on the example inputs: {here.text}; check=False traces it without running it"
+            f"the module does not run on the example inputs: {traced_outcome.text}; check=False traces it without running it"
         )
-    if here.who != "same":
-        raise TraceError(f"the program of torch.export is not the module's{trial.place()}: {here.text}")
+    if traced_outcome.who != "same":
+        raise TraceError(
+            f"the program captured by torch.export differs from the module{trial.place()}: {traced_outcome.text}"
+        )
     domain = trial.spec.program.domain
     limits = dict(domain.limits)
-    free = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
-    changes = _changes(free, domain)
-    if free and not (changes and trial.run(changes[0]).who == "same"):
-        limits |= _limits(trial, free, domain)
-    ones = [leaf for leaf, n in free.items() if leaf not in limits and n != 1 and _allowed({leaf: 1}, domain)]
-    limits |= _from_two(trial, ones)
+    variable_sizes = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
+    changes = _sizes_to_try(variable_sizes, domain)
+    if variable_sizes and not (changes and trial.run(changes[0]).who == "same"):
+        limits |= _limits_by_leaf(trial, variable_sizes, domain)
+    leaves_to_try = [
+        leaf for leaf, n in variable_sizes.items() if leaf not in limits and n != 1 and _is_allowed({leaf: 1}, domain)
+    ]
+    limits |= _limits_above_one(trial, leaves_to_try)
     return with_domain(trial.spec, domain._replace(limits=FrozenDict(limits)))
 
 
-def _changes(free: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
-    """Other sizes, small ones first, that the guards allow."""
-    ways = ({leaf: pick(n) for leaf, n in free.items()} for pick in TRIED)
-    return [sizes for sizes in ways if _allowed(sizes, domain)]
+def _sizes_to_try(traced_sizes: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
+    """Return other sizes to try that the guards allow, small ones first."""
+    candidates = ({leaf: pick(n) for leaf, n in traced_sizes.items()} for pick in TRIED)
+    return [sizes for sizes in candidates if _is_allowed(sizes, domain)]
 
 
 def runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether there are numbers to run the model on: nothing is on `meta`."""
+    """Return whether the model can be run: no tensor is on `meta`."""
     tensors = trees.tensors((args, dict(kwargs)))
     return not any(t.is_meta for t in (*model.parameters(), *model.buffers(), *tensors))
 
 
-def _allowed(sizes: Mapping[str, int], domain: Domain) -> bool:
-    """Whether the guards allow these sizes beside the traced ones."""
+def _is_allowed(sizes: Mapping[str, int], domain: Domain) -> bool:
+    """Return whether the guards allow these sizes together with the traced sizes of other axes."""
     return not refusal({**domain.traced, **sizes}, (), domain.guards)
 
 
-def _limits(trial: Trial, free: Mapping[str, int], domain: Domain) -> dict[str, Limit]:
-    """Size by size: those that cannot be changed alone stay as they were traced."""
+def _limits_by_leaf(trial: Trial, variable_sizes: Mapping[str, int], domain: Domain) -> dict[str, Limit]:
+    """Change one size at a time, and return limits to the traced size for those that cannot change."""
     limits = {}
-    for leaf, n in free.items():
+    for leaf, n in variable_sizes.items():
         outcome = _Outcome("module", "the guards leave no other size to try")
-        for sizes in _changes({leaf: n}, domain):
+        for sizes in _sizes_to_try({leaf: n}, domain):
             outcome = trial.run(sizes)
             if outcome.who != "module":
                 break
         if outcome.who == "module":
             limits[leaf] = Limit(n, n, f"the module itself was not seen to run at another size ({outcome.text})")
         elif outcome.who != "same":
-            limits[leaf] = Limit(n, n, f"{_line(trial, leaf)}{outcome.text}")
+            limits[leaf] = Limit(n, n, f"{_first_unrolled_op(trial, leaf)}{outcome.text}")
     return limits
 
 
-def _from_two(trial: Trial, free: list[str]) -> dict[str, Limit]:
-    """Sizes of one, where torch's export takes everything for broadcasting."""
-    if not free or trial.run(dict.fromkeys(free, 1)).who == "same":
+def _limits_above_one(trial: Trial, leaves: list[str]) -> dict[str, Limit]:
+    """Try sizes of one, which torch's export treats as broadcasting, and return limits to two or more where they fail."""
+    if not leaves or trial.run(dict.fromkeys(leaves, 1)).who == "same":
         return {}
-    outcomes = {leaf: trial.run({leaf: 1}) for leaf in free}
+    outcomes = {leaf: trial.run({leaf: 1}) for leaf in leaves}
     return {leaf: Limit(2, None, o.text) for leaf, o in outcomes.items() if o.who not in ("same", "module")}
 
 
-def _line(trial: Trial, leaf: str) -> str:
-    """The first op that reads an axis position by position."""
+def _first_unrolled_op(trial: Trial, leaf: str) -> str:
+    """Return a text with the first op that reads an axis position by position, and its line."""
     captured, a = trial.captured, trial.analysis
     source, dim = trial.spec.program.batch[leaf]
     var = a.alg.find(a.values[captured.nodes[source]].axes[dim])
@@ -146,23 +150,23 @@ def _line(trial: Trial, leaf: str) -> str:
         out = a.values[node]
         after = [x for v in (out if isinstance(out, list) else [out]) if isinstance(v, Value) for x in v.axes]
         if var in map(a.alg.find, before) and var not in map(a.alg.find, after):
-            return f"{node.target}{_at(node)} reads its positions one by one; "
+            return f"{node.target}{_place_text(node)} reads its positions one by one; "
     return ""
 
 
-def _at(node: fx.Node) -> str:
+def _place_text(node: fx.Node) -> str:
     source = reason_of(node).source
     return f" at {source}" if source else ""
 
 
 class Trial:
-    """A module and its program, ready to be run on the example at other sizes.
+    """A module and its program, which can be run on the example at other sizes.
 
     Args:
-        spec: of the model.
+        spec: the spec of the model.
         model: the module.
         args, kwargs: the example inputs.
-        captured, analysis: what the spec was made from; they tell the line that is at fault.
+        captured, analysis: the sources of the spec, which locate the line that causes a difference.
     """
 
     def __init__(
@@ -179,64 +183,66 @@ class Trial:
         self.flat, self.form = trees.flatten((args, {n: kwargs[n] for n in names}))
         self.places = [i for i, x in enumerate(self.flat) if isinstance(x, Tensor)]
         self.first: Result | None = None
-        """Of the module, at the traced sizes."""
+        """Result of the module at the traced sizes."""
         axes = dict(zip(self.places, (i.axes for i in spec.program.inputs), strict=True))
         self.axes = {i: [x.name if isinstance(x, Leaf) else None for x in axes[i]] for i in self.places}
         self.sizes = {
             leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
         }
-        self.draws = any(_draws(i.op) for i in spec.program.instructions)
+        self.draws = any(_is_random(i.op) for i in spec.program.instructions)
 
     def run(self, sizes: Mapping[str, int]) -> _Outcome:
-        """Both at the traced sizes, but for those that are given."""
-        flat = [self._resized(i, x, sizes) if i in self.axes else x for i, x in enumerate(self.flat)]
+        """Run both at the traced sizes, except for the given ones, and compare their results."""
+        flat = [self._resize(i, x, sizes) if i in self.axes else x for i, x in enumerate(self.flat)]
         at = ", ".join(f"{leaf} = {n}" for leaf, n in sizes.items())
         at = f"at {at}, " if at else ""
         try:
             expected = self.module(flat, seed=0)
             self.first = expected if not sizes else self.first
         except Exception as error:  # the model's own code may raise anything
-            return _Outcome("module", f"{at}{type(error).__name__}: {_short(error)}")
+            return _Outcome("module", f"{at}{type(error).__name__}: {_shorten(error)}")
         try:
             inputs = [flat[i] for i in self.places]
-            got = self.program(inputs, seed=0)
-        except Exception as error:  # so may its program at a size that it was not made for
-            return _Outcome("program", f"{at}the program raises {type(error).__name__}: {_short(error)}")
-        text = difference(expected, got)
-        if text and self.draws and difference(got, self.program(inputs, seed=1)):
-            # of what is random, only the shapes are compared
-            text = difference(expected, got, values=False)
+            actual = self.program(inputs, seed=0)
+        except Exception as error:  # the program may raise at sizes that it was not traced for
+            return _Outcome("program", f"{at}the program raises {type(error).__name__}: {_shorten(error)}")
+        text = difference(expected, actual)
+        if text and self.draws and difference(actual, self.program(inputs, seed=1)):
+            # random results: compare shapes only
+            text = difference(expected, actual, values=False)
         return _Outcome("differs", f"{at}{text}") if text else _Outcome("same")
 
     def varies(self) -> str:
-        """What of the module's result changes with the states of Python's and numpy's generators; an empty text for nothing."""
+        """Return what changes in the module's result with the seeds of Python's and numpy's generators; an empty text if nothing does."""
         try:
             first = self.first or self.module(self.flat, seed=0)
             return difference(first, self.module(self.flat, seed=1))
-        except Exception:  # the model's own code may raise anything; that it does is found elsewhere
+        except Exception:  # the model's own code may raise anything; other runs report it
             return ""
 
     def place(self) -> str:
-        """Where the two part."""
+        """Return a text with the first submodule from which the two differ."""
         with Outputs(self.model) as outputs:
             self.module(self.flat, seed=0)
-        inputs, made = [self.flat[i] for i in self.places], self.spec.program.instructions
+        inputs, instructions = [self.flat[i] for i in self.places], self.spec.program.instructions
         with torch.no_grad():
-            values = run_program(self.spec, self.model, inputs, lambda env: {i.name: env[f"%{i.name}"] for i in made})
-        return first_difference(outputs, values, made, self.captured.nodes, tensors_differ)
+            values = run_program(
+                self.spec, self.model, inputs, lambda env: {i.name: env[f"%{i.name}"] for i in instructions}
+            )
+        return first_difference(outputs, values, instructions, self.captured.nodes, tensors_differ)
 
-    def _resized(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
-        """Rows of the example, in turns and starting from the second."""
+    def _resize(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """Return an input at the given sizes, filled with rows of the example in turn, from the second on."""
         for d, leaf in enumerate(self.axes[i]):
             if leaf is not None and leaf in sizes:
                 t = t.index_select(d, (torch.arange(sizes[leaf], device=t.device) + 1) % t.shape[d])
         return t
 
     def module(self, flat: list[Any], *, seed: int) -> Result:
-        """Outputs, and the buffers that the program says are written to; `seed` is of Python's and numpy's generators."""
+        """Run the module with a seed of Python's and numpy's generators; return outputs and the buffers that the program updates."""
         args, kwargs = trees.unflatten([x.clone() if isinstance(x, Tensor) else x for x in flat], self.form)
         with (
-            _quietly(),
+            _without_warnings(),
             in_mode(self.model, self.spec.train),
             unchanged(self.model),
             torch.no_grad(),
@@ -248,51 +254,51 @@ class Trial:
             return out, {n: buffers[n] for n, _ in self.spec.program.updates}
 
     def _results(self, env: Mapping[str, Any]) -> Any:
-        """Outputs and updated buffers, flat."""
+        """Return outputs and updated buffers, flattened."""
         outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in self.spec.program.outputs)
         return outputs, tuple(env[r.name] for _, r in self.spec.program.updates)
 
     def program(self, inputs: list[Tensor], *, seed: int) -> Result:
-        """The same of the program; `seed` is of torch's generator."""
+        """Run the program with a seed of torch's generator; return outputs and updated buffers."""
         with torch.no_grad(), torch.random.fork_rng({t.device for t in inputs if t.is_cuda}):
             seed_torch(seed)
-            out, new = run_program(self.spec, self.model, inputs, self._results)
-        return list(out), dict(zip((n for n, _ in self.spec.program.updates), new, strict=True))
+            out, new_buffers = run_program(self.spec, self.model, inputs, self._results)
+        return list(out), dict(zip((n for n, _ in self.spec.program.updates), new_buffers, strict=True))
 
 
 def run_program(
     spec: Spec, model: nn.Module, inputs: Iterable[Tensor], wanted: Callable[[Mapping[str, Any]], Any]
 ) -> Any:
-    """Run a spec's program on the model's own tensors; `wanted` chooses the results among the values by name."""
+    """Run a spec's program on the model's own tensors; `wanted` selects the results from the values by name."""
     program = spec.program
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    values = {**dict(named), **spec.constants.tensors}
-    given = dict(zip((i.name for i in program.inputs), inputs, strict=True))
+    named_tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    values = {**dict(named_tensors), **spec.constants.tensors}
+    input_values = dict(zip((i.name for i in program.inputs), inputs, strict=True))
     names: list[str] = []
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         names.append(name)
         return graph.placeholder(f"v_{len(names)}")
 
-    device = next((t.device for _, t in named), torch.device("cpu"))
+    device = next((t.device for _, t in named_tensors), torch.device("cpu"))
     graph = build(program, spec.sizes, present=frozenset(), device=device, load=load, emit=lambda _, env: wanted(env))
-    values |= given
+    values |= input_values
     return fx.GraphModule(nn.Module(), graph).forward(*(values[n] for n in names))
 
 
-def _draws(op: str) -> bool:
-    """Whether an op can draw random numbers: attention can, where it drops out."""
+def _is_random(op: str) -> bool:
+    """Return whether an op can draw random numbers; attention can, because of its dropout."""
     tags = getattr(target(op), "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
 
 
-def _short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """What the model warns of, it has warned of before; and the fused kernel of torch's encoder layers rounds differently."""
+def _without_warnings() -> Iterator[None]:
+    """Silence warnings, which the trace has already shown, and disable torch's fused encoder layers, which round differently."""
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)

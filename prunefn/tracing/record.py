@@ -1,9 +1,9 @@
-"""model → functional graph, by recording one real run: for models whose control flow depends on data.
+"""Model → functional graph, by recording one real run: for models whose control flow depends on data.
 
-Every op of the run is seen above autograd, autocast and decompositions, the level at which `torch.export` works: `linear`,
-`conv2d`, `layer_norm` and attention are whole. Numbers that Python reads from tensors (`.item()`, `if t.any()`, `tolist()`)
-simply are what they were in this run, so that the graph holds for the example input alone: the axes that it shows are those of
-every run, but it cannot be run on other inputs.
+Every op of the run is recorded above autograd, autocast and decompositions, the level of `torch.export`: `linear`, `conv2d`,
+`layer_norm` and attention stay single ops. Values that Python reads from tensors (`.item()`, `if t.any()`, `tolist()`) are
+constants of this run, so the graph is valid for the example input alone: its axes are those of every run, but it cannot be run
+on other inputs.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .memory import Memory, memory, shadow
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
-"""They tell Python of types and sizes, not of values."""
+"""Ops that return types and sizes to Python, not values."""
 READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
-"""They hand values to Python past the dispatcher."""
+"""Functions that return values to Python without the dispatcher."""
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
-    """Run the model once in the given mode and write down what it does; the model comes back as it was.
+    """Run the model once in train or eval mode, and record its ops; the model is left unchanged.
 
     Args:
         model: any module that runs.
-        args, kwargs: example inputs, nested as the model takes them.
+        args, kwargs: example inputs, nested as the model expects them.
         train: run in train mode.
 
     Returns:
@@ -58,10 +58,10 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         reseed()
         result = torch.func.functional_call(model, buffers, *inputs)
     leaves, out_spec = trees.flatten(result)
-    outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _plain(x) for x in leaves]
-    hidden = [tape.memory.node(t) for x in leaves if not isinstance(x, Tensor) for t in tensors_in(x)]
-    known = {x for x in outputs if isinstance(x, fx.Node)}
-    outputs += [n for n in dict.fromkeys([*hidden, *tape.read, *tape.ends()]) if n not in known]
+    outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _constant_or_none(x) for x in leaves]
+    hidden_outputs = [tape.memory.node(t) for x in leaves if not isinstance(x, Tensor) for t in tensors_in(x)]
+    listed = {x for x in outputs if isinstance(x, fx.Node)}
+    outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *tape.ends()]) if n not in listed]
     graph.output(tuple(outputs))
     _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
@@ -81,7 +81,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
 
 
 class _Tape:
-    """A growing graph, and where the run is in the model."""
+    """A growing graph, and the current position of the run in the model."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self.graph, self.memory = graph, Memory(graph, self.constant)
@@ -92,19 +92,19 @@ class _Tape:
         self.constants: dict[str, Tensor] = {}
         self.sources: dict[str, str] = {}
         """Constant → path of the buffer or attribute that holds it."""
-        self.attributes = {id(t): path for path, t in _attributes(model)}
+        self.attributes = {id(t): path for path, t in _tensor_attributes(model)}
         self.inputs: list[str] = []
         self.last: fx.Node | None = None
         """The last placeholder."""
         self.results: list[fx.Node] = []
-        """Values that ops have made anew."""
+        """Values that ops have created."""
         self.read: list[fx.Node] = []
-        """Values that Python has read."""
+        """Values that Python read."""
 
-    # ---- what the run starts with
+    # ---- placeholders
 
     def placeholders(self, buffers: Mapping[str, Tensor], inputs: Any) -> None:
-        """Parameters, buffers and inputs, in this order."""
+        """Add placeholders of parameters, buffers and inputs, in this order."""
         for name, t in self.model.named_parameters():
             self.tensors[self.placeholder(f"p_{name}", t).name] = name
         for name, t in buffers.items():
@@ -121,7 +121,7 @@ class _Tape:
                 self.inputs.append(self.placeholder("x", t).name)
 
     def placeholder(self, name: str, t: Tensor) -> fx.Node:
-        """At the beginning of the graph; named after what it holds."""
+        """Add a placeholder of a tensor after the other placeholders, and return it."""
         name = "".join(c if c.isalnum() else "_" for c in name)
         with self.graph.inserting_after(self.last) if self.last is not None else contextlib.nullcontext():
             self.last = node = self.graph.placeholder(name)
@@ -131,72 +131,72 @@ class _Tape:
         return node
 
     def constant(self, t: Tensor) -> fx.Node:
-        """A tensor that Python has made, or found in an attribute."""
+        """Add the placeholder of a tensor that Python created, or read from an attribute, and return it."""
         node = self.placeholder("c", t)
         self.constants[node.name] = t.detach().clone()
         if id(t) in self.attributes:
             self.sources[node.name] = self.attributes[id(t)]
         return node
 
-    # ---- what happens
+    # ---- ops
 
     def reads(self, value: Any) -> None:
-        """Python has read the values of these tensors."""
+        """Record that Python read the values of these tensors."""
         self.read += [self.memory.node(t) for t in trees.leaves(value) if isinstance(t, Tensor)]
 
     def ends(self) -> list[fx.Node]:
-        """Values that nothing reads: the class computes them all the same, so that this must keep working."""
+        """Return values that nothing reads; the model still computes them, so these ops must keep working after pruning."""
         unread = [n for n in self.results if not any(u.users or u.target is not operator.getitem for u in n.users)]
         return [n for n in unread if n not in self.memory.replaced]
 
     def op(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an op and write it down."""
+        """Run an op, record it, and return its result."""
         if str(func).startswith(METADATA):
             return func(*args, **kwargs)
-        given = trees.tensors((args, kwargs))
+        inputs = trees.tensors((args, kwargs))
         nodes = trees.map_tensors(self.memory.node, (args, kwargs))
         out = func(*args, **kwargs)
         if func._schema.is_mutable:
             self.write(func, written_by(func, args, kwargs), nodes)
-        elif not (made := trees.tensors(out)):
-            self.reads(given)
-        elif any(all(t is not g for g in given) for t in made):  # or else it had nothing to do
+        elif not (created := trees.tensors(out)):
+            self.reads(inputs)
+        elif any(all(t is not g for g in inputs) for t in created):  # else the op returned its inputs unchanged
             self.results.append(self.node(func, nodes, out))
-            self.add(out, self.results[-1], given)
+            self.add(out, self.results[-1], inputs)
         return out
 
     def node(self, func: Any, nodes: tuple[Any, ...], out: Any) -> fx.Node:
-        """A new node with the metadata that export would give it."""
+        """Add a node with the metadata that export would give it, and return it."""
         name = func._schema.name.rpartition("::")[2]
         node = self.graph.create_node("call_function", func, *nodes, name=name)
         stack = {self.paths.get(m, ""): (self.paths.get(m, ""), type(m).__qualname__) for m in self.stack}
         node.meta |= {
             "val": trees.map_tensors(shadow, out),
             "nn_module_stack": stack,
-            "stack_trace": _source(),
+            "stack_trace": _source_line(),
         }
         return node
 
-    def add(self, out: Any, node: fx.Node, given: list[Tensor]) -> None:
-        """The results of an op."""
+    def add(self, out: Any, node: fx.Node, inputs: list[Tensor]) -> None:
+        """Register the results of an op."""
         items: list[tuple[Any, fx.Node]] = [(out, node)]
         if not isinstance(out, Tensor):
             items = [(t, self.graph.call_function(operator.getitem, (node, i))) for i, t in enumerate(out)]
         for t, n in items:
-            if isinstance(t, Tensor) and not any(t is g for g in given):
+            if isinstance(t, Tensor) and not any(t is g for g in inputs):
                 n.meta = {**node.meta, "val": shadow(t)}
-                parent = next((g for g in given if memory(g) == memory(t)), None)
+                parent = next((g for g in inputs if memory(g) == memory(t)), None)
                 self.memory.add(t, n, parent, None if parent is None else self.memory.node(parent))
 
     def write(self, func: OpOverload, written: list[Tensor], nodes: tuple[Any, ...]) -> None:
-        """An in-place op, as its functional twin where it has one."""
+        """Record an in-place op, as its functional twin if it has one."""
         if len(written) != 1:
             raise TraceError(f"{func} writes to {len(written)} tensors at once, which a recording cannot follow")
         self.memory.write(written[0], self.node(functional_twin(func) or func, nodes, written[0]))
 
 
 class _Mode(ProxyTorchDispatchMode):
-    """Sees all ops at the pre-dispatch level; torch lets only modes of a few classes in there."""
+    """A mode that intercepts all ops at the pre-dispatch level, where torch accepts only a few classes of modes."""
 
     def __init__(self, tape: _Tape) -> None:
         super().__init__(None, "real", pre_dispatch=True)  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ class _Mode(ProxyTorchDispatchMode):
 
 
 class _Readers(TorchFunctionMode):
-    """Sees tensors whose values go to Python at once."""
+    """A mode that intercepts functions that return values to Python directly."""
 
     def __init__(self, tape: _Tape) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class _Readers(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _recording(tape: _Tape) -> Iterator[None]:
-    """All ops go to the tape, and it knows which module they are called in."""
+    """Record all ops on the tape, with the module that calls them."""
     call, fused = nn.Module.__call__, torch.backends.mha.get_fastpath_enabled()
 
     def enter(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +234,7 @@ def _recording(tape: _Tape) -> Iterator[None]:
 
     try:
         nn.Module.__call__ = enter  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(False)  # one op for a whole encoder layer
+        torch.backends.mha.set_fastpath_enabled(False)  # it would run a whole encoder layer as one op
         with enable_python_dispatcher(), _Readers(tape), _Mode(tape):
             yield
     finally:
@@ -242,8 +242,8 @@ def _recording(tape: _Tape) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _source() -> str:
-    """The innermost line outside of torch and of this file, as export writes it."""
+def _source_line() -> str:
+    """Return the innermost line outside of torch and of this file, in the format of export."""
     frame, inner = sys._getframe(1), ""
     while frame is not None and frame.f_code is not record.__code__:
         path = frame.f_code.co_filename
@@ -256,7 +256,7 @@ def _source() -> str:
 
 
 def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """All tensors in a nest of containers and plain objects."""
+    """Yield all tensors in nested containers and plain objects."""
     for leaf in trees.leaves(value):
         if isinstance(leaf, Tensor):
             yield leaf
@@ -264,14 +264,14 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from tensors_in(list(vars(leaf).values()), depth - 1)
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that are plain attributes of modules."""
+def _tensor_attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (path, tensor) of tensors that are plain attributes of modules."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield (f"{path}.{name}" if path else name), value
 
 
-def _plain(x: Any) -> Any:
-    """A constant result; an object that torch's pytree does not know is none."""
+def _constant_or_none(x: Any) -> Any:
+    """Return a constant result, or None for an object that torch's pytree does not know."""
     return x if isinstance(x, int | float | str | bool | None) else None

@@ -1,4 +1,4 @@
-"""Where activations enter a contraction with parameters: what is measured and compensated there, and where a bias may go."""
+"""Find sites, where activations enter a contraction with parameters, and slots, where a compensation may add a bias."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ AxisOf = Callable[[Term], Axis]
 
 
 def base_name(tensor: str) -> str:
-    """`fc.weight` → `fc`; other parameters keep their own name."""
+    """Return the module's name for a weight (`fc.weight` → `fc`); other parameters keep their name."""
     return tensor.removesuffix(".weight") if tensor.endswith(".weight") else tensor
 
 
 def owner_of(captured: Captured, c: Contraction) -> str:
-    """The name of a contraction: its weight's module, or the module that it is called in where the weight is computed."""
+    """Return the name of a contraction: the module of its weight, or the module that calls it if the weight is computed."""
     assert c.weight is not None
     if c.weight.name in captured.tensors:
         return base_name(captured.tensors[c.weight.name])
@@ -33,7 +33,7 @@ def owner_of(captured: Captured, c: Contraction) -> str:
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that a node belongs to."""
+    """Return the path of the innermost module that a node belongs to."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0].replace("@1", "") if stack else ""
 
@@ -41,9 +41,9 @@ def module_path(node: fx.Node) -> str:
 def find_sites(
     captured: Captured, a: Analysis, contractions: list[Contraction], axis_of: AxisOf, groups: Collection[str]
 ) -> dict[str, Site]:
-    """One site per weight and bias (or norm that follows): a contraction that is called twice has two values and one site."""
+    """Return one site per weight and bias (or following norm); a contraction that is called twice has two values and one site."""
     sites: dict[str, Site] = {}
-    norms = _norms(captured, a, contractions)
+    norms = _following_norms(captured, a, contractions)
     for c in contractions:
         if c.weight is None or c.x is None or not c.x.active or c.weight.active or not c.pattern:
             continue
@@ -83,13 +83,13 @@ def find_sites(
 
 
 def find_layouts(captured: Captured, a: Analysis, axis_of: AxisOf) -> FrozenDict[str, tuple[Layout, ...]]:
-    """Instruction → how the weights of its contractions are laid out; values that depend on the inputs are no weights."""
-    found: dict[str, tuple[Layout, ...]] = {}
+    """Return instruction → layouts of the weights of its contractions; values that depend on the inputs are no weights."""
+    layouts: dict[str, tuple[Layout, ...]] = {}
     for node, weight, pattern, groups, convolution in a.layouts:
         if not weight.active:
             layout = Layout(value_name(captured, weight.name), pattern, axis_of(groups), convolution)
-            found[node] = (*found.get(node, ()), layout)
-    return FrozenDict(found)
+            layouts[node] = (*layouts.get(node, ()), layout)
+    return FrozenDict(layouts)
 
 
 def value_name(captured: Captured, node: str) -> str:
@@ -100,28 +100,28 @@ def value_name(captured: Captured, node: str) -> str:
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """The name, or a longer one that is not taken."""
+    """Return the name, or a longer one that is not taken."""
     while name in taken:
         name += "_shift"
     return name
 
 
-def _norms(captured: Captured, a: Analysis, contractions: list[Contraction]) -> dict[str, str]:
-    """Contraction without a bias → running mean of the BatchNorm that follows, where it serves this weight alone."""
-    found: dict[str, str] = {}
+def _following_norms(captured: Captured, a: Analysis, contractions: list[Contraction]) -> dict[str, str]:
+    """Return contraction without a bias → running mean of the following BatchNorm, if the norm serves this weight alone."""
+    mean_of: dict[str, str] = {}
     weights: dict[str, set[str]] = {}
     for c in contractions:
         mean = None if c.bias is not None else _running_mean(captured.nodes[c.node], captured)
         if mean is not None and c.weight is not None:
-            found[c.node] = mean
+            mean_of[c.node] = mean
             weights.setdefault(mean, set()).add(c.weight.name)
-    calls = Counter(found.values())
+    calls = Counter(mean_of.values())
     uses = {t: len(captured.nodes[node].users) for node, t in captured.tensors.items() if t in calls}
-    return {node: t for node, t in found.items() if len(weights[t]) == 1 and uses[t] == calls[t]}
+    return {node: t for node, t in mean_of.items() if len(weights[t]) == 1 and uses[t] == calls[t]}
 
 
 def _running_mean(node: fx.Node, captured: Captured) -> str | None:
-    """The running mean of an evaluating BatchNorm that alone uses this node."""
+    """Return the running mean of an evaluating BatchNorm that is the only user of this node; else None."""
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
@@ -139,11 +139,11 @@ def _running_mean(node: fx.Node, captured: Captured) -> str | None:
 def find_slots(
     captured: Captured, contractions: list[Contraction], sites: dict[str, Site], axis_of: AxisOf
 ) -> tuple[Slot, ...]:
-    """For every call of a contraction without a bias: where one goes that a compensation creates."""
+    """Return the slot for a new bias of each call of a contraction without one."""
     slots = []
-    at = {node: s for s in sites.values() for node in s.calls}
+    site_of = {node: s for s in sites.values() for node in s.calls}
     for c in contractions:
-        if (site := at.get(c.node)) is not None and site.slot:
+        if (site := site_of.get(c.node)) is not None and site.slot:
             argument, dim = (2, -1) if c.bias_arg and c.bias is None else (-1, c.dim)
             slots.append(Slot(site.slot, c.node, argument, dim, axis_of(c.out)))
     return tuple(slots)

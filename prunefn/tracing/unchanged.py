@@ -1,4 +1,4 @@
-"""A model that is run, and left as it was: tensors, containers, and all generators of random numbers."""
+"""Run a model and leave it unchanged: tensors, containers, and all random number generators."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .. import trees
 
 DEPTH = 6
-"""Containers within containers of a module that are looked at."""
+"""Maximum depth of nested containers of a module that are restored."""
 CONTAINERS = (OrderedDict, dict, list, set, deque)
 OPAQUE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
-"""Modules are walked by themselves; classes and functions belong to everybody."""
+"""Types whose attributes are not restored: modules are visited separately; classes and functions are shared."""
 
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what a run of the model changes outside of its result, also where it raises or is interrupted.
+    """Undo the side effects of a run of the model, even if it raises or is interrupted.
 
-    Put back are attributes of modules; lists, dicts, sets and plain objects that they hold; and the states of the generators of
-    torch, numpy and Python. What is written to parameters and buffers is undone by `Writes`.
+    It restores attributes of modules; lists, dicts, sets and plain objects that they hold; and the states of the generators of
+    torch, numpy and Python. `Writes` undoes writes to parameters and buffers.
     """
     containers = [(c, _entries(c)) for c in _containers(model)]
     generators = [(g, _state(g)) for g in _generators(before for _, before in containers)]
@@ -49,29 +49,29 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def reseed(seed: int = 0) -> None:
-    """Seed Python's and numpy's generators with `seed` and torch's with 0, so that what a run draws depends on nothing else."""
+    """Seed Python's and numpy's generators with `seed` and torch's with 0, so that the draws of a run depend on nothing else."""
     seed_torch(0)
     random.seed(seed)
     np.random.seed(seed)
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's generators; where there is no accelerator, the CPU's alone, which is 50 times as fast."""
+    """Seed torch's generators; without an accelerator, seed only the CPU's, which is 50 times as fast."""
     seed_all = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     seed_all(seed)
 
 
 class Writes(TorchDispatchMode):
-    """Undoes what a run writes to a model's tensors: each is copied just before the first write to its memory.
+    """A mode that undoes writes of a run to a model's tensors: each is copied just before the first write to its memory.
 
-    The op of a BatchNorm writes to its buffers without saying so: run a model on `buffer_copies`.
+    The op of a BatchNorm writes to its buffers, but its schema omits that: run a model on `buffer_copies`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self.tensors = [(t, t.detach()) for _, t in named if _memory(t) is not None]
-        """Each with another view of its memory."""
+        named_tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.tensors = [(t, t.detach()) for _, t in named_tensors if _memory(t) is not None]
+        """(tensor, another view of its memory)."""
         self.saved: list[tuple[Tensor, Tensor]] = []
         self.unwritten: dict[int | None, list[Tensor]] = {}
         for t, alias in self.tensors:
@@ -89,26 +89,26 @@ class Writes(TorchDispatchMode):
             for t, before in self.saved:
                 t.copy_(before)
             for t, alias in self.tensors:
-                if _memory(t) != _memory(alias):  # `t.data = …` passes no op
+                if _memory(t) != _memory(alias):  # `t.data = …` replaces memory without an op
                     t.data = alias
 
 
 def written_by(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that an in-place op writes to."""
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [t for n in names for t in trees.leaves(given.get(n)) if isinstance(t, Tensor)]
+    return [t for n in names for t in trees.leaves(arguments.get(n)) if isinstance(t, Tensor)]
 
 
 def buffer_copies(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the buffers by name, for a run that may write to them; one that stands under two names is one."""
-    once: dict[Tensor, Tensor] = {}
+    """Return copies of the buffers by name, for a run that may write to them; a buffer with two names has one copy."""
+    copies: dict[Tensor, Tensor] = {}
     named = model.named_buffers(remove_duplicate=False)
-    return {name: once.setdefault(t, t.detach().clone()) for name, t in named}
+    return {name: copies.setdefault(t, t.detach().clone()) for name, t in named}
 
 
 def _memory(t: Tensor) -> int | None:
-    """Where a tensor's numbers are; None for those that have none."""
+    """Return the address of a tensor's values; None if it has no memory."""
     try:
         return t.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
@@ -119,9 +119,9 @@ def _memory(t: Tensor) -> int | None:
 
 
 def _containers(model: nn.Module) -> list[Any]:
-    """All dicts, lists, sets and deques that modules and their plain objects hold."""
-    # torch 2.11 leaves a hook behind
-    found: list[Any] = [getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})]
+    """Return all dicts, lists, sets and deques that modules and their plain objects hold."""
+    # torch 2.11 leaves a hook registered here
+    containers: list[Any] = [getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})]
     seen: set[int] = set()
     level: list[Any] = [vars(m) for m in model.modules()]
     for _ in range(DEPTH):
@@ -131,14 +131,14 @@ def _containers(model: nn.Module) -> list[Any]:
                 continue
             seen.add(id(c))
             if not isinstance(c, tuple):
-                found.append(c)
+                containers.append(c)
             inner += [d for x in (c.values() if isinstance(c, dict) else c) if (d := _container(x)) is not None]
         level = inner
-    return found
+    return containers
 
 
 def _container(x: Any) -> Any:
-    """The container itself, the attributes of a plain object, or None."""
+    """Return the container itself, or the attributes of a plain object, or None."""
     if isinstance(x, (*CONTAINERS, tuple)):
         return x
     attributes = None if isinstance(x, OPAQUE) else getattr(x, "__dict__", None)
@@ -146,7 +146,7 @@ def _container(x: Any) -> Any:
 
 
 def _entries(container: Any) -> Any:
-    """A shallow copy."""
+    """Return a shallow copy of a container."""
     return (
         dict(container)
         if isinstance(container, dict)
@@ -157,8 +157,8 @@ def _entries(container: Any) -> Any:
 
 
 def _restore(container: Any, before: Any) -> None:
-    """Put the entries back if any of them is another object than before."""
-    whole: Any = container
+    """Restore the entries if any of them is a different object than before."""
+    target: Any = container
     if isinstance(container, set):
         same = container == before
     elif isinstance(container, dict):
@@ -167,17 +167,17 @@ def _restore(container: Any, before: Any) -> None:
         same = len(container) == len(before) and all(a is b for a, b in zip(container, before, strict=True))
     if not same:
         kinds: tuple[Any, ...] = CONTAINERS
-        kind = next(k for k in kinds if isinstance(container, k))  # subclasses may forbid what changes them
+        kind = next(k for k in kinds if isinstance(container, k))  # subclasses may forbid these methods
         kind.clear(container)
         add = kind.extend if kind in (list, deque) else kind.update
-        add(whole, before)
+        add(target, before)
 
 
 # ---- generators of random numbers
 
 
 def _generators(containers: Iterable[Any]) -> list[Any]:
-    """Generators that modules hold."""
+    """Return the random number generators that modules hold."""
     kinds = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
     values = [x for c in containers for x in (c.values() if isinstance(c, dict) else c) if isinstance(x, kinds)]
     return list({id(x): x for x in values}.values())

@@ -1,4 +1,4 @@
-"""One small rule per op or family of ops; the table is keyed by op name, with or without overload."""
+"""The rules: one small function per op or family of ops, in a table keyed by op name, with or without overload."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tag
 from torch._ops import OpOverload
 
 from ...errors import TraceError, nearest
-from . import (  # noqa: F401  (each enters its rules)
+from . import (  # noqa: F401  (each module registers its rules)
     contract,
     convolution,
     create,
@@ -48,32 +48,32 @@ __all__ = [
 
 
 def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The user's rules by names as torch prints them: `mylib::op` becomes `mylib.op`.
+    """Return the user's rules by the names that torch prints: `mylib::op` becomes `mylib.op`.
 
     Raises:
-        TraceError: torch knows no op of this name.
+        TraceError: torch has no op of this name.
     """
-    found = {name.replace("::", "."): rule for name, rule in extra.items()}
-    for given, name in zip(extra, found, strict=False):
+    rule_of = {name.replace("::", "."): rule for name, rule in extra.items()}
+    for user_name, name in zip(extra, rule_of, strict=False):
         namespace, _, op = name.partition(".")
         packet, _, overload = op.partition(".")
-        known = getattr(getattr(torch.ops, namespace), packet, None) if packet else None
-        if known is None or (overload and overload not in known.overloads()):
+        torch_op = getattr(getattr(torch.ops, namespace), packet, None) if packet else None
+        if torch_op is None or (overload and overload not in torch_op.overloads()):
             ops = [f"{n}.{o}" for n in {namespace, "aten"} for o in dir(getattr(torch.ops, n))]
             raise TraceError(
-                f"rules={{{given!r}: …}}: torch has no op of this name{nearest(name, [*TABLE, *ops])}; "
+                f"rules={{{user_name!r}: …}}: torch has no op of this name{nearest(name, [*TABLE, *ops])}; "
                 "a name is 'library.op' or 'library.op.overload', and the library must be imported"
             )
-    return found
+    return rule_of
 
 
 def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
-    """The rule of an op: the user's, then the table's, then that of pointwise ops by torch's tag; None if there is none."""
+    """Return the rule of an op: the user's, else the table's, else by torch's tag that of pointwise ops; None if there is none."""
     full = str(op)
     bare = full.rsplit(".", 1)[0]
     for name in (full, bare):
-        if found := extra.get(name) or TABLE.get(name):
-            return found
+        if match := extra.get(name) or TABLE.get(name):
+            return match
     if Tag.pointwise in op.tags:
         plain = bare.removesuffix("_")
         return TABLE.get(plain, pointwise.pointwise)
@@ -81,7 +81,7 @@ def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
 
 
 def keeps_zero(op: Any, call: Call) -> bool:
-    """Whether the result is zero for a unit all of whose parameters are zero."""
+    """Return whether the result is zero for a unit whose parameters are all zero."""
     inputs, bare = call.tensors(), call.op.rpartition(".")[0]
     if call.contractions and any(c.weight is not None and not c.weight.active for c in call.contractions):
         return True
@@ -94,5 +94,5 @@ def keeps_zero(op: Any, call: Call) -> bool:
 
 
 def no_rule(call: Call) -> list[Axes]:
-    """Freezes all that it touches, and says so."""
+    """Freeze all axes of an op without a rule."""
     return freeze_all(call, "no rule")

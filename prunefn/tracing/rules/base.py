@@ -1,8 +1,8 @@
-"""What a rule sees and what it says.
+"""The interface of a rule: the call that it receives, and the statements that it makes.
 
-A rule is a function from a `Call` (one op of the graph, its tensor arguments as `Value`s) to the axes of its outputs. On
-the way it states equations (`call.unify`), freezes axes (`call.freeze`), names the axes behind static sizes
-(`call.resize`), and records contractions (`call.contract`). Rules are found in a table keyed by op name.
+A rule is a function from a `Call` (one op of the graph, with its tensor arguments as `Value`s) to the axes of its outputs. It
+also states equations (`call.unify`), freezes axes (`call.freeze`), names the axes behind static sizes (`call.resize`), and
+records contractions (`call.contract`). A table keyed by op name holds the rules.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Value(NamedTuple):
     name: str
     axes: Axes
     active: bool
-    """Depends on the inputs; otherwise on parameters and constants alone."""
+    """Whether it depends on the inputs; otherwise it depends on parameters and constants alone."""
     boolean: bool = False
-    """It holds truth values: as an index it is a mask."""
+    """Whether it holds truth values; such an index is a mask."""
     zero: bool = True
-    """Where all tensors of a unit are zero, it is zero, too."""
+    """Whether it is zero at a unit whose tensors are all zero."""
 
 
 class Reason(NamedTuple):
-    """Why an axis is frozen: the op, what it does, and where it stands in the user's source."""
+    """The reason why an axis is frozen: the op, what it does, and its place in the user's source."""
 
     text: str
     op: str = ""
@@ -44,7 +44,7 @@ class Reason(NamedTuple):
 
 
 class Contraction(NamedTuple):
-    """A sum over an axis: its cost, and how its weight is laid out."""
+    """A sum over an axis, with its cost and the layout of its weight."""
 
     node: str
     macs: Axes
@@ -58,13 +58,13 @@ class Contraction(NamedTuple):
     groups: Term = ONE
     bias: Value | None = None
     bias_arg: str = ""
-    """Name of the op's argument that takes a bias; empty where it has none."""
+    """Name of the op's bias argument; empty if it has none."""
     out: Term = ONE
     geometry: Geometry | None = None
 
 
 class Layout(NamedTuple):
-    """How a value is laid out as the weight of a contraction."""
+    """The layout of a value that is the weight of a contraction."""
 
     node: str
     weight: Value
@@ -72,12 +72,12 @@ class Layout(NamedTuple):
     """einops pattern from the weight to [g, out, in, taps]."""
     groups: Term = ONE
     convolution: bool = False
-    """Whether its dims are [filters, inputs, *kernel]; not of a transposed one."""
+    """Whether its dims are [filters, inputs, *kernel]; False for a transposed convolution."""
 
 
 @dataclass
 class Call:
-    """One op of the graph as a rule sees it."""
+    """One op of the graph, as passed to a rule."""
 
     alg: Algebra
     op: str
@@ -92,9 +92,9 @@ class Call:
     contractions: list[Contraction] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
-    """Weights of a norm."""
+    """Weights of a norm layer."""
     layer: bool = False
-    """Its result is an activation, also where its input is a parameter, such as a learned query."""
+    """Whether its result is an activation even if its input is a parameter, such as a learned query."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ class Call:
         return self.args.get(name)
 
     def tensors(self) -> list[Value]:
-        """All tensor arguments, those in lists too."""
+        """Return all tensor arguments, including those in lists."""
         flat: list[Value] = []
         for a in self.args.values():
             flat += (
@@ -114,46 +114,46 @@ class Call:
         return flat
 
     def unify(self, a: Term, b: Term) -> Term:
-        """The two axes are one; returns it."""
+        """State that two axes are the same, and return it."""
         self.alg.unify(a, b, self.at._replace(text="the sizes do not factor alike"))
         return a
 
     def freeze(self, axes: Sequence[Term] | Term, text: str) -> None:
-        """None of these axes may be pruned."""
+        """State that no unit of these axes may be pruned."""
         for a in axes if isinstance(axes, Sequence) else (axes,):
             self.alg.freeze(a, self.at._replace(text=text))
 
     def mark(self, axes: Sequence[Term], mark: str) -> None:
-        """Note something of each leaf of these axes (a kind, or an op that mixes their units)."""
+        """Mark each leaf of these axes with a kind, or with an op that mixes their units."""
         for a in axes:
             self.alg.mark(a, mark)
 
     def fresh(self, sizes: Sequence[int]) -> Axes:
-        """New free axes, as of a tensor filled with one number."""
+        """Return new free axes, such as those of a tensor filled with one number."""
         return tuple(self.alg.leaf(n) for n in sizes)
 
     def frozen(self, sizes: Sequence[int], text: str) -> Axes:
-        """New axes that may not be pruned."""
+        """Return new axes that may not be pruned."""
         return tuple(self.alg.leaf(n, self.at._replace(text=text)) for n in sizes)
 
     def resize(self, arg: str, axes: Any) -> None:
-        """The static sizes in `arg` are the sizes of `axes` (a term, an int, or a nested list of them)."""
+        """State that the static sizes in `arg` are the sizes of `axes` (a term, an int, or a nested list of these)."""
         self.resized[arg] = axes
 
     def contract(self, **kwargs: Any) -> None:
-        """Record a contraction of this node; the fields are those of `Contraction`, and a pattern is the weight's layout, too."""
+        """Record a contraction of this node with the fields of `Contraction`; a pattern also records the weight's layout."""
         c = Contraction(self.node, **kwargs)
         self.contractions.append(c)
         if c.weight is not None and c.pattern:
             self.lay_out(c.weight, c.pattern, c.groups)
 
     def lay_out(self, weight: Value | None, pattern: str, groups: Term = ONE, *, convolution: bool = False) -> None:
-        """Record how a weight is laid out, once; for weights whose contraction nothing can be measured at."""
+        """Record the layout of a weight once; call it for weights whose contraction cannot be a site."""
         if weight is not None and all(layout.weight.name != weight.name for layout in self.layouts):
             self.layouts.append(Layout(self.node, weight, pattern, groups, convolution))
 
     def broadcast(self, values: Sequence[Value], shape: Sequence[int] | None = None) -> Axes:
-        """Unify the dims of several tensors from the right, leaving out those of size 1; axes of the result."""
+        """Unify the dims of several tensors from the right, except those of size 1, and return the axes of the result."""
         out: list[Term] = []
         for d, n in enumerate(shape := self.shape if shape is None else shape):
             axis: Term | None = ONE if n == 1 else None
@@ -165,7 +165,7 @@ class Call:
         return tuple(out)
 
     def dims(self, v: Value, dim: int | Sequence[int] | None) -> list[int]:
-        """Dims counted from the left; all of them where none is given."""
+        """Return dims counted from the left; all dims if `dim` is None or empty."""
         rank = len(v.axes)
         if dim is None or (not isinstance(dim, int) and not dim):
             return list(range(rank))
@@ -176,7 +176,7 @@ TABLE: dict[str, Rule] = {}
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Enter a rule into the table under op names such as `aten.linear` (all overloads) or `aten.add.Tensor`."""
+    """Register a rule in the table under op names such as `aten.linear` (all overloads) or `aten.add.Tensor`."""
 
     def enter(function: Rule) -> Rule:
         for op in ops:
@@ -192,5 +192,5 @@ T = TypeVar("T")
 
 
 def replaced(axes: Sequence[T], changes: Mapping[int, T]) -> tuple[T, ...]:
-    """Axes (or sizes) with some dims replaced."""
+    """Return axes (or sizes) with some dims replaced."""
     return tuple(changes.get(d, a) for d, a in enumerate(axes))

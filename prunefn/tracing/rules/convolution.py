@@ -23,7 +23,10 @@ from .create import SizeOf
     "aten.cudnn_convolution",
 )
 def convolution(call: Call) -> Axes:
-    """Weight [(g o), i, …] of a convolution, [(g i), o, …] of a transposed one; in and out channels are products with the groups."""
+    """Contract the channels of a convolution with weight [(g o), i, …], or [(g i), o, …] if transposed.
+
+    In and out channels are products with the groups.
+    """
     x, w, b = call["input"] or call["self"], call["weight"], call["bias"]
     call.layer = True
     transposed = "transpose" in call.op or bool(call["transposed"])
@@ -38,7 +41,7 @@ def convolution(call: Call) -> Axes:
         call.mark([g], "groups")
     call.resize("groups", g)
     geometry = _geometry(call, w, rank, transposed)
-    axes = (*x.axes[:d], out, *_spatial(call, x.axes[d + 1 :], geometry))
+    axes = (*x.axes[:d], out, *_spatial_axes(call, x.axes[d + 1 :], geometry))
     dims = " ".join(f"k{i}" for i in range(rank))
     pattern = f"(g i) o {dims} -> g o i ({dims})" if transposed else f"(g o) i {dims} -> g o i ({dims})"
     kernel = w.axes[2:]
@@ -61,7 +64,7 @@ def convolution(call: Call) -> Axes:
 
 
 def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: bool) -> tuple[Term, Term, Term]:
-    """(groups, in per group, out channels), all equations stated."""
+    """State the equations between channels, and return (groups, inputs per group, out channels)."""
     if groups == 1:
         inner, out = (w.axes[0], w.axes[1]) if transposed else (w.axes[1], w.axes[0])
         return ONE, call.unify(channels, inner), out
@@ -72,14 +75,14 @@ def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: boo
         out = Times((g, w.axes[1]))
     else:
         call.unify(w.axes[1], inner)
-        h, _ = call.alg.split(w.axes[0], [groups, size(w.axes[0]) // groups])
-        call.unify(h, g)
+        groups_of_weight, _ = call.alg.split(w.axes[0], [groups, size(w.axes[0]) // groups])
+        call.unify(groups_of_weight, g)
         out = w.axes[0]
     return g, inner, out
 
 
-def _spatial(call: Call, axes: Axes, g: Geometry) -> Axes:
-    """Dims that a kernel of size 1 only passes over stay what they are; the others are frozen."""
+def _spatial_axes(call: Call, axes: Axes, g: Geometry) -> Axes:
+    """Return the spatial axes of the result: unchanged where a kernel of size 1 has no effect, else frozen."""
     out = list(axes)
     for i, axis in enumerate(axes):
         if (g.kernel[i], g.stride[i], g.padding[i]) != (1, 1, (0, 0)):
@@ -90,18 +93,18 @@ def _spatial(call: Call, axes: Axes, g: Geometry) -> Axes:
 
 def _geometry(call: Call, w: Value, rank: int, transposed: bool) -> Geometry:
     kernel = tuple(call.alg.size(a) for a in w.axes[2:])
-    stride, dilation = _ints(call["stride"], rank, 1), _ints(call["dilation"], rank, 1)
+    stride, dilation = _expand_ints(call["stride"], rank, 1), _expand_ints(call["dilation"], rank, 1)
     padding: Any = call["padding"]
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         pads = tuple((t // 2, t - t // 2) for t in total)
     else:
-        pads = tuple((p, p) for p in _ints(0 if padding == "valid" else padding, rank, 0))
+        pads = tuple((p, p) for p in _expand_ints(0 if padding == "valid" else padding, rank, 0))
     return Geometry(
-        kernel, stride, pads, dilation, transposed, _ints(call["output_padding"], rank, 0) if transposed else ()
+        kernel, stride, pads, dilation, transposed, _expand_ints(call["output_padding"], rank, 0) if transposed else ()
     )
 
 
-def _ints(value: Any, rank: int, default: int) -> tuple[int, ...]:
+def _expand_ints(value: Any, rank: int, default: int) -> tuple[int, ...]:
     values = [default] if value is None else [value] if isinstance(value, int) else list(value)
     return tuple((values or [default]) * rank if len(values) <= 1 else values)

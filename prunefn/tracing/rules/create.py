@@ -1,4 +1,4 @@
-"""Ops that make tensors from sizes."""
+"""Ops that create tensors from sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import Axes, Call, rule
 
 
 class SizeOf(NamedTuple):
-    """A symbolic size in the graph, traced back to the axis that it is the size of."""
+    """A symbolic size in the graph, traced back to its axis."""
 
     axis: Term
 
@@ -27,14 +27,14 @@ class SizeOf(NamedTuple):
     "aten.new_empty",
 )
 def filled(call: Call) -> Axes:
-    """The same everywhere: its axes are free until something pins them."""
-    axes = tuple(_axis(call, n, given) for n, given in zip(call.shape, call["size"], strict=True))
+    """Return free axes, since one number fills the tensor (or its values are arbitrary); other ops may pin them."""
+    axes = tuple(_axis(call, n, size) for n, size in zip(call.shape, call["size"], strict=True))
     call.resize("size", list(axes))
     return axes
 
 
-def _axis(call: Call, n: int, given: Any) -> Term:
-    return given.axis if isinstance(given, SizeOf) else call.alg.leaf(n)
+def _axis(call: Call, n: int, size: Any) -> Term:
+    return size.axis if isinstance(size, SizeOf) else call.alg.leaf(n)
 
 
 @rule(
@@ -50,7 +50,7 @@ def _axis(call: Call, n: int, given: Any) -> Term:
     "aten.hann_window",
 )
 def numbered(call: Call) -> Axes:
-    """Its values depend on positions."""
+    """Freeze the axes, since the values depend on positions."""
     ends = [v for v in (call["end"], call["n"]) if isinstance(v, SizeOf)]
     if len(ends) == 1 and len(call.shape) == 1 and call["start"] in (None, 0) and call["step"] in (None, 1):
         call.freeze(ends[0].axis, "its positions are numbered")

@@ -1,4 +1,4 @@
-"""Ops of detection heads: boxes are picked by data, channels pass."""
+"""Ops of detection heads: data selects boxes, channels pass through."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .shape import freeze_all
     "aten.isin",
 )
 def picked(call: Call) -> list[Axes]:
-    """Which positions come out, or how many, depends on the values."""
+    """Freeze all, since the values determine which positions are returned, or how many."""
     return freeze_all(call, "its positions depend on data")
 
 
 @rule("torchvision.roi_align", "torchvision.roi_pool")
 def roi(call: Call) -> Axes | list[Axes]:
-    """input [n, c, h, w], rois [k, 5] → [k, c, oh, ow]; pooling returns positions too."""
+    """Map input [n, c, h, w], rois [k, 5] to [k, c, oh, ow]; pooling also returns positions."""
     x, boxes = call["input"], call["rois"]
     n, c, h, w = x.axes
     call.freeze([n, h, w, *boxes.axes], "boxes are taken from it")
@@ -44,13 +44,13 @@ def roi(call: Call) -> Axes | list[Axes]:
 
 @rule("torchvision.ps_roi_align", "torchvision.ps_roi_pool")
 def position_sensitive(call: Call) -> list[Axes]:
-    """Each channel belongs to a place in the box."""
+    """Freeze all, since each channel belongs to a place in the box."""
     return freeze_all(call, "its channels are places in a box")
 
 
 @rule("aten.index_fill")
 def index_fill(call: Call) -> Axes:
-    """Positions of a dim are overwritten with one number."""
+    """Freeze the dim at whose positions one number is written."""
     x, d = call["self"], call["dim"]
     dims = call.dims(x, d)
     call.freeze([x.axes[i] for i in dims], "positions of it are overwritten by an index")

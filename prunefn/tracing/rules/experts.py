@@ -1,4 +1,4 @@
-"""Mixtures of experts: rows are sorted by expert, and each run of them meets the matrix of its own."""
+"""Mixtures of experts: rows are sorted by expert, and the rows of each expert are multiplied by its matrix."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from .base import Axes, Call, rule
 
 @rule("transformers.grouped_mm_fallback", "aten._grouped_mm")
 def grouped(call: Call) -> Axes:
-    """x [rows, in], weight [experts, in, out], where the rows of each expert end [experts] → [rows, out].
+    """Map x [rows, in], weight [experts, in, out] and the end of each expert's rows [experts] to [rows, out].
 
-    torch's own op takes matrices with an axis of experts on neither or only on the other side, too: those are not MoE
-    layers, and nothing of them is pruned.
+    torch's own op also accepts operands with the axis of experts on neither side, or only on the other side. These are not MoE
+    layers, so all their axes are frozen.
     """
     x, w, ends, *_ = call.tensors()
     if (len(x.axes), len(w.axes), len(ends.axes)) != (2, 3, 1) or call["bias"] is not None:
-        return _frozen(call)
+        return _freeze_call(call)
     rows, inner = x.axes
     experts, k, out = w.axes
     call.freeze(rows, "it is sorted by expert")
@@ -24,7 +24,7 @@ def grouped(call: Call) -> Axes:
     return (rows, out)
 
 
-def _frozen(call: Call) -> Axes:
+def _freeze_call(call: Call) -> Axes:
     for v in call.tensors():
         call.freeze(v.axes, "it is a grouped product of another layout")
     return call.frozen(call.shape, "it is a grouped product of another layout")

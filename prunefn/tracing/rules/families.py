@@ -1,4 +1,4 @@
-"""Families of ops, for whoever reads a traced program: what moves numbers, what scales, what normalises by batches."""
+"""Families of ops for readers of a traced program: ops that move values, ops that scale, ops that normalise over batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOVES = _aten(
     "unsqueeze expand expand_as repeat chunk split split_with_sizes unbind slice select narrow index index_select roll flip cat "
     "stack pad constant_pad_nd clone contiguous detach alias lift_fresh_copy to _to_copy type_as"
 ) | {"operator.getitem"}
-"""Ops that only move numbers: their result stands for the tensor that they read."""
+"""Ops that only move values: their result represents the tensor that they read."""
 LINEAR = _aten(
     "reshape view permute transpose t unbind split split_with_sizes chunk slice select expand squeeze unsqueeze flatten "
     "unflatten clone contiguous to _to_copy alias roll flip cat stack add sub mul div neg view_as_complex view_as_real "
@@ -20,7 +20,7 @@ LINEAR = _aten(
 ) | {"operator.getitem"}
 """Ops whose result scales with their first active argument."""
 MERGES = _aten("cat stack add sub")
-"""Of those, the ops whose result scales only if all their active arguments do."""
+"""The ops of `LINEAR` whose result scales only if all their active arguments scale."""
 SCALES = _aten("mul div scaled_dot_product_attention")
 """Ops that multiply by a number."""
 DIVIDES = _aten("div")
@@ -37,10 +37,10 @@ SCALABLE = {
 }
 """Op whose result scales with its own weight and bias → their positions, and the channel dim of the result."""
 TRANSPOSED = _aten("addmm")
-"""Of those, the ops whose weight is [in, out]."""
+"""The ops of `SCALABLE` whose weight is [in, out]."""
 BATCH_NORM = "aten.batch_norm.default"
 MULTIPLY, CAST_AS = "aten.mul.Tensor", "aten.type_as.default"
-"""Of what a program is extended with."""
+"""Ops that extend a program."""
 
 
 def family(op: str) -> str:

@@ -1,4 +1,4 @@
-"""Ops that pick positions by data, or by the order of the positions: index, gather, embedding, topk, unfold, triangles."""
+"""Ops that select positions by data or by their order: index, gather, embedding, topk, unfold, triangles."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PICKED = "positions of it are picked by an index"
 
 @rule("aten.index", "aten._unsafe_index")
 def index(call: Call) -> Axes:
-    """Advanced indexing: indexed dims are gathered, the others pass; indices broadcast into the place of the first."""
+    """Freeze the indexed dims of advanced indexing, and pass the others; the broadcast indices stand at the first indexed dim."""
     x = call["self"]
-    dims, indices = _indexed(call)
+    dims, indices = _indexed_dims(call)
     if not dims:
         return x.axes
     call.freeze([x.axes[d] for d in dims], PICKED)
     call.freeze([a for v in indices for a in v.axes], "it is an index")
-    before, after = _around(x, dims)
+    before, after = _passing_dims(x, dims)
     shape = call.shape[len(before) : len(call.shape) - len(after)]
     masked = any(v.boolean for v in indices)
     return (*before, *(call.frozen(shape, PICKED) if masked else call.broadcast(indices, shape)), *after)
@@ -28,9 +28,9 @@ def index(call: Call) -> Axes:
 
 @rule("aten.index_put", "aten._unsafe_index_put")
 def index_put(call: Call) -> Axes:
-    """Positions are overwritten: what is put there has the dims that reading them would give."""
+    """Freeze the dims at whose positions values are written; the values have the dims that reading these would give."""
     x, values = call["self"], call["values"]
-    dims, indices = _indexed(call)
+    dims, indices = _indexed_dims(call)
     sizes = [[call.alg.size(a) for a in v.axes] for v in indices]
     if indices and indices[0].boolean and len(indices) == 1 and all(call.alg.size(a) == 1 for a in values.axes):
         for d, a in zip(dims, indices[0].axes, strict=True):  # one number, where the mask is true
@@ -41,14 +41,14 @@ def index_put(call: Call) -> Axes:
     if any(v.boolean for v in indices):
         call.freeze([*x.axes, *values.axes], "positions of it are overwritten by a mask")
         return x.axes
-    before, after = _around(x, dims)
+    before, after = _passing_dims(x, dims)
     full = (*before, *call.broadcast(indices, torch.broadcast_shapes(*sizes)), *after)
     call.broadcast([Value("", full, True), values], [call.alg.size(a) for a in full])
     return x.axes
 
 
-def _indexed(call: Call) -> tuple[list[int], list[Value]]:
-    """The dims of x that are indexed, and by what; a mask stands for as many dims as it has."""
+def _indexed_dims(call: Call) -> tuple[list[int], list[Value]]:
+    """Return the indexed dims of x, and their indices; a mask indexes as many dims as it has."""
     dims, indices, d = list[int](), list[Value](), 0
     for v in call["indices"]:
         n = len(v.axes) if v is not None and v.boolean else 1
@@ -59,17 +59,17 @@ def _indexed(call: Call) -> tuple[list[int], list[Value]]:
     return dims, indices
 
 
-def _around(x: Value, dims: list[int]) -> tuple[Axes, Axes]:
-    """The dims of x that pass: those before the picked ones, and those after."""
-    together = dims == list(range(dims[0], dims[-1] + 1))
-    first = dims[0] if together else 0  # indices with a gap between them come first
+def _passing_dims(x: Value, dims: list[int]) -> tuple[Axes, Axes]:
+    """Return the dims of x that pass through: those before the result of indexing, and those after it."""
+    adjacent = dims == list(range(dims[0], dims[-1] + 1))
+    first = dims[0] if adjacent else 0  # torch puts the result of indices with a gap between them first
     rest = tuple(a for d, a in enumerate(x.axes) if d not in dims)
     return rest[:first], rest[first:]
 
 
 @rule("aten.index_select", "aten.embedding")
 def index_select(call: Call) -> Axes:
-    """Rows picked by an integer tensor."""
+    """Freeze the dim whose positions an integer tensor selects."""
     if call["weight"] is not None:
         w, idx = call["weight"], call["indices"]
         call.layer = True
@@ -83,17 +83,19 @@ def index_select(call: Call) -> Axes:
 
 @rule("aten.embedding_bag", "aten._embedding_bag", "aten._embedding_bag_forward_only")
 def embedding_bag(call: Call) -> list[Axes]:
-    """Rows of a weight [rows, width] are summed, averaged or maximised over bags of indices: [bags, width].
+    """Reduce (sum, mean or maximum) rows of a weight [rows, width] over bags of indices to [bags, width].
 
-    Beside it come three results for the backward pass; of a maximum, the last is its row for each bag and unit.
+    The op also returns three results for the backward pass; for a maximum, the last is the row of each bag and unit.
     """
     weight, offsets = call["weight"], call["offsets"]
     call.freeze(weight.axes[0], "it is a vocabulary")
     call.freeze([*call["indices"].axes, *offsets.axes], "it is an index")
     if (scales := call["per_sample_weights"]) is not None:
         call.unify(scales.axes[0], call["indices"].axes[0])
-    whole = call.alg.size(offsets.axes[0]) == call.shape[0]  # else the last offset is the end of the last bag
-    bags = offsets.axes[0] if whole else call.frozen(call.shape[:1], "bags of an index")[0]
+    one_offset_per_bag = (
+        call.alg.size(offsets.axes[0]) == call.shape[0]
+    )  # else the last offset is the end of the last bag
+    bags = offsets.axes[0] if one_offset_per_bag else call.frozen(call.shape[:1], "bags of an index")[0]
     rest = call.shapes[1:]
     return [
         (bags, weight.axes[1]),
@@ -111,7 +113,7 @@ def embedding_bag(call: Call) -> list[Axes]:
     "aten.take_along_dim",
 )
 def gather(call: Call) -> Axes | list[Axes]:
-    """Positions along a dim are picked by data; other dims meet, or the first positions of the longer are taken."""
+    """Freeze the dim whose positions data selects; unify other dims, or freeze them if only the first positions are used."""
     x = call["self"]
     vector = call.op.startswith(("aten.index_add", "aten.index_copy"))  # their index has one dim
     others = [v for v in call.tensors() if not (vector and v is call["index"])]
@@ -124,19 +126,20 @@ def gather(call: Call) -> Axes | list[Axes]:
             [a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)],
             "positions of it are picked by an index",
         )
-    same = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
+    same_rank = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
     broadcast = {1} if "take_along_dim" in call.op else set()
     for d in range(len(call.shape)):
-        if len({call.alg.size(v.axes[d]) for v in same} - broadcast) > 1:
-            call.freeze([v.axes[d] for v in same], "the first positions of it meet an index")
-    free: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same]
-    out = call.broadcast(free, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
+        if len({call.alg.size(v.axes[d]) for v in same_rank} - broadcast) > 1:
+            call.freeze([v.axes[d] for v in same_rank], "the first positions of it meet an index")
+    others_broadcast: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same_rank]
+    out = call.broadcast(others_broadcast, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
     picked: dict[int, Term] = {d: call.frozen([call.shape[d]], "picked by an index")[0] for d in dims}
     return replaced(out, picked)
 
 
 @rule("aten.topk", "aten.kthvalue", "aten.mode")
 def topk(call: Call) -> list[Axes]:
+    """Freeze the dim whose largest values are selected."""
     x = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     call.freeze(x.axes[d], "its largest are picked")
@@ -150,7 +153,7 @@ def topk(call: Call) -> list[Axes]:
 
 @rule("aten.unfold")
 def unfold(call: Call) -> Axes:
-    """Windows along a dim, their positions in a new last dim."""
+    """Freeze the dim along which windows are taken, and add a last dim of positions within a window."""
     x = call["self"]
     (d,) = call.dims(x, call["dimension"])
     call.freeze(x.axes[d], "windows are taken along it")
@@ -159,7 +162,7 @@ def unfold(call: Call) -> Axes:
 
 @rule("aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed")
 def triangle(call: Call) -> list[Axes]:
-    """Positions of the last two dims are compared with each other."""
+    """Freeze the last two dims, whose positions are compared with each other."""
     x = call["self"]
     if len(call.shape) == len(x.axes) and call.op.split(".")[1] in ("tril", "triu"):
         call.freeze(x.axes[-2:], "its positions are compared")
@@ -169,7 +172,7 @@ def triangle(call: Call) -> list[Axes]:
 
 @rule("aten.meshgrid")
 def meshgrid(call: Call) -> list[Axes]:
-    """One dim per vector; `xy` indexing swaps the first two."""
+    """Return one dim per vector; `xy` indexing swaps the first two."""
     axes = [v.axes[0] if v.axes else ONE for v in call["tensors"]]
     if call["indexing"] == "xy" and len(axes) > 1:
         axes[:2] = axes[1::-1]
@@ -178,7 +181,7 @@ def meshgrid(call: Call) -> list[Axes]:
 
 @rule("aten.one_hot")
 def one_hot(call: Call) -> Axes | list[Axes]:
-    """A new last dim, one position per class."""
+    """Add a last dim with one position per class."""
     x = call["self"]
     if call["num_classes"] == -1:
         return freeze_all(call, "the number of classes depends on data")

@@ -1,4 +1,4 @@
-"""Normalisations. Those that average over units mark the axis: pruning it is then not exact."""
+"""Normalisations. Norms that average over units mark the axis, since pruning it is then not exact."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from .shape import freeze_all
     "aten.instance_norm",
 )
 def per_channel(call: Call) -> Axes | list[Axes]:
-    """Every channel (dim 1) by itself, with per-channel weight, bias and running statistics."""
+    """Normalise every channel (dim 1) separately, with per-channel weight, bias and running statistics."""
     call.scales += [call["weight"]] if call["weight"] is not None else []
     x = call["input"]
     channel = x.axes[1] if len(x.axes) > 1 else x.axes[0]
     for v in call.tensors():
         if v is not x and v.axes:
             call.unify(channel, v.axes[0])
-    if (
-        call["training"] or call["use_input_stats"] or "with_update" in call.op
-    ):  # its own statistics, over the other dims
+    if call["training"] or call["use_input_stats"] or "with_update" in call.op:
+        # statistics of the input itself, over the other dims
         call.mark([*x.axes[:1], *x.axes[2:]], f"mixed:{call.op}")
     if len(call.shapes) == 1:
         return x.axes
@@ -39,7 +38,7 @@ def per_channel(call: Call) -> Axes | list[Axes]:
 
 @rule("aten.layer_norm", "aten.native_layer_norm", "aten.rms_norm", "aten._fused_rms_norm")
 def over_last_dims(call: Call) -> Axes | list[Axes]:
-    """Mean and variance run over the last dims."""
+    """Normalise over the last dims: mark them as mixed."""
     call.scales += [call["weight"]] if call["weight"] is not None else []
     call.layer = call.op.startswith("aten.layer_norm.")
     x = call["input"]
@@ -60,7 +59,7 @@ def over_last_dims(call: Call) -> Axes | list[Axes]:
 
 @rule("aten.group_norm", "aten.native_group_norm")
 def group_norm(call: Call) -> Axes | list[Axes]:
-    """Channels are (groups, c): whole groups go without a trace; mean and variance run over c and the dims behind."""
+    """Split channels into (groups, c): removing whole groups is exact; mean and variance run over c and the dims after it."""
     call.scales += [call["weight"]] if call["weight"] is not None else []
     x = call["input"]
     if len(x.axes) < 2 or call["C"] not in (None, call.alg.size(x.axes[1])):
@@ -84,9 +83,9 @@ def group_norm(call: Call) -> Axes | list[Axes]:
 
 @rule("aten._weight_norm", "aten._weight_norm_interface")
 def weight_norm(call: Call) -> Axes | list[Axes]:
-    """v [out, in, …] over its norm, which runs over all dims but one, times g [out, 1, …]."""
+    """Divide v [out, in, …] by its norm over all dims but one, and multiply by g [out, 1, …]."""
     v, g = call["v"], call["g"]
     axes = call.broadcast([v, g], call.shapes[0])
-    kept = (call["dim"] or 0) % len(v.axes)
-    call.mark([a for d, a in enumerate(axes) if d != kept], f"mixed:{call.op}")
+    kept_dim = (call["dim"] or 0) % len(v.axes)
+    call.mark([a for d, a in enumerate(axes) if d != kept_dim], f"mixed:{call.op}")
     return axes if len(call.shapes) == 1 else [axes, g.axes]

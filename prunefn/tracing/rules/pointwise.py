@@ -1,4 +1,4 @@
-"""Ops that work on each element by itself: dims meet from the right."""
+"""Ops that act on each element separately; dims are matched from the right."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KEEPS_ZERO = frozenset(
         "to type_as isnan isinf complex polar conj conj_physical resolve_neg"
     ).split()
 )
-"""Pointwise ops that give zero for zero."""
+"""Pointwise ops that map zero to zero."""
 ADDITIONS = ("aten.add", "aten.sub", "aten._add_relu", "aten.complex", "aten.polar")
 
 
 def keeps_zero(call: Call) -> bool:
-    """Whether a pointwise op gives zero wherever the tensors that carry an axis are zero."""
+    """Return whether a pointwise op returns zero wherever the tensors that contain an axis are zero."""
     bare, inputs = call.op.rpartition(".")[0], call.tensors()
     if bare in ("aten.mul", "aten.__and__"):
         return any(v.zero for v in inputs)
@@ -36,20 +36,20 @@ def keeps_zero(call: Call) -> bool:
         return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= 0 <= high and inputs[0].zero
     if bare not in KEEPS_ZERO or not all(v.zero for v in inputs):
         return False
-    return bare not in ADDITIONS or (len(inputs) == 2 and not any(_broadcast(call, v) for v in inputs))
+    return bare not in ADDITIONS or (len(inputs) == 2 and not any(_is_broadcast(call, v) for v in inputs))
 
 
-def _broadcast(call: Call, v: Value) -> bool:
-    """Whether a value is spread over an axis that may be pruned."""
+def _is_broadcast(call: Call, v: Value) -> bool:
+    """Return whether a value is broadcast over an axis that may be pruned."""
     shape = [call.alg.size(a) for a in v.axes]
-    whole = [1] * (len(call.shape) - len(shape)) + shape
-    spread = [d for d, (n, m) in enumerate(zip(whole, call.shape, strict=True)) if n == 1 and m != 1]
+    padded_shape = [1] * (len(call.shape) - len(shape)) + shape
+    broadcast_dims = [d for d, (n, m) in enumerate(zip(padded_shape, call.shape, strict=True)) if n == 1 and m != 1]
     others = [w for w in call.tensors() if w is not v and len(w.axes) == len(call.shape)]
-    return any(not call.alg.is_frozen(w.axes[d]) for d in spread for w in others)
+    return any(not call.alg.is_frozen(w.axes[d]) for d in broadcast_dims for w in others)
 
 
 def pointwise(call: Call) -> Axes | list[Axes]:
-    """Any op with torch's pointwise tag; every output has the shape of the broadcast inputs."""
+    """Broadcast the inputs of any op with torch's pointwise tag; every output has their shape."""
     axes = call.broadcast(call.tensors())
     return axes if len(call.shapes) == 1 else [axes for _ in call.shapes]
 
@@ -123,25 +123,25 @@ def pointwise(call: Call) -> Axes | list[Axes]:
     "aten._neg_view",
 )
 def untagged(call: Call) -> Axes | list[Axes]:
-    """Pointwise ops without the tag."""
+    """Broadcast the inputs of pointwise ops that lack torch's tag."""
     return pointwise(call)
 
 
 @rule("aten.to", "aten.type_as")
 def cast(call: Call) -> Axes:
-    """Another tensor gives no more than its dtype."""
+    """Return the axes of the first tensor; another tensor provides only its dtype."""
     return call["self"].axes
 
 
 @rule("aten.copy")
 def copy(call: Call) -> Axes:
-    """The source is written over the first tensor: both have its dims."""
+    """Unify the source with the tensor that it overwrites."""
     return call.broadcast([call["self"], call["src"]], call.shape)
 
 
 @rule("aten.prelu")
 def prelu(call: Call) -> Axes:
-    """One slope per channel (dim 1), or one for all."""
+    """Unify the slopes with the channels (dim 1), unless there is one slope for all."""
     x, w = call["self"], call["weight"]
     if w.axes and w.axes[0] is not ONE and call.alg.size(w.axes[0]) > 1:
         call.unify(x.axes[min(1, len(x.axes) - 1)], w.axes[0])
@@ -150,7 +150,7 @@ def prelu(call: Call) -> Axes:
 
 @rule("aten.glu")
 def glu(call: Call) -> Axes:
-    """The first half of a dim times the sigmoid of the second."""
+    """Unify the two halves of a dim: the first is multiplied by the sigmoid of the second."""
     x: Value = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     n = call.alg.size(x.axes[d]) // 2
@@ -160,7 +160,7 @@ def glu(call: Call) -> Axes:
 
 @rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten._safe_softmax")
 def softmax(call: Call) -> Axes:
-    """Its outputs sum to one over the dim: removing a unit changes all the others."""
+    """Freeze the dim over which outputs sum to one, since removing a unit changes all others."""
     x = call["self"]
     call.freeze([x.axes[d] for d in call.dims(x, call["dim"])], "softmax runs over it")
     return x.axes
@@ -168,7 +168,7 @@ def softmax(call: Call) -> Axes:
 
 @rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.flip", "aten.roll")
 def scanned(call: Call) -> Axes:
-    """Positions matter along the dim."""
+    """Freeze the dims along which the order of positions matters."""
     x = call["self"]
     dims = next((call[k] for k in ("dims", "dim") if call[k] is not None), None)
     call.freeze([x.axes[d] for d in call.dims(x, dims)], f"{call.op.removeprefix('aten.').split('.')[0]} runs along it")
@@ -177,7 +177,7 @@ def scanned(call: Call) -> Axes:
 
 @rule("aten.cummax", "aten.cummin", "aten.sort")
 def scanned_pair(call: Call) -> list[Axes]:
-    """Values and indices along a dim where positions matter."""
+    """Freeze the dim along which positions are ordered, for values and indices."""
     x = call["self"]
     call.freeze(
         [x.axes[d] for d in call.dims(x, -1 if call["dim"] is None else call["dim"])], "its positions are ordered"
@@ -187,7 +187,7 @@ def scanned_pair(call: Call) -> list[Axes]:
 
 @rule("aten.diff")
 def diff(call: Call) -> Axes:
-    """Neighbours along a dim are subtracted from each other; the result is shorter."""
+    """Freeze the dim along which neighbours are subtracted; the result is shorter."""
     x = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     for v in call.tensors():

@@ -1,4 +1,4 @@
-"""Reductions: the dim goes, or stays with size 1."""
+"""Reductions: the dim is removed, or stays with size 1."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .base import Axes, Call, rule
     "aten.frobenius_norm",
 )
 def reduction(call: Call) -> Axes | list[Axes]:
-    """Every unit contributes; that of a removed one is gone, so that pruning the dim is not exact."""
+    """Mark the reduced dims as mixed: the contribution of a removed unit is missing, so pruning them is not exact."""
     x = call["self"]
     if call["other"] is not None:  # max(a, b) of two tensors
         return call.broadcast(call.tensors())
@@ -50,7 +50,7 @@ def reduction(call: Call) -> Axes | list[Axes]:
 
 @rule("aten.argmax", "aten.argmin", "aten.argsort")
 def positions(call: Call) -> Axes:
-    """Positions along a dim are returned."""
+    """Freeze the dim whose positions are returned."""
     x = call["self"]
     dims = set(call.dims(x, call["dim"]))
     call.freeze([x.axes[d] for d in dims], "positions along it are returned")
@@ -61,7 +61,7 @@ def positions(call: Call) -> Axes:
 
 @rule("aten.cdist", "aten._cdist_forward")
 def cdist(call: Call) -> Axes:
-    """Distances between the rows of two matrices."""
+    """Unify and mark the columns of two matrices, between whose rows distances are computed."""
     a, b = call.tensors()[:2]
     call.unify(a.axes[-1], b.axes[-1])
     call.mark([a.axes[-1]], f"mixed:{call.op}")
@@ -71,10 +71,10 @@ def cdist(call: Call) -> Axes:
 
 @rule("aten.cosine_similarity")
 def cosine_similarity(call: Call) -> Axes:
-    """The angle between vectors along a dim; the others are broadcast."""
+    """Mark the dim along which the angle between vectors is computed, and broadcast the others."""
     a, b = call["x1"], call["x2"]
     shape = torch.broadcast_shapes(*([call.alg.size(t) for t in v.axes] for v in (a, b)))
     axes = list(call.broadcast([a, b], shape))
-    gone = axes.pop((1 if call["dim"] is None else call["dim"]) % len(axes))
-    call.mark([gone], f"mixed:{call.op}")
+    reduced = axes.pop((1 if call["dim"] is None else call["dim"]) % len(axes))
+    call.mark([reduced], f"mixed:{call.op}")
     return tuple(axes)

@@ -11,46 +11,46 @@ from .create import SizeOf
 
 
 def regroup(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
-    """Deal the factors of `axes` out to `sizes`, row-major: one equation per smallest block of dims that covers the same elements."""
+    """Assign the factors of `axes` to `sizes`, row-major, with one equation per smallest block of dims with equal element counts."""
     alg, out, i, j = call.alg, list[Term](), 0, 0
     axes = [a for a in axes if alg.size(a) != 1]
-    todo = [n for n in sizes if n != 1]
-    if todo.count(0) == 1 and [alg.size(a) for a in axes].count(0) == 1:
-        return _around_empty(call, axes, sizes)
-    if 0 in todo or prod(todo) != prod(alg.size(a) for a in axes):
+    target_sizes = [n for n in sizes if n != 1]
+    if target_sizes.count(0) == 1 and [alg.size(a) for a in axes].count(0) == 1:
+        return _regroup_around_empty(call, axes, sizes)
+    if 0 in target_sizes or prod(target_sizes) != prod(alg.size(a) for a in axes):
         call.freeze(axes, "reshape of an empty tensor")
         return call.frozen(sizes, "reshape of an empty tensor")
-    while j < len(todo):
-        left, right = [axes[i]], [todo[j]]
+    while j < len(target_sizes):
+        left, right = [axes[i]], [target_sizes[j]]
         i, j = i + 1, j + 1
         while (a := prod(alg.size(x) for x in left)) != (b := prod(right)):
             if a < b:
                 left.append(axes[i])
                 i += 1
             else:
-                right.append(todo[j])
+                right.append(target_sizes[j])
                 j += 1
         if len(left) == len(right) == 1:
             out.append(left[0])
         else:
-            out += _block(call, left, right)
-    dealt = iter(out)
-    return tuple(ONE if n == 1 else next(dealt) for n in sizes)
+            out += _regroup_block(call, left, right)
+    regrouped = iter(out)
+    return tuple(ONE if n == 1 else next(regrouped) for n in sizes)
 
 
-def _around_empty(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
-    """No box was found, say: the dim of size 0 stays where it is, and each side of it is a reshape of its own."""
+def _regroup_around_empty(call: Call, axes: Sequence[Term], sizes: Sequence[int]) -> Axes:
+    """Regroup around a dim of size 0 (such as no detected boxes): it stays in place, and each side is a separate reshape."""
     alg = call.alg
     i, j = [alg.size(a) for a in axes].index(0), list(sizes).index(0)
     sides = ((axes[:i], sizes[:j]), (axes[i + 1 :], sizes[j + 1 :]))
-    if any(prod(alg.size(a) for a in old) != prod(new) for old, new in sides):
+    if any(prod(alg.size(a) for a in old_axes) != prod(new_sizes) for old_axes, new_sizes in sides):
         call.freeze(axes, "reshape of an empty tensor")
         return call.frozen(sizes, "reshape of an empty tensor")
-    before, after = (regroup(call, old, new) for old, new in sides)
+    before, after = (regroup(call, old_axes, new_sizes) for old_axes, new_sizes in sides)
     return (*before, axes[i], *after)
 
 
-def _block(call: Call, left: list[Term], right: list[int]) -> list[Term]:
+def _regroup_block(call: Call, left: list[Term], right: list[int]) -> list[Term]:
     if len(right) == 1:
         return [Times(tuple(left))]
     fresh = [call.alg.leaf(n) for n in right]
@@ -60,7 +60,7 @@ def _block(call: Call, left: list[Term], right: list[int]) -> list[Term]:
 
 @rule("aten.reshape", "aten.view", "aten._unsafe_view", "aten._reshape_copy", "aten.view_copy")
 def reshape(call: Call) -> Axes:
-    """Row-major; the sizes in the program belong to the axes of the result."""
+    """Regroup the axes row-major; the sizes in the program belong to the axes of the result."""
     x = call["self"]
     if "size" not in call.args and "shape" not in call.args:  # view.dtype
         return freeze_all(call, "the same bytes are read as another type")  # type: ignore[return-value]
@@ -85,8 +85,8 @@ SQUEEZED = "squeezed"
     "aten.atleast_2d",
 )
 def implied(call: Call) -> Axes | list[Axes]:
-    """A reshape whose sizes follow from those of the tensor at run time."""
-    if call["self"] is None:  # several tensors, each by itself
+    """Regroup the axes by a reshape whose sizes follow from those of the tensor at run time."""
+    if call["self"] is None:  # several tensors, each reshaped separately
         return [regroup(call, v.axes, shape) for v, shape in zip(call.tensors(), call.shapes, strict=True)]
     out = regroup(call, call["self"].axes, call.shape)
     if call["other"] is not None:
@@ -110,12 +110,14 @@ def squeeze(call: Call) -> Axes:
 
 @rule("aten.permute", "aten.permute_copy")
 def permute(call: Call) -> Axes:
+    """Permute the axes."""
     x = call["self"]
     return tuple(x.axes[d] for d in call["dims"])
 
 
 @rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes", "aten.swapdims")
 def transpose(call: Call) -> Axes:
+    """Swap two axes."""
     x = call["self"]
     a, b = (next(call[k] for k in names if call[k] is not None) for names in (("dim0", "axis0"), ("dim1", "axis1")))
     a, b = call.dims(x, [a, b]) if x.axes else (0, 0)
@@ -124,17 +126,20 @@ def transpose(call: Call) -> Axes:
 
 @rule("aten.numpy_T")
 def reversed_dims(call: Call) -> Axes:
+    """Reverse the axes."""
     return call["self"].axes[::-1]
 
 
 @rule("aten.t", "aten.t_copy", "aten.mT", "aten.adjoint", "aten.mH", "aten.matrix_H")
 def matrix_transpose(call: Call) -> Axes:
+    """Swap the last two axes."""
     x = call["self"]
     return x.axes if len(x.axes) < 2 else (*x.axes[:-2], x.axes[-1], x.axes[-2])
 
 
 @rule("aten.movedim")
 def movedim(call: Call) -> Axes:
+    """Move some axes to other places; the others keep their order."""
     x = call["self"]
     source, target = call.dims(x, call["source"]), call.dims(x, call["destination"])
     rest = iter(d for d in range(len(x.axes)) if d not in source)
@@ -144,7 +149,7 @@ def movedim(call: Call) -> Axes:
 
 @rule("aten.expand", "aten.expand_as", "aten.expand_copy", "aten.broadcast_to")
 def expand(call: Call) -> Axes:
-    """A dim of size 1 becomes a free axis, until something pins it."""
+    """Broadcast the axes; a dim of size 1 becomes a free axis, until another op pins it."""
     out = call.broadcast([v for v in call.tensors() if v is not None])
     if "size" in call.args:
         call.resize("size", list(out))
@@ -153,7 +158,7 @@ def expand(call: Call) -> Axes:
 
 @rule("aten.repeat", "aten.tile")
 def repeat(call: Call) -> Axes:
-    """The whole dim again and again: a product with the count outside."""
+    """Repeat whole dims: each becomes a product with the count outside."""
     x = call["self"]
     counts = list(call["repeats"] if call["repeats"] is not None else call["dims"])
     counts = [1] * (len(call.shape) - len(counts)) + counts
@@ -168,7 +173,7 @@ def repeat(call: Call) -> Axes:
 
 @rule("aten.repeat_interleave")
 def repeat_interleave(call: Call) -> Axes | list[Axes]:
-    """Each position several times in a row: a product with the count inside."""
+    """Repeat each position of a dim: it becomes a product with the count inside."""
     x, n = call["self"], call["repeats"]
     if not isinstance(n, int) or x is None:
         return freeze_all(call, "positions are repeated by data")
@@ -189,7 +194,7 @@ def _times(a: Term, b: Term) -> Term:
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
 def channel_shuffle(call: Call) -> Axes:
-    """(groups, c) → (c, groups)."""
+    """Turn channels (groups, c) into (c, groups)."""
     x = call["self"]
     n = call.alg.size(x.axes[1])
     g, c = call.alg.split(x.axes[1], [call["groups"], n // call["groups"]])
@@ -199,7 +204,7 @@ def channel_shuffle(call: Call) -> Axes:
 
 @rule("aten.pixel_shuffle")
 def pixel_shuffle(call: Call) -> Axes:
-    """(c r r) h w → c (h r) (w r)."""
+    """Turn (c r r) h w into c (h r) (w r)."""
     x, r = call["self"], call["upscale_factor"]
     *lead, channels, h, w = x.axes
     c, a, b = call.alg.split(channels, [call.alg.size(channels) // (r * r), r, r])
@@ -209,7 +214,7 @@ def pixel_shuffle(call: Call) -> Axes:
 
 @rule("aten.pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> Axes:
-    """c (h r) (w r) → (c r r) h w."""
+    """Turn c (h r) (w r) into (c r r) h w."""
     x, r = call["self"], call["downscale_factor"]
     *lead, c, height, width = x.axes
     h, a = call.alg.split(height, [call.alg.size(height) // r, r])
@@ -220,7 +225,7 @@ def pixel_unshuffle(call: Call) -> Axes:
 
 @rule("aten.im2col")
 def im2col(call: Call) -> Axes:
-    """n c h w → n (c kernel) positions."""
+    """Turn n c h w into n (c kernel) positions."""
     *lead, c, _, _ = call["self"].axes
     call.freeze(call["self"].axes[-2:], "windows are taken along it")
     (k,) = call.frozen([prod(call["kernel_size"])], "kernel positions")
@@ -229,7 +234,7 @@ def im2col(call: Call) -> Axes:
 
 @rule("aten.col2im")
 def col2im(call: Call) -> Axes:
-    """n (c kernel) positions → n c h w."""
+    """Turn n (c kernel) positions into n c h w."""
     *lead, ck, positions = call["self"].axes
     k = prod(call["kernel_size"])
     c, kernel = call.alg.split(ck, [call.alg.size(ck) // k, k])
@@ -238,7 +243,7 @@ def col2im(call: Call) -> Axes:
 
 
 def freeze_all(call: Call, text: str) -> list[Axes]:
-    """Nothing that this op touches may be pruned."""
+    """Freeze all axes of an op's tensors, and return frozen axes for its outputs."""
     for v in call.tensors():
         call.freeze(v.axes, text)
     return [call.frozen(shape, text) for shape in call.shapes]

@@ -1,4 +1,4 @@
-"""Ops that put tensors side by side or take parts of them: cat, stack, split, slice, pad."""
+"""Ops that concatenate tensors or take parts of them: cat, stack, split, slice, pad."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from .base import Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
 OUTSIDE = "outside"
-"""Mark of positions of a parameter that a slice leaves out; at another size of the inputs it may take them."""
+"""Mark of positions of a parameter that a slice excludes; at another size of the inputs it may include them."""
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")
 def cat(call: Call) -> Axes:
-    """Parts one after the other along a dim; the other dims meet."""
+    """Concatenate the axes along a dim, and unify the other dims."""
     values = [v for v in call["tensors"] if len(v.axes) == len(call.shape)]  # torch skips empty 1-d tensors
     (d,) = call.dims(values[0], call["dim"] or call["axis"] or 0)
     out = list(
@@ -25,7 +25,7 @@ def cat(call: Call) -> Axes:
 
 @rule("aten.stack")
 def stack(call: Call) -> Axes:
-    """A new dim, one position per tensor."""
+    """Add a dim with one position per tensor, and unify the other dims."""
     values: list[Value] = call["tensors"]
     d = (call["dim"] or 0) % len(call.shape)
     out = list(call.broadcast(values, [n for i, n in enumerate(call.shape) if i != d]))
@@ -43,7 +43,7 @@ def stack(call: Call) -> Axes:
     "aten.unsafe_split",
 )
 def split(call: Call) -> list[Axes]:
-    """A dim is cut into parts; the program is rewritten to name each part's size."""
+    """Cut a dim into parts; the program is rewritten to name each part's size."""
     x = call["self"]
     (d,) = call.dims(x, call["dim"] or 0)
     sizes = [s[d] for s in call.shapes]
@@ -55,7 +55,7 @@ def split(call: Call) -> list[Axes]:
 
 @rule("aten.unbind", "aten.unbind_copy")
 def unbind(call: Call) -> list[Axes]:
-    """Each position becomes a tensor of its own."""
+    """Freeze the dim whose positions become separate tensors."""
     x = call["self"]
     (d,) = call.dims(x, call["dim"] or 0)
     call.freeze(x.axes[d], "its positions are taken apart")
@@ -64,6 +64,7 @@ def unbind(call: Call) -> list[Axes]:
 
 @rule("aten.select", "aten.select_copy")
 def select(call: Call) -> Axes:
+    """Freeze the dim from which one position is taken."""
     x = call["self"]
     (d,) = call.dims(x, call["dim"])
     call.freeze(x.axes[d], "one position of it is taken")
@@ -71,7 +72,7 @@ def select(call: Call) -> Axes:
 
 
 def window(call: Call, n: int) -> tuple[int, int, int]:
-    """Start, end and step of a slice of a dim of size n; a step of 0 where they depend on data."""
+    """Return start, end and step of a slice of a dim of size n; the step is 0 if they depend on data."""
     if "length" in call.args:  # narrow
         start, length = call["start"], call["length"]
         if not (isinstance(start, int) and isinstance(length, int)):
@@ -87,7 +88,7 @@ def window(call: Call, n: int) -> tuple[int, int, int]:
 
 @rule("aten.slice", "aten.slice_copy", "aten.narrow")
 def slice_(call: Call) -> Axes:
-    """A run of positions: the dim is cut before and after it."""
+    """Cut a dim before and after a range of positions."""
     x = call["self"]
     (d,) = call.dims(x, call["dim"] or 0)
     n = call.alg.size(x.axes[d])
@@ -116,7 +117,7 @@ def slice_(call: Call) -> Axes:
 
 @rule("aten.slice_scatter")
 def slice_scatter(call: Call) -> Axes:
-    """A run of positions is overwritten: outside the run the dim stays what it was, inside both meet."""
+    """Overwrite a range of positions: outside the range the dim is unchanged, inside it is unified with the source's."""
     x, src = call["self"], call["src"]
     (d,) = call.dims(x, call["dim"] or 0)
     n = call.alg.size(x.axes[d])
@@ -140,7 +141,7 @@ def slice_scatter(call: Call) -> Axes:
 
 @rule("aten.select_scatter", "aten.diagonal_scatter")
 def select_scatter(call: Call) -> Axes:
-    """One position is overwritten."""
+    """Freeze the dim at which one position is overwritten."""
     x, src = call["self"], call["src"]
     if call["dim"] is None:
         return freeze_all(call, "a diagonal is overwritten")[0]
@@ -164,7 +165,7 @@ def select_scatter(call: Call) -> Axes:
     "aten.reflection_pad3d",
 )
 def pad(call: Call) -> Axes:
-    """Constant padding puts new free positions before and after a dim; other kinds repeat positions, and freeze it."""
+    """Add frozen positions before and after a dim for constant padding; freeze the dim for padding that repeats positions."""
     x = call["self"]
     amounts = list(call["pad"] if call["pad"] is not None else call["padding"])
     constant = call.op.startswith("aten.constant") or (call["mode"] in (None, "constant") and "aten.pad" in call.op)

@@ -1,4 +1,4 @@
-"""Pooling and resampling: channels pass, spatial dims are new."""
+"""Pooling and resampling: channels pass through, spatial dims are new."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPATIAL = {
 
 @rule(*SPATIAL)
 def spatial(call: Call) -> Axes | list[Axes]:
-    """Windows along the last dims; all before them pass."""
+    """Freeze the last dims, along which windows run, and pass all dims before them."""
     x = call["self"] or call["input"]
     rank = SPATIAL[".".join(call.op.split(".")[:2])]
     lead = x.axes[:-rank]
@@ -52,7 +52,7 @@ def spatial(call: Call) -> Axes | list[Axes]:
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sampler(call: Call) -> Axes:
-    """x [n, c, …] sampled at grid [n, …, rank]."""
+    """Sample x [n, c, …] at grid [n, …, rank]; freeze all but batch and channels."""
     x, grid = call["input"], call["grid"]
     call.unify(x.axes[0], grid.axes[0])
     call.freeze([*x.axes[2:], *grid.axes[1:]], "it is sampled along")
@@ -61,7 +61,10 @@ def grid_sampler(call: Call) -> Axes:
 
 @rule("torchvision.deform_conv2d")
 def deform_conv2d(call: Call) -> Axes:
-    """Kept whole: offsets are laid out by kernel position and offset group."""
+    """Freeze all dims but the batch, since offsets are laid out by kernel position and offset group."""
+    samples = [call[name] for name in ("input", "offset", "mask") if call[name] is not None]
     for v in call.tensors():
-        call.freeze(v.axes[1:], "a deformable convolution")
+        call.freeze(v.axes[1:] if v in samples else v.axes, "a deformable convolution")
+    for v in samples[1:]:
+        call.unify(v.axes[0], samples[0].axes[0])
     return (call["input"].axes[0], *call.frozen(call.shape[1:], "a deformable convolution"))
