@@ -208,7 +208,7 @@ def test_of_several_budgets_all_that_cannot_be_met_are_named() -> None:
 
 @pytest.mark.parametrize("ratio", [[], [0.5], ["macs"]])
 def test_a_sequence_holds_budgets(ratio: list[Any]) -> None:
-    with pytest.raises(pf.PruneError, match=r"several demands must all be budgets"):
+    with pytest.raises(pf.PruneError, match=r"a sequence must hold budgets only"):
         _budgets(ratio)  # before it, the signature of select is checked in tests
 
 

@@ -410,7 +410,7 @@ def test_caps_that_make_no_sense(kwargs: dict[str, Any]) -> None:
     [
         ({"0": [1.0] * 6}, r"scores of group '0' have shape \(6,\), but the group has 7 units"),
         ({"0": [[1.0] * 7]}, r"scores of group '0' have shape \(1, 7\)"),
-        ({"1": [1.0] * 7}, "the scores have a group '1' that the spec has not; known are 0, 2"),
+        ({"1": [1.0] * 7}, "the spec has no group '1', but the scores have one; known are 0, 2"),
         ({"0": [1.0] * 6 + [float("nan")]}, "scores of group '0' are not finite"),
         ({"0": [1.0] * 6 + [float("inf")]}, "scores of group '0' are not finite"),
     ],
