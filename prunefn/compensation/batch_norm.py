@@ -87,6 +87,7 @@ def recalibrate(
 
 def _use_batch_statistics(i: Instruction) -> Instruction:
     """Return the BatchNorm instruction in training mode, which normalises by the statistics of the batch."""
+    # args: input, weight, bias, running mean, running variance, training, momentum, eps, …
     x, weight, bias, _, _, _, _, *rest = i.args
     return i._replace(args=(x, weight, bias, None, None, True, 0.0, *rest))
 

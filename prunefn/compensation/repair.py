@@ -198,6 +198,7 @@ def residuals(repaired: Iterable[Repaired]) -> dict[str, Residual]:
 
 
 def _residual(weight: Float[Tensor, "g o i t"], x: Inputs, repair: Repair) -> Residual:
+    """Return the squared error of a site's outputs after a repair, and their variance in the dense network."""
     repaired = (weight if repair.weight is None else repair.weight) * x.kept[:, None, :, None]
     target = x.mean if x.dense is None else x.dense.mean
     bias = (

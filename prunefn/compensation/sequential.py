@@ -33,6 +33,7 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     position = {i.name: n for n, i in enumerate(spec.program.instructions)}
     first = dict.fromkeys(mask, -1)
     joined: dict[str, set[str]] = {g: {g} for g in mask}
+    # Sites from the last to the first, so that each set of joined groups ends with its first site.
     for site in sorted(spec.sites.values(), key=lambda s: position[s.calls[0]], reverse=True):
         joint = set().union(*(joined[g] for g in leaves(site.axis) if g in mask))
         for g in joint:

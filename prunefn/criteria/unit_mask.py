@@ -155,9 +155,8 @@ def _weights_to_scale(group: Group, spec: Spec, present: frozenset[str]) -> dict
         (tensor, dim) → whether only the first part of the axis with the group is multiplied.
     """
     weights = {_first_name(spec.sites[s].weight, spec) for s in group.sites}
-    used = {
-        e.name for e in effective(spec)
-    }  # without sources of computed weights, such as the vectors of spectral norm
+    # Sources of computed weights are not used themselves, such as the vectors of spectral norm.
+    used = {e.name for e in effective(spec)}
     inputs = [
         m for m in group.members if m.role == "in" and m.tensor in present and _first_name(m.tensor, spec) in used
     ]

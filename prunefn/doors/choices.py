@@ -48,9 +48,8 @@ def named(text: str, class_name: str, room: str, refuse: Refuse) -> Any:
         if room.endswith("criteria") and text in FIXES:
             refuse(f"write pf.{room}.{FIXES[text]}")
         refuse(f"pf.{room} has no {text!r}{nearest(text, makers)}")
-    if (
-        class_name == "Compensation" and text == "affine"
-    ):  # a name cannot state the fallback for weights that cannot be rewritten
+    # A name cannot state the fallback for weights that cannot be rewritten.
+    if class_name == "Compensation" and text == "affine":
         return makers["affine"](otherwise=makers["mean"]())
     parameters = inspect.signature(makers[name]).parameters.values()
     if needed := [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]:

@@ -143,7 +143,7 @@ def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits:
     if scope.per is not None and spec is None:
         raise PruneError(f"scope.{scope.name}() needs the spec: select(scores, ratio, spec=spec, scope=…)")
     keys = [None] * len(names) if scope.classes is None else scope.classes(names, spec)
-    numbers: dict[object, int] = {}
+    numbers: dict[object, int] = {}  # a class for each pair of a pattern and a key of the scope
     classes = [
         -1 if d is None else numbers.setdefault((d, k), len(numbers)) for d, k in zip(deciding, keys, strict=True)
     ]

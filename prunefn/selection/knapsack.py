@@ -25,7 +25,9 @@ class Savings:
         self.neighbours: dict[str, set[str]] = {n: set() for n in self.terms}
         """Group → groups whose savings change when a unit of this group is removed."""
         self.axis_sizes: dict[Axis, int] = {}
+        """Axis of a term → its current size."""
         self.axes: dict[str, set[Axis]] = {n: set() for n in self.terms}
+        """Group → axes of terms in which it occurs."""
         for coefficient, axes in polynomial.terms:
             in_term = [leaf for a in axes for leaf in leaves(a)]
             chosen = [n for n in dict.fromkeys(in_term) if n in self.terms]

@@ -74,6 +74,7 @@ def by_share(names: list[str], values: list[np.ndarray], classes: np.ndarray, ca
         of_unit = narrow(classes, len(sizes))[group[order]]
         order = order[np.argsort(of_unit, kind="stable")]
         units = np.bincount(classes[classes >= 0], weights=sizes[classes >= 0]).astype(np.int64)
+        # Units of class −1 come first in the sort by class: they get inf, so that they go last.
         unranked = np.full(len(flat) - units.sum(), np.inf)
         order = order[np.argsort(np.concatenate([unranked, *(np.arange(1, n + 1) / n for n in units)]), kind="stable")]
     unit = order - (np.cumsum(sizes) - sizes)[group[order]]

@@ -27,6 +27,7 @@ def degrees(polynomial: Polynomial, sizes: Mapping[str, int], names: Iterable[st
 
 
 def _axis_degrees(axis: Axis, sizes: Mapping[str, int], chosen: frozenset[str]) -> list[int]:
+    """Return the coefficients of the size of an axis in powers of q, when the chosen groups have q times their size."""
     match axis:
         case Leaf(name):
             return [0, sizes[name]] if name in chosen else [sizes[name]]

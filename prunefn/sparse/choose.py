@@ -92,7 +92,9 @@ def select(
     return {w.name: kept[w.name] for w in ordered if w.name in kept}
 
 
-def _group_by_ratio(ratio: Ratio | None, pattern: Pattern, known: Sequence[Weight]) -> list[tuple[float, list[Weight]]]:
+def _group_by_ratio(
+    ratio: Ratio | None, pattern: Pattern, weights: Sequence[Weight]
+) -> list[tuple[float, list[Weight]]]:
     """Return pairs of a ratio and the weights that it is for.
 
     Raises:
@@ -100,11 +102,11 @@ def _group_by_ratio(ratio: Ratio | None, pattern: Pattern, known: Sequence[Weigh
         ParamsError: a pattern of names matches nothing.
     """
     if pattern.ratio is not None and ratio is None:
-        return [(pattern.ratio, list(known))]
+        return [(pattern.ratio, list(weights))]
     if ratio is None:
         raise PruneError(f"{pattern.name} needs a ratio: sparse.select(scores, 0.5, …)")
     ratios = dict(ratio) if isinstance(ratio, Mapping) else {"": ratio}
-    left, out = {w.name: w for w in known}, []
+    unassigned, out = {w.name: w for w in weights}, []
     for names, share in ratios.items():
         of = f" of {names!r}" if names else ""
         if not isinstance(share, int | float) or not 0 <= share < 1:
@@ -113,8 +115,8 @@ def _group_by_ratio(ratio: Ratio | None, pattern: Pattern, known: Sequence[Weigh
             raise PruneError(
                 f"the ratio{of} is {share}, but the pattern {pattern.name} removes {pattern.ratio:.4g}; leave the ratio out"
             )
-        matched = picked(names, [w.name for w in known]) if names else list(left)
-        out.append((share, [left.pop(n) for n in matched if n in left]))
+        matched = picked(names, [w.name for w in weights]) if names else list(unassigned)
+        out.append((share, [unassigned.pop(n) for n in matched if n in unassigned]))
     return out
 
 

@@ -99,6 +99,7 @@ def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, W
     0.weight (4, 2, 3) (g o) i k0 -> g o i (k0) ''
     3.weight (2, 8) o i -> 1 o i 1 '3'
     """
+    # reversed, so that a weight with several sites gets its first
     sites = {s.weight: s.name for s in reversed(list(spec.sites.values()))}
     by_name: dict[str, Weight] = {}
     for name, pattern, groups, convolution in _find_layouts(spec):

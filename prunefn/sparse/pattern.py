@@ -110,6 +110,7 @@ def _n_of_m(scores: Tensor, w: Weight, *, n: int, m: int, taps_first: bool) -> T
     """Return the mask that keeps n of each m columns."""
     matrix = w.matrix(scores, taps_first=taps_first)
     columns = matrix.shape[1]
+    # Padding of −inf is removed first, as if zeros followed the tail.
     padded = F.pad(matrix, (0, -columns % m), value=-torch.inf).reshape(len(matrix), -1, m)
     kept = torch.ones_like(padded, dtype=torch.bool)
     kept.scatter_(2, padded.argsort(dim=2, stable=True)[:, :, : m - n], False)

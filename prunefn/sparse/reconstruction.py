@@ -163,6 +163,7 @@ def _least_squares(
     else:
         for rows in torch.arange(len(weight), device=weight.device).split(max(1, chunk // (d * d))):
             k = kept[rows]
+            # Removed inputs become those of an identity, so that all rows have systems of one size.
             within = torch.where(k[:, :, None] & k[:, None, :], full, 0.0) + torch.diag_embed((~k).to(full.dtype))
             factor = torch.linalg.cholesky(within)
             updates[rows] = torch.cholesky_solve(torch.where(k, target[rows], 0.0)[..., None], factor)[..., 0]

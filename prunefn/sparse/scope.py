@@ -155,7 +155,7 @@ def _count_lowest(scores: Sequence[Tensor], count: int) -> list[int]:
     rest = [_without_best(s) for s in scores]
     limit = torch.cat([r.to(rest[0].device) for r in rest]).kthvalue(count).values
     lower = [int((r < limit.to(r.device)).sum()) for r in rest]
-    spare = count - sum(lower)
+    spare = count - sum(lower)  # to be taken from the scores that equal the limit
     out = []
     for r, n in zip(rest, lower, strict=True):
         equal = min(spare, int((r == limit.to(r.device)).sum()))

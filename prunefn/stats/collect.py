@@ -104,6 +104,7 @@ def collect_stats(
             check_plain(params, what, "use a criterion on activations or on weights")
         if resume is not None:
             check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
+        # A process without batches still takes part in gathering.
         stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
         ready = (inputs_of(b, spec=spec, device=device) for b in stream)
         return together(partial(_step_together, start, sites, needs), ready, start, params)

@@ -59,6 +59,6 @@ class Wire:
             out = t.detach().to(self.device, dtype).contiguous()
         else:
             out = torch.empty(shape, dtype=dtype, device=self.device)
-        if out.numel():
+        if out.numel():  # sent as bytes: any dtype arrives bit-identical
             dist.broadcast(out.reshape(-1).view(torch.uint8), group=self.group, group_src=source)
         return out
