@@ -261,7 +261,7 @@ def test_a_pattern_that_matches_nothing() -> None:
 
 @pytest.mark.parametrize("ratio", [1.0, -0.5, nan])
 def test_a_ratio_of_a_pattern_is_a_share(ratio: float) -> None:
-    with pytest.raises(pf.PruneError, match=rf"the ratio of 'a' is {ratio}; it is the share of units removed"):
+    with pytest.raises(pf.PruneError, match=rf"the ratio of 'a' is {ratio}; it is the fraction of units removed"):
         pf.select(scores(a=[1.0, 2.0]), {"a": ratio})
 
 

@@ -394,7 +394,7 @@ def test_a_budget_is_a_share(keep: float) -> None:
 @pytest.mark.parametrize("ratio", [1.0, -0.1, 2.0, float("nan")])
 @each_scope
 def test_a_ratio_is_a_share(ratio: float, scope: Scope) -> None:
-    share = rf"the ratio is {ratio}; it is the share of units removed and must be in \[0, 1\)"
+    share = rf"the ratio is {ratio}; it is the fraction of units removed and must be in \[0, 1\)"
     with pytest.raises(pf.PruneError, match=share):
         pf.select(scores(a=[1.0, 2.0]), ratio, scope=scope)
 

@@ -17,7 +17,7 @@ MASK = "a dict group → bool tensor, True = kept, such as pf.mask(spec, {'0': [
 WEIGHT_MASKS = "a dict parameter → bool tensor of its shape, True = kept, such as sparse.select(…) gives"
 SCORES = "a dict group → float tensor [units], such as pf.score(stats)"
 BATCHES = "a list of batches or a DataLoader"
-RATIO = "the share removed, such as 0.5, or a budget such as pf.budget.macs(0.65)"
+RATIO = "the fraction removed, such as 0.5, or a budget such as pf.budget.macs(0.65)"
 STATS = "pf.collect_stats(params, batches, spec=spec)"
 NUMBER = "a finite number, such as 0.5"
 
@@ -154,7 +154,7 @@ def either(kind: Kind, other: Kind) -> Kind:
 
 
 class _Refused(Exception):
-    """The first of two kinds does not take a value."""
+    """Raised if the first of two kinds does not take a value."""
 
 
 def _raise_refused(*_: str) -> NoReturn:

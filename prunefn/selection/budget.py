@@ -105,7 +105,7 @@ def _budget(
 ) -> Budget:
     if not 0 < keep <= 1:
         raise BudgetError(
-            f"budget.{quantity}({keep}): the share that is kept must be above 0 and at most 1, such as 0.65"
+            f"budget.{quantity}({keep}): the fraction that is kept must be above 0 and at most 1, such as 0.65"
         )
     return Budget(quantity, keep, cost, falls)
 
@@ -196,7 +196,7 @@ def _scan(budgets: list[Budget], spec: Spec, sizes: Callable[[int], Mapping[str,
         fractions = kept(sizes(point))
         if _meets(budgets, fractions):
             return point if miss is None else _bisect_steps(lambda k: _meets(budgets, kept(sizes(k))), miss, point)
-        worst = max(share / b.keep for share, b in zip(fractions, budgets, strict=True))
+        worst = max(fraction / b.keep for fraction, b in zip(fractions, budgets, strict=True))
         best = (worst, fractions) if best is None or worst < best[0] else best
         miss = point
     assert best is not None
@@ -212,15 +212,15 @@ def _bisect_steps(is_met: Callable[[int], bool], miss: int, hit: int) -> int:
 
 
 def _meets(budgets: list[Budget], kept: list[float]) -> bool:
-    return all(share <= b.keep * SLACK for b, share in zip(budgets, kept, strict=True))
+    return all(fraction <= b.keep * SLACK for b, fraction in zip(budgets, kept, strict=True))
 
 
 def _unmet_text(budgets: list[Budget], kept: list[float], when: str) -> str:
     """Return the message about the budgets that the kept fractions do not meet."""
     out = []
-    for b, share in zip(budgets, kept, strict=True):
-        if share > b.keep * SLACK:
-            least = at_least(share)
+    for b, fraction in zip(budgets, kept, strict=True):
+        if fraction > b.keep * SLACK:
+            least = at_least(fraction)
             fix = f"or allow at least {least}" if least <= 1 else "or loosen the other budgets"
             out.append(
                 f"budget.{b.quantity}({b.keep}) cannot be met: {when}, {least} of the {b.quantity} stay; "

@@ -86,14 +86,14 @@ def caps(
             f"round_to ({round_to}) and min_units ({min_units}) must be at least 1, max_ratio ({max_ratio}) in [0, 1]"
         )
     multiples = [multiple(r) for r in per_group("round_to", round_to, names, 1)]
-    shares = per_group("max_ratio", max_ratio, names, 1.0)
+    max_ratios = per_group("max_ratio", max_ratio, names, 1.0)
     floors = per_group("min_units", min_units, names, 1)
     for name, n, r in zip(names, sizes.tolist(), multiples, strict=True):
         if n < r:
             log.info("group %r has %d units, fewer than round_to=%d: it stays whole", name, n, r)
     rounded = np.array(multiples, dtype=np.int64)
     floor = np.minimum(sizes, np.maximum(np.array(floors, dtype=np.int64), rounded))
-    most = (np.array(shares, dtype=np.float64) * sizes + TINY).astype(np.int64)
+    most = (np.array(max_ratios, dtype=np.float64) * sizes + TINY).astype(np.int64)
     return Caps(np.minimum(sizes - floor, most), rounded)
 
 

@@ -111,7 +111,7 @@ def _ratios(ratio: Any) -> dict[str, float]:
     for pattern, r in ratios.items():
         if not isinstance(r, Real) or not 0 <= float(r) < 1:
             of = f" of {pattern!r}" if pattern else ""
-            raise PruneError(f"the ratio{of} is {r}; it is the share of units removed and must be in [0, 1)")
+            raise PruneError(f"the ratio{of} is {r}; it is the fraction of units removed and must be in [0, 1)")
     return ratios
 
 

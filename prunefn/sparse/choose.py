@@ -83,10 +83,10 @@ def select(
     scope = scopes.layerwise() if scope is None else scope
     masks: Masks = {}
     undivided: dict[str, str] = {}
-    for share, group in _group_by_ratio(ratio, pattern, ordered):
+    for group_ratio, group in _group_by_ratio(ratio, pattern, ordered):
         removable = {w.name: _mark_removed(scores[w.name].detach(), within.get(w.name)) for w in group}
-        masks |= _select_masks(removable, group, share, pattern, scope)
-        undivided |= {w.name: f"{pattern.name} cannot divide it" for w in group if share and w.name not in masks}
+        masks |= _select_masks(removable, group, group_ratio, pattern, scope)
+        undivided |= {w.name: f"{pattern.name} cannot divide it" for w in group if group_ratio and w.name not in masks}
     warn_dense("sparse.select", undivided, "leave them out of the scores, or select them with pattern.unstructured()")
     kept = {n: m & within[n].to(m.device) if n in within else m for n, m in masks.items()}
     return {w.name: kept[w.name] for w in ordered if w.name in kept}
@@ -107,16 +107,18 @@ def _group_by_ratio(
         raise PruneError(f"{pattern.name} needs a ratio: sparse.select(scores, 0.5, …)")
     ratios = dict(ratio) if isinstance(ratio, Mapping) else {"": ratio}
     unassigned, out = {w.name: w for w in weights}, []
-    for names, share in ratios.items():
+    for names, group_ratio in ratios.items():
         of = f" of {names!r}" if names else ""
-        if not isinstance(share, int | float) or not 0 <= share < 1:
-            raise PruneError(f"the ratio{of} is {share!r}; it is the share of weights removed and must be in [0, 1)")
-        if pattern.ratio is not None and abs(share - pattern.ratio) > scopes.TINY:
+        if not isinstance(group_ratio, int | float) or not 0 <= group_ratio < 1:
             raise PruneError(
-                f"the ratio{of} is {share}, but the pattern {pattern.name} removes {pattern.ratio:.4g}; leave the ratio out"
+                f"the ratio{of} is {group_ratio!r}; it is the fraction of weights removed and must be in [0, 1)"
+            )
+        if pattern.ratio is not None and abs(group_ratio - pattern.ratio) > scopes.TINY:
+            raise PruneError(
+                f"the ratio{of} is {group_ratio}, but the pattern {pattern.name} removes {pattern.ratio:.4g}; leave the ratio out"
             )
         matched = picked(names, [w.name for w in weights]) if names else list(unassigned)
-        out.append((share, [unassigned.pop(n) for n in matched if n in unassigned]))
+        out.append((group_ratio, [unassigned.pop(n) for n in matched if n in unassigned]))
     return out
 
 

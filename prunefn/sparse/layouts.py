@@ -178,7 +178,7 @@ def check_weights(given: Mapping[str, Tensor], known: Mapping[str, Weight], what
             )
 
 
-# ---- beside channel pruning
+# ---- together with channel pruning
 
 
 @door

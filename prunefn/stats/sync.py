@@ -1,6 +1,6 @@
 """Merging of statistics over the processes of a group.
 
-Ranks send one value at a time: beside its own statistics and the result, no rank holds more than three copies of the largest
+Ranks send one value at a time: besides its own statistics and the result, no rank holds more than three copies of the largest
 covariance. The ranks compare what they hold before the first tensor is sent: either all of them raise, or none.
 """
 
