@@ -83,7 +83,7 @@ def _regression(
 ) -> Float[Tensor, "i s"]:
     """Return the coefficients of the regression of all dense inputs on the kept ones.
 
-    The ridge draws the coefficients of a kept input to itself, and those of a removed one to zero.
+    The ridge draws the estimate of a kept input to that input, and the estimate of a removed one to zero.
 
     Args:
         c: covariance of the inputs.

@@ -83,14 +83,14 @@ def _site_values(
     params: Params, spec: Spec, inputs: list[Tensor], sites: Sequence[Site]
 ) -> Mapping[tuple[str, int], Tensor]:
     """Run a network, and return (value, dim) → tensor for the values that the sites read."""
-    read_values = tuple(dict.fromkeys(v for s in sites for v in s.values))
+    keys = tuple(dict.fromkeys(v for s in sites for v in s.values))
 
     def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
-        return tuple(env[value] for value, _ in read_values)
+        return tuple(env[value] for value, _ in keys)
 
-    run = compiled(spec, params, ("values", read_values), emit, only=[value for value, _ in read_values])
+    run = compiled(spec, params, ("values", keys), emit, only=[value for value, _ in keys])
     with torch.no_grad():
-        return dict(zip(read_values, run(params, inputs), strict=True))
+        return dict(zip(keys, run(params, inputs), strict=True))
 
 
 def _pair_moments(dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool) -> Paired:

@@ -59,7 +59,7 @@ SHARES = ("keep", "q", "ratio")
 
 
 def read_float(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> float:
-    """Read a finite number, but no bool."""
+    """Read a finite number, but no bool; numbers of `SHARES` may be infinite or NaN."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not (name in SHARES or isfinite(value)):
         refuse()
     return value if type(value) is float else float(value)
