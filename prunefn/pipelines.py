@@ -1,4 +1,4 @@
-"""The steps composed: params, batches → pruned params, spec and mask."""
+"""Pipelines: all steps composed, from params and batches to pruned params, spec and mask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .where import check_matches, choice, matches, only, touches
 
 @runtime_checkable
 class Prune(Protocol):
-    """What `pipeline` returns."""
+    """Function that prunes, as `pipeline` returns it."""
 
     def __call__(
         self,
@@ -42,14 +42,14 @@ class Prune(Protocol):
         progress: bool = False,
         sync: bool = False,
     ) -> Pruned:
-        """Prune.
+        """Prune a network.
 
         Args:
-            params, batches, spec, progress: as for `collect_stats`.
-            stats: statistics at hand, of these params; nothing is collected, and batches may be None unless the pipeline is
+            params, batches, spec, progress: as in `collect_stats`.
+            stats: statistics at hand, of these params; nothing is collected, and `batches` may be None unless the pipeline is
                 sequential or recalibrates.
-            sync: the batches are this process's share, which may be empty (a list without any); what is measured is put
-                together over torch.distributed, so that all processes return the same.
+            sync: merge statistics of all processes by torch.distributed, so that all return the same; `batches` is this
+                process's share, which may be an empty list.
         """
         ...
 
@@ -73,24 +73,24 @@ def pipeline(
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
     Args:
-        criterion: default `criteria.variance()`.
-        where: which groups may shrink: `kind("hidden")`, a glob, any predicate; default all.
-        ratio, scope, round_to, max_ratio, min_units: as for `select`.
-        compensation: default `compensation.mean()`; `compensation.none()` for none.
-        max_batches: as for `collect_stats`.
-        freeze: tensors that stay as they are, to the bit: names, module paths, or globs for either. Their groups stay whole,
-            and what a compensation would add to one of them goes into a new bias.
-        sequential: remove block by block from the input on. Each block is measured on what is left of those before it, and
-            compensated towards the dense network's outputs, so that errors do not pile up. Reads the batches once for the
-            scores, and once more for each block; nothing is traced again.
-        recalibrate: replace the running statistics of every BatchNorm at the end, by the same batches.
+        criterion: default: `criteria.variance()`.
+        where: groups that may shrink: `kind("hidden")`, a glob, any predicate; default: all.
+        ratio, scope, round_to, max_ratio, min_units: as in `select`.
+        compensation: default: `compensation.mean()`; `compensation.none()` for none.
+        max_batches: as in `collect_stats`.
+        freeze: tensors that stay bit-identical: names, module paths, or globs for either. Their groups are not pruned; a
+            shift that a compensation would add to a frozen tensor is added to a new bias.
+        sequential: prune block by block from the input on. Each block is measured in the network with earlier blocks pruned,
+            and compensated towards the dense network's outputs, so that errors do not accumulate. The batches are read once
+            for the scores, and once more for each block; nothing is traced again.
+        recalibrate: replace the running statistics of every BatchNorm at the end, with the same batches.
 
     Returns:
         `prune(params, batches, *, spec) → Pruned(params, spec, mask, info)`.
 
     Raises:
-        StatsError: (when called) a group that `where` chooses has no score; it names the groups.
-        BatchError: (when called) the criterion or the compensation needs batches, and there are none.
+        StatsError: (when called) groups that match `where` have no score; names them.
+        BatchError: (when called) a step needs batches, but `batches` is None; or an iterator cannot be read several times.
         ParamsError: (when called) a pattern of `freeze` matches nothing.
 
     >>> import torch, prunefn as pf
@@ -101,7 +101,7 @@ def pipeline(
     >>> small.info.before.params, small.info.after.params, small.info.removed
     (58, 30, {'0': (4, 8)})
     """
-    chosen: Criterion = criteria.variance() if criterion is None else criterion
+    scoring: Criterion = criteria.variance() if criterion is None else criterion
     method: Compensation = compensations.mean() if compensation is None else compensation
 
     @door
@@ -114,7 +114,7 @@ def pipeline(
         progress: bool = False,
         sync: bool = False,
     ) -> Pruned:
-        _check_batches(batches, chosen, method, sequential, recalibrate, measured=stats is not None)
+        _check_batches(batches, scoring, method, sequential, recalibrate, measured=stats is not None)
         if sequential and sync:
             raise PruneError(
                 "sequential=True measures block by block on one process: give every process the same batches and sync=False"
@@ -122,33 +122,33 @@ def pipeline(
         check_matches(where, spec)
         if stats is not None:
             check_stats(stats, spec, params)
-        spec, may = _freeze(spec, where, freeze)
+        spec, free = _freeze(spec, where, freeze)
         covariance = "covariance" in method.needs
         if stats is not None:
             stats = stats._replace(spec=spec)  # which differs in where a compensation may write
-        elif chosen.data or (method.needs and not sequential):
-            measure = partial(_measured, params, batches, max_batches=max_batches, progress=progress, sync=sync)
-            stats = measure(spec=spec, criterion=chosen, where=may, covariance=covariance and not sequential)
+        elif scoring.data or (method.needs and not sequential):
+            measure = partial(_collect_stats, params, batches, max_batches=max_batches, progress=progress, sync=sync)
+            stats = measure(spec=spec, criterion=scoring, where=free, covariance=covariance and not sequential)
         else:
             stats = collect_stats(params, None, spec=spec)
-        scores = score(stats, criterion=chosen)
+        scores = score(stats, criterion=scoring)
         if where is not None:
-            _check_scored([g.name for g in spec.groups.values() if matches(may, g)], scores, chosen)
-        if may is not None:
-            scores = only(scores, may, spec=spec)
+            _check_scored([g.name for g in spec.groups.values() if matches(free, g)], scores, scoring)
+        if free is not None:
+            scores = only(scores, free, spec=spec)
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
-        lost: dict[str, Residual] = {}
-        small, now = params, spec
+        errors: dict[str, Residual] = {}
+        pruned, current = params, spec
         for part in steps(spec, mask) if sequential else [mask]:
-            done: list[Repaired] = []
+            repaired: list[Repaired] = []
             if not sequential and method.needs:
-                done = list(repairs(small, stats, part, spec=now, method=method))
-            elif method.needs and (sites := affected(now, part)):
+                repaired = list(repairs(pruned, stats, part, spec=current, method=method))
+            elif method.needs and (sites := affected(current, part)):
                 pairs = collect_pairs(
                     (params, spec),
-                    (small, now),
+                    (pruned, current),
                     batches or (),
                     sites=sites,
                     covariance=covariance,
@@ -156,23 +156,25 @@ def pipeline(
                     progress=progress,
                 )
                 moments = {name: p.small for name, p in pairs.items()}
-                done = list(repairs(small, moments, part, spec=now, method=method, dense=pairs))
-            lost |= residuals(done)
-            small, now = apply(written(small, done, now), part, spec=now), shrink(now, part)
+                repaired = list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
+            errors |= residuals(repaired)
+            pruned, current = apply(written(pruned, repaired, current), part, spec=current), shrink(current, part)
         if recalibrate and batches is not None:
-            small = recalibrated(small, batches, spec=now, max_batches=max_batches, progress=progress, sync=sync)
+            pruned = recalibrated(pruned, batches, spec=current, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
-        return Pruned(small, now, mask, Info(cost(spec), cost(now), removed, FrozenDict(lost), FrozenDict(scores)))
+        return Pruned(
+            pruned, current, mask, Info(cost(spec), cost(current), removed, FrozenDict(errors), FrozenDict(scores))
+        )
 
     return prune
 
 
-def _measured(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
-    """`collect_stats`, of all processes if wanted."""
+def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
+    """Collect statistics; with `sync`, merge those of all processes."""
     if not sync:
         return collect_stats(params, batches, **options)
-    nothing = isinstance(batches, Sized) and not len(batches) and not any(map(is_sharded, params.values()))
-    return sync_stats(Stats() if nothing else collect_stats(params, batches, **options))
+    no_batches = isinstance(batches, Sized) and not len(batches) and not any(map(is_sharded, params.values()))
+    return sync_stats(Stats() if no_batches else collect_stats(params, batches, **options))
 
 
 def _check_batches(
@@ -184,10 +186,10 @@ def _check_batches(
     *,
     measured: bool,
 ) -> None:
-    """There are batches if something needs them, and they can be read as often as needed.
+    """Check that there are batches if a step needs them, and that they can be read as often as needed.
 
     Raises:
-        BatchError: says what needs them.
+        BatchError: names the step that needs them.
     """
     if batches is None:
         if method.needs and not criterion.data and not measured:
@@ -202,20 +204,25 @@ def _check_batches(
 
 
 def _freeze(spec: Spec, where: Where | str | None, patterns: Sequence[str] | str) -> tuple[Spec, Where | str | None]:
-    """The spec in which nothing writes to the frozen tensors, and the groups that are left to choose from."""
+    """Return the spec in which no step writes to the frozen tensors, and the predicate of the groups that may still shrink.
+
+    Raises:
+        PruneError: no group may shrink.
+    """
     slots = spec.slots
     names = frozen_names(patterns, [t for t in spec.axes if t not in slots])
     if not names:
         return spec, where
-    free = ~touches(*unchangeable(spec, names))
-    may = free if where is None else choice(where) & free
-    if not any(may(g) for g in spec.groups.values()):
+    unaffected = ~touches(*unchangeable(spec, names))
+    free = unaffected if where is None else choice(where) & unaffected
+    if not any(free(g) for g in spec.groups.values()):
         raise PruneError(f"freeze={patterns!r} leaves no group" + ("" if where is None else f" that matches {where!r}"))
-    return unwritten(spec, names), may
+    return unwritten(spec, names), free
 
 
-def _check_scored(wanted: Sequence[str], scores: dict, criterion: Criterion) -> None:
-    if missing := [g for g in wanted if g not in scores]:
+def _check_scored(groups: Sequence[str], scores: dict, criterion: Criterion) -> None:
+    """Check that the groups have scores; raise StatsError if not."""
+    if missing := [g for g in groups if g not in scores]:
         names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise StatsError(
             f"criterion {criterion.name!r} has no score for {len(missing)} of the chosen groups: {names}; they have no "

@@ -1,6 +1,6 @@
-"""Published ways to prune, each a pipeline of a few lines: read them, and compose your own.
+"""Published pruning methods, each a pipeline of a few lines: read them, and compose your own.
 
-Every recipe takes a ratio (share of units removed) or a budget, and any option of `pipeline`, which wins over the recipe's.
+Every recipe takes a ratio (fraction of units removed) or a budget, and any option of `pipeline`, which overrides the recipe's.
 
 >>> import torch, prunefn as pf
 >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -44,120 +44,120 @@ Ratio = float | Budget
 
 @door
 def vbp(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Variance-based pruning: least variance goes, its mean stays (Berisha et al., ICCV 2025, arXiv 2507.12988)."""
-    given = {
+    """Remove units of least variance and compensate their means (VBP, Berisha et al., ICCV 2025, arXiv 2507.12988)."""
+    defaults = {
         "criterion": criteria.variance(),
         "where": kind("hidden"),
         "scope": scope.global_(),
         "compensation": compensation.mean(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def dvbp_ob2c(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Denoised variance, and the optimal-brain update with a bias (arXiv 2608.17657)."""
-    given = {
+    """Remove units of least denoised variance, with the optimal-brain update and a bias (DVBP, OB²C, arXiv 2608.17657)."""
+    defaults = {
         "criterion": criteria.denoised_variance(),
         "where": kind("hidden"),
         "scope": scope.global_(),
         "compensation": compensation.affine(otherwise=compensation.mean()),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def corp(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """The same share of every MLP, kept units take over affinely what the others gave (CORP, arXiv 2602.05243)."""
-    given = {
+    """Remove the same fraction of every MLP, with affine compensation by the kept units (CORP, arXiv 2602.05243)."""
+    defaults = {
         "criterion": criteria.weighted_variance(),
         "where": kind("hidden"),
         "scope": scope.local(),
         "compensation": compensation.affine(otherwise=compensation.mean()),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def network_slimming(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Smallest scales of BatchNorm (Liu et al., ICCV 2017, arXiv 1708.06519); train with `bn_l1` first."""
-    given = {"criterion": criteria.bn_scale(), "scope": scope.global_(), "compensation": compensation.none()}
-    return pipeline(ratio=ratio, **given | options)
+    """Remove units of the smallest BatchNorm scales (Liu et al., ICCV 2017, arXiv 1708.06519); train with `bn_l1` first."""
+    defaults = {"criterion": criteria.bn_scale(), "scope": scope.global_(), "compensation": compensation.none()}
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def l1_channels(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Smallest L1 norm of each layer's filters (Li et al., ICLR 2017, arXiv 1608.08710)."""
-    given = {
+    """Remove the filters of the smallest L1 norm in each layer (Li et al., ICLR 2017, arXiv 1608.08710)."""
+    defaults = {
         "criterion": criteria.magnitude(1.0),
         "where": kind("hidden"),
         "scope": scope.local(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def taylor(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any) -> Prune:
-    """Smallest change of the loss to first order (Molchanov et al., CVPR 2019, arXiv 1906.10771)."""
-    given = {
+    """Remove units that change the loss least to first order (Molchanov et al., CVPR 2019, arXiv 1906.10771)."""
+    defaults = {
         "criterion": criteria.normalized(criteria.taylor(loss), normalizer.mean),
         "scope": scope.global_(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def isomorphic(ratio: Ratio = 0.5, *, loss: Loss = cross_entropy, **options: Any) -> Prune:
-    """Groups of the same structure are ranked among themselves (Fang et al., ECCV 2024, arXiv 2407.04616)."""
-    given = {
+    """Rank units by Taylor scores within groups of the same structure (Fang et al., ECCV 2024, arXiv 2407.04616)."""
+    defaults = {
         "criterion": criteria.taylor(loss),
         "scope": scope.isomorphic(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def depgraph_group_norm(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """L2 norm of all coupled tensors of a unit, the same share of every group (Fang et al., CVPR 2023, arXiv 2301.12900)."""
-    given = {
+    """Remove the same fraction of every group by the L2 norm of units' coupled tensors (Fang et al., CVPR 2023, arXiv 2301.12900)."""
+    defaults = {
         "criterion": criteria.normalized(criteria.magnitude(2.0, reduction=reduction.sum), normalizer.mean),
         "scope": scope.local(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def lamp(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Layer-adaptive magnitude, one ranking over all (Lee et al., ICLR 2021, arXiv 2010.07611)."""
-    given = {"criterion": criteria.lamp(), "scope": scope.global_(), "compensation": compensation.none()}
-    return pipeline(ratio=ratio, **given | options)
+    """Rank all units together by layer-adaptive magnitude (Lee et al., ICLR 2021, arXiv 2010.07611)."""
+    defaults = {"criterion": criteria.lamp(), "scope": scope.global_(), "compensation": compensation.none()}
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def fpgm(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Filters nearest to all others of their layer (He et al., CVPR 2019, arXiv 1811.00250)."""
-    given = {
+    """Remove the filters nearest to all others of their layer (He et al., CVPR 2019, arXiv 1811.00250)."""
+    defaults = {
         "criterion": criteria.fpgm(),
         "where": kind("hidden"),
         "scope": scope.local(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=ratio, **given | options)
+    return pipeline(ratio=ratio, **defaults | options)
 
 
 @door
 def mac_aware(ratio: Ratio | None = None, **options: Any) -> Prune:
-    """Magnitude, lowered where MACs are dear; by default to half of the MACs."""
-    given = {
+    """Remove units of least magnitude, lowered where MACs are expensive; by default down to half of the MACs."""
+    defaults = {
         "criterion": criteria.mac_aware(criteria.normalized(criteria.magnitude(), normalizer.mean)),
         "scope": scope.global_(),
         "compensation": compensation.none(),
     }
-    return pipeline(ratio=macs(0.5) if ratio is None else ratio, **given | options)
+    return pipeline(ratio=macs(0.5) if ratio is None else ratio, **defaults | options)
 
 
 def __dir__() -> list[str]:

@@ -208,7 +208,7 @@ def test_of_several_budgets_all_that_cannot_be_met_are_named() -> None:
 
 @pytest.mark.parametrize("ratio", [[], [0.5], ["macs"]])
 def test_a_sequence_holds_budgets(ratio: list[Any]) -> None:
-    with pytest.raises(pf.PruneError, match=r"several demands must all be budgets"):
+    with pytest.raises(pf.PruneError, match=r"a sequence must hold budgets only"):
         _budgets(ratio)  # before it, the signature of select is checked in tests
 
 
@@ -261,7 +261,7 @@ def test_a_pattern_that_matches_nothing() -> None:
 
 @pytest.mark.parametrize("ratio", [1.0, -0.5, nan])
 def test_a_ratio_of_a_pattern_is_a_share(ratio: float) -> None:
-    with pytest.raises(pf.PruneError, match=rf"the ratio of 'a' is {ratio}; it is the share of units removed"):
+    with pytest.raises(pf.PruneError, match=rf"the ratio of 'a' is {ratio}; it is the fraction of units removed"):
         pf.select(scores(a=[1.0, 2.0]), {"a": ratio})
 
 

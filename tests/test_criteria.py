@@ -173,7 +173,7 @@ def test_scores_of_nothing() -> None:
     with pytest.raises(pf.StatsError, match=r"statistics are empty; use collect_stats"):
         pf.score(pf.Stats())
     t = traced(mlp(2, 3, 2), randn(2, 2))
-    with pytest.raises(pf.StatsError, match="'variance' needs moments: give collect_stats batches"):
+    with pytest.raises(pf.StatsError, match="'variance' needs moments: pass batches to collect_stats"):
         pf.score(pf.collect_stats(t.params, None, spec=t.spec))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import criteria as c
-from prunefn.criteria._hessian import _product, rademacher
+from prunefn.criteria._hessian import _hessian_vector_product, rademacher
 from prunefn.criteria.base import member_sums
 from prunefn.criteria.gradients import cross_entropy, loss_name, weights_of
 from prunefn.criteria.unit_mask import mask_params, masked, ones
@@ -236,7 +236,7 @@ def test_hessian_where_an_op_has_no_forward_derivative() -> None:
         torch.func.jvp(torch.func.grad(without), (at,), (v,))
     step = 1e-5
     ahead, behind = (torch.func.grad(without)({"g": at["g"] + s * v["g"]})["g"] for s in (step, -step))
-    close(_product(without, at, v)["g"], (ahead - behind) / (2 * step), 1e-7)
+    close(_hessian_vector_product(without, at, v)["g"], (ahead - behind) / (2 * step), 1e-7)
 
 
 def test_other_errors_of_a_loss_are_not_swallowed() -> None:
@@ -384,7 +384,7 @@ def test_a_loss_must_be_a_scalar(make: Any) -> None:
 def test_the_default_loss_needs_one_tensor_of_logits_and_one_of_labels() -> None:
     spec, params, ids = language_model()
     with pytest.raises(
-        pf.BatchError, match=r"output is CausalLMOutput\w* and the batch has 1 after the inputs; say what"
+        pf.BatchError, match=r"output is CausalLMOutput\w* and the batch has 1 after the inputs; pass a loss"
     ):
         pf.collect_stats(params, [(ids, ids)], spec=spec, criterion=c.taylor())
     t = network(3, 5, 4)

@@ -161,7 +161,7 @@ def test_pairs_are_compared_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     whole = [pf.score(stats, criterion=x)["0"] for x in both]
     assert base.CHUNK > 11
     for name in ("fpgm", "dissimilar"):
-        monkeypatch.setattr(importlib.import_module(f"prunefn.criteria.{name}"), "CHUNK", 4)
+        monkeypatch.setattr(importlib.import_module(f"prunefn.criteria._{name}"), "CHUNK", 4)
     for x, s in zip(both, whole, strict=True):
         close(pf.score(stats, criterion=x)["0"], s)
 

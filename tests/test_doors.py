@@ -348,9 +348,9 @@ SLIPS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     ),
     "spec for mask": (
         lambda: pf.apply(net().params, net().spec, spec=net().spec),  # type: ignore[arg-type]
-        ("mask is a Spec", "it would do for 'spec': the order is apply(params, mask, *, spec)"),
+        ("mask is a Spec", "it fits 'spec': the order is apply(params, mask, *, spec)"),
     ),
-    "mask for spec": (lambda: pf.shrink({"0": bits("1011")}, net().spec), ("spec is a dict", "would do for 'mask'")),  # type: ignore
+    "mask for spec": (lambda: pf.shrink({"0": bits("1011")}, net().spec), ("spec is a dict", "it fits 'mask'")),  # type: ignore
     "pruned": (lambda: pf.cost(pf.pipeline()(net().params, [randn(6, 3)], spec=net().spec)), ("spec is a Pruned; write its spec",)),  # type: ignore
     "misspelt": (lambda: pf.select({}, 0.5, scope="lokal"), ("scope is 'lokal'", "did you mean 'local'")),  # type: ignore
     "l1": (lambda: pf.pipeline(criterion="l1"), ("criterion is 'l1'", "pf.criteria.magnitude(p=1.0)")),  # type: ignore

@@ -61,7 +61,7 @@ def test_all_are_value_errors_of_one_family() -> None:
 @pytest.mark.parametrize("ratio", [1.0, 1.5, -0.2])
 @pytest.mark.parametrize("call", ["select", "pipeline"])
 def test_a_ratio_outside_zero_to_one(ratio: float, call: str) -> None:
-    with raises(pf.PruneError, f"the ratio is {ratio}", "share of units removed", "[0, 1)"):
+    with raises(pf.PruneError, f"the ratio is {ratio}", "fraction of units removed", "[0, 1)"):
         if call == "select":
             pf.select(pf.score(stats()), ratio, spec=net().spec)
         else:

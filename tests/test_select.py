@@ -394,7 +394,7 @@ def test_a_budget_is_a_share(keep: float) -> None:
 @pytest.mark.parametrize("ratio", [1.0, -0.1, 2.0, float("nan")])
 @each_scope
 def test_a_ratio_is_a_share(ratio: float, scope: Scope) -> None:
-    share = rf"the ratio is {ratio}; it is the share of units removed and must be in \[0, 1\)"
+    share = rf"the ratio is {ratio}; it is the fraction of units removed and must be in \[0, 1\)"
     with pytest.raises(pf.PruneError, match=share):
         pf.select(scores(a=[1.0, 2.0]), ratio, scope=scope)
 
@@ -410,7 +410,7 @@ def test_caps_that_make_no_sense(kwargs: dict[str, Any]) -> None:
     [
         ({"0": [1.0] * 6}, r"scores of group '0' have shape \(6,\), but the group has 7 units"),
         ({"0": [[1.0] * 7]}, r"scores of group '0' have shape \(1, 7\)"),
-        ({"1": [1.0] * 7}, "the scores have a group '1' that the spec has not; known are 0, 2"),
+        ({"1": [1.0] * 7}, "the spec has no group '1', but the scores have one; known are 0, 2"),
         ({"0": [1.0] * 6 + [float("nan")]}, "scores of group '0' are not finite"),
         ({"0": [1.0] * 6 + [float("inf")]}, "scores of group '0' are not finite"),
     ],

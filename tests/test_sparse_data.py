@@ -101,7 +101,7 @@ def test_movement_since_is_what_movement_adds_up_to() -> None:
     found = sparse.score(now, spec=t.spec, criterion=criteria.movement_since(t.params))
     for n, sums in total.items():
         assert float((found[n] - rate * sums).abs().max()) < 2e-3 * float(found[n].abs().max())
-    with pytest.raises(pf.ParamsError, match=r"'2.weight', \(3, 6\), is not there in start"):
+    with pytest.raises(pf.ParamsError, match=r"'2.weight', \(3, 6\), is missing in start"):
         sparse.score(now, spec=t.spec, criterion=criteria.movement_since({"0.weight": t.params["0.weight"]}))
 
 
@@ -365,7 +365,7 @@ def test_semi_structured_types_and_shapes(monkeypatch: pytest.MonkeyPatch) -> No
     """On a device that has them: what torch's backend does not take is said, all else is converted in a copy."""
     from prunefn.sparse import semi_structured as module
 
-    monkeypatch.setattr(module, "_device", lambda weight: "")
+    monkeypatch.setattr(module, "_device_problem", lambda weight: "")
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda w: w * 1)
     t = traced(mlp(64, 64, 10), randn(2, 64))
     masks = sparse.select(sparse.score(t.params, spec=t.spec), spec=t.spec, pattern=pattern.n_m(2, 4))

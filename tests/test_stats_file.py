@@ -360,7 +360,7 @@ def taylor() -> pf.Criterion:
         ({"criterion": ()}, r"stats has sums of collectors such as 'some'; give the criterion"),
         ({"criterion": (sums(), taylor())}, r"stats lacks sums of collectors such as 'taylor'"),
         ({"criterion": sums()._replace(needs=())}, r"stats has what was measured for 'absolute' at site '3'"),
-        ({"where": "0.*"}, r"stats has sites such as '10'; give the criterion and `where` that it was begun with"),
+        ({"where": "0.*"}, r"stats has sites such as '10'; give the criterion and `where` that it was started with"),
     ],
 )
 def test_another_plan_is_refused(change: dict[str, Any], text: str, tmp_path: Path) -> None:

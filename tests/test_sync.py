@@ -128,7 +128,10 @@ def test_nobody_has_anything(launch: tuple[int, Path]) -> None:
             "other_sums",
             r"collector 'some', 'count': rank 1 has torch.float64 of shape \(\), but rank 0 has torch.int64",
         ),
-        ("broken", r"rank 1 cannot take part: StatsError: the moments of site '2' have shapes .* do not go together"),
+        (
+            "broken",
+            r"rank 1 cannot take part: StatsError: the moments of site '2' have shapes .* do not fit each other",
+        ),
     ],
 )
 def test_what_differs_is_an_error_on_every_rank(launch: tuple[int, Path], case: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How a contraction makes up for removed inputs."""
+"""Compensations: how a contraction makes up for removed inputs."""
 
 from .methods import affine as affine
 from .methods import mean as mean

@@ -1,4 +1,4 @@
-"""BatchNorm recalibration: running statistics afresh, after the activations have changed."""
+"""BatchNorm recalibration: new running statistics after the activations have changed."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def recalibrate(
     progress: bool = False,
     sync: bool = False,
 ) -> Params:
-    """Replace the running statistics of every BatchNorm by the average over batches of what it sees.
+    """Replace the running statistics of every BatchNorm by the average over batches of its inputs' statistics.
 
-    As in training mode with cumulative averages (momentum None): each BatchNorm normalises by the statistics of the batch
-    while they are measured. No module is touched, so that no momentum needs restoring. Dropout stays off.
+    This equals training mode with cumulative averages (momentum None): each BatchNorm normalises by the statistics of the
+    batch while they are measured. No module is changed, so that no momentum needs restoring. Dropout stays off.
 
     Args:
         params: of the spec, traced in eval mode.
-        batches: as for `collect_stats`; thousands of images are better than hundreds.
+        batches: as in `collect_stats`; thousands of images are better than hundreds.
         spec: of the params.
-        max_batches: stop after so many.
-        progress: show a bar.
-        sync: the batches are this process's share, which may be an empty list; the average is over those of all processes.
+        max_batches: stop after this many batches.
+        progress: show a progress bar.
+        sync: average over the batches of all processes; `batches` is this process's share, which may be an empty list.
 
     Returns:
-        New params; a network without BatchNorm comes back as it was.
+        New params; those of a network without BatchNorm are unchanged.
 
     Raises:
         BatchError: no batches, a batch that does not fit, or that leaves a single value per channel.
-        ParamsError: something does not fit the spec, or it was traced in train mode.
+        ParamsError: the params do not fit the spec, or it was traced in train mode.
     """
     check_names(params, spec)
     check_plain(params, "recalibrate", "leave it out")
@@ -59,7 +59,7 @@ def recalibrate(
     if not norms:
         return dict(params)
     program = spec.program._replace(
-        instructions=tuple(_by_batch(i) if i in norms else i for i in spec.program.instructions)
+        instructions=tuple(_use_batch_statistics(i) if i in norms else i for i in spec.program.instructions)
     )
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
@@ -70,30 +70,35 @@ def recalibrate(
     names = [ref.name for i in norms for ref in i.args[3:5]]
     sums = {n: torch.zeros_like(params[n], dtype=torch.float64) for n in names}
     count = torch.zeros(len(sums), dtype=torch.float64, device=device)
-    at = {n: i for i, n in enumerate(sums)}
-    nothing = sync and isinstance(batches, Sized) and not len(batches)
-    for batch in () if nothing else each(batches, max_batches=max_batches, progress=progress, text="recalibration"):
+    position = {n: i for i, n in enumerate(sums)}
+    no_batches = sync and isinstance(batches, Sized) and not len(batches)
+    for batch in () if no_batches else each(batches, max_batches=max_batches, progress=progress, text="recalibration"):
         with torch.no_grad():
             measured = run(params, inputs_of(batch, spec=spec, device=device))
         for norm, pair in zip(norms, measured, strict=True):
             for ref, value in zip(norm.args[3:5], pair, strict=True):
                 sums[ref.name] += value
-                count[at[ref.name]] += 1
+                count[position[ref.name]] += 1
     if sync and dist.is_available() and dist.is_initialized():
         for t in (*sums.values(), count):
             dist.all_reduce(t)
-    return {**params, **{n: (sums[n] / count[at[n]]).to(params[n].dtype) for n in sums}}
+    return {**params, **{n: (sums[n] / count[position[n]]).to(params[n].dtype) for n in sums}}
 
 
-def _by_batch(i: Instruction) -> Instruction:
-    """The same BatchNorm, normalising by the statistics of the batch."""
+def _use_batch_statistics(i: Instruction) -> Instruction:
+    """Return the BatchNorm instruction in training mode, which normalises by the statistics of the batch."""
+    # args: input, weight, bias, running mean, running variance, training, momentum, eps, …
     x, weight, bias, _, _, _, _, *rest = i.args
     return i._replace(args=(x, weight, bias, None, None, True, 0.0, *rest))
 
 
 @torch.fx.wrap
 def _batch_statistics(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance per channel, float64."""
+    """Return mean and unbiased variance per channel, float64; `name` is for messages.
+
+    Raises:
+        BatchError: the batch has a single value per channel.
+    """
     if x.numel() <= x.shape[1]:
         raise BatchError(
             f"{name!r} is measured over more than one value per channel, but the batch has one; use larger batches"

@@ -1,4 +1,4 @@
-"""Compensate contractions for what a mask removes, and predict what is lost all the same."""
+"""Compensation of contractions for the units that a mask removes, and prediction of the remaining error."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from . import methods as compensations
 from .methods import output_variance, weighted_sum
 
 ENOUGH = 2
-"""Samples for each kept input: with n samples for k inputs the error of a least-squares estimate grows by about n / (n − k)."""
+"""Samples for each kept input: with n samples of k inputs, the error of a least-squares estimate grows by about n / (n − k)."""
 MOST_NAMED = 3
-"""Sites that a warning names."""
+"""Number of sites that a warning names."""
 
 
 @door
@@ -39,26 +39,26 @@ def compensate(
     spec: Spec,
     method: Compensation | None = None,
 ) -> Params:
-    """Make all contractions up for the units that `mask` removes: rewrite their weights, shift their outputs, or both.
+    """Compensate all contractions for the units that `mask` removes: rewrite their weights, shift their outputs, or both.
 
-    A shift goes into the bias; without one, into the running mean of a BatchNorm that follows; without either, a new
-    bias is created, which `forward`, `apply` and `to_module` carry.
+    A shift is added to the bias; without a bias, to the running mean of a BatchNorm that follows; without either, a new bias
+    is created, which `forward`, `apply` and `to_module` support.
 
     Args:
         params: of the spec, not yet pruned.
         means: stats, or site → moments or mean of its input, [size of the axis] or [size of the axis, taps].
-        mask: what is about to be removed.
+        mask: units to remove, not removed yet.
         spec: of the params.
-        method: default `compensation.mean()`.
+        method: default: `compensation.mean()`.
 
     Returns:
-        New params of the same shapes; `apply` them next. A warning says where `affine` has few samples for its estimate.
+        New params of the same shapes; `apply` removes the units next. A warning names sites with too few samples for `affine`.
 
     Raises:
-        StatsError: a site that loses inputs has no mean, or what the method needs was not measured; the message names it. Or
-            stats are of other params: to use them all the same, give their `sites`.
-        ParamsError: a weight cannot be rewritten, and the method does not say what to do otherwise.
-        MaskError, ParamsError: something does not fit the spec.
+        StatsError: a site that loses inputs has no mean, or lacks statistics that the method needs; the message names it. Or the
+            stats are of other params: to use them nevertheless, pass their `sites`.
+        ParamsError: a weight cannot be rewritten, and the method has no fallback; or the params do not fit the spec.
+        MaskError: the mask does not fit the spec.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 1))
@@ -80,25 +80,25 @@ def compensate(
 
 @door
 def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | None = None) -> dict[str, Residual]:
-    """Predict what the outputs of contractions lose when units go, before anything is pruned.
+    """Predict the errors of the outputs of contractions when units are removed, before anything is pruned.
 
-    With D the dense weight less the compensated one (zero at removed inputs), the error is tr(D C Dᵀ) + ‖D μ − shift‖²: for
-    `affine(0.0)`, tr(W_P (C_PP − C_PS C_SS⁻¹ C_SP) W_Pᵀ). Of one layer, given dense inputs: errors of the layers before it come
-    on top. Exact over the measured samples for layers without taps; a convolution's taps are taken as uncorrelated, and without
-    covariances so are the channels.
+    With D the dense weight minus the compensated one (zero at removed inputs), the error is tr(D C Dᵀ) + ‖D μ − shift‖²: for
+    `affine(0.0)`, tr(W_P (C_PP − C_PS C_SS⁻¹ C_SP) W_Pᵀ). It is the error of one layer on dense inputs: errors of earlier
+    layers are not included. The prediction is exact over the measured samples for layers without taps. The taps of a
+    convolution are taken as uncorrelated; without covariances, so are the channels.
 
     Args:
-        stats: of the params that are to be pruned; with `covariance=True` for exact numbers.
-        mask: what is about to be removed.
+        stats: of the params to prune; with `covariance=True` for exact values.
+        mask: units to remove, not removed yet.
         spec: of the stats.
-        method: default `compensation.mean()`.
+        method: default: `compensation.mean()`.
 
     Returns:
-        Site that loses inputs → `Residual(error, signal)`, sums over its outputs; `.relative` is their ratio. It is of the
-        measured samples: where a warning says that they are few, new data loses more.
+        Site that loses inputs → `Residual(error, signal)`, sums over its outputs; `.relative` is their ratio. Both are of the
+        measured samples: where a warning says that these are few, the error on new data is larger.
 
     Raises:
-        StatsError, MaskError, ParamsError: as for `compensate`.
+        StatsError, MaskError, ParamsError: as in `compensate`.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
@@ -118,7 +118,7 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
 
 
 class Repaired(NamedTuple):
-    """A site that loses inputs: as it is, and what is done to it."""
+    """A site that loses inputs, and its repair."""
 
     site: Site
     weight: Tensor
@@ -136,78 +136,91 @@ def repairs(
     method: Compensation,
     dense: Mapping[str, Paired] | None = None,
 ) -> Iterator[Repaired]:
-    """What a method does to each of the sites that lose inputs; given what they are in the dense network, towards its outputs.
+    """Yield a method's repair of each site that loses inputs.
 
-    One by one, so that of DTensors a single weight is there in whole at any time. At the end a warning names the sites where too few
-    samples were measured for a weight that is estimated from the covariance.
+    Sites are repaired one by one, so that a single weight of DTensors is gathered at any time. At the end, a warning names the
+    sites with too few samples for a weight that is estimated from the covariance.
+
+    Args:
+        params, means, mask, spec, method: as in `compensate`.
+        dense: site → moments in the dense network and in this one; repairs then aim at the outputs of the dense network.
     """
-    given, few = means.sites if isinstance(means, Stats) else means, list[str]()
+    moments, few = means.sites if isinstance(means, Stats) else means, list[str]()
     for site in affected(spec, mask):
-        inputs, weight = site_inputs(site, given, mask, params, spec), site_weight(params, site, spec=spec)
+        inputs, weight = site_inputs(site, moments, mask, params, spec), site_weight(params, site, spec=spec)
         if dense is not None:
-            inputs = inputs._replace(dense=_dense(dense[site.name], site, spec, inputs))
+            inputs = inputs._replace(dense=_dense_inputs(dense[site.name], site, spec, inputs))
         repair = _repair(weight, inputs, site, spec, method)
         yield Repaired(site, weight, inputs, repair)
-        few += _few_samples(site, given[site.name], inputs, repair, method)
+        few += _few_samples(site, moments[site.name], inputs, repair, method)
     if few:
-        named = "; ".join(few[:MOST_NAMED]) + (
+        sites = "; ".join(few[:MOST_NAMED]) + (
             f"; and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
         )
         warn(
-            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {named}; give "
+            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {sites}; give "
             f"collect_stats more batches ({ENOUGH} samples for each kept input, or more), a larger ridge such as "
             "compensation.affine(1e-1), or take compensation.mean()",
         )
 
 
 def _few_samples(
-    site: Site, found: Tensor | Moments, inputs: Inputs, repair: Repair, method: Compensation
+    site: Site, moments: Tensor | Moments, inputs: Inputs, repair: Repair, method: Compensation
 ) -> Iterator[str]:
-    """What to say of a site whose new weight follows from a covariance of few samples."""
+    """Yield a text about a site whose new weight is estimated from a covariance of too few samples."""
     kept = int(inputs.kept.sum(1).max())
     estimated = repair.weight is not None and "covariance" in method.needs
-    if estimated and isinstance(found, Moments) and found.count < ENOUGH * kept:
-        yield f"site {site.name!r} has {found.count} samples for {kept} kept inputs"
+    if estimated and isinstance(moments, Moments) and moments.count < ENOUGH * kept:
+        yield f"site {site.name!r} has {moments.count} samples for {kept} kept inputs"
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:
-    """The sites that lose inputs."""
+    """Return the sites that lose inputs."""
     return [
         s for s in spec.sites.values() if any(leaf in mask and not bool(mask[leaf].all()) for leaf in leaves(s.axis))
     ]
 
 
 def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:
-    """New params with the repairs."""
+    """Return new params with the repairs applied."""
     out = dict(params)
     for r in repaired:
         if r.repair.weight is not None:
-            _rewrite(out, r.site, r.repair.weight, spec)
+            _write_weight(out, r.site, r.repair.weight, spec)
         if r.repair.shift is not None:
-            _add(out, r.site, r.repair.shift.flatten(), spec)
+            _add_shift(out, r.site, r.repair.shift.flatten(), spec)
     return out
 
 
 def residuals(repaired: Iterable[Repaired]) -> dict[str, Residual]:
-    """What the repairs leave of the error."""
+    """Return site → the error that remains after its repair."""
     return {r.site.name: _residual(r.weight, r.inputs, r.repair) for r in repaired}
 
 
 def _residual(weight: Float[Tensor, "g o i t"], x: Inputs, repair: Repair) -> Residual:
-    new = (weight if repair.weight is None else repair.weight) * x.kept[:, None, :, None]
+    """Return the squared error of a site's outputs after a repair, and their variance in the dense network."""
+    repaired = (weight if repair.weight is None else repair.weight) * x.kept[:, None, :, None]
     target = x.mean if x.dense is None else x.dense.mean
-    bias = weighted_sum(weight, target) - weighted_sum(new, x.mean) - (0.0 if repair.shift is None else repair.shift)
+    bias = (
+        weighted_sum(weight, target) - weighted_sum(repaired, x.mean) - (0.0 if repair.shift is None else repair.shift)
+    )
     if x.dense is None or x.dense.cross is None:
-        error, signal = output_variance(weight - new, x).sum(), output_variance(weight, x).sum()
+        error, signal = output_variance(weight - repaired, x).sum(), output_variance(weight, x).sum()
     else:
         signal = output_variance(weight, x._replace(covariance=x.dense.covariance)).sum()
-        both = einsum(weight, x.dense.cross, new, "g o i t, g i j, g o j t -> ")
-        error = (signal - 2 * both + output_variance(new, x).sum()).clamp_min(0)
+        cross = einsum(weight, x.dense.cross, repaired, "g o i t, g i j, g o j t -> ")
+        # E‖W x − W' x'‖² about the means; rounding can make a small difference negative
+        error = (signal - 2 * cross + output_variance(repaired, x).sum()).clamp_min(0)
     return Residual(float(error + bias.square().sum()), float(signal))
 
 
 def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensation) -> Repair:
-    """By the method, or by what it says to do where the weight cannot be rewritten."""
+    """Return the repair by the method, or by its fallback if the weight cannot be rewritten.
+
+    Raises:
+        StatsError: the method needs a covariance that was not collected.
+        ParamsError: the weight cannot be rewritten, and the method has no fallback.
+    """
     if method.repair is None:
         return Repair(None, None)
     if "covariance" in method.needs and x.covariance is None:
@@ -219,14 +232,14 @@ def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensat
         return repair
     if method.otherwise is None:
         raise ParamsError(
-            f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; say what to do there, such as "
+            f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; choose a fallback, such as "
             f"compensation.{method.name}(otherwise=compensation.mean())"
         )
     return _repair(weight, x, site, spec, method.otherwise)
 
 
 def not_ours(site: Site, spec: Spec) -> str:
-    """Why a site's weight cannot be rewritten; empty if it can."""
+    """Return the reason why a site's weight cannot be rewritten; empty if it can."""
     if site.weight not in spec.parameters:
         return "it is computed from other tensors"
     for i in spec.program.instructions:
@@ -236,46 +249,50 @@ def not_ours(site: Site, spec: Spec) -> str:
 
 
 def site_inputs(site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, params: Params, spec: Spec) -> Inputs:
-    """What is known of a site, arranged as its weight is."""
+    """Return the mask and moments of a site's inputs, arranged by the groups of its weight."""
     device = next(t.device for n, t in params.items() if n in spec.parameters)
     g = size(site.groups, spec.sizes)
     kept = rearrange(keep(site.axis, mask, spec.sizes).to(device), "(g i) -> g i", g=g)
     mean = rearrange(_means(site, given, spec).to(device).double(), "(g i) t -> g i t", g=g)
     if not bool((torch.isfinite(mean) | kept[..., None]).all()):
         raise StatsError(f"the mean of site {site.name!r} is not finite; look for NaN in the statistics")
-    found = given[site.name]
-    if isinstance(found, Tensor):
+    moments = given[site.name]
+    if isinstance(moments, Tensor):
         return Inputs(kept, mean, None, None)
-    variance = rearrange(found.m2.to(device).double() / found.count, "(g i) -> g i", g=g)
-    if found.scatter is None:
+    variance = rearrange(moments.m2.to(device).double() / moments.count, "(g i) -> g i", g=g)
+    if moments.scatter is None:
         return Inputs(kept, mean, variance, None)
-    return Inputs(kept, mean, variance, _blocks(found.scatter / found.count, g).to(device))
+    return Inputs(kept, mean, variance, _blocks(moments.scatter / moments.count, g).to(device))
 
 
-def _dense(found: Paired, site: Site, spec: Spec, x: Inputs) -> Dense:
-    """What a site is in the dense network, arranged as its weight is."""
+def _dense_inputs(pair: Paired, site: Site, spec: Spec, x: Inputs) -> Dense:
+    """Return the moments of a site's inputs in the dense network, arranged by the groups of its weight."""
     g, device = len(x.kept), x.mean.device
-    mean = rearrange(_means(site, {site.name: found.dense}, spec).to(device).double(), "(g i) t -> g i t", g=g)
-    if found.cross is None or found.dense.scatter is None:
+    mean = rearrange(_means(site, {site.name: pair.dense}, spec).to(device).double(), "(g i) t -> g i t", g=g)
+    if pair.cross is None or pair.dense.scatter is None:
         return Dense(mean)
-    n = found.dense.count
-    return Dense(mean, _blocks(found.dense.scatter / n, g).to(device), _blocks(found.cross / n, g).to(device))
+    n = pair.dense.count
+    return Dense(mean, _blocks(pair.dense.scatter / n, g).to(device), _blocks(pair.cross / n, g).to(device))
 
 
 def _blocks(c: Tensor, g: int) -> Tensor:
-    """The blocks on the diagonal: [(g i), (g i)] → [g, i, i]."""
+    """Return the blocks on the diagonal: [(g i), (g i)] → [g, i, i]."""
     i = len(c) // g
     return torch.stack([c[n * i : (n + 1) * i, n * i : (n + 1) * i] for n in range(g)])
 
 
 def _means(site: Site, given: Mapping[str, Tensor | Moments], spec: Spec) -> Tensor:
-    """[size of the axis, taps or 1]"""
+    """Return the means of a site's inputs, [size of the axis, taps or 1].
+
+    Raises:
+        StatsError: there is no mean, or its shape does not fit the axis.
+    """
     if site.name not in given:
         raise StatsError(
             f"site {site.name!r} loses inputs, but there is no mean for it; collect statistics for it{nearest(site.name, given)}"
         )
-    found, geometry = given[site.name], site.geometry
-    means = found if isinstance(found, Tensor) else found.mean if found.taps is None else found.taps
+    moments, geometry = given[site.name], site.geometry
+    means = moments if isinstance(moments, Tensor) else moments.mean if moments.taps is None else moments.taps
     n, taps = size(site.axis, spec.sizes), 1 if geometry is None else prod(geometry.kernel)
     if tuple(means.shape) not in ((n,), (n, taps)):
         raise StatsError(
@@ -284,39 +301,47 @@ def _means(site: Site, given: Mapping[str, Tensor | Moments], spec: Spec) -> Ten
         )
     if means.ndim == 2:
         return means
-    # an output of a transposed convolution meets only every s-th tap
+    # An output of a transposed convolution sums over only one in prod(stride) taps.
     return means[:, None] / (prod(geometry.stride) if geometry is not None and geometry.transposed else 1)
 
 
-def _rewrite(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spec: Spec) -> None:
-    """Put a new weight in a dict that is ours."""
-    old = out[site.weight]
+def _write_weight(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spec: Spec) -> None:
+    """Write a new weight, and its tied copies, into `out`."""
+    dense = out[site.weight]
     left, right = (side.strip() for side in site.pattern.split("->"))
     kernel = [c for c in left.split() if c.startswith("k")]
-    known = dict(zip(kernel, old.shape[old.ndim - len(kernel) :], strict=True))
-    new = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **known)
-    new = spread(new.to(old.dtype), old)
+    kernel_sizes = dict(zip(kernel, dense.shape[dense.ndim - len(kernel) :], strict=True))
+    rewritten = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **kernel_sizes)
+    rewritten = spread(rewritten.to(dense.dtype), dense)
     for name in [site.weight, *(n for n, first in spec.tied.items() if first == site.weight and n in out)]:
-        out[name] = new
+        out[name] = rewritten
 
 
-def _add(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
-    """Put the shift where it belongs, in a dict that is ours."""
+def _add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
+    """Add a shift of the outputs to the bias, the running mean of a BatchNorm, or a new bias in `out`.
+
+    Raises:
+        ParamsError: the bias is shared with another contraction.
+    """
     if site.bias is not None:
         target, sign = site.bias, 1.0
         users = [i for i in spec.program.instructions if site.bias in i.reads()]
         if others := [i.module or i.name for i in users if i.name not in site.calls]:
             raise ParamsError(
                 f"bias {site.bias!r} serves {site.name!r} and {others[0]!r}, which need different shifts; "
-                "use method=compensation.none(), or give each a bias of its own"
+                "use method=compensation.none(), or give each a separate bias"
             )
     elif site.norm is not None:
         target, sign = site.norm, -1.0
     else:
         target, sign = site.slot, 1.0
-    old = out.get(target)
-    new = sign * shift if old is None else gather(old).double() + sign * shift
-    like = old if old is not None else next(t for n, t in out.items() if n in spec.parameters and t.is_floating_point())
-    new = spread(new.to(like.dtype).to(like.device), like)
+    current = out.get(target)
+    shifted = sign * shift if current is None else gather(current).double() + sign * shift
+    like = (
+        current
+        if current is not None
+        else next(t for n, t in out.items() if n in spec.parameters and t.is_floating_point())
+    )
+    shifted = spread(shifted.to(like.dtype).to(like.device), like)
     for name in [target, *(n for n, first in spec.tied.items() if first == target and n in out)]:
-        out[name] = new
+        out[name] = shifted

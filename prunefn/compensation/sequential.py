@@ -1,4 +1,4 @@
-"""The sequential mode: which groups go together, and what the rest of a network reads once those before it are pruned."""
+"""The sequential mode: the order in which groups are pruned, and the inputs of a site once earlier groups are pruned."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..types import Batch, Mask, Moments, Paired, Params
 
 
 def steps(spec: Spec, mask: Mask) -> list[Mask]:
-    """A mask in parts, from the input on: groups that meet at a site go together, at the first of their sites.
+    """Split a mask into parts, from the input on: groups that share a site are in one part, at the first of their sites.
 
-    Groups without a site (query and key widths) go first: nothing is compensated for them.
+    Groups without a site (query and key widths) come first: nothing is compensated for them.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(4)])
@@ -30,13 +30,14 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     >>> [list(part) for part in steps(spec, {"2": half, "0": half, "1": half})]
     [['0'], ['1'], ['2']]
     """
-    at = {i.name: n for n, i in enumerate(spec.program.instructions)}
+    position = {i.name: n for n, i in enumerate(spec.program.instructions)}
     first = dict.fromkeys(mask, -1)
-    together: dict[str, set[str]] = {g: {g} for g in mask}
-    for site in sorted(spec.sites.values(), key=lambda s: at[s.calls[0]], reverse=True):
-        joint = set().union(*(together[g] for g in leaves(site.axis) if g in mask))
+    joined: dict[str, set[str]] = {g: {g} for g in mask}
+    # Sites from the last to the first, so that each set of joined groups ends with its first site.
+    for site in sorted(spec.sites.values(), key=lambda s: position[s.calls[0]], reverse=True):
+        joint = set().union(*(joined[g] for g in leaves(site.axis) if g in mask))
         for g in joint:
-            together[g], first[g] = joint, at[site.calls[0]]
+            joined[g], first[g] = joint, position[site.calls[0]]
     parts: dict[int, Mask] = {}
     for g in sorted(mask, key=lambda g: first[g]):
         parts.setdefault(first[g], {})[g] = mask[g]
@@ -53,43 +54,47 @@ def collect_pairs(
     max_batches: int | None = None,
     progress: bool = False,
 ) -> dict[str, Paired]:
-    """Measure sites in two networks on the same batches: the dense one, and what is left of it after some groups were pruned.
+    """Measure sites in two networks on the same batches: the dense one, and the one with some groups already pruned.
 
     Args:
         dense: params and spec before anything was removed.
-        small: params and spec of which units were removed, though none at these sites.
-        batches, max_batches, progress: as for `collect_stats`.
-        sites: of either spec; their names, values and sizes are the same.
-        covariance: also how the inputs of the two go together.
+        small: params and spec after some units were removed, but none at these sites.
+        batches, max_batches, progress: as in `collect_stats`.
+        sites: of either spec, which have the same names, values and sizes.
+        covariance: measure covariances too, including those between the inputs of the two networks.
+
+    Returns:
+        Site → moments in both networks.
     """
     params, spec = dense
     check_plain({**params, **small[0]}, "sequential=True", "leave it out")
     device, out = device_of(params), {}
     for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
         inputs = inputs_of(batch, spec=spec, device=device)
-        before, after = (_values(p, s, inputs, sites) for p, s in (dense, small))
+        dense_values, small_values = (_site_values(p, s, inputs, sites) for p, s in (dense, small))
         for site in sites:
             for value in site.values:
-                found = _pair(before[value], after[value], value[1], site, covariance)
-                out[site.name] = _merge(out[site.name], found) if site.name in out else found
+                pair = _pair_moments(dense_values[value], small_values[value], value[1], site, covariance)
+                out[site.name] = _merge_pairs(out[site.name], pair) if site.name in out else pair
     return out
 
 
-def _values(
+def _site_values(
     params: Params, spec: Spec, inputs: list[Tensor], sites: Sequence[Site]
 ) -> Mapping[tuple[str, int], Tensor]:
-    """What the sites read."""
-    wanted = tuple(dict.fromkeys(v for s in sites for v in s.values))
+    """Run a network, and return (value, dim) → tensor for the values that the sites read."""
+    keys = tuple(dict.fromkeys(v for s in sites for v in s.values))
 
     def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
-        return tuple(env[value] for value, _ in wanted)
+        return tuple(env[value] for value, _ in keys)
 
-    run = compiled(spec, params, ("values", wanted), emit, only=[value for value, _ in wanted])
+    run = compiled(spec, params, ("values", keys), emit, only=[value for value, _ in keys])
     with torch.no_grad():
-        return dict(zip(wanted, run(params, inputs), strict=True))
+        return dict(zip(keys, run(params, inputs), strict=True))
 
 
-def _pair(dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool) -> Paired:
+def _pair_moments(dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool) -> Paired:
+    """Return the moments of a site's input in both networks, for one batch."""
     a, b = (_moments(x, dim, site, covariance) for x in (dense, small))
     return Paired(b, a, cross_scatter(dense, small, dim, a, b) if covariance else None)
 
@@ -102,7 +107,8 @@ def _moments(x: Tensor, dim: int, site: Site, covariance: bool) -> Moments:
     return m._replace(taps=taps, tap_count=count)
 
 
-def _merge(a: Paired, b: Paired) -> Paired:
+def _merge_pairs(a: Paired, b: Paired) -> Paired:
+    """Merge the moments of two sets of batches; the cross scatter by Chan's formula, too."""
     n, m = a.dense.count, b.dense.count
     cross = None
     if a.cross is not None and b.cross is not None:

@@ -1,4 +1,4 @@
-"""Criteria: values that say how units are scored; higher = keep. One idea a file."""
+"""Criteria: values that define how units are scored; higher = keep. One idea a file."""
 
 from ._activation import activation
 from ._bn_scale import bn_scale

@@ -10,7 +10,7 @@ from .base import mean_positions, measured, over_sites, spec_of
 
 
 def activation() -> Criterion:
-    """mean |x| at the inputs of the group's consumers, averaged over a unit's positions and over sites.
+    """Score units by mean |x| at the inputs of the group's consumers, averaged over a unit's positions and over sites.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1))
@@ -25,9 +25,9 @@ def activation() -> Criterion:
 def _score(stats: Stats) -> Scores:
     spec = spec_of(stats)
     sites = measured(stats, "activation", "activation()", "absolute")
-    return over_sites(sites, spec, lambda _, m: _absolute(m), mean_positions)
+    return over_sites(sites, spec, lambda _, m: _mean_magnitude(m), mean_positions)
 
 
-def _absolute(m: Moments) -> Tensor:
+def _mean_magnitude(m: Moments) -> Tensor:
     assert m.absolute is not None
     return m.absolute

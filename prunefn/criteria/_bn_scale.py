@@ -11,10 +11,11 @@ from .base import groups_of, per_unit, spec_of, weight_reader
 
 
 def bn_scale() -> Criterion:
-    """|γ| of the norms over the unit (BatchNorm above all; GroupNorm, LayerNorm, RMSNorm), averaged over norms; needs no data. γ is
-    the weight that the op uses, also where it is computed (see `magnitude`).
+    """Score units by |γ| of the norms over them, averaged over norms; needs no data.
 
-    Units that stand at several positions of a norm have their mean. Groups without a norm that has a weight get no score.
+    The norms are BatchNorm above all, and GroupNorm, LayerNorm and RMSNorm. γ is the weight that the op uses, even if it is
+    computed (see `magnitude`). A unit with several positions in a norm has their mean. Groups without a norm that has a weight
+    get no score.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.Conv2d(2, 1, 1))
@@ -28,18 +29,18 @@ def bn_scale() -> Criterion:
 
 def _score(stats: Stats) -> Scores:
     spec = spec_of(stats)
-    found: dict[str, list[torch.Tensor]] = {}
+    scales: dict[str, list[torch.Tensor]] = {}
     weight = weight_reader(stats)
     for tensor in _norm_weights(spec):
         (axis,) = tensor.axes
         for group in groups_of(axis, spec):
             values = per_unit(weight(tensor.name).abs(), axis, group, spec)
-            found.setdefault(group, []).append(values.mean(1))
-    return {g: torch.stack(found[g]).mean(0) for g in spec.groups if g in found}
+            scales.setdefault(group, []).append(values.mean(1))
+    return {g: torch.stack(scales[g]).mean(0) for g in spec.groups if g in scales}
 
 
 def _norm_weights(spec: Spec) -> list[Effective]:
-    """Effective tensors of one dim that are the weight of a norm op."""
-    known = {e.name: e for e in effective(spec) if len(e.axes) == 1}
+    """Return the effective tensors of one dim that are the weight of a norm op."""
+    vectors = {e.name: e for e in effective(spec) if len(e.axes) == 1}
     names = [spec.tied.get(n, n) for n in spec.scales]
-    return [known[n] for n in dict.fromkeys(names) if n in known]
+    return [vectors[n] for n in dict.fromkeys(names) if n in vectors]

@@ -1,4 +1,4 @@
-"""Two criteria as one number: the weighted sum of both, each over its mean."""
+"""Weighted sum of two criteria, each divided by its mean."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import wrapped
 
 @door
 def combined(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
-    """α a + (1 − α) b, each over its mean magnitude over all units; such as α‖w‖ + (1 − α)σ.
+    """Combine two criteria to α a + (1 − α) b, such as α‖w‖ + (1 − α)σ, each divided by its mean magnitude over all units.
 
-    One mean for all groups keeps what each criterion says between groups; for means by group, give `normalized(a)` and
-    `normalized(b)`. Groups that only one of them scores are left out.
+    One mean for all groups keeps each criterion's ratios between groups; for a mean of each group, pass `normalized(a)` and
+    `normalized(b)`. Groups that only one of the criteria scores are left out.
 
     Args:
         a, b: the criteria.
-        alpha: share of a, in [0, 1].
+        alpha: weight of a, in [0, 1].
 
     Raises:
         PruneError: alpha is not in [0, 1].
@@ -32,7 +32,7 @@ def combined(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
 
 
 def check_share(name: str, alpha: float) -> None:
-    """It is a share.
+    """Check that alpha is in [0, 1].
 
     Raises:
         PruneError: alpha is not in [0, 1].
@@ -42,7 +42,7 @@ def check_share(name: str, alpha: float) -> None:
 
 
 def both(a: Criterion, b: Criterion, stats: Stats) -> tuple[Scores, Scores]:
-    """The scores of the groups that both score, on one device."""
+    """Return the scores by both criteria of the groups that both score, on the same devices."""
     x, y = a.score(stats), b.score(stats)
     shared = [g for g in x if g in y]
     return {g: x[g] for g in shared}, {g: y[g].to(x[g].device) for g in shared}
@@ -54,7 +54,7 @@ def _score(stats: Stats, *, a: Criterion, b: Criterion, alpha: float) -> Scores:
 
 
 def over_mean(scores: Scores) -> Scores:
-    """Over the mean magnitude of all units; zeros stay zeros."""
+    """Divide scores by the mean magnitude of all units; zeros stay zeros."""
     if not scores:
         return {}
     mean = torch.cat([s.double().abs().cpu() for s in scores.values()]).mean()

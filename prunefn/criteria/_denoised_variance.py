@@ -1,6 +1,6 @@
-"""Variance without what is noise: DVBP (arXiv 2608.17657).
+"""Variance without its noise: DVBP (arXiv 2608.17657).
 
-The covariance of pure noise has eigenvalues that follow the Marchenko–Pastur law; what sticks out of it is signal.
+The covariance of pure noise has eigenvalues that follow the Marchenko–Pastur law; eigenvalues above its range are signal.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..types import Criterion, Moments, Scores, Stats
 from .base import mean_positions, measured, over_sites, spec_of
 
 STEPS = 20_000
-"""Of the numerical integral; the median is then right to 1e-8."""
+"""Number of steps of the numerical integral; the median is then exact to 1e-8."""
 
 
 @door
 def denoised_variance(p: float = 0.5) -> Criterion:
-    """(1 − p) σ² + p σ²_denoised, averaged over a unit's positions and over sites.
+    """Score units by (1 − p) σ² + p σ²_denoised, averaged over a unit's positions and over sites.
 
     With λ = width / samples (images, not tokens or pixels), the noise is σ̂² = median eigenvalue of the covariance / median of
     the Marchenko–Pastur law; σ²_denoised is the variance in the eigenvectors whose eigenvalue is above σ̂² (1 + √λ)². With
-    fewer samples than units most eigenvalues of noise are zero, and both medians are over the others.
+    fewer samples than units, most eigenvalues of noise are zero, and both medians are over the non-zero ones.
 
     Args:
-        p: share of the denoised variance, in [0, 1]; 0 is `variance()`.
+        p: weight of the denoised variance, in [0, 1]; 0 is `variance()`.
 
     Raises:
         PruneError: p is not in [0, 1].
@@ -45,33 +45,33 @@ def denoised_variance(p: float = 0.5) -> Criterion:
 def _score(stats: Stats, *, p: float) -> Scores:
     spec = spec_of(stats)
     sites = measured(stats, "denoised_variance", f"denoised_variance({p})", "covariance")
-    known: dict[int, Tensor] = {}  # sites that read the same value share the covariance
+    variances: dict[int, Tensor] = {}  # sites that read the same value share the covariance
 
     def values(site: Site, m: Moments) -> Tensor:
-        if id(m.scatter) not in known:
-            known[id(m.scatter)] = (1 - p) * m.variance + p * denoised(m.covariance, len(m.mean) / stats.samples)
-        return known[id(m.scatter)]
+        if id(m.scatter) not in variances:
+            variances[id(m.scatter)] = (1 - p) * m.variance + p * denoised(m.covariance, len(m.mean) / stats.samples)
+        return variances[id(m.scatter)]
 
     return over_sites(sites, spec, values, mean_positions)
 
 
 def denoised(c: Float[Tensor, "d d"], aspect: float) -> Float[Tensor, " d"]:
-    """The part of the variances that is in eigenvectors above the noise.
+    """Return the part of the variances that lies in eigenvectors above the noise.
 
     Args:
-        c: covariance.
+        c: covariance [d, d].
         aspect: λ, width over samples.
     """
     values, vectors = torch.linalg.eigh(c)
-    free = math.ceil(len(values) / max(aspect, 1.0))  # the others are zero for want of samples
-    noise = values[-free:].quantile(0.5) / marchenko_pastur_median(aspect)
+    nonzero = math.ceil(len(values) / max(aspect, 1.0))  # with fewer samples than units, the others are zero
+    noise = values[-nonzero:].quantile(0.5) / marchenko_pastur_median(aspect)
     signal = torch.where(values > noise * (1 + aspect**0.5) ** 2, values, 0.0)
     return vectors.square() @ signal.clamp_min(0)
 
 
 @lru_cache(maxsize=256)
 def marchenko_pastur_median(aspect: float) -> float:
-    """Median of the Marchenko–Pastur law of unit variance: of the non-zero eigenvalues of the covariance of noise.
+    """Return the median of the Marchenko–Pastur law of unit variance, over non-zero eigenvalues of the covariance of noise.
 
     Args:
         aspect: λ, width over samples.

@@ -20,7 +20,7 @@ from .unit_mask import ones
 
 
 class SquaredMaskGradients(NamedTuple):
-    """Collects Σ over samples of (∂L_n/∂m)²: group → [units]."""
+    """Collector of Σ over samples of (∂L_n/∂m)²: group → [units]."""
 
     loss: Loss
     chunk: int
@@ -34,13 +34,13 @@ class SquaredMaskGradients(NamedTuple):
 
 @door
 def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
-    """Mean over samples of (∂L_n/∂m)² at a mask m of ones on the units (see `mask_params`); every group has a score.
+    """Score units by the mean over samples of (∂L_n/∂m)² at a mask m of ones on the units (see `mask_params`).
 
-    L_n is the loss of sample n alone, as a batch of one. The factor ½ of the papers is left out.
+    Every group has a score. L_n is the loss of sample n alone, as a batch of one. The factor ½ of the papers is left out.
 
     Args:
-        loss: as for `taylor`; it is called under `vmap`.
-        chunk_size: samples whose gradients are in memory at once.
+        loss: as in `taylor`; it is called under `vmap`.
+        chunk_size: number of samples whose gradients are in memory at once.
 
     Raises:
         PruneError: chunk_size is below one.
@@ -53,10 +53,10 @@ def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
 
 
 def check_chunk(name: str, chunk: int) -> None:
-    """It is a number of samples.
+    """Check that the chunk size is at least one sample.
 
     Raises:
-        PruneError: it is below one.
+        PruneError: chunk is below one.
     """
     if chunk < 1:
         raise PruneError(f"{name}'s chunk_size is {chunk}; it must be 1 or more, such as 32")

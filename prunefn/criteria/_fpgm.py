@@ -10,11 +10,11 @@ from .base import CHUNK, filters, spec_of
 
 
 def fpgm() -> Criterion:
-    """Σ_j ‖w_i − w_j‖₂ over the units of the group; needs no data.
+    """Score unit i by Σ_j ‖w_i − w_j‖₂ over the units of the group; needs no data.
 
-    w_i: the signed effective weights (see `magnitude`) that produce unit i; of several producers (a residual stream) and
-    positions (a head), one after the other. Groups that weights do not produce take all their weights of two dims and more;
-    groups without those get no score.
+    w_i are the signed effective weights (see `magnitude`) that produce unit i, concatenated over several producers (a residual
+    stream) and positions (a head). Groups that no weight produces take all their weights of two dims and more; groups without
+    those get no score.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
@@ -27,9 +27,10 @@ def fpgm() -> Criterion:
 
 
 def _score(stats: Stats) -> Scores:
-    found = {g: filters(stats, g) for g in spec_of(stats).groups}
-    return {g: _distances(w) for g, w in found.items() if w is not None}
+    weights = {g: filters(stats, g) for g in spec_of(stats).groups}
+    return {g: _distances(w) for g, w in weights.items() if w is not None}
 
 
 def _distances(w: Float[torch.Tensor, "units d"]) -> Float[torch.Tensor, " units"]:
+    """Return the sum of distances from each unit to all units, a chunk of units at a time."""
     return torch.cat([torch.cdist(part, w).sum(1) for part in w.split(CHUNK)])

@@ -1,4 +1,4 @@
-"""One criterion, guided by the rank that another gives within the group."""
+"""Scores of one criterion, scaled by the rank within the group under another."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .base import wrapped
 
 @door
 def guided(criterion: Criterion, by: Criterion, delta: float = 0.2) -> Criterion:
-    """score · (δ + (1 − δ) rank(by)): magnitude guided by weighted variance is `guided(magnitude(), weighted_variance())`.
+    """Multiply the score by δ + (1 − δ) rank(by), such as `guided(magnitude(), weighted_variance())`.
 
-    The rank is the share of the group's units that score no more under `by`, in (0, 1]: between groups, `criterion` decides.
-    Groups that only one of them scores are left out.
+    The rank is the fraction of the group's units that score no more under `by`, in (0, 1]: between groups, `criterion` decides.
+    Groups that only one of the criteria scores are left out.
 
     Args:
         criterion: gives the scale; its scores should not be negative.
         by: gives the ranks.
-        delta: what the last in rank would keep of its score, in [0, 1]; 1 leaves the scores as they are.
+        delta: factor of the score at rank 0, in [0, 1]; 1 leaves the scores unchanged.
 
     Raises:
         PruneError: delta is not in [0, 1].

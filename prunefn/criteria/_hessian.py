@@ -23,7 +23,7 @@ from .unit_mask import ones
 
 
 class HessianDiagonal(NamedTuple):
-    """Collects Σ over samples of the mean over probes v of v ⊙ (H v): group → [units]."""
+    """Collector of Σ over samples of the mean over probes v of v ⊙ (H v): group → [units]."""
 
     loss: Loss
     probes: int
@@ -36,25 +36,26 @@ class HessianDiagonal(NamedTuple):
         total = {g: torch.zeros_like(m) for g, m in at.items()}
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
             for v in rademacher(at, self.probes, self.seed):
-                curved = _product(lambda masks: value(masks, inputs, rest), at, v)
-                total = {g: t + v[g] * curved[g] * (count / self.probes) for g, t in total.items()}
+                hv = _hessian_vector_product(lambda masks: value(masks, inputs, rest), at, v)
+                total = {g: t + v[g] * hv[g] * (count / self.probes) for g, t in total.items()}
         return total
 
 
 @door
 def hessian(loss: Loss = cross_entropy, *, probes: int = 8, seed: int = 0) -> Criterion:
-    """∂²L/∂m² at a mask m of ones on the units (see `mask_params`), by Hutchinson's estimator; every group has a score.
+    """Score units by ∂²L/∂m² at a mask m of ones on the units (see `mask_params`), with Hutchinson's estimator.
 
-    The mean over probes v of ±1 of v ⊙ (H v): its expectation is the diagonal, its error what is beside the diagonal, over
-    √probes. The same probes serve all batches. Scores may be below zero; the factor ½ of the paper is left out.
+    Every group has a score: the mean of v ⊙ (H v) over probes v of ±1. Its expectation is the diagonal of H; its error comes
+    from the off-diagonal entries and falls with √probes. All batches use the same probes. Scores may be below zero. The factor
+    ½ of the paper is left out.
 
     Args:
-        loss: as for `taylor`.
-        probes: each costs about two gradients.
+        loss: as in `taylor`.
+        probes: number of probes; each costs about two gradients.
         seed: of the probes.
 
     Raises:
-        PruneError: there are no probes.
+        PruneError: probes is below one.
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the derivatives were not collected; pass the criterion to `collect_stats`.
     """
@@ -67,7 +68,7 @@ def hessian(loss: Loss = cross_entropy, *, probes: int = 8, seed: int = 0) -> Cr
 
 
 def rademacher(like: Mapping[str, Tensor], probes: int, seed: int) -> list[Tensors]:
-    """Vectors of ±1 in the shapes of `like`."""
+    """Return random vectors of ±1 in the shapes of `like`, one dict for each probe."""
     generator = torch.Generator().manual_seed(seed)
     return [
         {g: (torch.randint(2, m.shape, generator=generator) * 2.0 - 1).to(m) for g, m in like.items()}
@@ -75,8 +76,8 @@ def rademacher(like: Mapping[str, Tensor], probes: int, seed: int) -> list[Tenso
     ]
 
 
-def _product(f: Callable[[Tensors], Tensor], at: Tensors, v: Tensors) -> Tensors:
-    """H v: forward over reverse, or reverse over reverse where an op has no forward derivative."""
+def _hessian_vector_product(f: Callable[[Tensors], Tensor], at: Tensors, v: Tensors) -> Tensors:
+    """Return H v: forward over reverse mode, or reverse over reverse where an op has no forward derivative."""
     try:
         return jvp(grad(f), (at,), (v,))[1]
     except (NotImplementedError, RuntimeError) as error:

@@ -10,10 +10,10 @@ from .base import member_sums, spec_of, weight_reader
 
 
 def lamp() -> Criterion:
-    """s_i / Σ_{s_j ≥ s_i} s_j, with s = Σw² over the unit's slices of all effective tensors (no biases; see `magnitude`).
+    """Score unit i by s_i / Σ_{s_j ≥ s_i} s_j, with s = Σw² over its slices of all effective tensors but biases.
 
-    The largest unit of each group scores 1, so that a global ranking finds a ratio for each group. Equal units have equal
-    scores (the paper orders them by index); units of zeros score 0.
+    Effective tensors are those of `magnitude`. The largest unit of each group scores 1, so that a global ranking yields a ratio
+    for each group. Equal units have equal scores (the paper orders them by index); units of zeros score 0.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1))
@@ -32,6 +32,7 @@ def _score(stats: Stats) -> Scores:
 
 
 def lamp_shares(s: Tensor) -> Tensor:
+    """Return s_i / Σ_{s_j ≥ s_i} s_j for values s [units] of zero or more."""
     ordered = s.sort().values
-    from_here = ordered.flip(0).cumsum(0).flip(0)
-    return s / from_here[torch.searchsorted(ordered, s)].clamp_min(torch.finfo(s.dtype).tiny)
+    upper_sums = ordered.flip(0).cumsum(0).flip(0)
+    return s / upper_sums[torch.searchsorted(ordered, s)].clamp_min(torch.finfo(s.dtype).tiny)

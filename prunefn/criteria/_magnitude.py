@@ -16,17 +16,18 @@ from .reduction import Reduction
 
 @door
 def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = reductions.mean) -> Criterion:
-    """Σ|w|^p over the unit's slice of every effective tensor (rows, columns, norm weights), averaged over these; needs no data.
+    """Score units by Σ|w|^p over their slice of every effective tensor (rows, columns, norm weights), averaged over these.
 
-    An effective tensor is what an op of the program uses: a parameter, or what is computed from parameters (under weight norm,
-    spectral norm, a mask of `nn.utils.prune` or any other parametrization, standardised or summed weights). So two ways to write
-    the same function score alike; buffers and parameters that only enter such a computation do not count by themselves, and a
-    group that stands in no effective tensor (the ranks of factors that are multiplied to a weight) has no score.
+    The criterion needs no data. An effective tensor is the value that an op of the program uses: a parameter, or a tensor
+    computed from parameters (under weight norm, spectral norm, a mask of `nn.utils.prune` or any other parametrization,
+    standardised or summed weights). So two ways to write the same function get the same scores. Buffers and parameters that
+    only enter such a computation do not count by themselves. A group that occurs in no effective tensor (such as the ranks of
+    factors that are multiplied to a weight) has no score.
 
     Args:
         p: power, above zero.
         bias: count biases, too.
-        reduction: of the tensors' sums, such as `reduction.max`; they come in the order in which the program uses them.
+        reduction: of the tensors' sums, such as `reduction.max`; tensors are in the order in which the program uses them.
 
     Raises:
         PruneError: p is not above zero.
@@ -38,9 +39,9 @@ def magnitude(p: float = 2.0, *, bias: bool = False, reduction: Reduction = redu
 
 def _score(stats: Stats, *, p: float, bias: bool, reduction: Reduction) -> Scores:
     value = weight_reader(stats)
-    powers = member_sums(spec_of(stats), lambda t: _power(value(t), p), bias=bias)
+    powers = member_sums(spec_of(stats), lambda t: _abs_power(value(t), p), bias=bias)
     return {g: reduction(sums) for g, sums in powers.items()}
 
 
-def _power(w: Tensor, p: float) -> Tensor:
+def _abs_power(w: Tensor, p: float) -> Tensor:
     return w.square() if p == 2 else w.abs() if p == 1 else w.abs().pow(p)

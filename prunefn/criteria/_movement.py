@@ -16,28 +16,27 @@ from .gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients
 
 
 class Movement(NamedTuple):
-    """Collects −Σ over samples of w·∂L/∂w, summed over the unit's slices of all effective tensors: group → [units]."""
+    """Collector of −Σ over samples of w·∂L/∂w, summed over the unit's slices of all effective tensors: group → [units]."""
 
     loss: Loss
 
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
         objective = Objective("movement", self.loss)
         data, weights = objective.data(params, batch, spec), weights_of(params, spec)
-        found = mean_gradients(objective.of_weights(params, spec), weights, data)
-        return {g: -s.sum(0) for g, s in member_sums(spec, lambda t: weights[t].double() * found[t]).items()}
+        gradients = mean_gradients(objective.of_weights(params, spec), weights, data)
+        return {g: -s.sum(0) for g, s in member_sums(spec, lambda t: weights[t].double() * gradients[t]).items()}
 
 
 @door
 def movement(loss: Loss = cross_entropy) -> Criterion:
-    """−Σ w·∂L/∂w over the unit's slices of all effective tensors (see `magnitude`).
+    """Score units by −Σ w·∂L/∂w over their slices of all effective tensors (see `magnitude`).
 
-    High where gradient descent moves the weights away from zero.
-
-    Over batches it is the mean; over the steps of a training, collect from each step's params and batch, and add up
-    `stats.sums`, which are one vector for each group. Scores below zero are usual.
+    Scores are high where gradient descent moves the weights away from zero; scores below zero are usual. The score is a mean
+    over samples. For a score over the steps of a training, collect from each step's params and batch, and add up
+    `stats.sums`, which hold one vector for each group.
 
     Args:
-        loss: as for `taylor`.
+        loss: as in `taylor`.
 
     Raises:
         BatchError: (when collected) a batch has no labels.

@@ -1,4 +1,4 @@
-"""Scores of a group over something of that group, so that groups compare."""
+"""Scores divided by a statistic of their group, so that groups are comparable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .normalizer import Normalizer
 
 @door
 def normalized(criterion: Criterion, by: Normalizer = normalizer.mean) -> Criterion:
-    """Each group's scores through a normaliser, such as `normalizer.mean`, `normalizer.max` or `normalizer.quantile(0.5)`.
+    """Normalise each group's scores, such as by `normalizer.mean`, `normalizer.max` or `normalizer.quantile(0.5)`.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1))

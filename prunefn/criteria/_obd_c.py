@@ -19,7 +19,7 @@ from .reduction import Reduction
 
 
 class SquaredWeightGradients(NamedTuple):
-    """Collects Σ over samples of (∂L_n/∂w)²: effective tensor → its shape."""
+    """Collector of Σ over samples of (∂L_n/∂w)²: effective tensor → tensor of its shape."""
 
     loss: Loss
     chunk: int
@@ -33,13 +33,13 @@ class SquaredWeightGradients(NamedTuple):
 
 @door
 def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reduction = reductions.sum) -> Criterion:
-    """Σ w² F over the unit's slices of all effective tensors (see `magnitude`).
+    """Score units by Σ w² F over their slices of all effective tensors (see `magnitude`).
 
-    F is the mean over samples of (∂L_n/∂w)²; the factor ½ is left out.
+    F is the mean over samples of (∂L_n/∂w)². The factor ½ is left out.
 
     Args:
-        loss: as for `taylor`; it is called under `vmap`.
-        chunk_size: samples whose gradients are in memory at once: each takes as much as the weights.
+        loss: as in `taylor`; it is called under `vmap`.
+        chunk_size: number of samples whose gradients are in memory at once; those of one sample take as much as the weights.
         reduction: of the members; biases are members, too.
 
     Raises:

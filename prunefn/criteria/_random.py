@@ -13,7 +13,10 @@ from .base import spec_of
 
 @door
 def random(seed: int = 0) -> Criterion:
-    """Uniform in [0, 1), from a generator of its own; the same seed gives the same scores. Needs no data."""
+    """Score units by uniform random numbers in [0, 1) from a separate generator; needs no data.
+
+    The same seed gives the same scores.
+    """
     return Criterion("random", partial(_score, seed=seed), needs=())
 
 

@@ -1,4 +1,4 @@
-"""Two criteria by their ranks, which no scale distorts."""
+"""Weighted sum of the ranks under two criteria, independent of their scales."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .base import wrapped
 
 @door
 def rank_fusion(a: Criterion, b: Criterion, alpha: float = 0.5) -> Criterion:
-    """α rank(a) + (1 − α) rank(b), such as magnitude with weighted variance.
+    """Combine two criteria to α rank(a) + (1 − α) rank(b), such as magnitude with weighted variance.
 
-    A unit's rank is the share of all units, of all groups, that score no more: in (0, 1], equal for equal scores. Groups that
-    only one of them scores are left out.
+    A unit's rank is the fraction of all units of all groups that score no more, in (0, 1]; equal scores have equal ranks.
+    Groups that only one of the criteria scores are left out.
 
     Args:
         a, b: the criteria.
-        alpha: share of a, in [0, 1].
+        alpha: weight of a, in [0, 1].
 
     Raises:
         PruneError: alpha is not in [0, 1].
@@ -37,6 +37,7 @@ def _score(stats: Stats, *, a: Criterion, b: Criterion, alpha: float) -> Scores:
 
 
 def _ranks(scores: Scores) -> Scores:
+    """Return the rank of every unit among the units of all groups, in (0, 1]."""
     if not scores:
         return {}
     ranks = normalizer.rank(torch.cat([s.double().cpu() for s in scores.values()]))

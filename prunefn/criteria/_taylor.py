@@ -21,7 +21,7 @@ from .unit_mask import ones
 
 
 class MaskGradients(NamedTuple):
-    """Collects Σ over samples of ∂L/∂m, or of its magnitude in each batch: group → [units]."""
+    """Collector of Σ over samples of ∂L/∂m, or of its magnitude in each batch: group → [units]."""
 
     loss: Loss
     absolute: bool
@@ -30,12 +30,12 @@ class MaskGradients(NamedTuple):
         objective = Objective("taylor", self.loss)
         data = objective.data(params, batch, spec)
         at = ones(spec, device_of(params))
-        found = mean_gradients(objective.of_masks(params, spec), at, data)
-        return {g: v.abs() for g, v in found.items()} if self.absolute else found
+        gradients = mean_gradients(objective.of_masks(params, spec), at, data)
+        return {g: v.abs() for g, v in gradients.items()} if self.absolute else gradients
 
 
 class WeightGradients(NamedTuple):
-    """Collects Σ over samples of ∂L/∂w: effective tensor → its shape."""
+    """Collector of Σ over samples of ∂L/∂w: effective tensor → tensor of its shape."""
 
     loss: Loss
     criterion: str = "taylor"
@@ -54,19 +54,18 @@ def taylor(
     weights: bool = False,
     reduction: Reduction = reductions.sum,
 ) -> Criterion:
-    """|∂L/∂m| at a mask m of ones on the units: to first order, how the loss changes when the unit goes.
+    """Score units by |∂L/∂m| at a mask m of ones on the units: to first order, the change of the loss when a unit is removed.
 
     The mask multiplies the unit in everything that reads it (see `mask_params`), so that all coupled tensors are summed with
-    their signs: at a linear consumer it is |Σ w·∂L/∂w| over the unit's column. Every group has a score.
+    their signs: at a linear consumer, the score is |Σ w·∂L/∂w| over the unit's column. Every group has a score.
 
     Args:
         loss: (output, *rest of the batch) → scalar, a mean over samples; default: cross entropy with the labels that follow
             the inputs.
-        absolute: the mean over batches of |∂L/∂m|, instead of the magnitude of the mean over all data.
-        weights: instead Σ|w·∂L/∂w| over the unit's slices of all effective tensors (see `magnitude`), norms and
-            biases included. With a random or
-            untrained network it is SNIP (Lee et al., ICLR 2019) for units.
-        reduction: of the members, with `weights`.
+        absolute: score by the mean over batches of |∂L/∂m|, instead of the magnitude of the mean over all data.
+        weights: score by Σ|w·∂L/∂w| over the unit's slices of all effective tensors (see `magnitude`) instead, including
+            norms and biases. On a random or untrained network, this is SNIP (Lee et al., ICLR 2019) for units.
+        reduction: of the members' sums, used with `weights`.
 
     Raises:
         BatchError: (when collected) a batch has no labels.
@@ -82,18 +81,18 @@ def taylor(
     """
     if weights:
         collector = Collector(f"gradients of {loss_name(loss)}", WeightGradients(loss))
-        return Criterion("taylor", partial(_weights, collector=collector, reduction=reduction), (), (collector,))
+        return Criterion("taylor", partial(_score_weights, collector=collector, reduction=reduction), (), (collector,))
     kind = "magnitudes of mask gradients" if absolute else "mask gradients"
     collector = Collector(f"{kind} of {loss_name(loss)}", MaskGradients(loss, absolute))
-    return Criterion("taylor", partial(_masks, collector=collector), (), (collector,))
+    return Criterion("taylor", partial(_score_masks, collector=collector), (), (collector,))
 
 
-def _masks(stats: Stats, *, collector: Collector) -> Scores:
+def _score_masks(stats: Stats, *, collector: Collector) -> Scores:
     sums = collected(stats, collector, "taylor", "taylor(…)")
     return {g: (s / max(stats.samples, 1)).abs() for g, s in sums.items()}
 
 
-def _weights(stats: Stats, *, collector: Collector, reduction: Reduction) -> Scores:
+def _score_weights(stats: Stats, *, collector: Collector, reduction: Reduction) -> Scores:
     sums = collected(stats, collector, "taylor", "taylor(…, weights=True)")
 
     weight = weight_reader(stats)

@@ -1,6 +1,6 @@
 """Variance of a unit's activation: Berisha, Mehnert, Condurache, "Variance-Based Pruning", ICCV 2025 (arXiv 2507.12988).
 
-Replacing a unit h by its mean μ costs E[(h − μ)²] = σ²: the units of least variance go first.
+Replacing a unit h by its mean μ costs E[(h − μ)²] = σ²: the units of least variance are removed first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .base import mean_positions, measured, over_sites, spec_of
 
 
 def variance() -> Criterion:
-    """Unbiased variance at the inputs of the group's consumers, averaged over a unit's positions and over sites."""
+    """Score units by the unbiased variance at the inputs of the group's consumers, averaged over a unit's positions and over sites."""
     return Criterion("variance", _score)
 
 

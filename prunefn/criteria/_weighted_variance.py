@@ -1,4 +1,4 @@
-"""Variance of a unit's activation weighted by what its consumers make of it.
+"""Variance of a unit's activation, weighted by the norm of its consumers' weights.
 
 Replacing input k of y = W x by its mean changes y by W[:, k] (x_k − μ_k), whose expected square is ‖W[:, k]‖² σ_k²: VBP
 (arXiv 2507.12988) takes σ² alone, Wanda (Sun et al., ICLR 2024, arXiv 2306.11695) takes |w| ‖x‖ for single weights.
@@ -19,12 +19,13 @@ from .base import column_squares, filters, mean_positions, measured, over_sites,
 
 @door
 def weighted_variance(*, producer: bool = False) -> Criterion:
-    """‖W[:, k]‖₂ σ_k at the inputs of the group's consumers, averaged over a unit's positions and over sites.
+    """Score units by ‖W[:, k]‖₂ σ_k at the inputs of the group's consumers, averaged over a unit's positions and over sites.
 
-    W is the consumer's weight, over outputs and taps; a computed one (standardised, folded) as it is computed.
+    W is the consumer's weight; the norm is over outputs and taps. If the program computes the weight (standardised, folded), W
+    is the computed value.
 
     Args:
-        producer: times the L2 norm of the weights that produce the unit; groups that no weight produces keep a factor of 1.
+        producer: multiply by the L2 norm of the weights that produce the unit; a group that no weight produces has factor 1.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 2))
@@ -46,8 +47,8 @@ def _score(stats: Stats, *, producer: bool) -> Scores:
     scores = over_sites(sites, spec, values, mean_positions)
     if not producer:
         return scores
-    made = {g: filters(stats, g) for g in scores}
+    weights = {g: filters(stats, g) for g in scores}
     return {
-        g: s if (w := made[g]) is None else s * torch.linalg.vector_norm(w, dim=1).to(s.device)
+        g: s if (w := weights[g]) is None else s * torch.linalg.vector_norm(w, dim=1).to(s.device)
         for g, s in scores.items()
     }

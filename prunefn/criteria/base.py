@@ -1,4 +1,4 @@
-"""What several criteria share: from positions of a tensor's dim or of a site to units of a group."""
+"""Helpers of several criteria: from values at positions of a tensor's dim or of a site to values of a group's units."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from ..spec.spec import Spec
 from ..types import Collector, Criterion, Moments, Scores, Stats
 
 CHUNK = 512
-"""So many units are compared with all others at once."""
+"""Number of units that are compared with all others at once."""
 
 
 @lru_cache(maxsize=4096)
 def index_map(axis: Axis, group: str, sizes: FrozenDict[str, int]) -> Int64[Tensor, "units k"]:
-    """The k positions of an axis at which each unit of a group stands: int64 [units, k]."""
+    """Return the k positions of each unit of a group along an axis: int64 [units, k]."""
     return positions(axis, group, sizes)
 
 
 def per_unit(values: Float[Tensor, " positions"], axis: Axis, group: str, spec: Spec) -> Float[Tensor, "units k"]:
-    """Values at the positions of an axis → values of the units' positions: [units, k]."""
+    """Return the values of each unit's k positions, [units, k], from the values along an axis."""
     return values[index_map(axis, group, spec.sizes).to(values.device)]
 
 
 def spec_of(stats: Stats) -> Spec:
-    """The spec of the statistics.
+    """Return the spec of the statistics.
 
     Raises:
-        StatsError: they are empty.
+        StatsError: the statistics are empty.
     """
     if stats.spec is None:
         raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
@@ -45,12 +45,12 @@ def spec_of(stats: Stats) -> Spec:
 
 
 def groups_of(axis: Axis, spec: Spec) -> list[str]:
-    """The groups in an axis, each once."""
+    """Return the groups in an axis, each once."""
     return [g for g in dict.fromkeys(leaves(axis)) if g in spec.groups]
 
 
 def wrapped(name: str, score: Callable[[Stats], Scores], *inner: Criterion) -> Criterion:
-    """A criterion on the scores of others: it needs all that they need."""
+    """Return a criterion on the scores of inner criteria, with the needs and collectors of all of them."""
     needs = tuple(dict.fromkeys(n for c in inner for n in c.needs))
     collectors: dict[Collector, None] = dict.fromkeys(k for c in inner for k in c.collectors)
     return Criterion(name, score, needs, tuple(collectors))
@@ -60,11 +60,11 @@ def wrapped(name: str, score: Callable[[Stats], Scores], *inner: Criterion) -> C
 
 
 def member_sums(spec: Spec, values: Callable[[str], Tensor], *, bias: bool = True) -> dict[str, Tensor]:
-    """Sum over the unit's slice of every effective tensor: group → [tensors, units].
+    """Return the sum over the unit's slice of every effective tensor: group → [tensors, units].
 
     Args:
-        spec: whose groups.
-        values: effective tensor (see `prunefn.parameters.effective`) → numbers of its shape; called once for each.
+        spec: of the groups.
+        values: effective tensor (see `prunefn.parameters.effective`) → values of its shape; called once for each.
         bias: count biases, too.
     """
     sums: dict[str, list[Tensor]] = {}
@@ -74,30 +74,33 @@ def member_sums(spec: Spec, values: Callable[[str], Tensor], *, bias: bool = Tru
         elements = values(tensor.name)
         for d, axis in enumerate(tensor.axes):
             others = [other for other in range(elements.ndim) if other != d]
-            if found := groups_of(axis, spec):
+            if groups := groups_of(axis, spec):
                 slices = elements.sum(others) if others else elements
-                for group in found:
+                for group in groups:
                     sums.setdefault(group, []).append(per_unit(slices, axis, group, spec).sum(1))
     return {g: torch.stack(sums[g]) for g in spec.groups if g in sums}
 
 
 def filters(stats: Stats, group: str) -> Float[Tensor, "units weights"] | None:
-    """The signed effective weights that produce each unit: its slices of the weights (not biases) whose output dim it stands in,
-    one after the other; without such weights (embeddings), of all weights of two dims and more; else None."""
+    """Return the signed effective weights that produce each unit, concatenated over weights.
+
+    These are the unit's slices of all weights (not biases) with the group in their output dim. Without such weights
+    (embeddings), the slices of all weights of two dims and more are taken; without those, the result is None.
+    """
     spec, value = spec_of(stats), weight_reader(stats)
-    wide = [(e, d) for e in effective(spec) if len(e.axes) > 1 for d in e.dims(group)]
-    chosen = [(e, d) for e, d in wide if e.roles[d] == "out"] or wide
-    if not chosen:
+    matrices = [(e, d) for e in effective(spec) if len(e.axes) > 1 for d in e.dims(group)]
+    producers = [(e, d) for e, d in matrices if e.roles[d] == "out"] or matrices
+    if not producers:
         return None
     slices = []
-    for tensor, dim in chosen:
+    for tensor, dim in producers:
         w = value(tensor.name).movedim(dim, 0)
         slices.append(w[index_map(tensor.axes[dim], group, spec.sizes).to(w.device)].flatten(1))
     return torch.cat(slices, 1)
 
 
 def weight_reader(stats: Stats) -> Callable[[str], Tensor]:
-    """Effective tensor → its value in float64, without a gradient."""
+    """Return a function from the name of an effective tensor to its value in float64, detached."""
     value = reader(stats.params, spec=spec_of(stats))
     return lambda name: value(name).detach().double()
 
@@ -106,15 +109,21 @@ def weight_reader(stats: Stats) -> Callable[[str], Tensor]:
 
 
 def measured(stats: Stats, criterion: str, call: str, need: str = "moments") -> Mapping[str, Moments]:
-    """The sites' moments, with what the criterion needs.
+    """Return the sites' moments, checked to hold the statistics that the criterion needs.
+
+    Args:
+        stats: of `collect_stats`.
+        criterion: name of the criterion, for messages.
+        call: expression that makes the criterion, for messages.
+        need: "moments", "absolute" or "covariance".
 
     Raises:
-        StatsError: something was not collected; it says how to.
+        StatsError: something was not collected, or contains NaN; the text says how to collect it.
     """
     fix = f"use collect_stats(params, batches, spec=spec, criterion=criteria.{call})"
     if not stats.sites:
         raise StatsError(
-            f"criterion {criterion!r} needs {need}: give collect_stats batches, and sites that `where` does not leave out; {fix}"
+            f"criterion {criterion!r} needs {need}: pass batches to collect_stats, and a `where` that matches sites; {fix}"
         )
     for name, m in stats.sites.items():
         if (need == "absolute" and m.absolute is None) or (need == "covariance" and m.scatter is None):
@@ -131,28 +140,35 @@ def over_sites(
     values: Callable[[Site, Moments], Tensor],
     positions: Callable[[Tensor], Tensor],
 ) -> Scores:
-    """A number for each position of each site → the mean over sites of what `positions` [units, k] → [units] makes of them."""
-    found: dict[str, list[Tensor]] = {}
+    """Return group → [units], the mean over sites of each unit's score at a site.
+
+    Args:
+        sites: site → moments.
+        spec: of the sites.
+        values: (site, moments) → one value for each position of the site.
+        positions: values of the units' positions [units, k] → scores [units], such as `mean_positions`.
+    """
+    per_site: dict[str, list[Tensor]] = {}
     for name, moments in sites.items():
         site = spec.sites[name]
-        at = values(site, moments)
+        site_values = values(site, moments)
         for group in groups_of(site.axis, spec):
-            found.setdefault(group, []).append(positions(per_unit(at, site.axis, group, spec)))
-    return {g: torch.stack(found[g]).mean(0) for g in spec.groups if g in found}
+            per_site.setdefault(group, []).append(positions(per_unit(site_values, site.axis, group, spec)))
+    return {g: torch.stack(per_site[g]).mean(0) for g in spec.groups if g in per_site}
 
 
 def mean_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:
-    """The mean over a unit's positions, so that units that stand once and often compare."""
+    """Return the mean over each unit's positions, so that units of one and of many positions are comparable."""
     return values.mean(1)
 
 
 def sum_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:
-    """The sum over a unit's positions: they go together."""
+    """Return the sum over each unit's positions, as all of them are removed together."""
     return values.sum(1)
 
 
 def column_squares(stats: Stats, site: Site) -> Float[Tensor, " positions"]:
-    """‖W[:, j]‖² at each position j of a site's axis, over outputs and taps."""
+    """Return ‖W[:, j]‖² at each position j of a site's axis, summed over outputs and taps."""
     return site_weight(stats.params, site, spec=spec_of(stats)).square().sum((1, 3)).flatten()
 
 
@@ -160,16 +176,16 @@ def column_squares(stats: Stats, site: Site) -> Float[Tensor, " positions"]:
 
 
 def collected(stats: Stats, collector: Collector, criterion: str, call: str) -> Mapping[str, Tensor]:
-    """What a collector gathered: sums over samples.
+    """Return the sums over samples of a collector.
 
     Raises:
-        StatsError: it was not there when the statistics were collected.
+        StatsError: the statistics were collected without it.
     """
     spec_of(stats)
     if collector.name not in stats.sums:
-        there = f"; the statistics have {', '.join(map(repr, stats.sums))}" if stats.sums else ""
+        collected_names = f"; the statistics have {', '.join(map(repr, stats.sums))}" if stats.sums else ""
         raise StatsError(
-            f"criterion {criterion!r} needs {collector.name!r}, which was not collected{there}; use "
+            f"criterion {criterion!r} needs {collector.name!r}, which was not collected{collected_names}; use "
             f"collect_stats(params, batches, spec=spec, criterion=criteria.{call})"
         )
     return stats.sums[collector.name]

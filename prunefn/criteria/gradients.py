@@ -1,7 +1,7 @@
-"""Derivatives of a loss by units and by weights: what the gradient criteria collect.
+"""Derivatives of a loss with respect to units and to weights, which the gradient criteria collect.
 
-Everything that is collected is a sum over samples, so that statistics of batches add up: a batch's mean loss counts as often as
-the batch has samples.
+All collected values are sums over samples, so that statistics of batches add up: the mean loss of a batch is weighted by the
+number of its samples.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 
 Loss = Callable[..., Tensor]
-"""(output, *rest of the batch) → scalar, a mean over samples."""
+"""Loss function: (output, *rest of the batch) → scalar, a mean over samples."""
 Tensors = dict[str, Tensor]
 
 
 def cross_entropy(output: Any, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits [batch, classes, …] with labels [batch, …]."""
+    """Return the mean cross entropy of logits [batch, classes, …] with labels [batch, …]."""
     return F.cross_entropy(output, labels)
 
 
 def loss_name(loss: Loss) -> str:
-    """What statistics call a loss: its name, the line of a lambda or inner function, the arguments of a `partial`.
+    """Return a loss's name in statistics: its name, the line of a lambda or inner function, the arguments of a `partial`.
 
-    Two losses that are collected together need different names; a module or other object is called by its class.
+    Two losses that are collected together need different names; a module or other object is named by its class.
 
     >>> loss_name(cross_entropy), loss_name(partial(cross_entropy, weight=2))
     ('cross_entropy', 'cross_entropy(weight=2)')
     """
     if isinstance(loss, partial):
-        given = [*map(repr, loss.args), *(f"{k}={v!r}" for k, v in loss.keywords.items())]
-        return f"{loss_name(loss.func)}({', '.join(given)})"
+        arguments = [*map(repr, loss.args), *(f"{k}={v!r}" for k, v in loss.keywords.items())]
+        return f"{loss_name(loss.func)}({', '.join(arguments)})"
     name = getattr(loss, "__qualname__", type(loss).__qualname__)
     code = getattr(loss, "__code__", None)
     return f"{name}:{code.co_firstlineno}" if code is not None and "<" in name else name
 
 
 class Data(NamedTuple):
-    """A batch taken apart."""
+    """A batch split into the inputs of the model and the further arguments of the loss."""
 
     inputs: list[Tensor]
-    """The model's."""
+    """Inputs of the model."""
     rest: list[Any]
-    """What the loss gets after the output."""
+    """Arguments of the loss after the output."""
     count: int
-    """Samples."""
+    """Number of samples."""
 
 
 class Objective(NamedTuple):
-    """A loss, and the criterion that it serves, for messages."""
+    """A loss, and the name of its criterion for messages."""
 
     criterion: str
     loss: Loss
 
     def data(self, params: Params, batch: Batch, spec: Spec) -> Data:
-        """The batch on the params' device.
+        """Return the batch, split and moved to the params' device.
 
         Raises:
-            BatchError: it has no labels, but the loss needs them.
+            BatchError: the batch has no labels, but the loss needs them.
             ParamsError: the spec was traced in train mode.
         """
         if spec.train:
@@ -98,82 +98,84 @@ class Objective(NamedTuple):
         return Data(inputs, moved, next((len(x) for x in inputs if x.ndim), 1))
 
     def value(self, params: Params, inputs: list[Tensor], rest: list[Any], spec: Spec) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Raises:
-            BatchError: it is not a scalar, or cannot be computed from what the network and the batch give.
+            BatchError: the loss is not a scalar, or the output and the batch do not fit cross entropy.
         """
         output = forward(params, *inputs, spec=spec)
         if self.loss is cross_entropy and not (isinstance(output, Tensor) and len(rest) == 1):
             raise BatchError(
                 f"criterion {self.criterion!r} takes the cross entropy of an output tensor with one tensor of labels, but the "
-                f"output is {type(output).__name__} and the batch has {len(rest)} after the inputs; say what to do: "
+                f"output is {type(output).__name__} and the batch has {len(rest)} after the inputs; pass a loss: "
                 f"criteria.{self.criterion}(loss=lambda output, *rest: …)"
             )
-        found = self.loss(output, *rest)
-        if not isinstance(found, Tensor) or found.ndim:
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
+        loss = self.loss(output, *rest)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
             raise BatchError(
                 f"the loss of criterion {self.criterion!r} has {what}; it must be a scalar tensor, such as a mean"
             )
-        return found
+        return loss
 
     def of_masks(self, params: Params, spec: Spec) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:
-        """(masks, inputs, rest) → loss."""
+        """Return the function (masks, inputs, rest) → loss."""
         program = masked(spec)
         return lambda masks, inputs, rest: self.value(mask_params(params, masks, spec), inputs, rest, program)
 
     def of_weights(self, params: Params, spec: Spec) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:
-        """(weights, inputs, rest) → loss; the weights stand for those of `weights_of`."""
-        second, program, computed = tied_names(params, spec), exposed(spec), computed_values(params, spec=spec)
+        """Return the function (weights, inputs, rest) → loss; the weights replace those of `weights_of`."""
+        first_names, program, computed = tied_names(params, spec), exposed(spec), computed_values(params, spec=spec)
 
         def loss(weights: Tensors, inputs: list[Tensor], rest: list[Any]) -> Tensor:
-            new = {**params, **computed, **weights}
-            return self.value({n: new[second.get(n, n)] for n in new}, inputs, rest, program)
+            values = {**params, **computed, **weights}
+            return self.value({n: values[first_names.get(n, n)] for n in values}, inputs, rest, program)
 
         return loss
 
 
 def weights_of(params: Params, spec: Spec) -> Tensors:
-    """The effective tensors in which groups occur, tied ones once."""
+    """Return the effective floating-point tensors in which groups occur, tied ones once."""
     value = reader(params, spec=spec)
-    found = {e.name: value(e.name).detach() for e in effective(spec)}
-    return {n: t for n, t in found.items() if t.is_floating_point()}
+    tensors = {e.name: value(e.name).detach() for e in effective(spec)}
+    return {n: t for n, t in tensors.items() if t.is_floating_point()}
 
 
-# ---- what is summed over batches
+# ---- sums over samples
 
 
 def mean_gradients(
     loss: Callable[[Tensors, list[Tensor], list[Any]], Tensor], at: Tensors, data: Data
 ) -> dict[str, Tensor]:
-    """Gradient of the batch's loss, times the number of its samples, float64."""
+    """Return the gradient of the batch's loss at the tensors `at`, times the number of samples, float64."""
     with torch.no_grad():
-        found = grad(loss)(at, data.inputs, data.rest)
-    return {n: g.double() * data.count for n, g in found.items()}
+        gradients = grad(loss)(at, data.inputs, data.rest)
+    return {n: g.double() * data.count for n, g in gradients.items()}
 
 
 def squared_gradients(
     loss: Callable[[Tensors, list[Tensor], list[Any]], Tensor], at: Tensors, data: Data, spec: Spec, chunk: int
 ) -> dict[str, Tensor]:
-    """Σ over samples of the square of the gradient of each sample's loss, float64; `chunk` samples at a time."""
+    """Return Σ over samples of the squared gradient of each sample's loss, float64; `chunk` samples at a time."""
     total = {n: torch.zeros_like(t, dtype=torch.float64) for n, t in at.items()}
     for varies, fixed in _chunks(data, spec, chunk):
 
-        def one(at: Tensors, sample: list[Tensor], fixed: Callable[[list[Tensor]], tuple[Any, Any]] = fixed) -> Tensor:
+        def sample_loss(
+            at: Tensors, sample: list[Tensor], fixed: Callable[[list[Tensor]], tuple[Any, Any]] = fixed
+        ) -> Tensor:
             return loss(at, *fixed([x[None] for x in sample]))
 
         with torch.no_grad(), batched_attention(varies):
-            found = vmap(grad(one), in_dims=(None, 0))(at, varies)
-        for n, g in found.items():
-            for row in g.unbind():  # reductions over the first dim are slow, and would need all of them in double
-                wide = row.double()
-                total[n].addcmul_(wide, wide)
+            gradients = vmap(grad(sample_loss), in_dims=(None, 0))(at, varies)
+        for n, g in gradients.items():
+            for row in g.unbind():  # a reduction over the first dim is slow, and needs all rows in float64 at once
+                gradient = row.double()
+                total[n].addcmul_(gradient, gradient)
     return total
 
 
 def batched_attention(inputs: list[Tensor]) -> AbstractContextManager[Any]:
-    """On a CPU, `vmap` takes the fused attention one sample after the other; written out, it takes them at once."""
+    """Return a context for `vmap` over attention: on a CPU, the fused kernel would loop over samples, the plain ops do not."""
     on_cpu = all(x.device.type == "cpu" for x in inputs)
     return sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
 
@@ -181,16 +183,16 @@ def batched_attention(inputs: list[Tensor]) -> AbstractContextManager[Any]:
 def _chunks(
     data: Data, spec: Spec, chunk: int
 ) -> Iterator[tuple[list[Tensor], Callable[[list[Tensor]], tuple[list[Tensor], list[Any]]]]]:
-    """(what has a sample dim, a chunk of it; how to put it back among what has none)."""
+    """Yield (a chunk of the tensors with a sample dim, function that joins it with the others to (inputs, rest))."""
     flat, tree = trees.flatten(data.rest)
     batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) for i in spec.program.inputs]
     batched += [isinstance(x, Tensor) and x.ndim > 0 and len(x) == data.count for x in flat]
     everything = [*data.inputs, *flat]
 
-    def put(sample: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
-        given = iter(sample)
-        full = [next(given) if varies else x for varies, x in zip(batched, everything, strict=True)]
+    def join(sample: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
+        parts = iter(sample)
+        full = [next(parts) if varies else x for varies, x in zip(batched, everything, strict=True)]
         return full[: len(data.inputs)], trees.unflatten(full[len(data.inputs) :], tree)
 
     for start in range(0, data.count, chunk):
-        yield [x[start : start + chunk] for x, varies in zip(everything, batched, strict=True) if varies], put
+        yield [x[start : start + chunk] for x, varies in zip(everything, batched, strict=True) if varies], join

@@ -1,7 +1,7 @@
 """Normalisers: make the scores of different groups comparable; Tensor [units] → Tensor [units].
 
-Each of them keeps the order within a group. Divisors are magnitudes, so that scores below zero stay below zero, and a group
-of zeros (or of equal scores, where the spread is divided by) gives zeros.
+Each of them keeps the order within a group. Divisors are magnitudes, so that scores below zero stay below zero. A group of
+zeros gives zeros; so does a group of equal scores where the divisor is their spread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Normalizer = Callable[[Tensor], Tensor]
 
 @door
 def none(scores: Tensor) -> Tensor:
-    """The scores as they are.
+    """Return the scores unchanged.
 
     >>> none(torch.tensor([1.0, 3.0]))
     tensor([1., 3.])
@@ -33,61 +33,60 @@ def none(scores: Tensor) -> Tensor:
 
 @door
 def mean(scores: Tensor) -> Tensor:
-    """Over their mean magnitude: `s / mean |s|`.
+    """Divide by the mean magnitude: `s / mean |s|`.
 
     >>> mean(torch.tensor([1.0, 3.0]))
     tensor([0.5000, 1.5000])
     """
-    return _over(scores, scores.abs().mean())
+    return _divide(scores, scores.abs().mean())
 
 
 @door
 def sum(scores: Tensor) -> Tensor:
-    """Over the sum of their magnitudes, `s / Σ |s|`: as `mean`, and the units of wide groups count less.
+    """Divide by the sum of magnitudes, `s / Σ |s|`: like `mean`, but units of wide groups score less.
 
     >>> sum(torch.tensor([1.0, 3.0]))
     tensor([0.2500, 0.7500])
     """
-    return _over(scores, scores.abs().sum())
+    return _divide(scores, scores.abs().sum())
 
 
 @door
 def max(scores: Tensor) -> Tensor:
-    """Over their largest magnitude: `s / max |s|`.
+    """Divide by the largest magnitude: `s / max |s|`.
 
     >>> max(torch.tensor([1.0, 4.0]))
     tensor([0.2500, 1.0000])
     """
-    return _over(scores, scores.abs().amax())
+    return _divide(scores, scores.abs().amax())
 
 
 @door
 def min_max(scores: Tensor) -> Tensor:
-    """From 0 for the lowest to 1 for the highest: `(s − min) / (max − min)`. Torch-Pruning calls it "standarization".
+    """Map the lowest score to 0 and the highest to 1: `(s − min) / (max − min)`. Torch-Pruning calls it "standarization".
 
     >>> min_max(torch.tensor([1.0, 2.0, 5.0]))
     tensor([0.0000, 0.2500, 1.0000])
     """
-    return _over(scores - scores.amin(), scores.amax() - scores.amin())
+    return _divide(scores - scores.amin(), scores.amax() - scores.amin())
 
 
 @door
 def z_score(scores: Tensor) -> Tensor:
-    """Deviations from the mean over the standard deviation of the group (÷ n): `(s − mean) / sd`.
+    """Divide deviations from the mean by the group's standard deviation (÷ n): `(s − mean) / sd`.
 
     >>> z_score(torch.tensor([1.0, 3.0]))
     tensor([-1.,  1.])
     """
     spread = scores.amax() - scores.amin()
-    deviation = _over(
-        scores - scores.mean(), spread
-    )  # in units of the spread, where squares neither over- nor underflow
-    return _over(deviation, deviation.square().mean().sqrt()) if bool(spread > 0) else torch.zeros_like(scores)
+    # Deviations are in units of the spread, so that squares neither overflow nor underflow.
+    deviation = _divide(scores - scores.mean(), spread)
+    return _divide(deviation, deviation.square().mean().sqrt()) if bool(spread > 0) else torch.zeros_like(scores)
 
 
 @door
 def rank(scores: Tensor) -> Tensor:
-    """The share of the group's units that score no more, in (0, 1]; equal scores have equal ranks. The scale is lost.
+    """Return the fraction of the group's units that score no more, in (0, 1]; equal scores have equal ranks.
 
     >>> rank(torch.tensor([30.0, 10.0, 10.0, 20.0]))
     tensor([1.0000, 0.5000, 0.5000, 0.7500])
@@ -98,9 +97,9 @@ def rank(scores: Tensor) -> Tensor:
 
 @door
 def quantile(q: float = 0.5) -> Normalizer:
-    """Over the q-quantile of their magnitudes, interpolated linearly; at .5, over the median. Torch-Pruning's "sentinel".
+    """Return a normaliser that divides by the q-quantile of magnitudes, interpolated linearly; 0.5 is the median.
 
-    Where that quantile is zero but not all scores are, over the mean magnitude.
+    If that quantile is zero, it divides by the mean magnitude instead. Torch-Pruning calls this "sentinel".
 
     Raises:
         PruneError: q is not in [0, 1].
@@ -112,18 +111,18 @@ def quantile(q: float = 0.5) -> Normalizer:
         raise PruneError(f"normalizer.quantile({q}): q must be in [0, 1], such as 0.5 for the median")
 
     def normalize(scores: Tensor) -> Tensor:
-        at = q * (len(scores) - 1)
+        position = q * (len(scores) - 1)
         ordered = scores.abs().sort().values  # torch.quantile takes 2²⁴ elements at most
-        low, high = ordered[int(at)], ordered[min(int(at) + 1, len(scores) - 1)]
-        divisor = low + (high - low) * (at - int(at))
-        return _over(scores, divisor) if bool(divisor > 0) else mean(scores)
+        low, high = ordered[int(position)], ordered[min(int(position) + 1, len(scores) - 1)]
+        divisor = low + (high - low) * (position - int(position))
+        return _divide(scores, divisor) if bool(divisor > 0) else mean(scores)
 
     return normalize
 
 
 @door
 def width(scores: Tensor) -> Tensor:
-    """Over the number of units, `s / units`: at equal scores, wide groups lose units first. `sum` is `mean`, then `width`.
+    """Divide by the number of units, `s / units`: at equal scores, wide groups lose units first. `sum` is `mean`, then `width`.
 
     >>> width(torch.tensor([1.0, 3.0]))
     tensor([0.5000, 1.5000])
@@ -131,8 +130,8 @@ def width(scores: Tensor) -> Tensor:
     return scores / len(scores)
 
 
-def _over(scores: Tensor, divisor: Tensor) -> Tensor:
-    """The quotient; of zeros by zero, zeros."""
+def _divide(scores: Tensor, divisor: Tensor) -> Tensor:
+    """Return the quotient; zeros divided by zero give zeros."""
     return scores / divisor.clamp_min(torch.finfo(scores.dtype).tiny)
 
 

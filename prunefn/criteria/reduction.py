@@ -1,4 +1,4 @@
-"""Reductions: one score of a unit from those of its members (rows, columns, norm weights); Tensor [members, units] → [units]."""
+"""Reductions: the scores of a group's members (rows, columns, norm weights) to one score a unit, [members, units] → [units]."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reduction = Callable[[Tensor], Tensor]
 
 @door
 def mean(scores: Tensor) -> Tensor:
-    """Their mean: a group's scores do not grow with the number of its members.
+    """Return the mean over members, so that scores do not grow with the number of members.
 
     >>> import torch
     >>> mean(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
@@ -28,7 +28,7 @@ def mean(scores: Tensor) -> Tensor:
 
 @door
 def sum(scores: Tensor) -> Tensor:
-    """Their sum.
+    """Return the sum over members.
 
     >>> import torch
     >>> sum(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
@@ -39,7 +39,7 @@ def sum(scores: Tensor) -> Tensor:
 
 @door
 def max(scores: Tensor) -> Tensor:
-    """The largest.
+    """Return the maximum over members.
 
     >>> import torch
     >>> max(torch.tensor([[1.0, 9.0], [3.0, 8.0]]))
@@ -50,7 +50,7 @@ def max(scores: Tensor) -> Tensor:
 
 @door
 def prod(scores: Tensor) -> Tensor:
-    """Their product: zero as soon as one member is.
+    """Return the product over members, which is zero if any member is.
 
     >>> import torch
     >>> prod(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
@@ -61,7 +61,7 @@ def prod(scores: Tensor) -> Tensor:
 
 @door
 def first(scores: Tensor) -> Tensor:
-    """That of the first member, which for groups inside a block is the weight that produces the units.
+    """Return the score of the first member: for groups inside a block, the weight that produces the units.
 
     >>> import torch
     >>> first(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))

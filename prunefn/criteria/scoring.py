@@ -1,4 +1,4 @@
-"""stats → scores."""
+"""The step from statistics to scores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def score(stats: Stats, *, criterion: Criterion | None = None) -> Scores:
 
     Args:
         stats: of `collect_stats`.
-        criterion: default `criteria.variance()`.
+        criterion: that scores the units; default: `criteria.variance()`.
 
     Returns:
-        Group → float [units]. Groups without a site (query and key widths, say) have no activation score; they are not in
-        the result, and so stay whole.
+        Group → float [units]. Groups without a site (such as query and key widths) have no activation score: the result lacks
+        them, and they are not pruned.
 
     Raises:
-        StatsError: what the criterion needs was not collected, or a score is not finite.
+        StatsError: statistics that the criterion needs were not collected, or a score is not finite.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1))

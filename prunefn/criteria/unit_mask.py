@@ -1,9 +1,8 @@
-"""Units multiplied by numbers that a loss can be differentiated by: what removing a unit costs, in all that it is coupled to.
+"""Masks on units that a loss can be differentiated by: they give the cost of removing a unit from all coupled tensors.
 
-A mask of ones changes nothing; a zero takes the unit out of everything that reads it. The numbers multiply the inputs of all
-contractions over the group (its sites), as an input of the program of its own, so that weights stay as they are, also computed
-ones and those that serve others, and per-sample derivatives need no per-sample weights. What has no site is multiplied in the
-parameters.
+A mask of ones changes nothing; a zero takes the unit out of everything that reads it. The mask multiplies the inputs of all
+contractions over the group (its sites) as a separate input of the program. So weights do not change, even computed or tied
+ones, and per-sample derivatives need no per-sample weights. Groups without sites are multiplied in the parameters.
 """
 
 from __future__ import annotations
@@ -29,61 +28,63 @@ from ..types import Params
 
 @lru_cache(maxsize=16)
 def masked(spec: Spec) -> Spec:
-    """The spec whose program multiplies the inputs of all sites by tensors of its own; for the params of `mask_params`."""
-    at: dict[str, tuple[str, str]] = {}
+    """Return the spec whose program multiplies the inputs of all sites by mask tensors; for the params of `mask_params`."""
+    masked_calls: dict[str, tuple[str, str]] = {}
     axes: dict[str, tuple[Axis, ...]] = {}
     for site in spec.sites.values():
         for (value, dim), call in zip(site.values, site.calls, strict=True):
             name = f"mask of {value} {dim}"
-            at[call] = value, name
+            masked_calls[call] = value, name
             axes[name] = (site.axis, *[Fixed(1)] * (-dim - 1))
     out: list[Instruction] = []
-    there: set[str] = set()
+    inserted: set[str] = set()
     for i in spec.program.instructions:
-        if i.name in at:
-            value, name = at[i.name]
-            if name not in there:
-                there.add(name)
+        if i.name in masked_calls:
+            value, name = masked_calls[i.name]
+            if name not in inserted:
+                inserted.add(name)
                 out.append(Instruction(f"{name} cast", CAST_AS, (Ref(name), Ref(value)), (), i.module))
                 out.append(Instruction(name, MULTIPLY, (Ref(value), Ref(f"%{name} cast")), (), i.module))
-            args, kwargs = _instead((i.args, i.kwargs), Ref(value), Ref(f"%{name}"))
+            args, kwargs = _replace_reference((i.args, i.kwargs), Ref(value), Ref(f"%{name}"))
             i = i._replace(args=args, kwargs=kwargs)
         out.append(i)
-    tensors = (*spec.program.tensors, *(n for n in axes if n in there))
+    tensors = (*spec.program.tensors, *(n for n in axes if n in inserted))
     program = spec.program._replace(instructions=tuple(out), tensors=tensors)
-    new = {n: a for n, a in axes.items() if n in there}
-    return replace(spec, program=program, axes=FrozenDict({**spec.axes, **new}))
+    mask_axes = {n: a for n, a in axes.items() if n in inserted}
+    return replace(spec, program=program, axes=FrozenDict({**spec.axes, **mask_axes}))
 
 
-def _instead(args: Any, old: Ref, new: Ref) -> Any:
-    """A nest of arguments with another value in the place of one."""
+def _replace_reference(args: Any, old: Ref, new: Ref) -> Any:
+    """Return nested arguments with every reference `old` replaced by `new`."""
     if isinstance(args, tuple):
-        return tuple(_instead(a, old, new) for a in args)
+        return tuple(_replace_reference(a, old, new) for a in args)
     return new if args == old else args
 
 
 def ones(spec: Spec, device: torch.device | None = None) -> dict[str, Tensor]:
-    """A mask of ones for every group that has members: group → float64 [units]."""
+    """Return a mask of ones for every group that has members: group → float64 [units]."""
     return {g.name: torch.ones(g.size, dtype=torch.float64, device=device) for g in spec.groups.values() if g.members}
 
 
 def mask_params(params: Params, masks: Mapping[str, Tensor], spec: Spec) -> Params:
-    """Multiply units by numbers, differentiably: `forward(mask_params(params, masks, spec), x, spec=masked(spec))`.
+    """Multiply units by masks, differentiably: `forward(mask_params(params, masks, spec), x, spec=masked(spec))`.
 
-    A unit's number multiplies it wherever it enters a contraction with parameters: at the sites of its group, and in the input
-    dim of weights that are no site's (recurrent ones). A group that has neither (widths of queries and keys) is multiplied
-    where it is first produced: in the weight and its bias; in the embedding or norm where no contraction produces it; heads in
-    the last weight that has them. So a zero does what removing the unit does, as far as nothing is mixed over the group, and
-    with two exceptions: of a fused query, key and value, whose widths are one group, it acts on the values; and it does not act
-    where the weight of a contraction is made from the input (dynamic convolutions).
+    A unit is multiplied wherever it enters a contraction with parameters: at the sites of its group, and in the input dim of
+    weights without a site (recurrent ones). A group that has neither (widths of queries and keys) is multiplied where it is
+    first produced: in the weight and its bias, or in the embedding or norm if no contraction produces it. Heads without sites
+    are multiplied in the last weight that has them.
+
+    A zero has the effect of removing the unit if no op mixes values over the group, with two exceptions. In a fused query, key
+    and value whose widths are one group, it acts on the values. It does not act where the weight of a contraction is computed
+    from the input (dynamic convolutions).
 
     Args:
-        params: of the spec; biases created by a compensation are welcome.
-        masks: group → float [units]; groups that are absent stay as they are.
+        params: of the spec; may have biases that a compensation created.
+        masks: group → float [units]; absent groups are not multiplied.
         spec: of the params.
 
     Returns:
-        Params of `masked(spec)`: those given, and the tensors that multiply the sites' inputs.
+        Params of `masked(spec)`: `params`, with the mask tensors that multiply the sites' inputs.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -94,29 +95,29 @@ def mask_params(params: Params, masks: Mapping[str, Tensor], spec: Spec) -> Para
     True
     """
     out = dict(params)
-    some = next(iter(masks.values()), torch.ones((), dtype=torch.float64))
+    like = next(iter(masks.values()), torch.ones((), dtype=torch.float64))
     for name, (axis, *rest) in ((n, a) for n, a in masked(spec).axes.items() if n not in spec.axes):
-        out[name] = spread(axis, masks, spec.sizes, some).reshape(-1, *(1,) * len(rest))
+        out[name] = spread(axis, masks, spec.sizes, like).reshape(-1, *(1,) * len(rest))
     scales: dict[tuple[str, int], Tensor] = {}
     for g, m in masks.items():
-        for (tensor, dim), first in _elsewhere(spec.groups[g], spec, frozenset(params)).items():
+        for (tensor, dim), first in _weights_to_scale(spec.groups[g], spec, frozenset(params)).items():
             axis = spec.axes[tensor][dim]
-            scale = spread(first_part(axis, g) if first else axis, {g: m}, spec.sizes, some)
+            scale = spread(first_part(axis, g) if first else axis, {g: m}, spec.sizes, like)
             padded = torch.cat([scale, scale.new_ones(size(axis, spec.sizes) - len(scale))])
             scales[tensor, dim] = scales[tensor, dim] * padded if (tensor, dim) in scales else padded
-    names = tied_names(params, spec)
+    first_names = tied_names(params, spec)
     for (tensor, dim), scale in scales.items():
-        old = out[tensor]
-        out[tensor] = old * scale.to(old.dtype).reshape(-1, *(1,) * (old.ndim - dim - 1))
-    touched = {t for t, _ in scales}
-    for second, first_name in names.items():
-        if source := next((t for t in (first_name, second) if t in touched), None):
+        unscaled = out[tensor]
+        out[tensor] = unscaled * scale.to(unscaled.dtype).reshape(-1, *(1,) * (unscaled.ndim - dim - 1))
+    scaled = {t for t, _ in scales}
+    for second, first_name in first_names.items():
+        if source := next((t for t in (first_name, second) if t in scaled), None):
             out[first_name] = out[second] = out[source]
     return out
 
 
 def spread(axis: Axis, masks: Mapping[str, Tensor], sizes: Sizes, like: Tensor) -> Tensor:
-    """The number at each position of an axis: the product of those of the units on its path; [size].
+    """Return the mask value at each position of an axis, [size]: the product over the units on its path.
 
     >>> spread(Product((Fixed(2), Leaf("c"))), {"c": torch.tensor([0.5, 3.0])}, {"c": 2}, torch.ones(())).tolist()
     [0.5, 3.0, 0.5, 3.0]
@@ -136,7 +137,7 @@ def spread(axis: Axis, masks: Mapping[str, Tensor], sizes: Sizes, like: Tensor) 
 
 
 def first_part(axis: Axis, group: str) -> Axis:
-    """Of concatenated parts, those up to the first with the group: queries, where keys of the same width follow.
+    """Return the axis up to the first concatenated part with the group, such as the queries before keys of the same width.
 
     >>> first_part(Concat((Fixed(1), Leaf("c"), Leaf("c"))), "c")
     Concat(parts=(Fixed(size=1), Leaf(name='c')))
@@ -147,30 +148,35 @@ def first_part(axis: Axis, group: str) -> Axis:
     return Concat(axis.parts[: end + 1])
 
 
-def _elsewhere(group: Group, spec: Spec, present: frozenset[str]) -> dict[tuple[str, int], bool]:
-    """Where a group is multiplied that no site covers: (tensor, dim) → only where it first stands there."""
+def _weights_to_scale(group: Group, spec: Spec, present: frozenset[str]) -> dict[tuple[str, int], bool]:
+    """Return the weights in which a group is multiplied where no site covers it.
+
+    Returns:
+        (tensor, dim) → whether only the first part of the axis with the group is multiplied.
+    """
     weights = {_first_name(spec.sites[s].weight, spec) for s in group.sites}
-    used = {e.name for e in effective(spec)}  # not what a weight is computed from, such as the vectors of spectral norm
+    # Sources of computed weights are not used themselves, such as the vectors of spectral norm.
+    used = {e.name for e in effective(spec)}
     inputs = [
         m for m in group.members if m.role == "in" and m.tensor in present and _first_name(m.tensor, spec) in used
     ]
-    left = [(m.tensor, m.dim) for m in inputs if _first_name(m.tensor, spec) not in weights]
+    uncovered = [(m.tensor, m.dim) for m in inputs if _first_name(m.tensor, spec) not in weights]
     if group.sites or inputs:
-        once = {(_first_name(t, spec), d): (t, d) for t, d in left}
-        return dict.fromkeys(once.values(), False)
+        untied = {(_first_name(t, spec), d): (t, d) for t, d in uncovered}
+        return dict.fromkeys(untied.values(), False)
     last = group.members[-1]
     if group.kind == "heads" and last.tensor in present and len(spec.axes[last.tensor]) > 1:
         return {(last.tensor, last.dim): False}  # in queries and keys, a zero would leave the values
-    made = [m for m in group.members if m.role == "out" and m.tensor in present]
-    if not made:
+    producers = [m for m in group.members if m.role == "out" and m.tensor in present]
+    if not producers:
         return dict.fromkeys([(m.tensor, m.dim) for m in group.members[:1]], True)
-    call = next((i for i in spec.program.instructions if made[0].tensor in _reads(i)), None)
+    call = next((i for i in spec.program.instructions if producers[0].tensor in _reads(i)), None)
     if call is None:
-        return {(made[0].tensor, made[0].dim): True}
+        return {(producers[0].tensor, producers[0].dim): True}
     slots = [s.tensor for s in spec.program.slots if s.instruction == call.name and s.tensor in present]
-    together = [(m.tensor, m.dim) for m in made if m.tensor in _reads(call)]
-    together += [(t, 0) for t in slots if group.name in leaves(spec.axes[t][0])]
-    return dict.fromkeys(together, True)
+    weight_and_bias = [(m.tensor, m.dim) for m in producers if m.tensor in _reads(call)]
+    weight_and_bias += [(t, 0) for t in slots if group.name in leaves(spec.axes[t][0])]
+    return dict.fromkeys(weight_and_bias, True)
 
 
 def _reads(i: Instruction) -> set[str]:

@@ -1,4 +1,4 @@
-"""Doors: the arguments of public functions are checked before anything runs."""
+"""Doors: checks of the arguments of public functions before they run."""
 
 from .batch import check_batch as check_batch
 from .batch import check_run as check_run

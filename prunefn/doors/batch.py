@@ -1,4 +1,4 @@
-"""Checks of what a network is run on: a batch when it is read, and what torch refused."""
+"""Checks of batches when they are read, and explanations of torch's errors on them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WRITE = "a batch is a tensor, a tuple whose first elements are the model's input
 
 
 def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) -> None:
-    """The batch holds tensors, and has numbers for parameters that have some.
+    """Check that a batch holds tensors with values.
 
     Args:
-        batch: as it is read.
+        batch: as read from the iterable.
         inputs: names of the model's inputs.
-        device: of the parameters; None where they do not matter.
+        device: of the parameters; None if they do not matter.
 
     Raises:
-        BatchError: says what it is instead.
+        BatchError: the batch holds no tensors, or tensors on meta; says what it is instead.
         ParamsError: the parameters are on meta.
     """
     if device is not None and device.type == "meta":
@@ -36,8 +36,8 @@ def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) 
         fix = "write torch.from_numpy(batch)" if isinstance(batch, np.ndarray) else WRITE
         raise BatchError(f"one of the batches is {said(batch)}; {fix}")
     names = list(inputs)
-    given = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, list | tuple | Mapping) else ()
-    named = given if isinstance(given, Mapping) else dict(zip(names, given, strict=False))
+    elements = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, list | tuple | Mapping) else ()
+    named = elements if isinstance(elements, Mapping) else dict(zip(names, elements, strict=False))
     leaves = [(n, x) for n in names if n in named for x in trees.leaves(named[n])]
     for name, x in leaves:
         if isinstance(x, np.ndarray):
@@ -51,22 +51,22 @@ def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) 
 def check_run(
     error: Exception, params: Mapping[str, Tensor], inputs: Iterable[tuple[tuple[str, torch.dtype | None], Any]]
 ) -> None:
-    """Say what an error of torch's means, where devices or dtypes tell.
+    """Raise a clearer error for an error of torch, if devices, dtypes or indices explain it.
 
     Args:
-        error: what running the network raised.
-        params: that it was run with.
+        error: that running the network raised.
+        params: of the run.
         inputs: (name, traced dtype), value.
 
     Raises:
-        BatchError: an input is on another device or of another dtype, or indexes what is not there.
+        BatchError: an input is on another device or of another dtype, or has an index out of range.
         ParamsError: the parameters are on several devices.
     """
-    said_by_torch = (str(error).splitlines() or [""])[0]
+    torch_message = (str(error).splitlines() or [""])[0]
     devices = {str(t.device): n for n, t in params.items()}
     if len(devices) > 1:
         places = " and ".join(f"{n!r} on {d}" for d, n in list(devices.items())[:2])
-        raise ParamsError(f"params has {places}; move all to one device ({said_by_torch})") from error
+        raise ParamsError(f"params has {places}; move all to one device ({torch_message})") from error
     dtypes = {t.dtype for t in params.values() if t.is_floating_point()}
     for (name, traced), x in inputs:
         if not isinstance(x, Tensor):
@@ -76,18 +76,18 @@ def check_run(
             raise BatchError(
                 f"input {name!r} is on {x.device}, but params are on {where}; write x.to({where!r})"
             ) from error
-        wanted = _wanted(x.dtype, traced, dtypes)
-        if wanted is not None:
+        expected = _expected_dtype(x.dtype, traced, dtypes)
+        if expected is not None:
             raise BatchError(
                 f"input {name!r} is {x.dtype}, but the spec was traced with {traced} and params are "
-                f"{', '.join(sorted(map(str, dtypes)))}; write x.to({wanted}) ({said_by_torch})"
+                f"{', '.join(sorted(map(str, dtypes)))}; write x.to({expected}) ({torch_message})"
             ) from error
         if isinstance(error, IndexError) and not x.is_floating_point():
-            raise BatchError(f"input {name!r} has an index that the network's table lacks ({said_by_torch})") from error
+            raise BatchError(f"input {name!r} has an index that the network's table lacks ({torch_message})") from error
 
 
-def _wanted(dtype: torch.dtype, traced: torch.dtype | None, params: set[torch.dtype]) -> torch.dtype | None:
-    """The dtype that an input should have; None: it has it."""
+def _expected_dtype(dtype: torch.dtype, traced: torch.dtype | None, params: set[torch.dtype]) -> torch.dtype | None:
+    """Return the dtype that an input should have; None if it has it."""
     if traced is not None and dtype.is_floating_point != traced.is_floating_point:
         return next(iter(params)) if traced.is_floating_point and len(params) == 1 else traced
     if dtype.is_floating_point and params and dtype not in params:

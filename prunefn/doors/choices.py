@@ -1,4 +1,4 @@
-"""Checks of what is chosen: criteria, scopes and their like by name, predicates on groups, names of tensors, functions."""
+"""Checks of choices: criteria, scopes and other values by name, predicates on groups, names of tensors, functions."""
 
 from __future__ import annotations
 
@@ -16,46 +16,49 @@ from .plain import Read, Refuse, at_entry, read_float
 from .words import menu, public_name, said
 
 FIXES = {"l1": "magnitude(p=1.0)", "l2": "magnitude()", "none": "none()"}
-"""What other libraries call a criterion."""
+"""Names of criteria in other libraries → the call here."""
 
 
 def by_name(kind: type | str, room: str) -> Read:
-    """A value of this class, or the name of a function of `prunefn.<room>` that makes one without arguments."""
+    """Return a reader of values of a class, or of names of functions of `prunefn.<room>` that make one without arguments."""
     class_name = kind if isinstance(kind, str) else kind.__name__
 
     def read(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
         if isinstance(value, str):
             return named(value, class_name, room, refuse)
-        _uncalled(value, (class_name,), refuse)
-        # by the name of the class, because the rooms are above this one
-        fits = isinstance(value, kind) if isinstance(kind, type) else _is(value, class_name)
+        _refuse_uncalled(value, (class_name,), refuse)
+        # Classes of rooms above this one cannot be imported here: they are recognised by name.
+        fits = isinstance(value, kind) if isinstance(kind, type) else _has_class(value, class_name)
         return value if fits else refuse()
 
     return read
 
 
-def _is(value: Any, class_name: str) -> bool:
+def _has_class(value: Any, class_name: str) -> bool:
+    """Return whether a value is of the prunefn class of this name."""
     return type(value).__name__ == class_name and type(value).__module__.startswith("prunefn.")
 
 
 def named(text: str, class_name: str, room: str, refuse: Refuse) -> Any:
-    """The value that a name stands for, as on the command line."""
+    """Return the value that a name stands for, as on the command line."""
     module = menu(room)
     makers = {n: f for n, f in vars(module).items() if not n.startswith("_") and _makes(f, class_name)}
-    wanted = "global_" if text == "global" else text
-    if wanted not in makers:
+    name = "global_" if text == "global" else text
+    if name not in makers:
         if room.endswith("criteria") and text in FIXES:
             refuse(f"write pf.{room}.{FIXES[text]}")
         refuse(f"pf.{room} has no {text!r}{nearest(text, makers)}")
-    if class_name == "Compensation" and text == "affine":  # the name says nothing of weights that cannot be rewritten
+    # A name cannot state the fallback for weights that cannot be rewritten.
+    if class_name == "Compensation" and text == "affine":
         return makers["affine"](otherwise=makers["mean"]())
-    parameters = inspect.signature(makers[wanted]).parameters.values()
+    parameters = inspect.signature(makers[name]).parameters.values()
     if needed := [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]:
-        refuse(f"write pf.{room}.{wanted}({', '.join(needed)}), which needs its arguments")
-    return makers[wanted]()
+        refuse(f"write pf.{room}.{name}({', '.join(needed)}), which needs its arguments")
+    return makers[name]()
 
 
 def _makes(function: Any, *class_names: str) -> bool:
+    """Return whether a value is a function that returns one of these classes by its annotation."""
     return inspect.isfunction(function) and str(function.__annotations__.get("return")) in class_names
 
 
@@ -63,18 +66,19 @@ MADE = (
     "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Choice", "Normalizer", "Schedule",
     "Regularizer",
 )  # fmt: skip
-"""Classes of values that functions of ours make; such a function stands for itself nowhere."""
+"""Classes of values that functions of prunefn make; no argument takes such a function itself."""
 
 
-def _uncalled(value: Any, class_names: tuple[str, ...], refuse: Refuse) -> None:
-    """A function that makes what is wanted, or another value, is given in its place."""
+def _refuse_uncalled(value: Any, class_names: tuple[str, ...], refuse: Refuse) -> None:
+    """Refuse a function that makes a value of these or other classes, passed instead of its result."""
     if _makes(value, *class_names):
-        refuse(f"call it: {public_name(value)}{_call(value)}")
+        refuse(f"call it: {public_name(value)}{_required_arguments(value)}")
     if _makes(value, *MADE):
         refuse()
 
 
-def _call(function: Callable[..., Any]) -> str:
+def _required_arguments(function: Callable[..., Any]) -> str:
+    """Return the required arguments of a function in parentheses."""
     parameters = inspect.signature(function).parameters.values()
     return f"({', '.join(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL)})"
 
@@ -88,15 +92,15 @@ read_pattern = by_name("Pattern", "sparse.pattern")
 
 
 def read_criteria(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """One criterion or several."""
+    """Read one criterion or several."""
     if not isinstance(value, list | tuple) or isinstance(value, Criterion):
         return read_criterion(value, name, refuse, given)
     return [read_criterion(v, name, at_entry(refuse, name, i, v), given) for i, v in enumerate(value)]
 
 
 def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """A number, a budget, several budgets, or a number for each glob; the function says which numbers it takes."""
-    _uncalled(value, ("Budget",), refuse)
+    """Read a number, a budget, several budgets, or a number for each glob; the function itself checks the range."""
+    _refuse_uncalled(value, ("Budget",), refuse)
     if isinstance(value, Budget):
         return value
     if isinstance(value, Mapping):
@@ -109,7 +113,7 @@ def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) 
         return {k: read_float(v, name, at_entry(refuse, name, k, v), given) for k, v in value.items()}
     if isinstance(value, list | tuple):
         for i, v in enumerate(value):
-            _uncalled(v, ("Budget",), at_entry(refuse, name, i, v))
+            _refuse_uncalled(v, ("Budget",), at_entry(refuse, name, i, v))
         return value
     return read_float(value, name, refuse, given)
 
@@ -118,8 +122,8 @@ def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) 
 
 
 def read_where(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
-    """A glob, or a predicate on groups."""
-    _uncalled(value, ("Choice",), refuse)
+    """Read a glob, or a predicate on groups."""
+    _refuse_uncalled(value, ("Choice",), refuse)
     if isinstance(value, nn.Module):
         refuse("write pf.module('its.name'), with its name in model.named_modules()")
     if isinstance(value, Group):
@@ -130,24 +134,25 @@ def read_where(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> A
 
 
 def read_names(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Names, module paths or globs; modules and tensors of the call's `model` by their only name."""
+    """Read names, module paths or globs; modules and tensors of the call's `model` become their names."""
     if isinstance(value, str):
         return value
     if isinstance(value, nn.Module | Tensor):
         return _name_in(given.get("model"), value, refuse)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         refuse()
-    return tuple([_name(v, given, at_entry(refuse, name, i, v)) for i, v in enumerate(value)])
+    return tuple([_read_name(v, given, at_entry(refuse, name, i, v)) for i, v in enumerate(value)])
 
 
-def _name(value: Any, given: Mapping[str, Any], refuse: Refuse) -> str:
+def _read_name(value: Any, given: Mapping[str, Any], refuse: Refuse) -> str:
+    """Read one name, or a module or tensor of the model."""
     if isinstance(value, nn.Module | Tensor):
         return _name_in(given.get("model"), value, refuse)
     return value if isinstance(value, str) else refuse()
 
 
 def _name_in(model: Any, value: nn.Module | Tensor, refuse: Refuse) -> str:
-    """The only name of a module or tensor in the model."""
+    """Return the name of a module or tensor in the model; refuse it if it has none or several."""
     if not isinstance(model, nn.Module):
         refuse("write its name, as in model.named_modules() or pf.params(model)")
     named = model.named_modules(remove_duplicate=False)
@@ -163,17 +168,17 @@ def _name_in(model: Any, value: nn.Module | Tensor, refuse: Refuse) -> str:
 
 
 def function_of(*class_names: str, takes: str = "", modules: bool = False) -> Read:
-    """A function, but neither one that makes a function of these classes, nor a class.
+    """Return a reader of functions, but not of classes or of functions to call first.
 
     Args:
-        class_names: what an uncalled function would make.
-        takes: names the classes of values that the function itself may make.
-        modules: whether an nn.Module will do.
+        class_names: classes of functions that a function to call first makes.
+        takes: text with the names of classes that the function itself may make.
+        modules: whether an nn.Module is accepted.
     """
 
     def read(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
         if not _makes(value, *[n for n in MADE if n in takes]):
-            _uncalled(value, class_names, refuse)
+            _refuse_uncalled(value, class_names, refuse)
         if isinstance(value, type):
             refuse(f"call it: {value.__name__}(…)" if issubclass(value, nn.Module) and modules else "")
         if isinstance(value, nn.Module) and not modules:
@@ -184,12 +189,12 @@ def function_of(*class_names: str, takes: str = "", modules: bool = False) -> Re
 
 
 def read_normalize(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Whether to normalise, or how."""
+    """Read a bool, or a normaliser."""
     return value if isinstance(value, bool) else function_of("Normalizer")(value, name, refuse, given)
 
 
 def instance_of(kind: type) -> Read:
-    """A value of a class."""
+    """Return a reader of values of a class."""
 
     def read(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
         if isinstance(value, kind) or (
@@ -198,7 +203,7 @@ def instance_of(kind: type) -> Read:
             return value
         if isinstance(value, type) and issubclass(value, kind):
             refuse(f"call it: {value.__name__}(…)")
-        _uncalled(value, (kind.__name__,), refuse)
+        _refuse_uncalled(value, (kind.__name__,), refuse)
         if field := next((f for f in getattr(value, "_fields", ()) if isinstance(getattr(value, f), kind)), None):
             refuse(f"write its {field}: ….{field}")
         return refuse()

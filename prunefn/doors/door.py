@@ -1,7 +1,7 @@
-"""Doors: the arguments of public functions are checked before anything runs.
+"""Doors: checks of the arguments of public functions before they run.
 
-A signature says what a function takes, and `@door` reads it once. `prunefn.kinds` has a check for each annotation: it lets a
-value in, reads it (`scope="local"` is `scope.local()`), or raises a PruneError that names the argument, the value and the fix.
+`@door` reads a function's signature once. `prunefn.doors.kinds` has a check for each annotation: it accepts a value, converts it
+(`scope="local"` becomes `scope.local()`), or raises a PruneError that names the argument, the value and the fix.
 """
 
 from __future__ import annotations
@@ -22,34 +22,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Argument(NamedTuple):
-    """A parameter of a public function, and how its values are read."""
+    """A parameter of a public function, with the kind of values that it takes."""
 
     name: str
     kind: Kind
     optional: bool
-    """Whether None says that nothing is given."""
+    """Whether None is accepted."""
     function: Callable[..., Any]
     others: tuple[Argument, ...] = ()
-    """The function's other arguments, for which a value may have been meant."""
+    """The function's other arguments, whose values may have been passed by mistake."""
 
     def read(self, value: Any, given: Mapping[str, Any]) -> Any:
-        """The value that the function gets; `given` are all arguments of the call by name.
+        """Return the value that the function receives.
+
+        Args:
+            value: of this argument.
+            given: all arguments of the call by name.
 
         Raises:
-            PruneError: it is not what the function takes.
+            PruneError: the function does not take this value.
         """
         if value is None and self.optional:
             return None
         return self.kind.read(value, self.name, partial(self._refuse, value), given)
 
     def _refuse(self, value: Any, fix: str = "", what: str = "") -> NoReturn:
+        """Raise the error of a value; if it fits another argument, the message says so."""
         where = what or f"{self.name} is {said(value)}"
-        meant = next((o.name for o in self.others if not what and o.kind.distinct and o.fits(value)), "")
-        swapped = f"; it would do for {meant!r}: the order is {call_text(self.function)}" if meant else ""
+        intended = next((o.name for o in self.others if not what and o.kind.distinct and o.fits(value)), "")
+        swapped = f"; it fits {intended!r}: the order is {call_text(self.function)}" if intended else ""
         raise self.kind.error(f"{where}; {fix or f'write {self.kind.write}'}{swapped}")
 
     def fits(self, value: Any) -> bool:
-        """Whether the argument takes this value."""
+        """Return whether the argument takes this value."""
         try:
             self._replace(others=()).read(value, {})
         except PruneError:
@@ -58,9 +63,9 @@ class Argument(NamedTuple):
 
 
 def door(function: F) -> F:
-    """Check a function's arguments by its signature whenever it is called, except while torch.compile traces it.
+    """Check a function's arguments by its signature in every call, except while torch.compile traces it.
 
-    What Python itself says of a missing or unknown argument stays as it is.
+    For missing or unknown arguments, Python raises its usual TypeError.
 
     >>> @door
     ... def half(keep: float) -> float:
@@ -76,29 +81,29 @@ def door(function: F) -> F:
     compiling = torch.compiler.is_compiling
 
     @wraps(function)
-    def entered(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         if compiling():
             return function(*args, **kwargs)
-        given, read = {**dict(zip(positional, args, strict=False)), **kwargs}, {}
+        given, converted = {**dict(zip(positional, args, strict=False)), **kwargs}, {}
         rest = args[len(positional) :]
         for a in arguments():
             if a.name in given:
                 value = a.read(given[a.name], given)
                 if value is not given[a.name]:
-                    read[a.name] = value
+                    converted[a.name] = value
             elif a.name == variadic:
                 rest = tuple([a.read(value, given) for value in rest])
-        if read:
-            args = tuple([read.get(n, value) for n, value in zip(positional, args, strict=False)])
-            kwargs = {n: read.get(n, value) for n, value in kwargs.items()}
+        if converted:
+            args = tuple([converted.get(n, value) for n, value in zip(positional, args, strict=False)])
+            kwargs = {n: converted.get(n, value) for n, value in kwargs.items()}
         return function(*args[: len(positional)], *rest, **kwargs)
 
-    entered.is_door = True  # type: ignore[attr-defined]
-    return entered  # type: ignore[return-value]
+    checked.is_door = True  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
 
 
 def arguments_of(function: Callable[..., Any]) -> tuple[Argument, ...]:
-    """The arguments that there is a check for."""
+    """Return the arguments of a function whose annotations have a check."""
     out = []
     for p in inspect.signature(function).parameters.values():
         text = str(p.annotation)
@@ -109,7 +114,10 @@ def arguments_of(function: Callable[..., Any]) -> tuple[Argument, ...]:
 
 
 def _kind(text: str, name: str, function: Any) -> Kind | None:
-    """By the annotation, with the parameter's name or the room where these say more, or by the classes that it names."""
+    """Return the kind of an annotation: by a key of `KINDS`, else by the class that it names; None if there is no check.
+
+    Keys with the name of the parameter, the function or the room come before those of the annotation alone.
+    """
     room = function.__module__.split(".")[1] if "." in function.__module__ else ""
     for key in (f"{name}: {text}", f"{function.__name__}: {text}", f"{room}: {text}", text):
         if key in KINDS:
@@ -124,7 +132,7 @@ def _kind(text: str, name: str, function: Any) -> Kind | None:
         return either(*kinds) if all(kinds) else None  # type: ignore[arg-type]
     first, *rest = text.split(".")
     try:
-        found = reduce(getattr, rest, function.__globals__[first])
+        value = reduce(getattr, rest, function.__globals__[first])
     except (KeyError, AttributeError):
         return None
-    return class_kind(found) if isinstance(found, type) and found is not Any else None
+    return class_kind(value) if isinstance(value, type) and value is not Any else None

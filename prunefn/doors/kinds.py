@@ -1,4 +1,4 @@
-"""What each annotation of a public function takes."""
+"""Kinds of values by the annotations of public functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MASK = "a dict group → bool tensor, True = kept, such as pf.mask(spec, {'0': [
 WEIGHT_MASKS = "a dict parameter → bool tensor of its shape, True = kept, such as sparse.select(…) gives"
 SCORES = "a dict group → float tensor [units], such as pf.score(stats)"
 BATCHES = "a list of batches or a DataLoader"
-RATIO = "the share removed, such as 0.5, or a budget such as pf.budget.macs(0.65)"
+RATIO = "the fraction removed, such as 0.5, or a budget such as pf.budget.macs(0.65)"
 STATS = "pf.collect_stats(params, batches, spec=spec)"
 NUMBER = "a finite number, such as 0.5"
 
@@ -110,13 +110,13 @@ KINDS: dict[str, Kind] = {
     "Mapping[str, State]": Kind("a dict parameter → its state", plain.mapping_of(plain.read_mapping)),
     "Trial": Kind("a function (settings, folder) → dict of results", choices.function_of()),
 }
-"""By annotation, without None; after a colon, for parameters of that name, in that function or in that room."""
+"""Annotation without None → kind; a prefix with a colon limits it to a parameter, function or room of that name."""
 
 NAMES: dict[str, Kind] = {
     "args": Kind("example inputs of the model, such as (x,)", tensors.read_example, TraceError),
     "device": KINDS["torch.device | str"],
 }
-"""By the name of the parameter, where its annotation says less."""
+"""Name of a parameter → kind, where the annotation is too general."""
 
 CLASSES: dict[str, tuple[str, type[PruneError]]] = {
     "Spec": ("pf.trace(model, example inputs)", ParamsError),
@@ -127,35 +127,35 @@ CLASSES: dict[str, tuple[str, type[PruneError]]] = {
     "Predictor": ("what predicts a cost, such as pf.latency_table(spec, params)", PruneError),
     "Recipe": ("a recipe, such as train.Recipe(epochs=5)", PruneError),
 }
-"""What to write for a value of a class, and the error of others."""
+"""Class → what the user should write for a value of it, and the error for other values."""
 
 
 def function_kind(text: str) -> Kind:
-    """A function of this signature, `Callable[…]`."""
+    """Return the kind of functions of this signature, `Callable[…]`."""
     return Kind(f"a function {text.removeprefix('Callable')}", choices.function_of(takes=text))
 
 
 def class_kind(kind: type) -> Kind:
-    """A value of a class."""
+    """Return the kind of values of a class."""
     write, error = CLASSES.get(kind.__name__, (f"a {kind.__name__}", PruneError))
     return Kind(write, choices.instance_of(kind), error, distinct=True)
 
 
 def either(kind: Kind, other: Kind) -> Kind:
-    """What the first takes, or else the second."""
+    """Return the kind of values that the first or else the second kind takes."""
 
     def read(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
         try:
-            return kind.read(value, name, _pass, given)
-        except _Passed:
+            return kind.read(value, name, _raise_refused, given)
+        except _Refused:
             return other.read(value, name, refuse, given)
 
     return other._replace(read=read, write=f"{kind.write}, or {other.write}")
 
 
-class _Passed(Exception):
-    """The first of two kinds does not take a value."""
+class _Refused(Exception):
+    """Raised if the first of two kinds does not take a value."""
 
 
-def _pass(*_: str) -> NoReturn:
-    raise _Passed
+def _raise_refused(*_: str) -> NoReturn:
+    raise _Refused

@@ -17,20 +17,20 @@ from ..errors import PruneError
 from .words import said
 
 Refuse = Callable[..., NoReturn]
-"""(fix, what): raises; without a fix, the kind's own, and without what, the argument and its value."""
+"""(fix, what) → raises PruneError; default fix: that of the kind; default what: the argument and its value."""
 Read = Callable[[Any, str, Refuse, Mapping[str, Any]], Any]
 """(value, name of the argument, refuse, all arguments of the call) → the value that the function gets."""
 
 
 class Kind(NamedTuple):
-    """What an argument may be."""
+    """Kind of values that an argument takes."""
 
     write: str
-    """What to write, for messages."""
+    """What the user should write, for messages."""
     read: Read
     error: type[PruneError] = PruneError
     distinct: bool = False
-    """Whether its values tell what they are, so that a swap of arguments can be noticed."""
+    """Whether the values of this kind are recognisable, so that swapped arguments can be detected."""
 
 
 LEAST: dict[str, int] = dict.fromkeys(
@@ -38,10 +38,11 @@ LEAST: dict[str, int] = dict.fromkeys(
      "classes image_size max_shard_bytes num_classes in_chans img_size patch_size dim depth heads end rate opset"
      ).split(), 1,
 ) | {"start": 0, "mlp_ratio": 0}  # fmt: skip
-"""The least that a number of this name may be, where that is one for all functions."""
+"""Name of a parameter → its smallest value, where that is the same for all functions."""
 
 
 def read_int(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> int:
+    """Read an integer of any library, but no bool."""
     if isinstance(value, bool | np.bool_):
         refuse("write a whole number, such as 1")
     try:
@@ -54,37 +55,42 @@ def read_int(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> int
 
 
 SHARES = ("keep", "q", "ratio")
-"""Numbers whose range, with NaN, each function states by itself."""
+"""Numbers whose range each function checks itself, including NaN."""
 
 
 def read_float(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> float:
+    """Read a finite number, but no bool; numbers of `SHARES` may be infinite or NaN."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not (name in SHARES or isfinite(value)):
         refuse()
     return value if type(value) is float else float(value)
 
 
 def read_bool(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> bool:
+    """Read a bool, or 0 or 1."""
     if isinstance(value, np.bool_) or (type(value) is int and value in (0, 1)):
         return bool(value)
     return value if isinstance(value, bool) else refuse()
 
 
 def read_text(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> str:
+    """Read a string."""
     return value if isinstance(value, str) else refuse()
 
 
 def read_path(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+    """Read a path that is not empty."""
     return value if isinstance(value, str | os.PathLike) and os.fspath(value) else refuse()
 
 
 def read_mapping(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+    """Read a mapping with strings as keys."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         refuse()
     return value
 
 
 def or_mapping(one: Read) -> Read:
-    """One value for all groups, or one for each glob."""
+    """Return a reader of one value for all groups, or one for each glob."""
 
     def read(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
         if not isinstance(value, Mapping):
@@ -96,14 +102,14 @@ def or_mapping(one: Read) -> Read:
 
 
 def read_optimizer_state(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """State of all parameters, in groups."""
+    """Read the state of an optimizer, of all parameters in groups."""
     if not {"state", "param_groups"} <= set(read_mapping(value, name, refuse, given)):
         refuse()
     return value
 
 
 def mapping_of(one: Read) -> Read:
-    """A value for each name."""
+    """Return a reader of mappings from a name to a value."""
 
     def read(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
         read_mapping(value, name, refuse, given)
@@ -113,7 +119,7 @@ def mapping_of(one: Read) -> Read:
 
 
 def list_of(one: Read) -> Read:
-    """Any number of values."""
+    """Return a reader of iterables of any number of values."""
 
     def read(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
         if isinstance(value, str | Mapping | Tensor | nn.Module) or not isinstance(value, Iterable):
@@ -124,18 +130,19 @@ def list_of(one: Read) -> Read:
 
 
 def read_pair(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
-    """A tuple of two values, or a list of them."""
+    """Read a tuple or list of two values."""
     if not isinstance(value, tuple | list) or len(value) != 2 or any(v is None or isinstance(v, str) for v in value):
         refuse()
     return tuple(value)
 
 
 def at_entry(refuse: Refuse, name: str, key: Any, value: Any) -> Refuse:
-    """To refuse an entry."""
+    """Return `refuse` for an entry of the argument."""
     return lambda fix="", what="": refuse(fix, what or f"{name}[{key!r}] is {said(value)}")
 
 
 def read_device(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+    """Read a device that this machine has."""
     if not isinstance(value, str | torch.device):
         refuse()
     try:
@@ -148,12 +155,14 @@ def read_device(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> An
 
 
 def read_round_to(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read a multiple or a dtype."""
     if isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
         refuse(f"write torch.{value}")
     return value if isinstance(value, torch.dtype) else read_int(value, name, refuse, given)
 
 
 def read_dtype(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> torch.dtype:
+    """Read a dtype."""
     if isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
         refuse(f"write torch.{value}")
     return value if isinstance(value, torch.dtype) else refuse()

@@ -18,9 +18,10 @@ from .words import said
 
 
 def read_tensors(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """Read a mapping from names to tensors."""
     if not isinstance(value, Mapping):
         refuse()
-    # by their types, of which there are few; what gathers its tensors when they are read is not read here
+    # Types are few, so a set of them is fast to check; mappings that gather tensors when read are not read here.
     tensors = value if isinstance(value, dict) else {}
     if all(issubclass(t, str) for t in set(map(type, tensors))) and all(
         issubclass(t, Tensor) for t in set(map(type, tensors.values()))
@@ -36,6 +37,7 @@ def read_tensors(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
 
 
 def read_numbers(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read a mapping from names to tensors, none of them on meta."""
     for key, t in read_tensors(value, name, refuse, given).items():
         if t.is_meta:
             refuse("a tensor on meta has no numbers", f"{name}[{key!r}] is {said(t)}")
@@ -43,6 +45,7 @@ def read_numbers(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]
 
 
 def read_scores(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read a mapping from groups or parameters to real scores of at least one dim."""
     for key, t in read_numbers(value, name, refuse, given).items():
         if t.dtype == torch.bool or t.is_complex() or t.ndim == 0:
             refuse("", f"{name}[{key!r}] is {said(t)}")
@@ -53,6 +56,7 @@ MASKS = {"first": "the first mask", "second": "the second mask"}
 
 
 def read_mask(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """Read a mapping from groups to bool tensors that keep at least one unit."""
     if not isinstance(value, Mapping):
         refuse()
     for key, m in value.items():
@@ -74,7 +78,7 @@ def read_mask(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> An
 
 
 def read_means(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Site → moments, or mean of its input; or stats."""
+    """Read stats, or a mapping from sites to moments or means of their inputs."""
     if type(value).__name__ == "Stats":
         return value
     for key, m in read_mapping(value, name, refuse, given).items():
@@ -84,14 +88,14 @@ def read_means(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) 
 
 
 def read_params(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Name → tensor, of any device."""
+    """Read a mapping from names to tensors of any device."""
     if isinstance(value, tuple) and "params" in getattr(value, "_fields", ()):
         refuse("write its params: ….params")
     return read_tensors(value, name, refuse, given)
 
 
 def read_removed(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
-    """Key → indices or bools; `mask` says which of them fit."""
+    """Read a mapping from groups or names to indices or bools, which `mask` checks."""
     if not isinstance(value, Mapping):
         refuse()
     for key in value:
@@ -101,14 +105,14 @@ def read_removed(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
 
 
 def read_masks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """A mask, or those of several rounds."""
+    """Read a mask, or a list of masks of several rounds."""
     if not isinstance(value, list | tuple):
         return read_mask(value, name, refuse, given)
     return [read_mask(m, name, refuse, given) for m in value]
 
 
 def read_tensor(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """A tensor, on meta only where all are."""
+    """Read a tensor; it may be on meta only if all tensors of the call are."""
     if isinstance(value, np.ndarray):
         refuse("write torch.from_numpy(…)")
     if not isinstance(value, Tensor):
@@ -119,14 +123,14 @@ def read_tensor(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any])
 
 
 def read_values(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """A tensor with numbers, of at least one dim."""
+    """Read a tensor that is not on meta."""
     if read_tensor(value, name, refuse, given).is_meta:
         refuse("a tensor on meta has no numbers")
     return value
 
 
 def read_measured(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Stats whose parameters have numbers."""
+    """Read stats whose parameters are not on meta."""
     if type(value).__name__ != "Stats":
         refuse()
     if any(t.is_meta for t in value.params.values()):
@@ -135,7 +139,7 @@ def read_measured(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any
 
 
 def read_networks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Name → (params, spec)."""
+    """Read a mapping from names to (params, spec)."""
     for key, pair in read_mapping(value, name, refuse, given).items():
         what = f"{name}[{key!r}] is {said(pair)}"
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], Mapping):
@@ -147,7 +151,7 @@ def read_networks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any
 
 
 def read_source(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """A path, or params."""
+    """Read a path, or params."""
     read = read_numbers if isinstance(value, Mapping) else read_path
     return read(value, name, refuse, given)
 
@@ -156,7 +160,7 @@ def read_source(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any])
 
 
 def read_batches(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
-    """An iterable of batches; what a batch is, is seen when it is read."""
+    """Read an iterable of batches; each batch is checked when it is read."""
     if isinstance(value, Tensor | Mapping):
         refuse(f"{name} must be an iterable of batches; wrap a single batch in a list")
     if isinstance(value, np.ndarray):
@@ -169,7 +173,7 @@ def read_batches(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
 
 
 def read_example(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
-    """Example inputs, nested as the model takes them."""
+    """Read example inputs, nested as the model takes them."""
     if value is None or isinstance(value, bool | int | float | str | type) or inspect.isroutine(value):
         refuse()
     for leaf in trees.leaves(value):

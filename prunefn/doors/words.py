@@ -1,4 +1,4 @@
-"""What messages say of values and functions."""
+"""Descriptions of values and functions for messages."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ ROOMS = (
     "", "criteria", "scope", "compensation", "budget", "normalizer", "reduction", "recipes", "sharded",
     "sparse", "sparse.criteria", "sparse.scope", "sparse.pattern", "train", "train.losses", "train.schedule", "train.regularizers",
 )  # fmt: skip
-"""Where public functions live, below `prunefn`."""
+"""Namespaces of public functions below `prunefn`."""
 
 
 def said(value: Any) -> str:
-    """What a value is, in a few words.
+    """Return a description of a value in a few words.
 
     >>> import torch
     >>> said("local"), said([1, 2]), said(torch.ones(2)), said(torch.nn.Linear)
     ("'local'", 'a list [1, 2]', 'a float32 tensor of shape (2,)', 'the class Linear')
     """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return _cut(repr(value))
+        return _shorten(repr(value))
     if isinstance(value, Tensor):
         where = " on meta" if value.is_meta else ""
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}"
@@ -37,28 +37,29 @@ def said(value: Any) -> str:
         return f"the function {public_name(value)}"
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         flat = all(v is None or isinstance(v, int | float | str) for v in value)
-        return f"a {type(value).__name__} {_cut(repr(value))}" if flat else f"a {type(value).__name__}"
+        return f"a {type(value).__name__} {_shorten(repr(value))}" if flat else f"a {type(value).__name__}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
+    """Return a text of at most 60 characters."""
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def menu(path: str) -> Any:
     """Return the public namespace `pf.path`, such as `sparse.scope`; None if nobody has imported it yet.
 
-    The doors stand below the rooms that they open into, so they look them up while they are in use instead of importing them.
+    The doors lie below the rooms whose arguments they check, so they look namespaces up during a call instead of importing them.
     """
-    found: Any = sys.modules[__name__.partition(".")[0]]
+    namespace: Any = sys.modules[__name__.partition(".")[0]]
     for part in filter(None, path.split(".")):
-        found = vars(found).get(part) if found is not None else None
-    return found
+        namespace = vars(namespace).get(part) if namespace is not None else None
+    return namespace
 
 
 def public_name(function: Any) -> str:
-    """Where a user finds a function, such as `pf.scope.local`."""
+    """Return the public name of a function, such as `pf.scope.local`."""
     name = getattr(function, "__name__", repr(function))
     for room in ROOMS:
         module = menu(room)
@@ -68,7 +69,7 @@ def public_name(function: Any) -> str:
 
 
 def call_text(function: Callable[..., Any]) -> str:
-    """How a function is called, such as `apply(params, mask, *, spec)`."""
+    """Return a call of a function with its required arguments, such as `apply(params, mask, *, spec)`."""
     parameters = inspect.signature(function).parameters.values()
     bare = [p.replace(annotation=p.empty) for p in parameters if p.default is p.empty or p.kind is p.VAR_POSITIONAL]
     return f"{function.__name__}{inspect.Signature(bare)}"

@@ -1,1 +1,1 @@
-"""Which units go: orders of removal, limits, the knapsack, and what is alike."""
+"""Selection of the units to remove: orders of removal, limits, the knapsack, and structurally identical groups."""

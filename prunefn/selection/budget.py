@@ -1,4 +1,4 @@
-"""Budgets: what share of a cost is kept, at most."""
+"""Budgets: upper bounds on the fraction of a cost that is kept."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["activations", "custom", "latency", "macs", "params", "uniform_ratio"
 
 
 SCAN = 512
-"""How many points of an order are looked at when a cost need not fall."""
+"""Number of points of an order that are tried when a cost need not fall."""
 SLACK = 1 + 1e-12
-"""So that a share of 0.3 of ten is three."""
+"""Relative tolerance of a budget, so that keeping 3 of 10 meets 0.3 in spite of rounding errors."""
 
 
 @door
 def macs(keep: float) -> Budget:
-    """At most this share of the MACs.
+    """Limit the MACs to this fraction of the whole network's.
 
     >>> macs(0.65).keep
     0.65
@@ -35,27 +35,30 @@ def macs(keep: float) -> Budget:
 
 @door
 def params(keep: float) -> Budget:
-    """At most this share of the parameters."""
+    """Limit the number of parameters to this fraction of the whole network's."""
     return _budget("params", keep, _params)
 
 
 @door
 def activations(keep: float) -> Budget:
-    """At most this share of the activations: the elements that all ops write for one sample, which is what training keeps."""
+    """Limit the activations to this fraction of the whole network's.
+
+    Activations are the elements that all ops write for one sample, which training keeps in memory.
+    """
     return _budget("activations", keep, _activations)
 
 
 @door
 def latency(keep: float, table: Predictor) -> Budget:
-    """At most this share of the latency that a table predicts.
+    """Limit the latency to this fraction of the whole network's, as a table predicts it.
 
-    Latency need not fall with each unit, nor with all of them. Along the order of removal, up to 512 points are looked at,
-    evenly spaced, until one meets the budget; between it and the point before, bisection finds where the budget is met
-    first. What the table predicts must fit the spec that `select` is given.
+    Latency need not fall with each removed unit, nor with many. Along the order of removal, up to 512 evenly spaced points are
+    tried until one meets the budget; between it and the previous point, bisection finds where the budget is first met. The
+    table must be of the spec that is passed to `select`.
 
     Args:
-        keep: share of what the table predicts for the spec's sizes.
-        table: anything with `predict(sizes) → float`, such as what `pf.latency_table` measures.
+        keep: fraction of the prediction for the spec's sizes.
+        table: any object with `predict(sizes) → float`, such as a table by `pf.latency_table`.
 
     >>> class Table:
     ...     def predict(self, sizes):
@@ -63,24 +66,25 @@ def latency(keep: float, table: Predictor) -> Budget:
     >>> latency(0.8, Table()).quantity
     'latency'
     """
-    return _budget("latency", keep, partial(_predicted, table), falls=False)
+    return _budget("latency", keep, partial(_predict, table), falls=False)
 
 
 @door
 def custom(
     keep: float, cost: Callable[[Mapping[str, int], Spec], float], *, name: str = "custom", falls: bool = False
 ) -> Budget:
-    """At most this share of any cost.
+    """Limit any cost to this fraction of the whole network's.
 
     Args:
-        keep: share of `cost` at the spec's sizes.
-        cost: (size of each group, spec) → a number that is not negative.
-        name: for messages; not that of a field of `Cost`.
-        falls: whether the cost never rises when a unit goes: then bisection finds the fewest units, else the search of `latency`.
+        keep: fraction of `cost` at the spec's sizes.
+        cost: (size of each group, spec) → a non-negative number.
+        name: for messages; not the name of a field of `Cost`.
+        falls: whether the cost never rises when a unit is removed. If so, bisection finds the fewest units; otherwise the
+            search of `latency` is used.
 
     Raises:
-        BudgetError: a share that is none.
-        PruneError: the name is taken.
+        BudgetError: keep is not in (0, 1].
+        PruneError: the name is that of a field of `Cost`.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
@@ -101,7 +105,7 @@ def _budget(
 ) -> Budget:
     if not 0 < keep <= 1:
         raise BudgetError(
-            f"budget.{quantity}({keep}): the share that is kept must be above 0 and at most 1, such as 0.65"
+            f"budget.{quantity}({keep}): the fraction that is kept must be above 0 and at most 1, such as 0.65"
         )
     return Budget(quantity, keep, cost, falls)
 
@@ -118,7 +122,7 @@ def _activations(sizes: Mapping[str, int], spec: Spec) -> int:
     return spec.costs.activations(sizes)
 
 
-def _predicted(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
+def _predict(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
     return float(table.predict(sizes))
 
 
@@ -126,12 +130,14 @@ def _predicted(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
 
 
 def shares(budgets: Iterable[Budget], spec: Spec) -> Callable[[Mapping[str, int]], list[float]]:
-    """Sizes → for each budget, what share is kept of its cost; of nothing, nothing is kept.
+    """Return a function from sizes to the fraction kept of each budget's cost.
+
+    The fraction is 0 if both costs are 0, and infinite if only the whole network's cost is 0.
 
     Raises:
         PruneError: (also when called) a cost is negative or not finite.
     """
-    chosen = list(budgets)
+    budgets = list(budgets)
 
     def cost(budget: Budget, sizes: Mapping[str, int]) -> float:
         value = float(budget.cost(sizes, spec))
@@ -141,71 +147,80 @@ def shares(budgets: Iterable[Budget], spec: Spec) -> Callable[[Mapping[str, int]
             )
         return value
 
-    dense = [cost(b, spec.sizes) for b in chosen]
+    dense = [cost(b, spec.sizes) for b in budgets]
 
     def kept(sizes: Mapping[str, int]) -> list[float]:
-        values = [cost(b, sizes) for b in chosen]
+        values = [cost(b, sizes) for b in budgets]
         return [v / d if d else inf if v else 0.0 for v, d in zip(values, dense, strict=True)]
 
     return kept
 
 
 def fewest(budgets: Iterable[Budget], spec: Spec, sizes: Callable[[int], Mapping[str, int]], last: int) -> int:
-    """The fewest steps of an order of removal, of which `sizes` says what is left, that meet all budgets.
+    """Return the fewest steps of an order of removal that meet all budgets.
 
-    Costs that fall are bisected. From there on, for costs that need not, up to `SCAN` points are looked at until one meets
-    them; bisection between it and the point before finds the first that does, if there is only one crossing between them.
+    Budgets of falling costs are met by bisection. From that step on, up to `SCAN` points are tried until one meets the other
+    budgets; bisection between it and the previous point finds the first step that does, if there is only one crossing between
+    them.
+
+    Args:
+        budgets: to meet.
+        spec: of the network.
+        sizes: number of steps → size of each group after them.
+        last: the largest number of steps.
 
     Raises:
-        BudgetError: it says what can be met.
+        BudgetError: a budget cannot be met; the message states the nearest one that can.
     """
-    chosen = list(budgets)
-    falling, others = [b for b in chosen if b.falls], [b for b in chosen if not b.falls]
+    budgets = list(budgets)
+    falling, others = [b for b in budgets if b.falls], [b for b in budgets if not b.falls]
     kept = shares(falling, spec)
 
-    def met(step: int) -> bool:
+    def is_met(step: int) -> bool:
         return _meets(falling, kept(sizes(step)))
 
-    if not met(last):
-        raise BudgetError(_cannot(falling, kept(sizes(last)), "with all that may go removed"))
-    start = 0 if met(0) else _between(met, 0, last)
+    if not is_met(last):
+        raise BudgetError(_unmet_text(falling, kept(sizes(last)), "with all that may go removed"))
+    start = 0 if is_met(0) else _bisect_steps(is_met, 0, last)
     return _scan(others, spec, sizes, start, last) if others else start
 
 
 def _scan(budgets: list[Budget], spec: Spec, sizes: Callable[[int], Mapping[str, int]], first: int, last: int) -> int:
+    """Return the first step of [first, last] that a scan of `SCAN` points and bisection find to meet the budgets."""
     kept = shares(budgets, spec)
     count = min(SCAN, last - first + 1)
     points = sorted({first + (last - first) * i // max(count - 1, 1) for i in range(count)})
     best: tuple[float, list[float]] | None = None
     miss: int | None = None
     for point in points:
-        found = kept(sizes(point))
-        if _meets(budgets, found):
-            return point if miss is None else _between(lambda k: _meets(budgets, kept(sizes(k))), miss, point)
-        worst = max(share / b.keep for share, b in zip(found, budgets, strict=True))
-        best = (worst, found) if best is None or worst < best[0] else best
+        fractions = kept(sizes(point))
+        if _meets(budgets, fractions):
+            return point if miss is None else _bisect_steps(lambda k: _meets(budgets, kept(sizes(k))), miss, point)
+        worst = max(fraction / b.keep for fraction, b in zip(fractions, budgets, strict=True))
+        best = (worst, fractions) if best is None or worst < best[0] else best
         miss = point
     assert best is not None
-    raise BudgetError(_cannot(budgets, best[1], f"at the best of {len(points)} points along the order of removal"))
+    raise BudgetError(_unmet_text(budgets, best[1], f"at the best of {len(points)} points along the order of removal"))
 
 
-def _between(met: Callable[[int], bool], miss: int, hit: int) -> int:
-    """The first step that meets, given one before it that does not, and one that does."""
+def _bisect_steps(is_met: Callable[[int], bool], miss: int, hit: int) -> int:
+    """Return the first step that meets the budgets, between a step `miss` that does not and a step `hit` that does."""
     while hit - miss > 1:
         middle = (miss + hit) // 2
-        miss, hit = (miss, middle) if met(middle) else (middle, hit)
+        miss, hit = (miss, middle) if is_met(middle) else (middle, hit)
     return hit
 
 
 def _meets(budgets: list[Budget], kept: list[float]) -> bool:
-    return all(share <= b.keep * SLACK for b, share in zip(budgets, kept, strict=True))
+    return all(fraction <= b.keep * SLACK for b, fraction in zip(budgets, kept, strict=True))
 
 
-def _cannot(budgets: list[Budget], kept: list[float], when: str) -> str:
+def _unmet_text(budgets: list[Budget], kept: list[float], when: str) -> str:
+    """Return the message about the budgets that the kept fractions do not meet."""
     out = []
-    for b, share in zip(budgets, kept, strict=True):
-        if share > b.keep * SLACK:
-            least = at_least(share)
+    for b, fraction in zip(budgets, kept, strict=True):
+        if fraction > b.keep * SLACK:
+            least = at_least(fraction)
             fix = f"or allow at least {least}" if least <= 1 else "or loosen the other budgets"
             out.append(
                 f"budget.{b.quantity}({b.keep}) cannot be met: {when}, {least} of the {b.quantity} stay; "
@@ -215,7 +230,7 @@ def _cannot(budgets: list[Budget], kept: list[float], when: str) -> str:
 
 
 def at_least(share: float) -> float:
-    """A share of four digits that is no less.
+    """Round a fraction up to four digits.
 
     >>> at_least(0.75), at_least(0.750001)
     (0.75, 0.7501)
@@ -229,24 +244,24 @@ def at_least(share: float) -> float:
 
 @door
 def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) -> float:
-    """The ratio at which a budget is just met when it is removed from all chosen groups alike, sizes taken as continuous.
+    """Return the ratio that just meets a budget when it is removed from every chosen group; sizes are continuous.
 
-    With every chosen size n become q·n, a cost of the spec is a polynomial in q. Up to degree two it is solved in closed
-    form, `keep·T = U + S₁q + S₂q²` with T the whole, U untouched, S₁ and S₂ where one side and both sides shrink;
-    above that (grouped attention, products of three axes) by bisection. Other costs are searched as by `budget.latency`, at
-    the sizes that `scope.local()` leaves.
+    When every chosen size n becomes q·n, a cost of the spec is a polynomial in q. Up to degree two, it is solved in closed
+    form: `keep·T = U + S₁q + S₂q²`, with T the total cost, U the part that does not shrink, and S₁ and S₂ the parts where
+    one side and both sides shrink. Higher degrees (grouped attention, products of three axes) are solved by bisection.
+    Other costs are searched like `budget.latency`, at the sizes that `scope.local()` keeps.
 
     Args:
         spec: of the network.
-        budget: `budget.macs(0.65)`, say.
-        where: which groups shrink: `pf.kind("hidden")`, a glob, any predicate; default all.
+        budget: such as `budget.macs(0.65)`.
+        where: groups that shrink: `pf.kind("hidden")`, a glob, any predicate; default: all.
 
     Returns:
-        The share removed, 1 − q, in [0, 1): a ratio for `scope.local()`, which then meets the budget to within the rounding.
+        The ratio removed, 1 − q, in [0, 1): with `scope.local()`, it meets the budget up to the rounding of sizes.
 
     Raises:
-        PruneError: `where` chooses no group.
-        BudgetError: the budget cannot be met; the message says what can.
+        PruneError: `where` matches no group.
+        BudgetError: the budget cannot be met; the message states the nearest one that can.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))
@@ -258,7 +273,7 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
     if not names:
         raise PruneError(f"no group matches {where!r}: there is nothing to remove")
     if budget.quantity not in Cost._fields:
-        return _searched(spec, budget, names)
+        return _search_ratio(spec, budget, names)
     coefficients = degrees(getattr(spec.costs, budget.quantity), spec.sizes, names)
     total, rest = sum(coefficients), coefficients[0]
     if rest >= budget.keep * total and budget.keep < 1:
@@ -270,8 +285,8 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
     return min(max(1 - root(coefficients, budget.keep * total), 0.0), 1.0)
 
 
-def _searched(spec: Spec, budget: Budget, names: list[str]) -> float:
-    """The lowest ratio of six digits that meets the budget, as far as `fewest` finds it."""
+def _search_ratio(spec: Spec, budget: Budget, names: list[str]) -> float:
+    """Return the lowest ratio of six digits that meets the budget, as far as `fewest` finds it."""
     digits = 1_000_000
 
     def sizes(step: int) -> Mapping[str, int]:

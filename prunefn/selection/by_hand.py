@@ -1,4 +1,4 @@
-"""Masks by hand: name what goes, by group, module or tensor."""
+"""Masks by hand: list the units to remove, by group, module or tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..types import Mask
 
 
 class Target(NamedTuple):
-    """What a key of `mask` stands for: a group, and the axis whose positions are counted."""
+    """Meaning of a key of `mask`: a group, and the axis whose positions the indices count."""
 
     key: str
     group: str
@@ -27,21 +27,21 @@ class Target(NamedTuple):
 
 @door
 def mask(spec: Spec, removed: Mapping[str | Group, Iterable[int] | Tensor]) -> Mask:
-    """A mask that removes the given units.
+    """Return a mask that removes the given units.
 
     Args:
-        spec: of what is to be pruned.
-        removed: by key, indices of what goes; or a bool tensor, True = **kept**. A key is a group (`spec.groups[…]`, or its
-            name), and units are counted; or else the name of a tensor, or of a module with a `weight`, and rows are counted, the
-            positions of dim 0. The rows must belong to a single group; where a unit stands at several, give them all.
-            A layer and the group of its outputs may have one name, also where its weight is [in, out]: that means the group.
+        spec: of the network to prune.
+        removed: key → indices to remove, or a bool tensor, True = **kept**. If the key is a group (`spec.groups[…]`, or its
+            name), indices count its units. Otherwise the key names a tensor, or a module with a `weight`, and indices count
+            rows, the positions of dim 0. The rows must belong to a single group; if a unit has several rows, list all of them.
+            A layer and the group of its outputs may have the same name, even if its weight is [in, out]: it means the group.
 
     Returns:
-        Group → bool [units], for the groups that are named. Keys that mean the same group add up.
+        Group → bool [units], for the groups of the keys. Keys of the same group are combined: each removes its units.
 
     Raises:
-        MaskError: there is no such key, its rows are frozen or belong to several groups, a name means a group and rows of
-            something else, an index is out of range, negative or given twice, or no unit would be left.
+        MaskError: a key is unknown; its rows are frozen or belong to several groups; a name means both a group and rows of
+            another; an index is out of range, negative or listed twice; or no unit would be left.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
@@ -52,71 +52,75 @@ def mask(spec: Spec, removed: Mapping[str | Group, Iterable[int] | Tensor]) -> M
     {'0': tensor([ True,  True, False,  True])}
     """
     out: Mask = {}
-    for key, given in removed.items():
-        target = _target(key, spec, given)
-        gone = _positions(target, given, size(target.axis, spec.sizes))
-        left = ~_units(target, gone, spec)
-        out[target.group] = out[target.group] & left if target.group in out else left
+    for key, choice in removed.items():
+        target = _target(key, spec, choice)
+        positions = _removed_positions(target, choice, size(target.axis, spec.sizes))
+        kept = ~_removed_units(target, positions, spec)
+        out[target.group] = out[target.group] & kept if target.group in out else kept
     check_mask(out, spec)
     return out
 
 
-def _target(key: str | Group, spec: Spec, given: object) -> Target:
-    """The group of a key."""
+def _target(key: str | Group, spec: Spec, choice: object) -> Target:
+    """Return the meaning of a key; `choice`, its indices or mask, decides where a name means two things.
+
+    Raises:
+        MaskError: the key is unknown or ambiguous, or its rows are frozen.
+    """
     name = key.name if isinstance(key, Group) else key
     tensor = next((t for t in (name, f"{name}.weight") if t in spec.axes), None)
     if name in spec.groups:
-        if tensor is not None and not isinstance(key, Group) and not _is_mask(given, name, tensor, spec):
+        if tensor is not None and not isinstance(key, Group) and not _is_unit_mask(choice, name, tensor, spec):
             _check_agrees(name, tensor, spec)
         return Target(name, name, Leaf(name))
     if tensor is None:
-        known = [*spec.groups, *spec.axes, *(t.removesuffix(".weight") for t in spec.axes)]
-        raise MaskError(f"no group, tensor or module with a weight is called {name!r}{nearest(name, known)}")
+        names = [*spec.groups, *spec.axes, *(t.removesuffix(".weight") for t in spec.axes)]
+        raise MaskError(f"no group, tensor or module with a weight is called {name!r}{nearest(name, names)}")
     axis = spec.axes[tensor][0] if spec.axes[tensor] else Fixed(1)
-    inside = _groups_of(axis, spec)
-    if not inside:
-        raise MaskError(f"nothing can be removed from {_rows(tensor, spec)}{_instead(tensor, spec)}")
-    if len(inside) != 1:
-        raise MaskError(f"{_rows(tensor, spec)} belong to {len(inside)} groups; {_choose(inside)}")
+    groups = _groups_of(axis, spec)
+    if not groups:
+        raise MaskError(f"nothing can be removed from {_rows_text(tensor, spec)}{_advice(tensor, spec)}")
+    if len(groups) != 1:
+        raise MaskError(f"{_rows_text(tensor, spec)} belong to {len(groups)} groups; {_choose(groups)}")
     if tensor != name and _role(tensor, 0, spec) == "in":
         outputs = [g for d, a in enumerate(spec.axes[tensor]) if d for g in _groups_of(a, spec)]
         also = f"; its outputs are {_choose(outputs)}" if outputs else ""
         raise MaskError(
-            f"{name!r} may mean the outputs of the layer, but {_rows(tensor, spec)} are its inputs: for these give "
-            f"{tensor!r}, or group {inside[0]!r}{also}"
+            f"{name!r} may mean the outputs of the layer, but {_rows_text(tensor, spec)} are its inputs: for these give "
+            f"{tensor!r}, or group {groups[0]!r}{also}"
         )
-    return Target(name, inside[0], axis)
+    return Target(name, groups[0], axis)
 
 
-def _is_mask(given: object, group: str, tensor: str, spec: Spec) -> bool:
-    """A bool vector that has the length of the group's units, and not that of the tensor's rows."""
+def _is_unit_mask(choice: object, group: str, tensor: str, spec: Spec) -> bool:
+    """Return whether a choice is a bool vector with the length of the group's units, but not of the tensor's rows."""
     n = spec.sizes[group]
-    if not isinstance(given, Tensor) or given.dtype != torch.bool:
+    if not isinstance(choice, Tensor) or choice.dtype != torch.bool:
         return False
-    return given.shape == (n,) and spec.shape(tensor)[:1] != (n,)
+    return choice.shape == (n,) and spec.shape(tensor)[:1] != (n,)
 
 
 def _check_agrees(name: str, tensor: str, spec: Spec) -> None:
-    """What has the name of a group has its units as rows, or as the outputs of a layer.
+    """Check that a tensor or module with the name of a group has the group's units as rows, or as the outputs of a layer.
 
     Raises:
-        MaskError: the rows are something else, such as a vocabulary.
+        MaskError: the rows are not the group's units, but a vocabulary, for example.
     """
     axes = spec.axes[tensor]
     rows = bool(axes) and axes[0] == Leaf(name)
     if not rows and not any(name in leaves(a) and _role(tensor, d, spec) == "out" for d, a in enumerate(axes)):
         raise MaskError(
-            f"{name!r} means two things: a group of {spec.sizes[name]} units, and {_rows(tensor, spec)}, which are not these "
-            f"units; for the units, give the group itself as the key: spec.groups[{name!r}]{_instead(tensor, spec)}"
+            f"{name!r} means two things: a group of {spec.sizes[name]} units, and {_rows_text(tensor, spec)}, which are not these "
+            f"units; for the units, give the group itself as the key: spec.groups[{name!r}]{_advice(tensor, spec)}"
         )
 
 
-def _rows(tensor: str, spec: Spec) -> str:
+def _rows_text(tensor: str, spec: Spec) -> str:
     return f"the rows (dim 0) of {tensor!r} = {spec.einops(tensor) or '()'}"
 
 
-def _instead(tensor: str, spec: Spec) -> str:
-    """Why the rows are frozen, and where units of this tensor are."""
+def _advice(tensor: str, spec: Spec) -> str:
+    """Return a text that says why the rows are frozen, and along which dims the tensor has units."""
     why = "; ".join(spec.frozen.get((tensor, 0), ()))
     frozen = f"; they are frozen: {why}" if why else ""
     others = [(d, g) for d, a in enumerate(spec.axes[tensor]) if d for g in _groups_of(a, spec)]
@@ -137,13 +141,17 @@ def _choose(groups: Iterable[str]) -> str:
     return f"choose by group: {', '.join(repr(g) for g in groups)}"
 
 
-def _positions(target: Target, given: Iterable[int] | Tensor, n: int) -> Tensor:
-    """What goes: bool [n]."""
+def _removed_positions(target: Target, choice: Iterable[int] | Tensor, n: int) -> Tensor:
+    """Return the removed positions of the target's axis, True = removed: bool [n].
+
+    Raises:
+        MaskError: the choice is no list of indices and no mask of n positions.
+    """
     what = f"{target.key!r}" if target.key == target.group else f"{target.key!r} (group {target.group!r})"
     try:
-        t = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(list(given))
+        t = choice.detach().cpu() if isinstance(choice, Tensor) else torch.as_tensor(list(choice))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise MaskError(f"for {what}, {given!r} is not a list of indices, such as [0, 3]") from error
+        raise MaskError(f"for {what}, {choice!r} is not a list of indices, such as [0, 3]") from error
     if t.ndim != 1 or (t.numel() and (t.is_floating_point() or t.is_complex())):
         raise MaskError(
             f"for {what}, the given tensor has dtype {t.dtype} and shape {tuple(t.shape)}; "
@@ -162,22 +170,26 @@ def _positions(target: Target, given: Iterable[int] | Tensor, n: int) -> Tensor:
     return counts > 0
 
 
-def _units(target: Target, gone: Tensor, spec: Spec) -> Tensor:
-    """The units that stand at removed positions, and nowhere else: bool [units]."""
-    unit = unit_of(target.axis, target.group, spec.sizes)
-    if bool((gone & (unit < 0)).any()):
-        at = int((gone & (unit < 0)).nonzero()[0])
+def _removed_units(target: Target, removed: Tensor, spec: Spec) -> Tensor:
+    """Return the units whose positions are removed, True = removed: bool [units].
+
+    Raises:
+        MaskError: a removed position is frozen, or a unit has other positions that are not removed.
+    """
+    unit = unit_of(target.axis, target.group, spec.sizes)  # unit at each position; −1: frozen
+    if bool((removed & (unit < 0)).any()):
+        frozen = int((removed & (unit < 0)).nonzero()[0])
         raise MaskError(
-            f"position {at} of {target.key!r} cannot be removed: it is frozen, not one of group {target.group!r}"
+            f"position {frozen} of {target.key!r} cannot be removed: it is frozen, not one of group {target.group!r}"
         )
     n = spec.sizes[target.group]
-    hit = torch.zeros(n, dtype=torch.bool).index_fill(0, unit[gone], True)
-    if torch.equal(hit[unit.clamp(min=0)] & (unit >= 0), gone):
-        return hit
-    left = hit[unit.clamp(min=0)] & (unit >= 0) & ~gone
-    first = int(unit[left][0])
-    stands = ", ".join(map(str, (unit == first).nonzero()[:, 0].tolist()))
+    units = torch.zeros(n, dtype=torch.bool).index_fill(0, unit[removed], True)
+    if torch.equal(units[unit.clamp(min=0)] & (unit >= 0), removed):
+        return units
+    missing = units[unit.clamp(min=0)] & (unit >= 0) & ~removed
+    first = int(unit[missing][0])
+    all_positions = ", ".join(map(str, (unit == first).nonzero()[:, 0].tolist()))
     raise MaskError(
-        f"unit {first} of group {target.group!r} stands at positions {stands} of {target.key!r}; give them all, or name "
+        f"unit {first} of group {target.group!r} stands at positions {all_positions} of {target.key!r}; give them all, or name "
         f"the unit: {{{target.group!r}: [{first}]}}"
     )

@@ -1,4 +1,4 @@
-"""What may go from each group: names and globs looked up, multiples for tensor cores, caps."""
+"""Limits of what is removed from each group: globs on names, multiples for tensor cores, caps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..errors import PruneError, nearest
 log = logging.getLogger(__name__)
 
 TINY = 1e-9
-"""So that 0.29 · 100 counts as 29."""
+"""Added before rounding down, so that 0.29 · 100 = 28.999… counts as 29."""
 
 RoundTo = int | torch.dtype | Mapping[str, int | torch.dtype]
-"""A multiple; a dtype, whose multiple tensor cores want; or either for each glob."""
+"""A multiple; a dtype, for the multiple that tensor cores need for it; or either for each glob."""
 
 TENSOR_CORE_BYTES = 16
 """NVIDIA, Matrix Multiplication Background User's Guide (DU-09799-001), section 2.2, Tensor Core Requirements."""
@@ -40,17 +40,17 @@ V = TypeVar("V")
 
 
 class Caps(NamedTuple):
-    """For each group: how many units may go, and what the kept count is a multiple of."""
+    """For each group: how many units may be removed at most, and the number that the kept count is a multiple of."""
 
     most: np.ndarray
     round_to: np.ndarray
 
 
 def multiple(round_to: int | torch.dtype) -> int:
-    """The multiple of channels that tensor cores want for a dtype: 16 bytes of them; an int is itself.
+    """Return the multiple of channels that tensor cores need for a dtype, 16 bytes; an int is returned unchanged.
 
     Raises:
-        PruneError: tensor cores do not take this dtype.
+        PruneError: tensor cores do not support this dtype.
 
     Source: NVIDIA, Matrix Multiplication Background User's Guide, section 2.2.
 
@@ -60,8 +60,10 @@ def multiple(round_to: int | torch.dtype) -> int:
     if not isinstance(round_to, torch.dtype):
         return round_to
     if round_to not in TENSOR_CORE_DTYPES:
-        known = ", ".join(str(d).removeprefix("torch.") for d in TENSOR_CORE_DTYPES)
-        raise PruneError(f"round_to={round_to}: tensor cores do not take this dtype; give a number, or one of {known}")
+        supported = ", ".join(str(d).removeprefix("torch.") for d in TENSOR_CORE_DTYPES)
+        raise PruneError(
+            f"round_to={round_to}: tensor cores do not take this dtype; give a number, or one of {supported}"
+        )
     return TENSOR_CORE_BYTES // round_to.itemsize
 
 
@@ -73,10 +75,10 @@ def caps(
     max_ratio: float | Mapping[str, float],
     min_units: int | Mapping[str, int],
 ) -> Caps:
-    """The caps of `select`, for each group.
+    """Return the caps of `select` for each group.
 
     Raises:
-        PruneError: a value that makes no sense, or a pattern that matches nothing.
+        PruneError: a value is out of its range, or a pattern matches nothing.
     """
     counts = [multiple(r) for r in _values(round_to)] + list(_values(min_units))
     if any(n < 1 for n in counts) or any(not 0 <= m <= 1 for m in _values(max_ratio)):
@@ -84,19 +86,19 @@ def caps(
             f"round_to ({round_to}) and min_units ({min_units}) must be at least 1, max_ratio ({max_ratio}) in [0, 1]"
         )
     multiples = [multiple(r) for r in per_group("round_to", round_to, names, 1)]
-    shares = per_group("max_ratio", max_ratio, names, 1.0)
+    max_ratios = per_group("max_ratio", max_ratio, names, 1.0)
     floors = per_group("min_units", min_units, names, 1)
     for name, n, r in zip(names, sizes.tolist(), multiples, strict=True):
         if n < r:
             log.info("group %r has %d units, fewer than round_to=%d: it stays whole", name, n, r)
     rounded = np.array(multiples, dtype=np.int64)
     floor = np.minimum(sizes, np.maximum(np.array(floors, dtype=np.int64), rounded))
-    most = (np.array(shares, dtype=np.float64) * sizes + TINY).astype(np.int64)
+    most = (np.array(max_ratios, dtype=np.float64) * sizes + TINY).astype(np.int64)
     return Caps(np.minimum(sizes - floor, most), rounded)
 
 
 def per_group(what: str, value: V | Mapping[str, V], names: Sequence[str], default: V) -> list[V]:
-    """The value for each group, `default` where no pattern matches.
+    """Return the value for each group, `default` where no pattern matches.
 
     Raises:
         PruneError: a pattern matches nothing.
@@ -106,12 +108,12 @@ def per_group(what: str, value: V | Mapping[str, V], names: Sequence[str], defau
     """
     if not isinstance(value, Mapping):
         return [value] * len(names)
-    found = patterns(what, value, names)
-    return [default if p is None else value[p] for p in found]
+    deciding = patterns(what, value, names)
+    return [default if p is None else value[p] for p in deciding]
 
 
 def patterns(what: str, given: Mapping[str, V], names: Sequence[str]) -> list[str | None]:
-    """The pattern that decides for each group: its own name, else the first glob that matches; None: there is none.
+    """Return the pattern that decides for each group: its own name, else the first glob that matches, else None.
 
     Raises:
         PruneError: a pattern matches no group.

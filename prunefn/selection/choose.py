@@ -1,4 +1,4 @@
-"""scores → mask: exact counts, ties broken by index, budgets met by bisection on the exact cost."""
+"""The step from scores to a mask: exact counts, ties broken by index, budgets met by bisection on the exact cost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .knapsack import by_saving
 from .order import Order, by_share
 
 DIGITS = 10_000
-"""What a message promises, it promises to four digits."""
+"""Ratios in messages are multiples of 1 / DIGITS: four digits."""
 
 Ratio = float | Budget | Sequence[Budget] | Mapping[str, float]
-"""The share removed, what is kept of one or more costs, or the share removed of the groups that match each glob."""
+"""Ratio of units removed, one or more budgets, or a ratio for each glob on the groups' names."""
 
 
 @door
@@ -37,28 +37,30 @@ def select(
     max_ratio: float | Mapping[str, float] = 1.0,
     min_units: int | Mapping[str, int] = 1,
 ) -> Mask:
-    """Choose which units stay.
+    """Choose which units to keep.
+
+    `round_to`, `max_ratio` and `min_units` may be mappings from globs on the groups' names, like `ratio`; a group that matches
+    none has no such limit.
 
     Args:
         scores: group → [units]; higher = keep.
-        ratio: share of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`, or
-            several, which are all met; or a share for each glob on the groups' names, `{"layer1.*": 0.2, "*": 0.5}`: a
-            group's own name decides, else the first glob that matches, and groups that match none stay whole. The groups of
-            a glob are ranked among themselves.
+        ratio: fraction of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`, or
+            several budgets, all of which are met; or a ratio for each glob, `{"layer1.*": 0.2, "*": 0.5}`: a group takes the
+            ratio of its own name, else of the first glob that matches; groups that match none are not pruned. The groups of a
+            glob are ranked among themselves.
         spec: needed for budgets and by most scopes; with it, the scores are checked against its groups.
-        scope: what is ranked against what; default `scope.global_()`.
-        round_to: kept counts are multiples of this; rounded so that never more is removed than asked. A group that is
-            smaller stays whole. A dtype (`torch.float16`) is the multiple that tensor cores want for it.
-        max_ratio: no group loses more than this share.
-        min_units: every group keeps at least so many.
-            These three may be mappings from globs, too; what matches none has no such limit.
+        scope: which units are ranked together; default: `scope.global_()`.
+        round_to: kept counts are multiples of this, rounded up, so that no more is removed than the ratio allows. A group
+            smaller than this is not pruned. A dtype (`torch.float16`) stands for the multiple that tensor cores need for it.
+        max_ratio: no group loses more than this fraction of its units.
+        min_units: every group keeps at least this many units.
 
     Returns:
         Group → bool [units], True = kept, for the groups in `scores`.
 
     Raises:
-        PruneError: a bad ratio, a pattern that matches nothing, or scores that do not fit or are not finite.
-        BudgetError: the demand cannot be met; the message says what can.
+        PruneError: a bad ratio, a pattern that matches nothing, or scores that do not fit the spec or are not finite.
+        BudgetError: the ratio or budget cannot be met; the message states the nearest one that can.
 
     >>> select({"a": torch.tensor([3.0, 1.0, 2.0, 1.0])}, 0.5)
     {'a': tensor([ True, False,  True, False])}
@@ -77,46 +79,47 @@ def select(
         if spec is None:
             raise PruneError("a budget needs the spec: select(scores, budget, spec=spec)")
         order = _order(scores, scope, [""] * len(names), limits, spec)
-        return order.mask(order.first(_fewest(order, budgets, spec)))
+        return order.mask(order.first(_fewest_units(order, budgets, spec)))
     ratios = _ratios(ratio)
-    decides = patterns("ratio", ratios, names) if isinstance(ratio, Mapping) else [""] * len(names)
-    order = _order(scores, scope, decides, limits, spec)
-    return order.mask(order.first_of_classes(_asked(order, scope, decides, ratios, limits)))
+    deciding = patterns("ratio", ratios, names) if isinstance(ratio, Mapping) else [""] * len(names)
+    order = _order(scores, scope, deciding, limits, spec)
+    return order.mask(order.first_of_classes(_removed_counts(order, scope, deciding, ratios, limits)))
 
 
 def _budgets(ratio: Any) -> list[Budget]:
-    """The budgets, if the ratio is one or several.
+    """Return the budgets if the ratio is one or several budgets, else an empty list.
 
     Raises:
-        PruneError: there are none in the sequence, or other things.
+        PruneError: the ratio is a sequence that is empty or holds other values than budgets.
     """
     if isinstance(ratio, Budget):
         return [ratio]
     if not isinstance(ratio, Sequence):
         return []
     if not ratio or not all(isinstance(b, Budget) for b in ratio):
-        raise PruneError(f"the ratio is {ratio!r}; several demands must all be budgets, such as [budget.macs(0.65)]")
+        raise PruneError(f"the ratio is {ratio!r}; a sequence must hold budgets only, such as [budget.macs(0.65)]")
     return list(ratio)
 
 
 def _ratios(ratio: Any) -> dict[str, float]:
-    """Pattern → ratio; the pattern of a plain one is empty.
+    """Return pattern → ratio; the pattern of a single ratio is empty.
 
     Raises:
-        PruneError: one of them is no share.
+        PruneError: a ratio is no number in [0, 1).
     """
     ratios = dict(ratio) if isinstance(ratio, Mapping) else {"": ratio}
     for pattern, r in ratios.items():
         if not isinstance(r, Real) or not 0 <= float(r) < 1:
             of = f" of {pattern!r}" if pattern else ""
-            raise PruneError(f"the ratio{of} is {r}; it is the share of units removed and must be in [0, 1)")
+            raise PruneError(f"the ratio{of} is {r}; it is the fraction of units removed and must be in [0, 1)")
     return ratios
 
 
 def _check_scores(scores: Scores, spec: Spec | None) -> None:
+    """Check that scores fit the groups of the spec and are finite; raise PruneError if not."""
     for name, s in scores.items():
         if spec is not None and name not in spec.groups:
-            raise MaskError(f"the scores have a group {name!r} that the spec has not{nearest(name, spec.groups)}")
+            raise MaskError(f"the spec has no group {name!r}, but the scores have one{nearest(name, spec.groups)}")
         if s.ndim != 1 or (spec is not None and len(s) != spec.sizes[name]):
             units = "" if spec is None else f", but the group has {spec.sizes[name]} units"
             raise MaskError(
@@ -126,23 +129,33 @@ def _check_scores(scores: Scores, spec: Spec | None) -> None:
             raise PruneError(f"the scores of group {name!r} are not finite")
 
 
-def _order(scores: Scores, scope: Scope, decides: Sequence[str | None], limits: Caps, spec: Spec | None) -> Order:
-    """Rank all units once. `decides`: the pattern that each group falls under; patterns are ranked apart."""
+def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits: Caps, spec: Spec | None) -> Order:
+    """Rank all units once.
+
+    Args:
+        scores: group → [units].
+        scope: that divides the groups into classes.
+        deciding: the pattern that decides for each group; each pattern is ranked separately. None: the group is not pruned.
+        limits: of each group.
+        spec: may be None if the scope needs none.
+    """
     names = list(scores)
     if scope.per is not None and spec is None:
         raise PruneError(f"scope.{scope.name}() needs the spec: select(scores, ratio, spec=spec, scope=…)")
     keys = [None] * len(names) if scope.classes is None else scope.classes(names, spec)
-    number: dict[object, int] = {}
-    classes = [-1 if d is None else number.setdefault((d, k), len(number)) for d, k in zip(decides, keys, strict=True)]
-    values = [_comparable(name, s, scope) for name, s in scores.items()]
-    numbered = np.array(classes, dtype=np.int64)
+    numbers: dict[object, int] = {}  # a class for each pair of a pattern and a key of the scope
+    classes = [
+        -1 if d is None else numbers.setdefault((d, k), len(numbers)) for d, k in zip(deciding, keys, strict=True)
+    ]
+    values = [_normalized_scores(name, s, scope) for name, s in scores.items()]
+    class_numbers = np.array(classes, dtype=np.int64)
     if scope.per is not None and spec is not None:
-        return by_saving(names, values, numbered, limits, getattr(spec.costs, scope.per), spec.sizes)
-    return by_share(names, values, numbered, limits)
+        return by_saving(names, values, class_numbers, limits, getattr(spec.costs, scope.per), spec.sizes)
+    return by_share(names, values, class_numbers, limits)
 
 
-def _comparable(name: str, scores: torch.Tensor, scope: Scope) -> np.ndarray:
-    """The scores of a group on the scale of its class."""
+def _normalized_scores(name: str, scores: torch.Tensor, scope: Scope) -> np.ndarray:
+    """Return the scores of a group in float64, normalised to the scale of its class."""
     s = scores.detach().double().cpu()
     if scope.normalize is not None and len(s):
         s = scope.normalize(s)
@@ -158,49 +171,52 @@ def _comparable(name: str, scores: torch.Tensor, scope: Scope) -> np.ndarray:
 # ---- ratios
 
 
-def _asked(
-    order: Order, scope: Scope, decides: Sequence[str | None], ratios: Mapping[str, float], limits: Caps
+def _removed_counts(
+    order: Order, scope: Scope, deciding: Sequence[str | None], ratios: Mapping[str, float], limits: Caps
 ) -> list[int]:
-    """How many units the ratios remove from each class.
+    """Return how many units the ratios remove from each class.
 
     Raises:
-        BudgetError: more than may go.
+        BudgetError: a ratio removes more units than the limits allow.
     """
-    ruled = order.classes >= 0
+    pruned = order.classes >= 0
     last = int(order.classes.max(initial=-1))
-    units = np.bincount(order.classes[ruled], weights=order.sizes[ruled], minlength=last + 1).astype(np.int64)
-    possible = np.bincount(order.classes[ruled], weights=limits.most[ruled], minlength=last + 1).astype(np.int64)
+    units = np.bincount(order.classes[pruned], weights=order.sizes[pruned], minlength=last + 1).astype(np.int64)
+    possible = np.bincount(order.classes[pruned], weights=limits.most[pruned], minlength=last + 1).astype(np.int64)
     out = np.zeros(last + 1, dtype=np.int64)
     for pattern, ratio in ratios.items():
-        mine = np.array([d == pattern for d in decides], dtype=bool)
-        classes = np.unique(order.classes[mine])
-        asked = _share(ratio, units[classes], scope)
-        if (asked > possible[classes]).any():
-            tight = np.flatnonzero(mine & np.isin(order.classes, classes[asked > possible[classes]]))
-            short = min(tight.tolist(), key=lambda i: int(order.sizes[i]))
+        matching = np.array([d == pattern for d in deciding], dtype=bool)
+        classes = np.unique(order.classes[matching])
+        requested = _count_removed(ratio, units[classes], scope)
+        if (requested > possible[classes]).any():
+            limited = np.flatnonzero(matching & np.isin(order.classes, classes[requested > possible[classes]]))
+            smallest = min(limited.tolist(), key=lambda i: int(order.sizes[i]))
             of = f" for {pattern!r}" if pattern else ""
             raise BudgetError(
-                f"a ratio of {ratio}{of} removes {asked.sum()} of {units[classes].sum()} units, but min_units, max_ratio and "
-                f"round_to let only {np.minimum(asked, possible[classes]).sum()} go (the smallest group is "
-                f"{order.names[short]!r} with {order.sizes[short]}); "
-                f"a ratio up to {_highest(units[classes], possible[classes], scope)} works"
+                f"a ratio of {ratio}{of} removes {requested.sum()} of {units[classes].sum()} units, but min_units, max_ratio and "
+                f"round_to let only {np.minimum(requested, possible[classes]).sum()} go (the smallest group is "
+                f"{order.names[smallest]!r} with {order.sizes[smallest]}); "
+                f"a ratio up to {_highest_ratio(units[classes], possible[classes], scope)} works"
             )
-        out[classes] = asked
+        out[classes] = requested
     return out.tolist()
 
 
-def _share(ratio: float, units: np.ndarray, scope: Scope) -> np.ndarray:
-    """The share of each class, rounded down; never the whole of a class by a rounding error."""
-    asked = (ratio * units + TINY).astype(np.int64)
-    return asked if scope.classes is None else np.minimum(asked, units - 1)
+def _count_removed(ratio: float, units: np.ndarray, scope: Scope) -> np.ndarray:
+    """Return the number of units of each class that a ratio removes, rounded down.
+
+    A class of a scope never loses all its units, even where TINY or a rounding error would round up.
+    """
+    removed = (ratio * units + TINY).astype(np.int64)
+    return removed if scope.classes is None else np.minimum(removed, units - 1)
 
 
-def _highest(units: np.ndarray, possible: np.ndarray, scope: Scope) -> float:
-    """The highest ratio of four digits that can be met."""
+def _highest_ratio(units: np.ndarray, possible: np.ndarray, scope: Scope) -> float:
+    """Return the highest ratio of four digits that can be met."""
     low, high = 0, DIGITS
     while high - low > 1:
         middle = (low + high) // 2
-        met = bool((_share(middle / DIGITS, units, scope) <= possible).all())
+        met = bool((_count_removed(middle / DIGITS, units, scope) <= possible).all())
         low, high = (middle, high) if met else (low, middle)
     return low / DIGITS
 
@@ -208,8 +224,8 @@ def _highest(units: np.ndarray, possible: np.ndarray, scope: Scope) -> float:
 # ---- budgets
 
 
-def _fewest(order: Order, budgets: list[Budget], spec: Spec) -> int:
-    """The fewest units of the order whose removal meets the budgets."""
+def _fewest_units(order: Order, budgets: list[Budget], spec: Spec) -> int:
+    """Return the smallest number of first units of the order whose removal meets the budgets."""
 
     def sizes(k: int) -> Mapping[str, int]:
         return {**spec.sizes, **dict(zip(order.names, order.kept(order.first(k)).tolist(), strict=True))}

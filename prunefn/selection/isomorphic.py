@@ -1,4 +1,4 @@
-"""Which groups are structurally identical: the same ops in the same roles, whatever their sizes and names."""
+"""Structural identity of groups: the same ops in the same roles, whatever their sizes and names."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Use(NamedTuple):
 
     op: str
     argument: Hashable
-    """Position or name."""
+    """Position or name of the argument."""
     sized: frozenset[str]
     """Leaves in the op's static sizes, such as the number of groups of a depthwise convolution."""
 
 
 def signatures(spec: Spec) -> dict[str, Hashable]:
-    """Group → what it has in common with all groups that are structurally identical.
+    """Return group → signature, which structurally identical groups share.
 
-    Two groups are, if they have the same kind and the same members: tensors of the same rank, that enter the same ops as the
-    same arguments, with the group in the same dim, in the same role and in an axis of the same form. Each sort of member is
-    there once or several times; how often does not matter, so that streams of three and of six blocks are alike. Neither
-    do sizes (kernels, strides, widths) and names.
+    Two groups are identical if they have the same kind and the same members. Members are the same if their tensors have the
+    same rank and enter the same ops as the same arguments, with the group in the same dim, in the same role and in an axis of
+    the same form. Of each sort of member, only one and several are distinguished, so that streams of three and of six blocks
+    are identical. Sizes (kernels, strides, widths) and names do not matter.
     """
     uses = _uses(spec)
     ops = {ins.name: ins.op for ins in spec.program.instructions}
@@ -42,8 +42,8 @@ def _signature(group: Group, spec: Spec, uses: Mapping[str, set[Use]], ops: Mapp
         used = {(u.op, u.argument, group.name in u.sized) for u in uses.get(spec.tied.get(tensor, tensor), ())}
         members[role, dim, len(axes), _form(axes[dim], group, spec), frozenset(used)] += 1
     sites = frozenset(_site(spec.sites[s], group, spec, ops) for s in group.sites)
-    several = frozenset((m, n > 1) for m, n in members.items())
-    return group.kind, several, sites, frozenset(group.mixed_by)
+    counted = frozenset((m, n > 1) for m, n in members.items())
+    return group.kind, counted, sites, frozenset(group.mixed_by)
 
 
 def _site(site: Site, group: Group, spec: Spec, ops: Mapping[str, str]) -> Hashable:
@@ -51,7 +51,7 @@ def _site(site: Site, group: Group, spec: Spec, ops: Mapping[str, str]) -> Hasha
 
 
 def _form(axis: Axis, group: Group, spec: Spec) -> Hashable:
-    """The axis without sizes and names; of concatenated parts, which sorts there are."""
+    """Return the form of an axis, without sizes and names; of concatenated parts, the set of their forms."""
     match axis:
         case Leaf(name):
             return "itself" if name == group.name else spec.groups[name].kind if name in spec.groups else "batch"
@@ -64,12 +64,12 @@ def _form(axis: Axis, group: Group, spec: Spec) -> Hashable:
 
 
 def _uses(spec: Spec) -> dict[str, set[Use]]:
-    """Value → the instructions that take it."""
-    found: dict[str, set[Use]] = {}
+    """Return value → the uses of it as an argument of instructions."""
+    uses: dict[str, set[Use]] = {}
     for ins in spec.program.instructions:
         arguments = [*enumerate(ins.args), *ins.kwargs]
         sized = frozenset(leaf for _, a in arguments for leaf in size_leaves(a))
         for position, a in arguments:
             for name in refs(a):
-                found.setdefault(name, set()).add(Use(ins.op, position, sized))
-    return found
+                uses.setdefault(name, set()).add(Use(ins.op, position, sized))
+    return uses

@@ -1,4 +1,4 @@
-"""The greedy order by score per cost saved, exact at every step."""
+"""The greedy order by score per saved cost, exact at every step."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ from .order import Order, counts
 
 
 class Savings:
-    """What the next unit of each group saves, while sizes shrink one unit at a time."""
+    """The cost that the next unit of each group saves, while sizes shrink one unit at a time."""
 
     def __init__(self, polynomial: Polynomial, sizes: Mapping[str, int], names: Iterable[str]) -> None:
         self.sizes = dict(sizes)
-        self.at: dict[str, list[tuple[int, tuple[Axis, ...]]]] = {n: [] for n in names}
-        """Terms in which a group takes part."""
-        self.near: dict[str, set[str]] = {n: set() for n in self.at}
-        """Groups whose savings change when a unit of this group goes."""
-        self.known: dict[Axis, int] = {}
-        self.axes: dict[str, set[Axis]] = {n: set() for n in self.at}
+        self.terms: dict[str, list[tuple[int, tuple[Axis, ...]]]] = {n: [] for n in names}
+        """Group → terms of the cost in which it occurs."""
+        self.neighbours: dict[str, set[str]] = {n: set() for n in self.terms}
+        """Group → groups whose savings change when a unit of this group is removed."""
+        self.axis_sizes: dict[Axis, int] = {}
+        """Axis of a term → its current size."""
+        self.axes: dict[str, set[Axis]] = {n: set() for n in self.terms}
+        """Group → axes of terms in which it occurs."""
         for coefficient, axes in polynomial.terms:
-            found = [leaf for a in axes for leaf in leaves(a)]
-            chosen = [n for n in dict.fromkeys(found) if n in self.at]
+            in_term = [leaf for a in axes for leaf in leaves(a)]
+            chosen = [n for n in dict.fromkeys(in_term) if n in self.terms]
             for n in chosen:
-                self.at[n].append((coefficient, axes))
-                self.near[n].update(m for m in chosen if m != n or found.count(n) > 1)
+                self.terms[n].append((coefficient, axes))
+                self.neighbours[n].update(m for m in chosen if m != n or in_term.count(n) > 1)
                 self.axes[n].update(a for a in axes if n in leaves(a))
-            self.known.update((a, size(a, self.sizes)) for a in axes)
+            self.axis_sizes.update((a, size(a, self.sizes)) for a in axes)
 
     def of(self, name: str) -> int:
-        """What the group's next unit saves."""
-        less = {**self.sizes, name: self.sizes[name] - 1}
-        after = {a: size(a, less) for a in self.axes[name]}
-        known = self.known
+        """Return the cost that the group's next unit saves."""
+        shrunk = {**self.sizes, name: self.sizes[name] - 1}
+        after = {a: size(a, shrunk) for a in self.axes[name]}
+        before = self.axis_sizes
         return sum(
-            c * (prod([known[a] for a in axes]) - prod([after[a] if a in after else known[a] for a in axes]))
-            for c, axes in self.at[name]
+            c * (prod([before[a] for a in axes]) - prod([after[a] if a in after else before[a] for a in axes]))
+            for c, axes in self.terms[name]
         )
 
     def take(self, name: str) -> None:
-        """A unit of the group goes."""
+        """Remove a unit of the group."""
         self.sizes[name] -= 1
-        self.known.update((a, size(a, self.sizes)) for a in self.axes[name])
+        self.axis_sizes.update((a, size(a, self.sizes)) for a in self.axes[name])
 
 
 def by_saving(
@@ -59,13 +61,13 @@ def by_saving(
     polynomial: Polynomial,
     sizes: Mapping[str, int],
 ) -> Order:
-    """Next goes the unit with the lowest score per saved cost; equal ones by group, then by index.
+    """Rank units by score per saved cost, lowest first; equal ones by group, then by index.
 
-    Classes (patterns of ratios) are ranked one after the other, each as if all other groups stayed whole.
+    Classes (patterns of ratios) are ranked one after the other, each as if no other group were pruned.
 
-    Savings fall as sizes shrink, so that a ratio that was computed earlier is a lower bound: only the ratio on top of the heap
-    is computed anew, and only if a group went that shares a term of the cost. A unit of a group that shares no term takes a
-    few microseconds; one that shares hundreds (dense concatenations), about a tenth of a millisecond.
+    Savings fall as sizes shrink, so that a score per saving computed earlier is a lower bound: only that on top of the heap is
+    recomputed, and only if a unit was removed from a group that shares a term of the cost. A unit of a group that shares no
+    term takes a few microseconds; one that shares hundreds (dense concatenations), about a tenth of a millisecond.
 
     Raises:
         PruneError: a score is below zero.
@@ -83,42 +85,49 @@ def by_saving(
         members = np.flatnonzero(classes == c).tolist()
         order += _greedy({i: ascending[i][: caps.most[i]].tolist() for i in members}, names, polynomial, sizes)
     group = np.array(order, dtype=np.int32)
-    gone = np.bincount(group, minlength=len(names))
+    removed = np.bincount(group, minlength=len(names))
     rank = np.empty(len(group), dtype=np.int64)
-    rank[np.argsort(group, kind="stable")] = counts(gone)
+    rank[np.argsort(group, kind="stable")] = counts(removed)
     unit = np.empty_like(rank)
-    for i in np.flatnonzero(gone).tolist():
-        mine = group == i
-        unit[mine] = ranked[i][rank[mine]]
+    for i in np.flatnonzero(removed).tolist():
+        of_group = group == i
+        unit[of_group] = ranked[i][rank[of_group]]
     return Order(names, np.array([len(v) for v in values], dtype=np.int64), caps.round_to, classes, group, unit, rank)
 
 
 def _greedy(
     scores: Mapping[int, list[float]], names: list[str], polynomial: Polynomial, sizes: Mapping[str, int]
 ) -> list[int]:
-    """Group numbers in the order in which their next units go. `scores`: group → ascending, of the units that may go."""
+    """Return group numbers in the order in which their next units are removed.
+
+    Args:
+        scores: group number → ascending scores of the units that may be removed.
+        names: of the groups.
+        polynomial: the cost.
+        sizes: of all groups at the start.
+    """
     number = {names[i]: i for i in scores}
     savings = Savings(polynomial, sizes, number)
-    near = {number[n]: [number[m] for m in others] for n, others in savings.near.items()}
+    neighbours = {number[n]: [number[m] for m in others] for n, others in savings.neighbours.items()}
     saves = {i: savings.of(names[i]) for i in scores}
-    gone, fresh, order = dict.fromkeys(scores, 0), dict.fromkeys(scores, True), []
+    removed, up_to_date, order = dict.fromkeys(scores, 0), dict.fromkeys(scores, True), []
 
     def entry(i: int) -> tuple[float, int]:
-        return scores[i][gone[i]] / saves[i] if saves[i] else inf, i
+        return scores[i][removed[i]] / saves[i] if saves[i] else inf, i
 
     heap = [entry(i) for i in scores if scores[i]]
     heapify(heap)
     while heap:
         i = heap[0][1]
-        if not fresh[i]:
-            saves[i], fresh[i] = savings.of(names[i]), True
+        if not up_to_date[i]:
+            saves[i], up_to_date[i] = savings.of(names[i]), True
             heapreplace(heap, entry(i))
             continue
         order.append(i)
-        gone[i] += 1
+        removed[i] += 1
         savings.take(names[i])
-        fresh.update(dict.fromkeys(near[i], False))
-        if gone[i] < len(scores[i]):
+        up_to_date.update(dict.fromkeys(neighbours[i], False))
+        if removed[i] < len(scores[i]):
             heapreplace(heap, entry(i))
         else:
             heappop(heap)

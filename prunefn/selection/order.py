@@ -1,4 +1,4 @@
-"""The order in which units go, and the mask for any stretch of it."""
+"""The order in which units are removed, and the masks of its beginnings."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .caps import Caps
 
 
 class Order(NamedTuple):
-    """All units that may go, the first to go first. Within a group they go from the lowest score up, ties by index."""
+    """All units that may be removed, in order of removal; within a group from the lowest score up, ties by index."""
 
     names: list[str]
     sizes: np.ndarray
-    """Units of each group."""
+    """Number of units of each group."""
     round_to: np.ndarray
-    """What the kept count of each group is a multiple of."""
+    """For each group, the number that its kept count is a multiple of."""
     classes: np.ndarray
-    """Class number of each group; -1: it stays whole."""
+    """Class number of each group; −1: the group is not pruned."""
     group: np.ndarray
     """Group number of each unit in the order."""
     unit: np.ndarray
     """Index of each unit in its group."""
     rank: np.ndarray
-    """How many of its group go before it."""
+    """For each unit in the order, the number of units of its group before it."""
 
     def first(self, k: int) -> np.ndarray:
-        """How many units each group loses when the first k of the order go: int [groups]."""
+        """Return how many units each group loses when the first k of the order are removed: int [groups]."""
         return np.bincount(self.group[:k], minlength=len(self.names))
 
     def first_of_classes(self, counts: Sequence[int]) -> np.ndarray:
-        """How many units each group loses when the first so many of each class go: int [groups]."""
+        """Return how many units each group loses when the first `counts[c]` of each class c are removed: int [groups]."""
         if len(counts) == 1 and not (self.classes < 0).any():
             return self.first(counts[0])
         lost = np.zeros(len(self.names), dtype=np.int64)
@@ -47,24 +47,24 @@ class Order(NamedTuple):
         return lost
 
     def kept(self, lost: np.ndarray) -> np.ndarray:
-        """Units that each group keeps: what is left, rounded up to multiples of `round_to`."""
-        left = self.sizes - lost
-        return np.minimum(self.sizes, -(-left // self.round_to) * self.round_to)
+        """Return the number of units that each group keeps, rounded up to multiples of `round_to`."""
+        remaining = self.sizes - lost
+        return np.minimum(self.sizes, -(-remaining // self.round_to) * self.round_to)
 
     def mask(self, lost: np.ndarray) -> Mask:
-        """The mask when each group loses so many units, less what rounding keeps."""
+        """Return the mask when each group loses `lost` units, less those that rounding keeps."""
         flat = np.ones(self.sizes.sum(), dtype=bool)
-        goes = self.rank < (self.sizes - self.kept(lost))[self.group]
+        removed = self.rank < (self.sizes - self.kept(lost))[self.group]
         starts = np.cumsum(self.sizes) - self.sizes
-        flat[starts[self.group[goes]] + self.unit[goes]] = False
+        flat[starts[self.group[removed]] + self.unit[removed]] = False
         parts = torch.from_numpy(flat).split(self.sizes.tolist())
         return {name: part.clone() for name, part in zip(self.names, parts, strict=True)}
 
 
 def by_share(names: list[str], values: list[np.ndarray], classes: np.ndarray, caps: Caps) -> Order:
-    """Rank units within classes; next goes the unit that takes the smallest share of its class, itself and all below it.
+    """Rank units within classes, and merge classes by the fraction of the class up to and including the unit.
 
-    For one class this is the plain order. Equal scores go by group, then by index; equal shares by class.
+    For one class this is the order by score. Equal scores are ordered by group, then by index; equal fractions by class.
     """
     sizes = np.array([len(v) for v in values], dtype=np.int64)
     flat = np.concatenate(values) if values else np.zeros(0)
@@ -74,8 +74,9 @@ def by_share(names: list[str], values: list[np.ndarray], classes: np.ndarray, ca
         of_unit = narrow(classes, len(sizes))[group[order]]
         order = order[np.argsort(of_unit, kind="stable")]
         units = np.bincount(classes[classes >= 0], weights=sizes[classes >= 0]).astype(np.int64)
-        left_out = np.full(len(flat) - units.sum(), np.inf)
-        order = order[np.argsort(np.concatenate([left_out, *(np.arange(1, n + 1) / n for n in units)]), kind="stable")]
+        # Units of class −1 come first in the sort by class: they get inf, so that they go last.
+        unranked = np.full(len(flat) - units.sum(), np.inf)
+        order = order[np.argsort(np.concatenate([unranked, *(np.arange(1, n + 1) / n for n in units)]), kind="stable")]
     unit = order - (np.cumsum(sizes) - sizes)[group[order]]
     group = group[order]
     rank = np.empty_like(unit)
@@ -85,12 +86,12 @@ def by_share(names: list[str], values: list[np.ndarray], classes: np.ndarray, ca
 
 
 def narrow(numbers: np.ndarray, groups: int) -> np.ndarray:
-    """In 16 bits where they fit: numpy sorts those by radix."""
+    """Return numbers in 16 bits where they fit, as numpy sorts those by radix."""
     return numbers.astype(np.int16) if groups < 2**15 else numbers
 
 
 def counts(sizes: np.ndarray) -> np.ndarray:
-    """0, 1, … up to each size, one after the other.
+    """Return 0, 1, … up to each size, concatenated.
 
     >>> counts(np.array([2, 3])).tolist()
     [0, 1, 0, 1, 2]

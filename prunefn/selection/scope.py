@@ -1,8 +1,8 @@
-"""Scopes: what is ranked against what.
+"""Scopes: which units are ranked together.
 
-A scope divides the scored groups into classes. Units are ranked within their class; a ratio is a share of each class's
-units, rounded down; under a budget the classes shrink alike: next goes the unit that takes the smallest share of its class,
-itself and all below it.
+A scope divides the scored groups into classes. Units are ranked within their class; a ratio is a fraction of each class's
+units, rounded down. Under a budget, the classes shrink at the same pace: the next unit removed is the one with the lowest
+fraction (rank in its class) / (units of its class).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["by", "global_", "isomorphic", "knapsack", "local", "per_kind"]
 
 @door
 def global_(*, normalize: bool | Normalizer | None = None) -> Scope:
-    """One ranking over all units of all groups; a ratio is a share of all units.
+    """Rank all units of all groups together; a ratio is a fraction of all units.
 
     Args:
-        normalize: makes groups of different scale comparable: one of `normalizer`, or any function of a group's scores
-            [units]; True is `normalizer.mean`.
+        normalize: function that makes groups of different scale comparable: one of `normalizer`, or any function of a group's
+            scores [units]; True is `normalizer.mean`; default: none.
 
     >>> import torch, prunefn as pf
     >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([20.0, 30.0, 40.0])}
@@ -39,39 +39,39 @@ def global_(*, normalize: bool | Normalizer | None = None) -> Scope:
 
 
 def local() -> Scope:
-    """A ranking in each group; a ratio is the same share of every group.
+    """Rank the units of each group separately; a ratio is the same fraction of every group.
 
     >>> import torch, prunefn as pf
     >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([20.0, 30.0, 40.0])}
     >>> pf.select(scores, 0.5, scope=local())
     {'a': tensor([False,  True,  True]), 'b': tensor([False,  True,  True])}
     """
-    return Scope("local", _each)
+    return Scope("local", _classes_by_name)
 
 
 @door
 def per_kind(*, normalize: bool | Normalizer | None = None) -> Scope:
-    """A ranking over all groups of a kind (`hidden`, `residual`, `heads`, …); `select` needs the spec.
+    """Rank the units of all groups of a kind (`hidden`, `residual`, `heads`, …) together; `select` needs the spec.
 
     Args:
-        normalize: as for `global_`.
+        normalize: as in `global_`.
     """
     return by(_kind, name="per_kind", normalize=normalize)
 
 
 @door
 def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
-    """A ranking over each set of structurally identical groups; `select` needs the spec.
+    """Rank the units of each set of structurally identical groups together; `select` needs the spec.
 
-    Scores of units that play different parts are not comparable, so that they are ranked apart: in a vision transformer, the
-    MLPs' hidden units, the heads, the units of all heads, and the residual stream. What is identical, `isomorphic.signatures`
-    says: kind, ops, and roles; neither sizes nor names.
+    Scores of units in different roles are not comparable, and are ranked separately: in a vision transformer, the MLPs' hidden
+    units, the heads, the units of all heads, and the residual stream. `isomorphic.signatures` compares kinds, ops and roles,
+    but neither sizes nor names.
 
     Args:
-        normalize: as for `global_`.
+        normalize: as in `global_`.
 
-    Source: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, arXiv 2407.04616. There, graphs of layers are
-    compared; here, a group's members with the ops that use them.
+    Source: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, arXiv 2407.04616. The paper
+    compares graphs of layers; this function compares a group's members and the ops that use them.
 
     >>> import torch, prunefn as pf
     >>> from torch import nn
@@ -81,41 +81,41 @@ def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
     >>> one == two, two == three  # only the first runs through a depthwise convolution
     (False, True)
     """
-    return Scope("isomorphic", _alike, _normalizer(normalize))
+    return Scope("isomorphic", _classes_by_signature, _normalizer(normalize))
 
 
 @door
 def by(
     key: Callable[[Group, Spec], Hashable], *, name: str = "by", normalize: bool | Normalizer | None = None
 ) -> Scope:
-    """A ranking over all groups for which `key(group, spec)` is the same; `select` needs the spec.
+    """Rank the units of all groups with the same `key(group, spec)` together; `select` needs the spec.
 
     Args:
-        key: (group, spec) → anything that can be hashed.
+        key: (group, spec) → any hashable value.
         name: for messages.
-        normalize: as for `global_`.
+        normalize: as in `global_`.
 
     >>> stages = by(lambda group, spec: group.name.split(".")[0], name="per_stage")
     """
-    return Scope(name, partial(_keyed, key=key, name=name), _normalizer(normalize))
+    return Scope(name, partial(_classes_by_key, key=key, name=name), _normalizer(normalize))
 
 
 @door
 def knapsack(quantity: str = "macs", *, normalize: bool | Normalizer | None = None) -> Scope:
-    """One ranking over all units: next goes the lowest score per unit of cost that it saves; `select` needs the spec.
+    """Rank all units together by score divided by the cost that removing the unit saves; `select` needs the spec.
 
-    What a unit saves depends on what else has gone: each step uses the exact saving at the sizes of that moment. Scores must
-    not be below zero. Units that save nothing go last. With a mapping of ratios, the groups of a pattern are ranked as if all
-    others stayed whole.
+    The saving of a unit depends on the units already removed: each step uses the exact saving at the current sizes. Scores must
+    not be below zero. Units that save nothing are removed last. With a mapping of ratios, the groups of a pattern are ranked as
+    if no other group were pruned.
 
     Args:
         quantity: `macs`, `params` or `activations`.
-        normalize: as for `global_`; `normalizer.min_max` for scores below zero.
+        normalize: as in `global_`; `normalizer.min_max` for scores below zero.
 
     Raises:
-        PruneError: there is no such quantity.
+        PruneError: the quantity is unknown.
 
-    Source: the greedy solution of the knapsack problem (Dantzig, Operations Research 5, 1957), with savings that change.
+    Source: the greedy solution of the knapsack problem (Dantzig, Operations Research 5, 1957), with savings updated at each step.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
@@ -131,7 +131,7 @@ def knapsack(quantity: str = "macs", *, normalize: bool | Normalizer | None = No
     return Scope("knapsack", None, _normalizer(normalize), quantity)
 
 
-def _each(groups: Sequence[str], _: Spec | None) -> Sequence[Hashable]:
+def _classes_by_name(groups: Sequence[str], _: Spec | None) -> Sequence[Hashable]:
     return groups
 
 
@@ -139,16 +139,16 @@ def _kind(group: Group, _: Spec) -> Hashable:
     return group.kind
 
 
-def _alike(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
-    found = signatures(_spec(spec, "isomorphic"))
-    return [found[g] for g in groups]
+def _classes_by_signature(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
+    by_group = signatures(_require_spec(spec, "isomorphic"))
+    return [by_group[g] for g in groups]
 
 
-def _keyed(
+def _classes_by_key(
     groups: Sequence[str], spec: Spec | None, *, key: Callable[[Group, Spec], Hashable], name: str
 ) -> list[Hashable]:
-    known = _spec(spec, name)
-    return [key(known.groups[g], known) for g in groups]
+    spec = _require_spec(spec, name)
+    return [key(spec.groups[g], spec) for g in groups]
 
 
 def _normalizer(normalize: bool | Normalizer | None) -> Normalizer | None:
@@ -157,7 +157,8 @@ def _normalizer(normalize: bool | Normalizer | None) -> Normalizer | None:
     return normalize
 
 
-def _spec(spec: Spec | None, scope: str) -> Spec:
+def _require_spec(spec: Spec | None, scope: str) -> Spec:
+    """Return the spec; raise PruneError if it is missing."""
     if spec is None:
         raise PruneError(f"scope.{scope}() needs the spec: select(scores, ratio, spec=spec, scope=…)")
     return spec

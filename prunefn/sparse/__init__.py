@@ -1,13 +1,13 @@
-"""Sparse weights: single ones, n of each m, blocks or slices go, and the tensors keep their shapes.
+"""Sparse weights: remove single weights, all but n of each m, blocks or slices, while tensors keep their shapes.
 
 params or stats ─score▶ scores ─select▶ masks ─apply_sparse or reconstruct▶ params with zeros
 
-Weight masks are parameter → bool of its shape, True = kept; a parameter that is absent is whole. `train.train(…, masks=masks)`
+Weight masks are parameter → bool of its shape, True = kept; an absent parameter is not pruned. `train.train(…, masks=masks)`
 holds them in training. Choices are values: `sparse.criteria.wanda()`, `sparse.pattern.n_m(2, 4)`, `sparse.scope.erk()`.
 
-With channel pruning in either order: prune channels first, and all else is as ever; or weights first, and `shrink(masks, mask,
-spec=spec)` brings the masks along. Pieces (slices, blocks, groups of m) that are to be whole after the channels are gone are
-selected with `select(…, mask=mask)`.
+Weights and channels can be pruned in either order. After channels, nothing changes for weights; after weights,
+`shrink(masks, mask, spec=spec)` removes the channels from the masks. To select pieces (slices, blocks, groups of m) that are
+aligned after the channels are removed, use `select(…, mask=mask)`.
 """
 
 from . import criteria, pattern, scope

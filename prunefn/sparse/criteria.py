@@ -1,8 +1,10 @@
-"""Criteria on single weights; higher = keep. Values as in `prunefn.criteria`, to be given to `collect_stats` in the same way, but
-what they score are weights: their `score` gives parameter → float64 tensor of its shape, for all weights of contractions.
+"""Criteria on single weights; higher = keep.
 
-`snip` and `movement` are criteria of training: SNIP scores a network before it is trained, movement adds up over steps (and
-`movement_since` over all of them).
+They are values like those of `prunefn.criteria`, and are passed to `collect_stats` in the same way. But they score weights: their
+`score` returns parameter → float64 tensor of its shape, for all weights of contractions.
+
+`snip` and `movement` are criteria for training: SNIP scores a network before it is trained, movement adds up over steps, and
+`movement_since` over the whole training.
 """
 
 from __future__ import annotations
@@ -28,30 +30,35 @@ __all__ = ["magnitude", "movement", "movement_since", "obs", "random", "snip", "
 
 
 Columns = Float[Tensor, "g i"]
-"""A number for each input of a contraction."""
+"""One value for each input of a contraction."""
 
 
 @door
 def magnitude(p: float = 2.0) -> Criterion:
-    """|w|^p; needs no data. The power counts where weights are added up: in blocks and slices, and for `scope.lamp`.
+    """Score weights by |w|^p; needs no data.
+
+    The power matters where scores are added up: in blocks and slices, and for `scope.lamp`.
 
     Raises:
         PruneError: p is not above zero.
     """
     if not p > 0:
         raise PruneError(f"magnitude's p is {p}; it must be above 0")
-    return Criterion("magnitude", partial(_magnitude, p=p), needs=())
+    return Criterion("magnitude", partial(_score_magnitude, p=p), needs=())
 
 
 @door
 def random(seed: int = 0) -> Criterion:
-    """Uniform in [0, 1), from a generator of its own; the same seed gives the same scores. Needs no data."""
-    return Criterion("random", partial(_random, seed=seed), needs=())
+    """Score weights by uniform random numbers in [0, 1) from a separate generator; needs no data.
+
+    The same seed gives the same scores.
+    """
+    return Criterion("random", partial(_score_random, seed=seed), needs=())
 
 
 @door
 def taylor(loss: Loss = cross_entropy) -> Criterion:
-    """|w · ∂L/∂w|, with the gradient's mean over all data: to first order, how the loss changes when the weight goes.
+    """Score weights by |w · ∂L/∂w| with the mean gradient over all data: to first order, the change of the loss without the weight.
 
     Args:
         loss: (output, *rest of the batch) → scalar, a mean over samples; default: cross entropy with the labels that follow
@@ -61,39 +68,39 @@ def taylor(loss: Loss = cross_entropy) -> Criterion:
         BatchError: (when collected) a batch has no labels.
         StatsError: (when scored) the gradients were not collected; pass the criterion to `collect_stats`.
     """
-    return _by_gradient("taylor", loss, _absolute)
+    return _gradient_criterion("taylor", loss, _absolute)
 
 
 @door
 def snip(loss: Loss = cross_entropy) -> Criterion:
-    """|w · ∂L/∂w| as a share of its sum over all weights, of a network that is not trained yet: Lee et al., ICLR 2019, eq. 6.
+    """Score weights by |w · ∂L/∂w| divided by its sum over all weights, for untrained networks: Lee et al., ICLR 2019, eq. 6.
 
-    With `scope.global_()`, as in the paper. It ranks as `taylor` does, from the same gradients.
+    Use it with `scope.global_()`, as in the paper. The ranking equals that of `taylor`, from the same gradients.
 
-    Args, errors: as for `taylor`.
+    Args, errors: as in `taylor`.
     """
-    return _by_gradient("snip", loss, _shares)
+    return _gradient_criterion("snip", loss, _divide_by_total)
 
 
 @door
 def movement(loss: Loss = cross_entropy) -> Criterion:
-    """−w · ∂L/∂w: high where gradient descent moves the weight away from zero; Sanh et al., NeurIPS 2020, eq. 5.
+    """Score weights by −w · ∂L/∂w, which is high where gradient descent moves the weight away from zero.
 
-    Over batches it is the mean; over the steps of a training, collect from each step's params and batch, and add up
-    `stats.sums`. Scores below zero are usual.
+    The score is a mean over samples; scores below zero are usual. For a score over the steps of a training, collect from each
+    step's params and batch, and add up `stats.sums`. Source: Sanh et al., NeurIPS 2020, eq. 5.
 
-    Args, errors: as for `taylor`.
+    Args, errors: as in `taylor`.
     """
     collector = Collector(f"weight movement by {loss_name(loss)}", Movement(loss))
-    return Criterion("movement", partial(_movement, collector=collector), (), (collector,))
+    return Criterion("movement", partial(_score_movement, collector=collector), (), (collector,))
 
 
 @door
 def movement_since(start: Params) -> Criterion:
-    """½ (w² − w₀²): movement added up along the whole training from `start`; needs no data.
+    """Score weights by ½ (w² − w₀²), the movement added up along the whole training from `start`; needs no data.
 
-    Under gradient flow, −∫ w · ∂L/∂w dt is exactly this; with the optimizers in use it is what the sum stands for. Where a network
-    has converged, its gradients are noise, and so is `movement` on it; what the weights have moved from their start is not.
+    Under gradient flow, −∫ w · ∂L/∂w dt equals this score; with the usual optimizers, it approximates the sum over steps. The
+    gradients of a converged network are noise, and so is `movement` on it; the distance of its weights from the start is not.
 
     Args:
         start: the params before training, such as those of the same model built with the same seed.
@@ -101,31 +108,31 @@ def movement_since(start: Params) -> Criterion:
     Raises:
         ParamsError: (when scored) a weight is not in `start`, or has another shape there.
     """
-    return Criterion("movement_since", partial(_since, start=dict(start)), needs=())
+    return Criterion("movement_since", partial(_score_movement_since, start=dict(start)), needs=())
 
 
 def wanda() -> Criterion:
-    """|w| · ‖x‖, where ‖x‖² is the mean square of the weight's input: Sun et al., ICLR 2024 (arXiv 2306.11695), eq. 1.
+    """Score weights by |w| · ‖x‖, where ‖x‖² is the mean square of the weight's input: Sun et al., ICLR 2024, eq. 1.
 
-    In the paper weights are compared within each output: `scope.rows()`. All taps of a convolution have the norm of their
-    channel. Weights whose inputs are not measured (see `Weight.site`) have no score, and so stay whole.
+    The paper (arXiv 2306.11695) compares weights within each output: use `scope.rows()`. All taps of a convolution use the
+    norm of their channel. Weights whose inputs are not measured (see `Weight.site`) have no score and are not pruned.
 
     Raises:
-        StatsError: (when scored) there are no moments; give `collect_stats` batches.
+        StatsError: (when scored) there are no moments; pass batches to `collect_stats`.
     """
-    return Criterion("wanda", _wanda, ("moments",))
+    return Criterion("wanda", _score_wanda, ("moments",))
 
 
 @door
 def obs(ridge: float = 1e-2) -> Criterion:
-    """w² / [C⁻¹]_jj: the squared error that removing the one weight costs once the others have made up for it.
+    """Score weights by w² / [C⁻¹]_jj, the squared error of removing one weight after the others have compensated for it.
 
-    C is the covariance of the inputs, as biases make up for means (see `reconstruct`), with `ridge` times its mean diagonal
-    added. It is the saliency of OBS (Hassibi et al., 1993) by which SparseGPT chooses (Frantar and Alistarh, ICML 2023, eq. 4).
-    Taps and weights without a site are treated as by `wanda`.
+    C is the covariance of the inputs, plus `ridge` times the mean of its diagonal; means do not count, as biases compensate
+    them (see `reconstruct`). This is the saliency of OBS (Hassibi et al., 1993), which SparseGPT uses (Frantar and Alistarh,
+    ICML 2023, eq. 4). Taps and weights without a site are treated as in `wanda`.
 
     Args:
-        ridge: above zero.
+        ridge: fraction of the mean variance that is added to each variance; above zero.
 
     Raises:
         PruneError: the ridge is not above zero.
@@ -133,32 +140,33 @@ def obs(ridge: float = 1e-2) -> Criterion:
     """
     if not ridge > 0:
         raise PruneError(f"obs's ridge is {ridge}; it must be above 0, such as 1e-2")
-    return Criterion("obs", partial(_obs, ridge=ridge), ("covariance",))
+    return Criterion("obs", partial(_score_obs, ridge=ridge), ("covariance",))
 
 
 # ---- from weights
 
 
-def _magnitude(stats: Stats, *, p: float) -> Scores:
+def _score_magnitude(stats: Stats, *, p: float) -> Scores:
     return {n: stats.params[n].detach().double().abs().pow(p) for n in weights(spec_of(stats))}
 
 
-def _random(stats: Stats, *, seed: int) -> Scores:
+def _score_random(stats: Stats, *, seed: int) -> Scores:
     generator = torch.Generator().manual_seed(seed)
-    known = weights(spec_of(stats)).values()
-    return {w.name: torch.rand(w.shape, generator=generator, dtype=torch.float64) for w in known}
+    return {
+        n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in weights(spec_of(stats)).items()
+    }
 
 
-def _since(stats: Stats, *, start: Params) -> Scores:
+def _score_movement_since(stats: Stats, *, start: Params) -> Scores:
     out: Scores = {}
     for n in weights(spec_of(stats)):
-        now, then = stats.params[n].detach().double(), start.get(n)
-        if then is None or then.shape != now.shape:
-            there = "is not there" if then is None else f"has the shape {tuple(then.shape)}"
+        current, initial = stats.params[n].detach().double(), start.get(n)
+        if initial is None or initial.shape != current.shape:
+            problem = "is missing" if initial is None else f"has the shape {tuple(initial.shape)}"
             raise ParamsError(
-                f"movement_since: {n!r}, {tuple(now.shape)}, {there} in start; give the params before training"
+                f"movement_since: {n!r}, {tuple(current.shape)}, {problem} in start; give the params before training"
             )
-        out[n] = (now.square() - then.detach().to(now).square()) / 2
+        out[n] = (current.square() - initial.detach().to(current).square()) / 2
     return out
 
 
@@ -166,7 +174,7 @@ def _since(stats: Stats, *, start: Params) -> Scores:
 
 
 class Gradients(NamedTuple):
-    """Collects Σ over samples of ∂L/∂w: parameter → its shape."""
+    """Collector of Σ over samples of ∂L/∂w: parameter → tensor of its shape."""
 
     loss: Loss
     criterion: str
@@ -177,27 +185,28 @@ class Gradients(NamedTuple):
 
 
 class Movement(NamedTuple):
-    """Collects −Σ over samples of w · ∂L/∂w, with the weights of that moment: parameter → its shape."""
+    """Collector of −Σ over samples of w · ∂L/∂w, with the weights at collection: parameter → tensor of its shape."""
 
     loss: Loss
 
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> dict[str, Tensor]:
-        found = Gradients(self.loss, "movement")(params, batch, spec)
-        return {n: -params[n].detach().double() * g for n, g in found.items()}
+        gradients = Gradients(self.loss, "movement")(params, batch, spec)
+        return {n: -params[n].detach().double() * g for n, g in gradients.items()}
 
 
-def _movement(stats: Stats, *, collector: Collector) -> Scores:
+def _score_movement(stats: Stats, *, collector: Collector) -> Scores:
     sums = collected(stats, collector, "movement", "movement(…)")
     return {n: s / max(stats.samples, 1) for n, s in sums.items()}
 
 
-def _by_gradient(name: str, loss: Loss, finish: Callable[[Scores], Scores]) -> Criterion:
+def _gradient_criterion(name: str, loss: Loss, finish: Callable[[Scores], Scores]) -> Criterion:
+    """Return a criterion whose scores are a function of the products w · ∂L/∂w."""
     collector = Collector(f"weight gradients of {loss_name(loss)}", Gradients(loss, name))
-    return Criterion(name, partial(_products, name=name, collector=collector, finish=finish), (), (collector,))
+    return Criterion(name, partial(_score_products, name=name, collector=collector, finish=finish), (), (collector,))
 
 
-def _products(stats: Stats, *, name: str, collector: Collector, finish: Callable[[Scores], Scores]) -> Scores:
-    """What is made of w · ∂L/∂w."""
+def _score_products(stats: Stats, *, name: str, collector: Collector, finish: Callable[[Scores], Scores]) -> Scores:
+    """Return `finish` of the products w · ∂L/∂w."""
     sums = collected(stats, collector, name, f"{name}(…)")
     return finish({n: stats.params[n].detach().double() * s / max(stats.samples, 1) for n, s in sums.items()})
 
@@ -206,7 +215,7 @@ def _absolute(products: Scores) -> Scores:
     return {n: v.abs() for n, v in products.items()}
 
 
-def _shares(products: Scores) -> Scores:
+def _divide_by_total(products: Scores) -> Scores:
     total = max(sum(float(v.abs().sum()) for v in products.values()), torch.finfo(torch.float64).tiny)
     return {n: v.abs() / total for n, v in products.items()}
 
@@ -214,49 +223,52 @@ def _shares(products: Scores) -> Scores:
 # ---- from inputs
 
 
-def _wanda(stats: Stats) -> Scores:
+def _score_wanda(stats: Stats) -> Scores:
     sites = measured(stats, "wanda", "wanda()")
-    return _by_columns(stats, sites, lambda w, m: _grouped(w, m.m2 / m.count + m.mean.square()).sqrt(), torch.abs)
+    return _scale_columns(
+        stats, sites, lambda w, m: _split_groups(w, m.m2 / m.count + m.mean.square()).sqrt(), torch.abs
+    )
 
 
-def _obs(stats: Stats, *, ridge: float) -> Scores:
+def _score_obs(stats: Stats, *, ridge: float) -> Scores:
     sites = measured(stats, "obs", "obs()", "covariance")
 
     def columns(w: Weight, m: Moments) -> Columns:
         inverse = [torch.linalg.inv(damped(c, ridge)).diagonal() for c in diagonal_blocks(m.covariance, w.groups)]
         return 1 / torch.stack(inverse)
 
-    return _by_columns(stats, sites, columns, torch.square)
+    return _scale_columns(stats, sites, columns, torch.square)
 
 
-def _by_columns(
+def _scale_columns(
     stats: Stats,
     sites: Mapping[str, Moments],
     columns: Callable[[Weight, Moments], Columns],
     of_weight: Callable[[Tensor], Tensor],
 ) -> Scores:
-    """Something of the weight, times something of its column."""
+    """Return scores `of_weight(w)` times a value of the weight's column, for weights with a measured site."""
     out: Scores = {}
     for w in weights(spec_of(stats)).values():
         if w.site in sites:
-            own = w.split(stats.params[w.name].detach().double())
-            at = columns(w, sites[w.site]).to(own.device)
-            out[w.name] = w.joined(of_weight(own) * at[:, None, :, None])
+            weight = w.split(stats.params[w.name].detach().double())
+            factors = columns(w, sites[w.site]).to(weight.device)
+            out[w.name] = w.joined(of_weight(weight) * factors[:, None, :, None])
     return out
 
 
-def _grouped(w: Weight, values: Tensor) -> Columns:
+def _split_groups(w: Weight, values: Tensor) -> Columns:
+    """Return values of all inputs [groups · in] as [groups, in]."""
     return rearrange(values, "(g i) -> g i", g=w.groups)
 
 
 def diagonal_blocks(c: Float[Tensor, "d d"], g: int) -> list[Tensor]:
-    """The blocks on the diagonal: what the groups of a contraction read."""
+    """Return the blocks on the diagonal: the covariances of the inputs of each group of a contraction."""
     i = len(c) // g
     return [c[n * i : (n + 1) * i, n * i : (n + 1) * i] for n in range(g)]
 
 
 def damped(c: Float[Tensor, "i i"], ridge: float) -> Float[Tensor, "i i"]:
-    """With the ridge times the mean of the diagonal added to it; the identity's where there is nothing."""
+    """Return c with the ridge times the mean of the diagonal added to it; with 1 added if the diagonal is zero."""
     mean = float(c.diagonal().mean())
     return c + torch.eye(len(c), dtype=c.dtype, device=c.device) * (ridge * mean if mean > 0 else 1.0)
 

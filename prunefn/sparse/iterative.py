@@ -1,4 +1,4 @@
-"""Little by little: rounds of selection with anything between them, and masks that are renewed in each epoch of a training."""
+"""Iterative pruning: rounds of selection with training between them, and masks that change in each epoch of a training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .scoring import score
 from .slicing import apply_sparse
 
 Schedule = Callable[[int], float]
-"""Rounds or epochs done → share that is removed, such as those of `prunefn.train.schedule`."""
+"""Number of rounds or epochs done → fraction removed, such as those of `prunefn.train.schedule`."""
 Between = Callable[[int, Params, Masks], Params]
-"""(round, from 1; params with zeros; masks that hold) → params: where training goes."""
+"""Training between rounds: (round, from 1; params with zeros; current masks) → params."""
 
 
 @door
@@ -44,27 +44,26 @@ def rounds(
     ridge: float | None = None,
     between: Between | None = None,
 ) -> tuple[Params, Masks]:
-    """Iterative pruning: in each round, score what is left, remove up to the schedule's share, and train.
+    """Prune in rounds: in each round, score the remaining weights, remove up to the schedule's fraction, and train.
 
-    What is removed once stays removed.
+    Removed weights stay removed.
 
     Args:
         params: of the spec.
-        batches: for criteria that need data; read once a round.
-        schedule: rounds done → share removed: `train.schedule.linear(0.8, 4)`, `geometric`, `cubic`.
-        steps: how many rounds; a schedule of `train.schedule` knows them as `.steps`.
+        batches: for criteria that need data, and for `ridge`; read once into a list, and measured in each round.
+        schedule: rounds done → fraction removed: `train.schedule.linear(0.8, 4)`, `geometric`, `cubic`.
+        steps: number of rounds; a schedule of `train.schedule` has it as `.steps`.
         spec: of the params.
-        criterion, pattern, scope: as for `sparse.score` and `sparse.select`.
-        weights: only these.
-        ridge: reconstruct with this ridge in each round, from the same batches; None: weights that go are just set to zero.
-        between: trains, with the masks held, such as by `train(model, data, masks=masks)`; None: nothing is trained.
+        criterion, pattern, scope: as in `sparse.score` and `sparse.select`.
+        weights: weights to prune, as in `sparse.score`; default: all.
+        ridge: reconstruct with this ridge in each round, from the same batches; None: removed weights are set to zero only.
+        between: trains with the masks held, such as by `train(model, data, masks=masks)`; None: no training.
 
     Returns:
-        Params with zeros, and the masks. To keep the zeros in further training give it the masks; else they are permanent as
-        long as nothing changes the params.
+        Params with zeros, and the masks. Further training needs the masks to keep the zeros.
 
     Raises:
-        PruneError: as for `select` and `score`; there are no rounds.
+        PruneError: as in `select` and `score`; or steps is below one.
 
     >>> import prunefn as pf
     >>> from prunefn.train import schedule
@@ -102,16 +101,17 @@ def renewed(
     scope: WeightScope | None = None,
     weights: Sequence[str] | str | None = None,
 ) -> Callable[[int, Mapping[str, Tensor]], Masks]:
-    """Masks that are drawn anew in each epoch, from the weights alone: for `train.regularizers.Regularizer(name, masks=renewed(…))`.
+    """Return masks that are selected again in each epoch, from the weights alone.
 
-    A weight that went may come back, as long as the ranking says so: those that are held at zero rank last by magnitude.
+    They are for `train.regularizers.Regularizer(name, masks=renewed(…))`. A removed weight may return if its score is high enough:
+    weights that are held at zero rank last by magnitude.
 
     Args:
-        schedule: epochs done before this one → share removed in it.
+        schedule: epochs done before this one → fraction removed in it.
         spec: of the network.
-        criterion: one that needs no data.
-        pattern, scope: as for `sparse.select`.
-        weights: only these.
+        criterion: one that needs no data; default: `sparse.criteria.magnitude()`.
+        pattern, scope: as in `sparse.select`.
+        weights: weights to mask, as in `sparse.score`; default: all.
 
     Returns:
         (epoch, parameters) → weight masks.
@@ -131,11 +131,11 @@ def renewed(
             f"masks that are renewed in training cannot use {criterion.name!r}, which needs data; use rounds"
         )
     options = {"spec": spec, "criterion": criterion, "pattern": pattern, "scope": scope, "weights": weights}
-    return partial(_of_epoch, schedule=schedule, **options)
+    return partial(_select_for_epoch, schedule=schedule, **options)
 
 
 @torch.no_grad()
-def _of_epoch(
+def _select_for_epoch(
     epoch: int,
     params: Mapping[str, Tensor],
     *,
@@ -146,5 +146,6 @@ def _of_epoch(
     scope: WeightScope | None,
     weights: Sequence[str] | str | None,
 ) -> Masks:
+    """Return the masks of an epoch."""
     scores = score(Stats(spec, FrozenDict(params)), criterion=criterion, weights=weights)
     return select(scores, schedule(epoch), spec=spec, pattern=pattern, scope=scope)

@@ -1,4 +1,4 @@
-"""Which parameters are weights of contractions, and how each is laid out as the matrix that multiplies its inputs."""
+"""The parameters that are weights of contractions, and the layout of each as the matrix that multiplies its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..spec.spec import Spec, take
 from ..types import Mask
 
 Masks = dict[str, Tensor]
-"""Weight masks: parameter → bool of its shape, True = kept; a parameter that is absent is kept whole."""
+"""Weight masks: parameter → bool of its shape, True = kept; an absent parameter is not pruned."""
 
 
 class Weight(NamedTuple):
@@ -35,7 +35,7 @@ class Weight(NamedTuple):
     convolution: bool = False
     """Whether its dims are [filters, inputs, *kernel]; not of a transposed one."""
     site: str = ""
-    """Where its inputs are measured; empty where nothing measures them (the network's own inputs, depthwise convolutions)."""
+    """Site that measures its inputs; empty if there is none (inputs of the network, depthwise convolutions)."""
 
     @property
     def depthwise(self) -> bool:
@@ -43,50 +43,51 @@ class Weight(NamedTuple):
         return self.groups > 1 and self.convolution and self.shape[1] == 1
 
     def split(self, t: Tensor) -> Tensor:
-        """The parameter, or anything of its shape → [groups, out, in, taps]."""
-        return rearrange(t, self.pattern, **self._known())
+        """Return the parameter, or another tensor of its shape, as [groups, out, in, taps]."""
+        return rearrange(t, self.pattern, **self._group_sizes())
 
     def joined(self, t: Tensor) -> Tensor:
-        """The inverse of `split`."""
+        """Return the inverse of `split`: a tensor of the parameter's shape."""
         left, right = (side.strip() for side in self.pattern.split("->"))
         kernel = [c for c in left.split() if c.startswith("k")]
-        known = dict(zip(kernel, self.shape[len(self.shape) - len(kernel) :], strict=True))
-        return rearrange(t, f"{right} -> {left}", **self._known(), **known)
+        kernel_sizes = dict(zip(kernel, self.shape[len(self.shape) - len(kernel) :], strict=True))
+        return rearrange(t, f"{right} -> {left}", **self._group_sizes(), **kernel_sizes)
 
     def matrix(self, t: Tensor, *, taps_first: bool = False) -> Tensor:
-        """[rows, columns]: a row for each output, its columns the inputs that it is multiplied with.
+        """Return the weight as [rows, columns]: a row for each output, whose columns are multiplied with its inputs.
 
-        Columns run over inputs, then over the taps of a kernel, as `weight.flatten(1)` of a convolution does and `unfold` gives
-        its inputs; with `taps_first`, over taps and then over inputs.
+        Columns run over inputs, then over the taps of a kernel, like `weight.flatten(1)` of a convolution and `unfold` of its
+        inputs; with `taps_first`, over taps and then over inputs.
         """
         return rearrange(self.split(t), "g o i t -> (g o) (t i)" if taps_first else "g o i t -> (g o) (i t)")
 
     def weight(self, matrix: Tensor, *, taps_first: bool = False) -> Tensor:
-        """The inverse of `matrix`."""
+        """Return the inverse of `matrix`: a tensor of the parameter's shape."""
         order = "(g o) (t i) -> g o i t" if taps_first else "(g o) (i t) -> g o i t"
         return self.joined(rearrange(matrix, order, g=self.groups, t=self.taps))
 
     @property
     def taps(self) -> int:
-        """Positions in the kernel."""
+        """Number of positions in the kernel."""
         left = self.pattern.partition("->")[0].split()
         return prod(self.shape[d] for d in range(-sum(c.startswith("k") for c in left), 0))
 
-    def _known(self) -> dict[str, int]:
+    def _group_sizes(self) -> dict[str, int]:
+        """Return the size of the axis g, if the pattern splits the outputs into groups."""
         return {"g": self.groups} if "g" in self.pattern.partition("->")[0] else {}
 
 
 @door
 def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, Weight]:
-    """The parameters that are weights of contractions, in the order of the program; tied ones once.
+    """Return the parameters that are weights of contractions, in the order of the program; tied ones once.
 
-    They are the weights of linear layers, of matrix products and of convolutions of every kind, recurrent ones included.
-    Embeddings and norms are none, nor are weights that are computed from parameters (weight norm, masks of `nn.utils.prune`): a
-    zero in those would not be a zero in the weight; `left_dense` says which.
+    They are the weights of linear layers, of matrix products and of convolutions of every kind, including recurrent ones.
+    Embeddings and norms are left out. So are weights that are computed from parameters (weight norm, masks of
+    `nn.utils.prune`), as a zero in the parameter is no zero in the weight; `left_dense` returns these.
 
     Args:
-        spec: whose parameters.
-        where: only these: names, module paths, or globs for either.
+        spec: of the parameters.
+        where: weights to return: names, module paths, or globs for either; None: all.
 
     Raises:
         ParamsError: a pattern matches no weight.
@@ -98,26 +99,30 @@ def weights(spec: Spec, where: Sequence[str] | str | None = None) -> dict[str, W
     0.weight (4, 2, 3) (g o) i k0 -> g o i (k0) ''
     3.weight (2, 8) o i -> 1 o i 1 '3'
     """
+    # reversed, so that a weight with several sites gets its first
     sites = {s.weight: s.name for s in reversed(list(spec.sites.values()))}
-    found: dict[str, Weight] = {}
-    for name, pattern, groups, convolution in _found(spec):
+    by_name: dict[str, Weight] = {}
+    for name, pattern, groups, convolution in _find_layouts(spec):
         first = spec.tied.get(name, name)
-        if first not in found:
-            found[first] = Weight(first, spec.shape(first), pattern, groups, convolution, sites.get(name, ""))
+        if first not in by_name:
+            by_name[first] = Weight(first, spec.shape(first), pattern, groups, convolution, sites.get(name, ""))
     if where is None:
-        return found
-    known = {**{n: n for n in found}, **{second: first for second, first in spec.tied.items() if first in found}}
-    wanted = {known[n] for n in picked(where, known)}
-    return {n: w for n, w in found.items() if n in wanted}
+        return by_name
+    first_names = {
+        **{n: n for n in by_name},
+        **{second: first for second, first in spec.tied.items() if first in by_name},
+    }
+    chosen = {first_names[n] for n in picked(where, first_names)}
+    return {n: w for n, w in by_name.items() if n in chosen}
 
 
 def warn_dense(what: str, left: Mapping[str, str], fix: str) -> None:
-    """Say which weights stay dense, and why.
+    """Warn of weights that stay dense, with the reasons.
 
     Args:
-        what: that leaves them so.
-        left: weight or module → why; nothing is said where there is none.
-        fix: what to do.
+        what: function that leaves them dense.
+        left: weight or module → reason; if empty, there is no warning.
+        fix: what the user can do.
     """
     if left:
         why = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
@@ -125,9 +130,14 @@ def warn_dense(what: str, left: Mapping[str, str], fix: str) -> None:
 
 
 def left_dense(spec: Spec, *, convolutions: bool = False) -> dict[str, str]:
-    """Module whose weight is no parameter, so that no single weight of it can be removed → why; perhaps of convolutions only."""
-    found = computed_weights(spec, convolutions)
-    return {m: f"its weight is computed from {', '.join(of)}" for m, of in found.items()}
+    """Return module → the reason why its weights stay dense: they are computed, so that no single one can be removed.
+
+    Args:
+        spec: of the network.
+        convolutions: only those of convolutions.
+    """
+    computed = computed_weights(spec, convolutions)
+    return {m: f"its weight is computed from {', '.join(of)}" for m, of in computed.items()}
 
 
 UNFOLD = (
@@ -137,7 +147,7 @@ UNFOLD = (
 
 
 def picked(patterns: Sequence[str] | str, known: Collection[str]) -> list[str]:
-    """The names that match: each pattern is a name, the path of a module that it is in, or a glob for either.
+    """Return the names that match: each pattern is a name, the path of a module around it, or a glob for either.
 
     Raises:
         ParamsError: a pattern matches none of them.
@@ -151,10 +161,10 @@ def picked(patterns: Sequence[str] | str, known: Collection[str]) -> list[str]:
 
 
 def check_weights(given: Mapping[str, Tensor], known: Mapping[str, Weight], what: str) -> None:
-    """Every tensor is of the shape of a weight.
+    """Check that every tensor has the name and shape of a weight.
 
     Raises:
-        ParamsError: it names the tensor.
+        ParamsError: a tensor does not; names it.
     """
     for name, t in given.items():
         if name not in known:
@@ -168,20 +178,20 @@ def check_weights(given: Mapping[str, Tensor], known: Mapping[str, Weight], what
             )
 
 
-# ---- beside channel pruning
+# ---- together with channel pruning
 
 
 @door
 def shrink(masks: Mapping[str, Tensor], mask: Mask, *, spec: Spec) -> Masks:
-    """Weight masks, scores or anything of the parameters' shapes after channels were removed: as `pf.apply` does with the parameters.
+    """Remove channels from weight masks, scores or other tensors of the parameters' shapes, as `pf.apply` does from parameters.
 
     Args:
         masks: parameter → tensor of its shape.
-        mask: group → bool [units], as for `pf.apply`.
+        mask: group → bool [units], as in `pf.apply`.
         spec: before it is shrunk.
 
     Raises:
-        MaskError, ParamsError: something does not fit the spec.
+        MaskError, ParamsError: the mask or a tensor does not fit the spec.
 
     >>> import prunefn as pf
     >>> spec = pf.trace(torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(3, 1)), (torch.randn(2, 1),))
@@ -195,21 +205,21 @@ def shrink(masks: Mapping[str, Tensor], mask: Mask, *, spec: Spec) -> Masks:
 
 
 def grow(masks: Mapping[str, Tensor], mask: Mask, *, spec: Spec) -> Masks:
-    """The inverse of `shrink` for weight masks: what stands at removed channels counts as kept."""
+    """Return the inverse of `shrink` for weight masks: weights of removed channels count as kept."""
     out: Masks = {}
     for n, small in masks.items():
-        at = [keep(a, mask, spec.sizes).to(small.device).nonzero()[:, 0] for a in spec.axes[n]]
+        kept = [keep(a, mask, spec.sizes).to(small.device).nonzero()[:, 0] for a in spec.axes[n]]
         whole = torch.ones(spec.shape(n), dtype=torch.bool, device=small.device)
-        whole[torch.meshgrid(*at, indexing="ij")] = small
+        whole[torch.meshgrid(*kept, indexing="ij")] = small
         out[n] = whole
     return out
 
 
 def check_shapes(masks: Mapping[str, Tensor], spec: Spec) -> None:
-    """Every mask is of a parameter's shape.
+    """Check that every mask has the shape of its parameter.
 
     Raises:
-        ParamsError: it names the parameter.
+        ParamsError: a mask does not; names the parameter.
     """
     for n, m in masks.items():
         if n not in spec.parameters:
@@ -221,12 +231,12 @@ def check_shapes(masks: Mapping[str, Tensor], spec: Spec) -> None:
 # ---- in the program
 
 
-def _found(spec: Spec) -> Iterator[tuple[str, str, int, bool]]:
-    """(parameter, pattern, groups, whether it is a convolution), perhaps more than once."""
+def _find_layouts(spec: Spec) -> Iterator[tuple[str, str, int, bool]]:
+    """Yield (parameter, pattern, groups, whether it is a convolution); a parameter may come more than once."""
     active = spec.program.activations()
     for i in spec.program.instructions:
         if f"%{i.name}" not in active:
-            continue  # a product of parameters makes a weight, and its factors are none
+            continue  # a product of parameters computes a weight, and its factors are no weights
         for layout in spec.layouts.get(i.name, ()):
             if layout.weight in spec.parameters:
                 yield layout.weight, layout.pattern, size(layout.groups, spec.sizes), layout.convolution
@@ -236,6 +246,6 @@ def _found(spec: Spec) -> Iterator[tuple[str, str, int, bool]]:
     used = {e.name for e in effective(spec)}
     for g in spec.groups.values():
         for tensor, dim, role in g.members:
-            known = tensor in spec.parameters and spec.tied.get(tensor, tensor) in used
-            if role in ("in", "out") and known and len(spec.axes[tensor]) == 2:
+            is_used = tensor in spec.parameters and spec.tied.get(tensor, tensor) in used
+            if role in ("in", "out") and is_used and len(spec.axes[tensor]) == 2:
                 yield tensor, OUT_IN if (role == "out") == (dim == 0) else IN_OUT, 1, False

@@ -1,4 +1,7 @@
-"""Patterns: what goes together. A weight is divided into pieces that are kept or removed whole; or each group of m keeps n."""
+"""Patterns: which elements of a weight are removed together.
+
+A weight is divided into pieces that are kept or removed as a whole; or each group of m elements keeps n.
+"""
 
 from __future__ import annotations
 
@@ -19,43 +22,45 @@ __all__ = ["Pattern", "blocks", "n_m", "slices", "unstructured"]
 
 
 class Pattern(NamedTuple):
-    """How a weight is divided."""
+    """Division of a weight into pieces."""
 
     name: str
     pieces: Callable[[Weight], Tensor | None] | None = None
-    """Weight → the number of the piece that each element is in, from 0, in the order in which pieces of equal scores go: int64 of
-    its shape; −1: the element stays whatever the ratio. None for a weight that has no pieces, and so stays whole."""
+    """Weight → the piece number of each element, int64 of its shape; None for a weight without pieces, which is not pruned.
+
+    Numbers start at 0; of pieces with equal scores, those of lower numbers are removed first. −1: the element is always kept.
+    """
     mean: bool = True
-    """Whether a piece scores the mean of its elements, or their sum."""
+    """Whether the score of a piece is the mean of its elements' scores, or their sum."""
     keep: Callable[[Tensor, Weight], Tensor] | None = None
-    """Instead of pieces: (scores of the weight's shape, weight) → its mask."""
+    """Alternative to pieces: (scores of the weight's shape, weight) → its mask."""
     ratio: float | None = None
-    """The share that such a pattern removes."""
+    """Fraction of weights that a pattern with `keep` removes."""
 
 
 def unstructured() -> Pattern:
-    """Every weight by itself.
+    """Remove every weight on its own.
 
-    It does not lower MACs: zeros are multiplied all the same, unless a kernel for sparse matrices is used.
+    This does not lower MACs: zeros are multiplied like other numbers, unless a kernel for sparse matrices is used.
     """
-    return Pattern("unstructured", _each)
+    return Pattern("unstructured", _number_elements)
 
 
 @door
 def n_m(n: int, m: int, *, taps_first: bool = False) -> Pattern:
-    """In each m consecutive weights of an output, the n of highest score stay; of equals, those that come first go.
+    """Keep the n weights of highest score in each m consecutive weights of an output; of equal scores, the first are removed.
 
-    Consecutive is meant along the axis that is summed over, as in the matrix product that computes the layer: a linear layer's
-    inputs; a convolution's input channels × kernel in the order of `weight.flatten(1)`, which is that of `unfold` (all taps of the
-    first channel come first). Groups of a grouped convolution are rows of their own. In a tail of fewer than m, at most n stay, as
-    if zeros followed: of a tail of n or less, all.
+    Weights are consecutive along the axis that is summed over in the layer's matrix product: the inputs of a linear layer; the
+    input channels × kernel of a convolution, in the order of `weight.flatten(1)` and `unfold` (all taps of the first channel
+    come first). Each group of a grouped convolution has separate rows. A tail of fewer than m weights keeps at most n, as if
+    zeros followed; a tail of n or fewer keeps all.
 
     Args:
-        n, m: 2, 4 is what NVIDIA's sparse tensor cores take (from Ampere on); they read a convolution's weights with `taps_first`.
-        taps_first: of convolutions, order columns by tap, then by channel, so that m channels at one tap are a group.
+        n, m: NVIDIA's sparse tensor cores support 2, 4 (from Ampere on); they read a convolution's weights with `taps_first`.
+        taps_first: order the columns of convolutions by tap, then by channel, so that m channels at one tap are a group.
 
     Raises:
-        PruneError: it does not hold that 1 ≤ n < m.
+        PruneError: 1 ≤ n < m does not hold.
     """
     if not 1 <= n < m:
         raise PruneError(f"n_m({n}, {m}) keeps {n} of each {m}; it must hold that 1 ≤ n < m, such as n_m(2, 4)")
@@ -65,55 +70,64 @@ def n_m(n: int, m: int, *, taps_first: bool = False) -> Pattern:
 
 @door
 def blocks(height: int, width: int) -> Pattern:
-    """Tiles of so many outputs × inputs of the matrix (see `n_m` for its columns) go whole; those at its edges may be smaller.
+    """Remove tiles of height outputs × width inputs of the matrix (see `n_m` for its columns); those at its edges may be smaller.
 
-    A tile scores the mean of its weights, so that smaller ones compare. Tiles of equal scores go by row, then by column.
+    The score of a tile is the mean of its weights' scores, so that smaller tiles are comparable. Tiles of equal scores are
+    removed by row, then by column.
 
     Raises:
         PruneError: a side is below 1.
     """
     if height < 1 or width < 1:
         raise PruneError(f"blocks(height={height}, width={width}) have no weights; both sides must be at least 1")
-    return Pattern(f"blocks of {height} × {width}", partial(_tiles, height=height, width=width))
+    return Pattern(f"blocks of {height} × {width}", partial(_number_tiles, height=height, width=width))
 
 
 @door
 def slices(block: int, *, depthwise_block: int = 2, protect_first: bool = False, short_blocks: bool = False) -> Pattern:
-    """Of convolutions, weights at one (input channel, tap) of a block of filters go together, as in `sparse.slices`.
+    """Remove the weights of convolutions at one (input channel, tap) of a block of filters together, as `sparse.slices` does.
 
-    With `criteria.magnitude()` and `scope.layerwise()` it is that function. Weights that are none of convolutions stay whole.
+    With `criteria.magnitude()` and `scope.layerwise()`, the result equals that function's. Other weights than those of
+    convolutions are not pruned.
 
     Args:
-        block: A, filters of a block; block b has the filters b, b + B, b + 2B, … with B = C_out / A.
+        block: A, number of filters of a block; block b has the filters b, b + B, b + 2B, … with B = C_out / A.
         depthwise_block: A of depthwise convolutions.
-        protect_first: slices at the first index of each kernel row stay; of a 1 × 1 kernel, all.
-        short_blocks: where A does not divide C_out, the filters that are left are a shorter last block; else that is an error.
+        protect_first: keep the slices at the first index of each kernel row; of a 1 × 1 kernel, all.
+        short_blocks: if A does not divide C_out, put the remaining filters into a shorter last block; False raises an error.
     """
     options = {"block": block, "depthwise_block": depthwise_block}
-    pieces = partial(_slices, **options, protect_first=protect_first, short_blocks=short_blocks)
+    pieces = partial(_number_slices, **options, protect_first=protect_first, short_blocks=short_blocks)
     return Pattern(f"slices of {block}", pieces, mean=False)
 
 
-def _each(w: Weight) -> Tensor:
+def _number_elements(w: Weight) -> Tensor:
+    """Return a separate piece number for each element."""
     return torch.arange(torch.Size(w.shape).numel()).reshape(w.shape)
 
 
 def _n_of_m(scores: Tensor, w: Weight, *, n: int, m: int, taps_first: bool) -> Tensor:
+    """Return the mask that keeps n of each m columns."""
     matrix = w.matrix(scores, taps_first=taps_first)
     columns = matrix.shape[1]
+    # Padding of −inf is removed first, as if zeros followed the tail.
     padded = F.pad(matrix, (0, -columns % m), value=-torch.inf).reshape(len(matrix), -1, m)
     kept = torch.ones_like(padded, dtype=torch.bool)
     kept.scatter_(2, padded.argsort(dim=2, stable=True)[:, :, : m - n], False)
     return w.weight(kept.flatten(1)[:, :columns], taps_first=taps_first)
 
 
-def _tiles(w: Weight, *, height: int, width: int) -> Tensor:
+def _number_tiles(w: Weight, *, height: int, width: int) -> Tensor:
+    """Return the number of the tile that each element is in."""
     rows, columns = w.matrix(torch.empty(w.shape, device="meta")).shape
     down, along = torch.arange(rows) // height, torch.arange(columns) // width
     return w.weight(down[:, None] * -(-columns // width) + along)
 
 
-def _slices(w: Weight, *, block: int, depthwise_block: int, protect_first: bool, short_blocks: bool) -> Tensor | None:
+def _number_slices(
+    w: Weight, *, block: int, depthwise_block: int, protect_first: bool, short_blocks: bool
+) -> Tensor | None:
+    """Return the number of the slice that each element is in, −1 if protected; None if the weight is of no convolution."""
     if not w.convolution:
         return None
     size = depthwise_block if w.depthwise else block

@@ -1,4 +1,4 @@
-"""Weights that stay make up for those that go, from the covariance of their inputs."""
+"""Reconstruction: kept weights compensate for removed ones, from the covariance of their inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .slicing import apply_sparse
 
 
 class Solver(NamedTuple):
-    """How the kept weights of a matrix are found."""
+    """Method that computes the kept weights of a matrix."""
 
     name: str
     solve: Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -35,22 +35,22 @@ class Solver(NamedTuple):
 
 @door
 def least_squares(chunk: int = 1 << 26) -> Solver:
-    """The optimum: v_S = w_S + (C_SS + λ)⁻¹ C_SP w_P in each row, with λ = ridge · mean(diag C).
+    """Solve for the optimum: v_S = w_S + (C_SS + λ)⁻¹ C_SP w_P in each row, with λ = ridge · mean(diag C).
 
-    Rows that keep the same weights are solved at once; each other row costs d³ / 3, and with a million of weights that is time.
+    Rows that keep the same weights are solved at once; each other row costs d³ / 3, which is slow for wide layers.
 
     Args:
-        chunk: so many numbers of float64 are taken up at once.
+        chunk: number of float64 values in the systems that are solved at once.
     """
     return Solver("least_squares", partial(_least_squares, chunk=chunk))
 
 
 def sweep() -> Solver:
-    """SparseGPT's: columns from left to right, where each removed weight is made up for by all later columns, kept or not yet seen.
+    """Solve like SparseGPT: columns from left to right, where all later columns compensate for each removed weight.
 
-    One factorisation of the inverse serves all rows, so that wide layers cost d³ once, and d² a row; what is left of a removed
-    column cannot be made up for by those before it, so that the error is above the optimum's. Frantar and Alistarh, ICML 2023
-    (arXiv 2301.00774), algorithm 1 with a mask that is given.
+    One factorisation of the inverse serves all rows, so that a layer costs d³ once, and d² a row. Earlier columns cannot
+    compensate for a removed one, so that the error is above the optimum's. Source: Frantar and Alistarh, ICML 2023
+    (arXiv 2301.00774), algorithm 1 with a fixed mask.
     """
     return Solver("sweep", _sweep)
 
@@ -65,27 +65,28 @@ def reconstruct(
     ridge: float = 1e-2,
     solver: Solver | None = None,
 ) -> Params:
-    """Apply weight masks, and update the weights that stay so that each layer's outputs change least over the measured inputs.
+    """Apply weight masks, and update the kept weights so that each layer's outputs change least over the measured inputs.
 
-    In each row, min over v that keep the support S and over b of E(w·x − v·x − b)² + λ‖v − w‖²: v by the covariance C of the
-    inputs, and b = (w − v)·μ goes into the bias, as with `pf.compensate`. Layers without taps are exact; the taps of a convolution
-    are taken as uncorrelated. Weights whose inputs were not measured (see `Weight.site`) are just masked, and a warning names them.
+    Each row minimises E(w·x − v·x − b)² + λ‖v − w‖² over v with support S and over b: v follows from the covariance C of the
+    inputs, and b = (w − v)·μ is added to the bias, as in `pf.compensate`. Layers without taps are exact; the taps of a
+    convolution are taken as uncorrelated. Weights whose inputs were not measured (see `Weight.site`) are masked only, and a
+    warning names them.
 
     Args:
         params: of the spec, as they were measured.
         stats: of `collect_stats(…, covariance=True)`.
         masks: parameter → bool of its shape, True = kept.
         spec: of the params.
-        ridge: share of the mean variance of the inputs that is added to each; above zero.
+        ridge: fraction of the mean variance of the inputs that is added to each variance; above zero.
         solver: `least_squares()` (the default) or `sweep()`.
 
     Returns:
-        New params of the same shapes, zero where the masks say so.
+        New params of the same shapes, zero where the masks are False.
 
     Raises:
         StatsError: there are no covariances.
-        ParamsError: something does not fit the spec, or a weight serves other layers, too; leave it out of `masks`, and apply its
-            mask by `apply_sparse`.
+        ParamsError: params or masks do not fit the spec, or a weight is shared with other layers; leave it out of `masks`,
+            and apply its mask by `apply_sparse`.
         PruneError: the ridge is not above zero.
 
     >>> import prunefn as pf
@@ -102,28 +103,33 @@ def reconstruct(
     check_names(params, spec)
     check_plain(params, "sparse.reconstruct", "reconstruct before the params are sharded")
     check_stats(stats, spec)
-    known = weights(spec)
-    check_weights(masks, known, "weight masks")
-    bare = [n for n, m in masks.items() if known[n].site not in stats.sites and not bool(m.all())]
-    if bare:
-        names = ", ".join(map(repr, bare))
+    by_name = weights(spec)
+    check_weights(masks, by_name, "weight masks")
+    unmeasured = [n for n, m in masks.items() if by_name[n].site not in stats.sites and not bool(m.all())]
+    if unmeasured:
+        names = ", ".join(map(repr, unmeasured))
         warn(
             f"sparse.reconstruct only masks {names}: nothing measures their inputs, so the weights that stay cannot make up for "
             "those that go; leave them out of the masks to keep them dense",
         )
-    found = list(_repaired(params, stats, masks, spec, ridge, least_squares() if solver is None else solver))
-    return apply_sparse(written(params, found, spec), masks)
+    repairs = list(_reconstruct_sites(params, stats, masks, spec, ridge, least_squares() if solver is None else solver))
+    return apply_sparse(written(params, repairs, spec), masks)
 
 
-def _repaired(
+def _reconstruct_sites(
     params: Params, stats: Stats, masks: Mapping[str, Tensor], spec: Spec, ridge: float, solver: Solver
 ) -> Iterator[Repaired]:
-    """The sites whose weights lose something."""
+    """Yield the repairs of the sites whose weights lose elements.
+
+    Raises:
+        StatsError: a site has no covariance.
+        ParamsError: a weight cannot be rewritten.
+    """
     for w in weights(spec).values():
         if w.name not in masks or bool(masks[w.name].all()) or w.site not in stats.sites:
             continue
         site = spec.sites[w.site]
-        inputs, old = site_inputs(site, stats.sites, {}, params, spec), site_weight(params, site, spec=spec)
+        inputs, weight = site_inputs(site, stats.sites, {}, params, spec), site_weight(params, site, spec=spec)
         if inputs.covariance is None:
             raise StatsError(
                 f"sparse.reconstruct needs the covariance of site {w.site!r}; use collect_stats(…, covariance=True)"
@@ -132,46 +138,49 @@ def _repaired(
             raise ParamsError(
                 f"the weight {w.name!r} cannot be rewritten: {why}; leave it out of the masks here, and use sparse.apply_sparse for it"
             )
-        kept = w.split(masks[w.name]).to(old.device)
-        new = torch.zeros_like(old)
+        kept = w.split(masks[w.name]).to(weight.device)
+        solved = torch.zeros_like(weight)
         for g, c in enumerate(inputs.covariance):
-            for t in range(old.shape[-1]):
-                new[g, :, :, t] = solver.solve(old[g, :, :, t], kept[g, :, :, t], c, ridge)
-        shift = weighted_sum(old, inputs.mean) - weighted_sum(new, inputs.mean)
-        yield Repaired(site, old, inputs, Repair(new, shift))
+            for t in range(weight.shape[-1]):
+                solved[g, :, :, t] = solver.solve(weight[g, :, :, t], kept[g, :, :, t], c, ridge)
+        shift = weighted_sum(weight, inputs.mean) - weighted_sum(solved, inputs.mean)
+        yield Repaired(site, weight, inputs, Repair(solved, shift))
 
 
 def _least_squares(
     weight: Float[Tensor, "o i"], kept: Bool[Tensor, "o i"], c: Float[Tensor, "i i"], ridge: float, *, chunk: int
 ) -> Float[Tensor, "o i"]:
+    """Return the weights of `least_squares`: by support where many rows share one, else in chunks of rows."""
     full = damped(c, ridge)
     target = torch.where(kept, 0.0, weight) @ c  # C_:P w_P of each row
-    supports, of_row = torch.unique(kept, dim=0, return_inverse=True)
-    new, d = torch.zeros_like(weight), len(c)
+    supports, support_of_row = torch.unique(kept, dim=0, return_inverse=True)
+    updates, d = torch.zeros_like(weight), len(c)
     if len(supports) < len(weight) / 2:
         for n, support in enumerate(supports):
-            rows = of_row == n
+            rows = support_of_row == n
             solved = torch.linalg.solve(full[support][:, support], target[rows][:, support].mT).mT
-            new[rows] = new[rows].masked_scatter(support.expand(len(solved), -1), solved)
+            updates[rows] = updates[rows].masked_scatter(support.expand(len(solved), -1), solved)
     else:
-        for at in torch.arange(len(weight), device=weight.device).split(max(1, chunk // (d * d))):
-            k = kept[at]
+        for rows in torch.arange(len(weight), device=weight.device).split(max(1, chunk // (d * d))):
+            k = kept[rows]
+            # Removed inputs become those of an identity, so that all rows have systems of one size.
             within = torch.where(k[:, :, None] & k[:, None, :], full, 0.0) + torch.diag_embed((~k).to(full.dtype))
             factor = torch.linalg.cholesky(within)
-            new[at] = torch.cholesky_solve(torch.where(k, target[at], 0.0)[..., None], factor)[..., 0]
-    return torch.where(kept, weight + new, 0.0)
+            updates[rows] = torch.cholesky_solve(torch.where(k, target[rows], 0.0)[..., None], factor)[..., 0]
+    return torch.where(kept, weight + updates, 0.0)
 
 
 def _sweep(
     weight: Float[Tensor, "o i"], kept: Bool[Tensor, "o i"], c: Float[Tensor, "i i"], ridge: float
 ) -> Float[Tensor, "o i"]:
+    """Return the weights of `sweep`; errors reach later blocks of 128 columns in one matrix product each."""
     upper = torch.linalg.cholesky(torch.linalg.inv(damped(c, ridge)), upper=True)
-    new = weight.clone()
+    updated = weight.clone()
     for start in range(0, len(c), 128):
         stop = min(start + 128, len(c))
-        errors = torch.zeros_like(new[:, start:stop])
+        errors = torch.zeros_like(updated[:, start:stop])
         for j in range(start, stop):
-            errors[:, j - start] = torch.where(kept[:, j], 0.0, new[:, j]) / upper[j, j]
-            new[:, j:stop] -= errors[:, j - start, None] * upper[j, j:stop]
-        new[:, stop:] -= errors @ upper[start:stop, stop:]
-    return torch.where(kept, new, 0.0)
+            errors[:, j - start] = torch.where(kept[:, j], 0.0, updated[:, j]) / upper[j, j]
+            updated[:, j:stop] -= errors[:, j - start, None] * upper[j, j:stop]
+        updated[:, stop:] -= errors @ upper[start:stop, stop:]
+    return torch.where(kept, updated, 0.0)

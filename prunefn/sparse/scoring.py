@@ -1,4 +1,4 @@
-"""stats → scores of weights."""
+"""The step from statistics to scores of weights."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def score(
     """Score every single weight of the contractions; higher = keep.
 
     Args:
-        stats: of `collect_stats(…, criterion=…)` with the same criterion; or just params, for criteria that need no data.
-        criterion: of `sparse.criteria`; default `sparse.criteria.magnitude()`.
-        spec: of the params; stats know theirs.
-        weights: only these: names, module paths, or globs for either; default: all. Tied ones go by their first name.
+        stats: of `collect_stats(…, criterion=…)` with the same criterion; or params, for criteria that need no data.
+        criterion: of `sparse.criteria`; default: `sparse.criteria.magnitude()`.
+        spec: of the params; not needed with stats.
+        weights: weights to score: names, module paths, or globs for either; default: all. Tied weights have their first name.
 
     Returns:
-        Parameter → float64 of its shape, in the order of the program. A warning names the weights that have no score, and so
-        stay dense: those whose inputs are not measured (see `Weight.site`), where the criterion needs that, and those that
-        are computed from parameters.
+        Parameter → float64 of its shape, in the order of the program. A warning names the weights without a score, which stay
+        dense: those whose inputs are not measured (see `Weight.site`), if the criterion needs that, and those that are computed
+        from parameters.
 
     Raises:
         PruneError: params without a spec, or a criterion that does not score weights.
-        StatsError: what the criterion needs was not collected, no weight has a score, or a score is not finite.
-        ParamsError: something does not fit the spec, or `weights` matches nothing.
+        StatsError: statistics that the criterion needs were not collected, no weight has a score, or a score is not finite.
+        ParamsError: the params do not fit the spec, or `weights` matches nothing.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
@@ -63,16 +63,16 @@ def score(
         check_names(stats, spec)
         stats = Stats(spec, FrozenDict(stats))
     check_plain(stats.params, "sparse.score", "score before the params are sharded")
-    known = weights_of(spec_of(stats), weights)
+    names = weights_of(spec_of(stats), weights)
     scores = criterion.score(stats)
-    _check(scores, stats.params, criterion)
-    _say_missing([n for n in known if n not in scores], len(known), criterion)
+    _check_scores(scores, stats.params, criterion)
+    _warn_missing([n for n in names if n not in scores], len(names), criterion)
     if weights is None:
         warn_dense("sparse.score", left_dense(spec_of(stats)), UNFOLD)
-    return {n: scores[n] for n in known if n in scores}
+    return {n: scores[n] for n in names if n in scores}
 
 
-def _say_missing(missing: Sequence[str], of: int, criterion: Criterion) -> None:
+def _warn_missing(missing: Sequence[str], of: int, criterion: Criterion) -> None:
     """Warn of weights without a score.
 
     Raises:
@@ -89,7 +89,8 @@ def _say_missing(missing: Sequence[str], of: int, criterion: Criterion) -> None:
     warn_dense("sparse.score", dict.fromkeys(missing, reason), fix)
 
 
-def _check(scores: Scores, params: Mapping[str, Tensor], criterion: Criterion) -> None:
+def _check_scores(scores: Scores, params: Mapping[str, Tensor], criterion: Criterion) -> None:
+    """Check that scores are finite and have the shapes of parameters; raise PruneError if not."""
     for name, s in scores.items():
         if name not in params or s.shape != params[name].shape:
             raise PruneError(

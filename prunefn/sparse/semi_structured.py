@@ -1,4 +1,4 @@
-"""2:4 for real: linear layers whose weights are torch's semi-structured tensors, for NVIDIA's sparse tensor cores."""
+"""2:4 sparsity in hardware: linear layers with torch's semi-structured tensors, for NVIDIA's sparse tensor cores."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 
 CAPABILITY = (8, 0)
-"""Ampere, the first with sparse tensor cores."""
+"""Compute capability of Ampere, the first with sparse tensor cores."""
 
 
 @door
 def to_semi_structured(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """A copy whose linear weights are semi-structured where their mask is 2:4 and their shape and type allow it.
+    """Return a copy whose linear weights are semi-structured if their mask is 2:4 and their shape and type allow it.
 
-    The other masks are applied, and those weights stay dense; `why_dense` says which, and why. The copy is for inference: it
-    takes torch's backends (cuSPARSELt, else CUTLASS), works under `torch.compile`, and gains where batches are large.
+    Other weights are masked and stay dense; `why_dense` returns them with the reasons. The copy is for inference: it uses
+    torch's backends (cuSPARSELt, else CUTLASS), works under `torch.compile`, and is faster if batches are large.
 
     Args:
-        module: on a CUDA device, in float16 or bfloat16; as it was built, or of `to_module`.
+        module: on a CUDA device, in float16 or bfloat16; the original model, or one of `to_module`.
         masks: parameter → bool of its shape, of `select(…, pattern=pattern.n_m(2, 4))`.
 
     Raises:
-        PruneError: the device, or every weight, lacks something that is needed; it says what.
+        PruneError: no weight can be semi-structured; the message says why.
         ParamsError: a mask fits no parameter.
     """
     why = why_dense(module, masks)
@@ -38,16 +38,16 @@ def to_semi_structured(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Mod
     out = deepcopy(module)
     for name, kept in masks.items():
         path, _, attribute = name.rpartition(".")
-        owner, old = out.get_submodule(path), out.get_parameter(name).detach()
-        zeroed = old.where(kept.to(old.device), 0)
-        new = zeroed if name in why else torch.sparse.to_sparse_semi_structured(zeroed.contiguous())
-        setattr(owner, attribute, nn.Parameter(new, requires_grad=False))
+        owner, dense = out.get_submodule(path), out.get_parameter(name).detach()
+        zeroed = dense.where(kept.to(dense.device), 0)
+        weight = zeroed if name in why else torch.sparse.to_sparse_semi_structured(zeroed.contiguous())
+        setattr(owner, attribute, nn.Parameter(weight, requires_grad=False))
     return out
 
 
 @door
 def why_dense(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, str]:
-    """Parameter → why it cannot be semi-structured; those that can are left out.
+    """Return parameter → the reason why it cannot be semi-structured; those that can are left out.
 
     Raises:
         ParamsError: a mask fits no parameter.
@@ -55,18 +55,23 @@ def why_dense(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, str]:
     >>> why_dense(nn.Linear(8, 8), {"weight": torch.ones(8, 8, dtype=torch.bool)})
     {'weight': 'of 4 weights next to each other, more than 2 are kept; use pattern.n_m(2, 4)'}
     """
-    known = dict(module.named_parameters(remove_duplicate=False))
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     out = {}
     for name, kept in masks.items():
-        if name not in known or known[name].shape != kept.shape:
-            has = f"has shape {tuple(known[name].shape)}" if name in known else f"is not there{nearest(name, known)}"
+        if name not in parameters or parameters[name].shape != kept.shape:
+            has = (
+                f"has shape {tuple(parameters[name].shape)}"
+                if name in parameters
+                else f"is not there{nearest(name, parameters)}"
+            )
             raise ParamsError(f"the weight mask of {name!r} has shape {tuple(kept.shape)}, but the parameter {has}")
-        if reason := _pattern(kept) or _device(known[name]) or _fit(known[name]):
+        if reason := _pattern_problem(kept) or _device_problem(parameters[name]) or _shape_problem(parameters[name]):
             out[name] = reason
     return out
 
 
-def _pattern(kept: Tensor) -> str:
+def _pattern_problem(kept: Tensor) -> str:
+    """Return why a mask is not 2:4; empty if it is."""
     if kept.ndim != 2:
         return f"it has {kept.ndim} dims; torch takes weights of linear layers only"
     groups = F.pad(kept, (0, -kept.shape[1] % 4)).reshape(len(kept), -1, 4)
@@ -75,7 +80,8 @@ def _pattern(kept: Tensor) -> str:
     return ""
 
 
-def _device(weight: Tensor) -> str:
+def _device_problem(weight: Tensor) -> str:
+    """Return why a weight's device has no sparse tensor cores; empty if it has."""
     if weight.device.type != "cuda":
         return f"it is on {weight.device}; sparse tensor cores need a CUDA device of compute capability 8.0 or more, such as module.cuda()"
     if torch.cuda.get_device_capability(weight.device) < CAPABILITY:
@@ -84,19 +90,19 @@ def _device(weight: Tensor) -> str:
     return ""
 
 
-def _fit(weight: Tensor) -> str:
-    """By the constraints of the backend that torch would take."""
+def _shape_problem(weight: Tensor) -> str:
+    """Return why the backend that torch would use does not support a weight's type or shape; empty if it does."""
     base = torch.sparse.SparseSemiStructuredTensor
     cutlass, cusparselt = (
         torch.sparse.SparseSemiStructuredTensorCUTLASS,
         torch.sparse.SparseSemiStructuredTensorCUSPARSELT,
     )
-    known = (cutlass if base._FORCE_CUTLASS else cusparselt)._DTYPE_SHAPE_CONSTRAINTS
-    if weight.dtype not in known:
-        types = ", ".join(str(t).removeprefix("torch.") for t in known)
+    constraints = (cutlass if base._FORCE_CUTLASS else cusparselt)._DTYPE_SHAPE_CONSTRAINTS
+    if weight.dtype not in constraints:
+        types = ", ".join(str(t).removeprefix("torch.") for t in constraints)
         return f"its type is {weight.dtype}; torch takes {types}, such as module.half()"
     rows, columns = weight.shape
-    least = known[weight.dtype]
+    least = constraints[weight.dtype]
     if rows % least.sparse_min_rows or columns % least.sparse_min_cols:
         return f"its shape is {rows} × {columns}; torch takes multiples of {least.sparse_min_rows} × {least.sparse_min_cols}"
     return ""

@@ -1,4 +1,4 @@
-"""What is measured at the sites: in one pass, merged exactly, over processes, on disk."""
+"""Statistics of the sites' inputs: collected in one pass, merged exactly, shared between processes and saved to disk."""
 
 from ..types import Stats as Stats
 from .collect import check_stats as check_stats

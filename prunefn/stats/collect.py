@@ -1,7 +1,7 @@
 """Statistics of activations: moments per site, in one pass, merged exactly.
 
-Nothing is hooked: the program is compiled with the moments of its sites as outputs, and what the sites do not need is not
-run. One pass serves every criterion, ratio and compensation after it.
+No hooks are used: the program is compiled with the moments of its sites as outputs, and instructions that the sites do not
+need are not run. One pass serves every later criterion, ratio and compensation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .saved import Plan, resumed
 log = logging.getLogger(__name__)
 
 NEEDS = ("moments", "absolute", "covariance")
-"""What can be measured at sites."""
+"""Optional statistics that can be measured at sites."""
 
 
 @door
@@ -54,28 +54,28 @@ def collect_stats(
     """Measure the inputs of all contractions in one pass over the batches.
 
     Args:
-        params: of the spec. Of DTensors, each is gathered just before its first use and dropped after the last, on all processes
-            at once: each process gives its own share of the batches (none is fine), and `sync_stats` puts them together.
+        params: of the spec. A DTensor is gathered just before its first use and dropped after its last, on all processes at once:
+            each process passes its own share of the batches (possibly none), and `sync_stats` merges the results.
         batches: any iterable of tensors, tuples (inputs first) or dicts by input name; None for criteria that need no data.
         spec: of the params.
-        criterion: one or several; what they collect besides moments is gathered in the same pass.
+        criterion: one or several; their collectors run in the same pass.
         covariance: measure covariances at the sites even if no criterion needs them, for `compensation.affine()` and
-            `residual`; `stats_bytes` says what they take.
+            `residual`; `stats_bytes` returns the memory that they need.
         where: only sites of groups that match (`pf.kind("hidden")`, a glob, any predicate).
-        max_batches: stop after so many.
-        progress: show a bar.
-        resume: a file that the statistics so far are written to, one for each process. Where it is there, the pass goes on where
-            the file ends, to the same bits: the batches that it is of are read from the iterable, but not measured again.
-        save_every: batches from one writing to the next; what was measured since the last is lost if the process dies.
+        max_batches: stop after this many batches.
+        progress: show a progress bar.
+        resume: a file that the statistics so far are written to, one for each process. If the file exists, collection resumes
+            after its last batch. Batches already measured are read and skipped; the result is bit-identical.
+        save_every: number of batches between two writes; batches measured since the last write are lost if the process dies.
 
     Returns:
-        Stats that hold the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed.
+        Stats with the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed.
 
     Raises:
         BatchError: no batches, or a batch that does not fit.
-        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs what nobody knows;
-            the file is of something else, or is not what these batches begin with.
-        ParamsError: something does not fit the spec; DTensors, with a criterion that needs gradients or with `resume`.
+        StatsError: a site's input is not finite; the covariances do not fit into memory; a criterion needs unknown statistics;
+            the file belongs to other params or another spec, or was measured on other batches.
+        ParamsError: the params do not fit the spec; DTensors with a criterion that needs gradients or with `resume`.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -85,25 +85,26 @@ def collect_stats(
     {'2': (13, (3,))}
     """
     check_names(params, spec)
-    chosen = [criterion] if isinstance(criterion, Criterion) else list(criterion)
+    criteria = [criterion] if isinstance(criterion, Criterion) else list(criterion)
     start = Stats(spec, FrozenDict(params), fingerprints=FrozenDict(taken(params)))
     if batches is None:
-        if needy := [c.name for c in chosen if c.data]:
-            raise BatchError(f"criterion {needy[0]!r} needs batches")
+        if data_criteria := [c.name for c in criteria if c.data]:
+            raise BatchError(f"criterion {data_criteria[0]!r} needs batches")
         return start
-    needs = _needs(chosen, covariance)
+    needs = _needs(criteria, covariance)
     sites = sites_of(spec, where)
     device = device_of(params)
     if "covariance" in needs:
         _check_memory(stats_bytes(spec, where=where, covariance=True), device)
-    collectors = list({c.name: c for one in chosen for c in one.collectors}.values())
+    collectors = list({c.name: c for one in criteria for c in one.collectors}.values())
 
     if any(is_sharded(t) for t in params.values()):
         if collectors:
-            what = f"collector {collectors[0].name!r} of criterion {next(c.name for c in chosen if c.collectors)!r}"
+            what = f"collector {collectors[0].name!r} of criterion {next(c.name for c in criteria if c.collectors)!r}"
             check_plain(params, what, "use a criterion on activations or on weights")
         if resume is not None:
             check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
+        # A process without batches still takes part in gathering.
         stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
         ready = (inputs_of(b, spec=spec, device=device) for b in stream)
         return together(partial(_step_together, start, sites, needs), ready, start, params)
@@ -126,29 +127,32 @@ def collect_stats(
 def _step_together(
     start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, inputs: list[Tensor] | None
 ) -> Stats:
-    """With a batch of this process; without, it takes part in gathering what others need."""
+    """Return `total` merged with a batch; without a batch, only take part in the gathering that other processes need."""
     assert start.spec is not None
     if inputs is not None:
         measured = FrozenDict(_measure(dict(start.params), inputs, sites, start.spec, needs))
         return merge_stats(total, start._replace(sites=measured, batches=1, samples=_samples(inputs)))
     if sites:
-        for name in _compiled(dict(start.params), sites, start.spec, needs).run.gathered:
+        for name in _compile_moments(dict(start.params), sites, start.spec, needs).run.gathered:
             gather(start.params[name])
     return total
 
 
 def _samples(inputs: Sequence[Tensor]) -> int:
+    """Return the number of samples of a batch: the length of its first input that is no scalar, else 1."""
     return next((len(x) for x in inputs if x.ndim), 1)
 
 
 @door
 def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: bool = True) -> int:
-    """Bytes that the statistics of a pass take; while batches are merged, the largest covariance needs three more times its own.
+    """Return the bytes that the statistics of a pass take.
+
+    While batches are merged, three further copies of the largest covariance are needed.
 
     Args:
         spec: of the params.
-        where: as for `collect_stats`.
-        covariance: with covariances, 8 · d² bytes for each distinct value of width d that sites read.
+        where: as in `collect_stats`.
+        covariance: count covariances too: 8 · d² bytes for each distinct value of width d that sites read.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 2))
@@ -156,13 +160,17 @@ def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: boo
     8016000
     """
     sites = sites_of(spec, where)
-    wide = {s.values: size(s.axis, spec.sizes) for s in sites}
+    widths = {s.values: size(s.axis, spec.sizes) for s in sites}
     vectors = sum(16 * size(s.axis, spec.sizes) for s in sites)
-    return vectors + (sum(8 * d * d for d in wide.values()) if covariance else 0)
+    return vectors + (sum(8 * d * d for d in widths.values()) if covariance else 0)
 
 
 def _needs(criteria: Sequence[Criterion], covariance: bool) -> frozenset[str]:
-    """What is measured at sites beyond moments."""
+    """Return the statistics to measure at sites beyond moments.
+
+    Raises:
+        StatsError: a criterion needs unknown statistics.
+    """
     for c in criteria:
         if unknown := [n for n in c.needs if n not in NEEDS]:
             raise StatsError(f"criterion {c.name!r} needs {unknown[0]!r}; what can be measured is {', '.join(NEEDS)}")
@@ -170,48 +178,48 @@ def _needs(criteria: Sequence[Criterion], covariance: bool) -> frozenset[str]:
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
-    """Say what the covariances take before they are taken.
+    """Log the bytes that the covariances need, and check that the device has them.
 
     Raises:
-        StatsError: more than the device has.
+        StatsError: the covariances need more memory than the device has.
     """
     log.info("statistics with covariances take %.3g GB", needed / 1e9)
     if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[0]
+        available = torch.cuda.mem_get_info(device)[0]
     elif "SC_PHYS_PAGES" in os.sysconf_names:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         return
-    if needed > there:
+    if needed > available:
         raise StatsError(
-            f"statistics with covariances would take {needed / 1e9:.3g} GB, but {device} has {there / 1e9:.3g} GB; choose "
-            "fewer groups by `where`, or go without covariances"
+            f"statistics with covariances would take {needed / 1e9:.3g} GB, but {device} has {available / 1e9:.3g} GB; choose "
+            "fewer groups by `where`, or leave covariances out"
         )
 
 
 class _Measuring(NamedTuple):
-    """A program whose outputs are moments, and of what."""
+    """A program whose outputs are moments, with the values and convolutions (taps) that they describe."""
 
     run: Compiled
     values: list[tuple[str, int]]
     taps: list[tuple[str, int, Geometry | None]]
 
 
-def _compiled(params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str]) -> _Measuring:
-    """Extra outputs of the program: one per distinct value, and one per distinct convolution of it."""
+def _compile_moments(params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str]) -> _Measuring:
+    """Compile the program with moments as outputs: one per distinct value, and one per distinct convolution that reads it."""
     values = list(dict.fromkeys(v for s in sites for v in s.values))
     taps = list(dict.fromkeys((*v, s.geometry) for s in sites if s.taps for v in s.values))
     extra = ("absolute" in needs, "covariance" in needs)
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
-        def at_once(function: Callable[..., Any], value: str, *args: Any) -> fx.Node:
-            """Measured where it is computed, so that it does not have to be kept."""
+        def call_at_value(function: Callable[..., Any], value: str, *args: Any) -> fx.Node:
+            """Add a call right after its value is computed, so that the value need not be kept."""
             node = graph.call_function(function, (env[value], *args))
             env[value].append(node)
             return node
 
-        moments = [at_once(site_moments, value, dim, None, *extra) for value, dim in values]
-        return (*moments, *(at_once(tap_means, *at) for at in taps))
+        moments = [call_at_value(site_moments, value, dim, None, *extra) for value, dim in values]
+        return (*moments, *(call_at_value(tap_means, *at) for at in taps))
 
     key = ("moments", tuple(values), tuple(taps), extra)
     return _Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
@@ -220,14 +228,18 @@ def _compiled(params: Params, sites: Sequence[Site], spec: Spec, needs: Collecti
 def _measure(
     params: Params, inputs: list[Tensor], sites: Sequence[Site], spec: Spec, needs: Collection[str]
 ) -> dict[str, Moments]:
-    """The moments of one batch."""
+    """Return the moments of each site for one batch.
+
+    Raises:
+        StatsError: a site's input is not finite.
+    """
     if not sites:
         return {}
-    run, values, taps = _compiled(params, sites, spec, needs)
+    run, values, taps = _compile_moments(params, sites, spec, needs)
     with torch.no_grad():
-        found = run(params, inputs)
-    moments = dict(zip(values, found[: len(values)], strict=True))
-    tapped = dict(zip(taps, found[len(values) :], strict=True))
+        outputs = run(params, inputs)
+    moments = dict(zip(values, outputs[: len(values)], strict=True))
+    tapped = dict(zip(taps, outputs[len(values) :], strict=True))
     out: dict[str, Moments] = {}
     for s in sites:
         for value in s.values:
@@ -249,21 +261,23 @@ def _measure(
 
 @door
 def merge_stats(a: Stats, b: Stats) -> Stats:
-    """Statistics of both sets of batches; associative and commutative to float64 rounding, `Stats()` is the identity.
+    """Return the statistics of both sets of batches together.
+
+    Merging is associative and commutative up to float64 rounding; `Stats()` is its identity.
 
     Raises:
-        StatsError: they are of different specs or parameters.
+        StatsError: the statistics are of different specs or parameters.
     """
     if a.spec is None or b.spec is None:
         return b if a.spec is None else a
     if a.spec != b.spec:
         raise StatsError("the statistics are of different specs; collect both with the same spec")
-    if not (a.params is b.params and a.fingerprints is b.fingerprints) and _others(a, b):
+    if not (a.params is b.params and a.fingerprints is b.fingerprints) and _changed_params(a, b):
         raise StatsError("the statistics are of different parameters; collect both with the same params")
     sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
     for name, groups in b.sums.items():
-        old = sums.get(name, {})
-        sums[name] = FrozenDict({**old, **{g: old[g] + v if g in old else v for g, v in groups.items()}})
+        before = sums.get(name, {})
+        sums[name] = FrozenDict({**before, **{g: before[g] + v if g in before else v for g, v in groups.items()}})
     return Stats(
         a.spec,
         a.params,
@@ -276,23 +290,23 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
 
 
 def _merge_sites(a: Mapping[str, Moments], b: Mapping[str, Moments]) -> dict[str, Moments]:
-    """Site by site; a covariance that sites share is merged once and stays shared."""
+    """Merge moments site by site; a covariance that several sites share is merged once and stays shared."""
     out = dict(a)
     shared: dict[tuple[int, int], Tensor | None] = {}
     for name, m in b.items():
-        if (old := out.get(name)) is None:
+        if (before := out.get(name)) is None:
             out[name] = m
             continue
-        key = id(old.scatter), id(m.scatter)
-        new = merge_moments(old._replace(scatter=None) if key in shared else old, m)
-        out[name] = new._replace(scatter=shared.setdefault(key, new.scatter))
+        key = id(before.scatter), id(m.scatter)
+        merged = merge_moments(before._replace(scatter=None) if key in shared else before, m)
+        out[name] = merged._replace(scatter=shared.setdefault(key, merged.scatter))
     return out
 
 
-def _others(a: Stats, b: Stats) -> list[str]:
-    """Names of parameters that differ between the times when they were measured."""
+def _changed_params(a: Stats, b: Stats) -> list[str]:
+    """Return the names of parameters whose values differ between the two statistics."""
 
-    def same(name: str) -> bool:
+    def is_same(name: str) -> bool:
         if name not in a.params or name not in b.params:
             return False
         one, two = a.params[name], b.params[name]
@@ -301,19 +315,19 @@ def _others(a: Stats, b: Stats) -> list[str]:
         marks = [s.fingerprints.get(name) or fingerprint(gather(t)) for s, t in ((a, one), (b, two))]
         return marks[0] == marks[1]
 
-    return [name for name in {**a.params, **b.params} if not same(name)]
+    return [name for name in {**a.params, **b.params} if not is_same(name)]
 
 
 def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
-    """The statistics are of this spec, and of parameters that are still what was measured.
+    """Check that the statistics belong to this spec and these parameters, unchanged since they were measured.
 
     Args:
-        stats: of `collect_stats`; of those made by hand, only the spec is checked.
-        spec: that they are used with.
-        params: that they are used with; None: their own.
+        stats: of `collect_stats`; for statistics made by hand, only the spec is checked.
+        spec: the spec that the statistics are used with.
+        params: the params that they are used with; None: the statistics' own.
 
     Raises:
-        StatsError: they are of another spec or other parameters, or empty; names a parameter that differs.
+        StatsError: the statistics are empty, or of another spec or other parameters; names a parameter that differs.
     """
     if stats.spec is None:
         raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
@@ -321,9 +335,11 @@ def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
         raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")
     if not stats.fingerprints:
         return
-    live = stats.params if params is None else params
-    if wrong := agreed(_others(stats, stats._replace(params=live, fingerprints=FrozenDict(taken(live)))), live):
+    current = stats.params if params is None else params
+    if changed := agreed(
+        _changed_params(stats, stats._replace(params=current, fingerprints=FrozenDict(taken(current)))), current
+    ):
         raise StatsError(
-            f"the statistics are of other parameters: {wrong[0]!r} has changed since they were measured, or is another; collect "
+            f"the statistics are of other parameters: {changed[0]!r} has changed since they were measured, or is another; collect "
             "them again with these params"
         )

@@ -1,4 +1,4 @@
-"""Fingerprints: the same in every process and on every machine, unlike `hash`."""
+"""Fingerprints of values: identical in every process and on every machine, unlike `hash`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "p
 """Fields by which specs are compared."""
 
 SMALL = 4096
-"""Bytes of a tensor that are hashed as they are."""
+"""Tensors of at most this many bytes are hashed directly, without sums of words."""
 ROW = 1 << 14
-"""Words of 8 bytes that are summed up at a time, so that they stay in the processor's cache."""
+"""Number of 8-byte words that are summed up at a time, so that they stay in the processor's cache."""
 ROWS = 512
-"""Rows at a time on other devices: the intermediate results take 64 MB."""
+"""Number of rows at a time on devices other than the CPU: the intermediate results take 64 MB."""
 WEIGHTS = np.random.Generator(np.random.PCG64(0)).integers(-(2**63), 2**63, ROW, dtype=np.int64) | 1
-"""Odd, so that no change of a single word goes unseen."""
+"""Weight of each word in a row; odd, so that a change of a single word always changes the sum."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Origin(NamedTuple):
-    """Fingerprints of what was measured, part by part, so that a difference has a name."""
+    """Fingerprints of a spec and its parameters, part by part, so that a difference can be named."""
 
     spec: dict[str, str]
     """Field → fingerprint"""
@@ -41,11 +41,13 @@ class Origin(NamedTuple):
 
 
 def origin(spec: Spec, params: Mapping[str, Tensor], measured: Mapping[str, str] | None = None) -> Origin:
-    """Fingerprints of a spec and its parameters; DTensors are gathered, so that all processes must call this.
+    """Return fingerprints of a spec and its parameters.
+
+    DTensors are gathered, so that all processes must call this.
 
     Args:
         spec, params: of the statistics.
-        measured: fingerprints that were taken when the parameters were measured, of `taken`; they are not computed again.
+        measured: fingerprints by `taken` of the parameters as they were measured; those are not computed again.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -54,42 +56,42 @@ def origin(spec: Spec, params: Mapping[str, Tensor], measured: Mapping[str, str]
     >>> difference(a, b)
     "other parameters: '2.bias' differs"
     """
-    known = {n: f for n, f in (measured or {}).items() if not f.startswith(PART)}
+    reusable = {n: f for n, f in (measured or {}).items() if not f.startswith(PART)}
     return Origin(
         {part: fingerprint(getattr(spec, part)) for part in PARTS},
-        {n: known.get(n) or fingerprint(gather(params[n])) for n in sorted(params)},
+        {n: reusable.get(n) or fingerprint(gather(params[n])) for n in sorted(params)},
     )
 
 
 PART = "part "
-"""Begins the fingerprint of this process's part of a DTensor."""
+"""Prefix of the fingerprint of this process's part of a DTensor."""
 
 
 def taken(params: Mapping[str, Tensor]) -> dict[str, str]:
-    """Fingerprints of parameters as they are at this moment; nothing is sent between processes.
+    """Return fingerprints of the parameters' current values, without communication between processes.
 
-    Tensors on disk are left out: reading them raises where their file has changed.
+    Tensors on disk are left out: reading them raises if their file has changed.
     """
-    once: dict[tuple[Any, ...], str] = {}
+    by_storage: dict[tuple[Any, ...], str] = {}
     out = {}
     for name, t in params.items():
         if isinstance(t, OnDisk):
             continue
-        key: tuple[Any, ...] = (id(t),)
+        key: tuple[Any, ...] = (id(t),)  # tied tensors are hashed once
         if type(t) in (Tensor, torch.nn.Parameter):
             key = (t.data_ptr(), t.shape, t.stride(), t.dtype, t.device)
-        if key not in once:
-            once[key] = f"{PART}{t.placements} {fingerprint(t.to_local())}" if is_sharded(t) else fingerprint(t)
-        out[name] = once[key]
+        if key not in by_storage:
+            by_storage[key] = f"{PART}{t.placements} {fingerprint(t.to_local())}" if is_sharded(t) else fingerprint(t)
+        out[name] = by_storage[key]
     return out
 
 
 def difference(a: Origin, b: Origin) -> str:
-    """What differs, in words; empty where nothing does."""
+    """Return a text that says what differs between two origins; empty if nothing does."""
     if parts := _differing(a.spec, b.spec):
-        return f"another spec: {_listed(parts)}"
+        return f"another spec: {_differ_text(parts)}"
     if names := _differing(a.params, b.params):
-        return f"other parameters: {_listed([repr(n) for n in names])}"
+        return f"other parameters: {_differ_text([repr(n) for n in names])}"
     return ""
 
 
@@ -97,13 +99,15 @@ def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     return [n for n in {**a, **b} if a.get(n) != b.get(n)]
 
 
-def _listed(names: list[str]) -> str:
+def _differ_text(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} differ{'s' if len(names) == 1 else ''}"
 
 
 def fingerprint(value: Any) -> str:
-    """128 bits of a hash of a value: nested tuples, lists, mappings and sets (in any order), dataclasses, tensors, plain values.
+    """Return a 128-bit hash of a value as 32 hex digits.
+
+    The value is a nest of tuples, lists, mappings and sets (in any order), dataclasses, tensors and plain values.
 
     >>> fingerprint({"a": torch.zeros(2), "b": 1}) == fingerprint({"b": 1, "a": torch.zeros(2)})
     True
@@ -117,7 +121,7 @@ def fingerprint(value: Any) -> str:
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    """Every value is preceded by its type and length, so that no two nests read alike."""
+    """Yield the bytes of a value; type and length come first, so that no two different nests give the same bytes."""
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)}:".encode()
         if value.numel() and not value.is_meta:
@@ -132,9 +136,9 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _sums(data: Tensor) -> Iterator[bytes]:
-    """What stands for the bytes of a tensor: sums of its words times fixed weights, the same on every device.
+    """Yield a digest of a tensor's bytes: sums of its words times fixed weights, identical on every device.
 
-    As an integer sum loses what is carried out of it at the top, the upper halves of the words are summed up once more.
+    Integer sums overflow and lose their highest bits; so the upper halves of the words are summed up once more.
     """
     n = 0 if len(data) <= SMALL else len(data) // 8 * 8
     if n and data.device.type == "cpu":
@@ -143,7 +147,7 @@ def _sums(data: Tensor) -> Iterator[bytes]:
             row = words[start : start + ROW]
             yield np.array([row @ WEIGHTS[: len(row)], (row >> 32) @ WEIGHTS[: len(row)]]).tobytes()
     elif n:
-        part = data[:n] if data.storage_offset() % 8 == 0 else data[:n].clone()
+        part = data[:n] if data.storage_offset() % 8 == 0 else data[:n].clone()  # a view as int64 must be aligned
         words, weights = part.view(torch.int64), torch.from_numpy(WEIGHTS).to(data.device)
         whole = len(words) // ROW * ROW
         for rows in [*words[:whole].view(-1, ROW).split(ROWS), words[whole:][None]]:
@@ -154,6 +158,7 @@ def _sums(data: Tensor) -> Iterator[bytes]:
 
 
 def _items(value: Any) -> list[Any] | None:
+    """Return the elements of a nested value in a fixed order; None for a plain value."""
     if isinstance(value, Mapping):
         return [x for key in sorted(value, key=repr) for x in (key, value[key])]
     if isinstance(value, Set):

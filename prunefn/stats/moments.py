@@ -1,6 +1,6 @@
-"""Moments of one tensor: what a batch says about the input of a site.
+"""Moments of one tensor: the statistics of one batch at the input of a site.
 
-Within a batch, sums run in the data's precision about a pivot; what leaves this file is float64, and merges exactly.
+Within a batch, sums run in the data's precision about a pivot; the functions return float64, which merges exactly.
 """
 
 from __future__ import annotations
@@ -16,93 +16,94 @@ from ..spec.parts import Geometry
 from ..types import Moments
 
 FAR, NEAR = 30.0, 10.0
-"""Means further from zero than this many standard deviations are taken out before the sums (of rows, of maps)."""
+"""Means further from zero than this many standard deviations are subtracted before the sums (rows: FAR, maps: NEAR)."""
 
 SMALL = 1 << 15
-"""Tensors of at most so many elements are summed in float64: it costs nothing there."""
+"""Tensors of at most this many elements are summed in float64, which costs next to nothing at this size."""
 
 FEW = 64
-"""Rows that are looked at first."""
+"""Number of first rows that the first estimate of the means uses."""
 
 OFF = 8.0
-"""The same for products: rounding errors grow by its square."""
+"""The limit in standard deviations for products, whose rounding errors grow with its square."""
 
 ROWS = 1 << 10
-"""So many rows are added up at once."""
+"""Number of rows that are added up in the rows' own precision before the partial sums go to float64."""
 
 SAMPLES = 1 << 13
-"""So many samples go into one product of a covariance before it is added up in float64."""
+"""Number of samples in one product of a covariance before it is added up in float64."""
 
 LARGE = 1 << 9
-"""Maps of so many positions make a product of their own, without being copied."""
+"""Maps of at least this many positions are multiplied one by one, without a copy."""
 
 STRIP = 128
-"""Rows of a covariance that are computed at once; what lies above the diagonal is mirrored."""
+"""Number of rows of a covariance that are computed at once; the part above the diagonal is mirrored."""
 
 
 @torch.fx.wrap
 def site_moments(
     x: Tensor, dim: int, geometry: Geometry | None = None, absolute: bool = False, covariance: bool = False
 ) -> Moments:
-    """Moments over all dims but one.
+    """Return moments over all dims but one.
 
     Args:
         x: [..., d at `dim`, ...], any floating dtype.
         dim: counted from the right.
-        geometry: of the convolution that reads x, for tap means; x is then [n, d, *spatial].
-        absolute: also the mean of |x|.
-        covariance: also the scatter [d, d].
+        geometry: of the convolution that reads x [n, d, *spatial], for tap means; None: no tap means.
+        absolute: measure the mean of |x|, too.
+        covariance: measure the scatter [d, d], too.
     """
     taps, n = (None, 0) if geometry is None else tap_means(x, dim, geometry)
     rows = _rows(x, dim, flat=x.ndim < 3 or x.stride(dim) == 1)
     count = rows.numel() // rows.shape[1]
-    mean, variance = _centred(rows)
+    mean, variance = _stable_mean_variance(rows)
     return Moments(
         count,
         mean,
         variance * count,
         taps,
         n,
-        _absolute(rows) / count if absolute else None,
+        _absolute_sum(rows) / count if absolute else None,
         _scatter(rows, mean, variance) if covariance else None,
     )
 
 
 @torch.fx.wrap
 def tap_means(x: Tensor, dim: int, geometry: Geometry) -> tuple[Tensor, int]:
-    """Mean over output positions of the zero-padded input at each tap: float64 [d, taps], and the number of positions."""
+    """Return the mean over output positions of the zero-padded input at each tap, float64 [d, taps], and the number of positions."""
     sums, n = tap_sums(x, dim, geometry)
     return sums / n, n
 
 
 def _rows(x: Tensor, dim: int, *, flat: bool) -> Tensor:
-    """Channels at dim 1, in a precision to add up in: [n, d] if flat, else maps [n, d, …]."""
+    """Return x with channels at dim 1, in at least float32 for sums: [n, d] if flat, else maps [n, d, …]."""
     rows = x.movedim(dim, -1).reshape(-1, x.shape[dim]) if flat else x.movedim(dim, 1)
     if rows.numel() <= SMALL:
         return rows.double()
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
-def _absolute(rows: Tensor) -> Tensor:
-    """Σ|x| per channel (dim 1), in float64."""
+def _absolute_sum(rows: Tensor) -> Tensor:
+    """Return Σ|x| per channel (dim 1), in float64."""
     if rows.ndim > 2:
         return torch.linalg.vector_norm(rows.flatten(2), 1, dim=2).double().sum(0)
     return torch.stack([part.abs().sum(0).double() for part in rows.split(ROWS)]).sum(0)
 
 
 def _scatter(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Sum of outer products of deviations from the mean, float64 [d, d].
+    """Return the sum of outer products of deviations from the mean, float64 [d, d].
 
-    Products run in the rows' own precision over `SAMPLES` at a time, a strip of the lower triangle after the other, so that
+    Products run in the rows' own precision over `SAMPLES` at a time, one strip of the lower triangle after another, so that
     wide sites need little memory beyond the result.
     """
     d = rows.shape[1]
     out = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    near, pivot = _without(rows, mean, variance, OFF)
+    near, pivot = _subtract_far_means(rows, mean, variance, OFF)
     strips = [(start, min(start + STRIP, d)) for start in range(0, d, STRIP)]
     for columns in _columns(near):
         for start, stop in strips:
             out[start:stop, :stop] += columns[start:stop] @ columns[:stop].mT
+    # Products were taken about the pivot: this moves them to the mean.
     out.addr_(mean - pivot, mean - pivot, alpha=-(rows.numel() // d))
     for start, stop in strips:
         out[:start, start:stop] = out[start:stop, :start].mT
@@ -112,7 +113,7 @@ def _scatter(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def cross_scatter(a: Tensor, b: Tensor, dim: int, first: Moments, second: Moments) -> Tensor:
-    """Sum of outer products of the deviations of two values from their means, float64 [d, d]: rows of a, columns of b.
+    """Return the sum of outer products of the deviations of two values from their means, float64 [d, d]: rows a, columns b.
 
     Args:
         a, b: [..., d at `dim`, ...] of the same shape.
@@ -121,7 +122,7 @@ def cross_scatter(a: Tensor, b: Tensor, dim: int, first: Moments, second: Moment
     """
     flat = a.ndim < 3 or a.stride(dim) == 1
     (x, p), (y, q) = (
-        _without(_rows(v, dim, flat=flat), m.mean, m.m2 / m.count, OFF) for v, m in ((a, first), (b, second))
+        _subtract_far_means(_rows(v, dim, flat=flat), m.mean, m.m2 / m.count, OFF) for v, m in ((a, first), (b, second))
     )
     out = torch.zeros(len(p), len(q), dtype=torch.float64, device=x.device)
     for left, right in zip(_columns(x), _columns(y), strict=True):
@@ -130,7 +131,7 @@ def cross_scatter(a: Tensor, b: Tensor, dim: int, first: Moments, second: Moment
 
 
 def _columns(rows: Tensor) -> Iterator[Tensor]:
-    """Channels first: [d, samples], `SAMPLES` at a time; large maps one by one, as they lie."""
+    """Yield the rows with channels first, [d, samples], `SAMPLES` at a time; large maps one by one, without a copy."""
     if rows.ndim > 2 and rows[0, 0].numel() >= LARGE:
         yield from rows.flatten(2)
         return
@@ -138,19 +139,26 @@ def _columns(rows: Tensor) -> Iterator[Tensor]:
         yield part.mT if rows.ndim == 2 else part.movedim(1, 0).flatten(1)
 
 
-def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel (dim 1), far means taken out of the sums: a few samples say which they are."""
+def _stable_mean_variance(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance per channel (dim 1), float64.
+
+    Far means are subtracted before the sums, as they would cost digits; a first estimate from a few samples finds them.
+    """
     few, limit = (1, NEAR) if rows.ndim > 2 else (FEW, FAR)
-    centred, pivot = _without(rows, *_mean_variance(rows[:few]), limit)
+    centred, pivot = _subtract_far_means(rows, *_mean_variance(rows[:few]), limit)
     mean, variance = _mean_variance(centred)
-    again, more = _without(centred, mean, variance, limit)
-    if again is not centred:  # the few were not like the rest
-        mean, variance = _mean_variance(again)
-    return mean + pivot + more, variance
+    recentred, shift = _subtract_far_means(centred, mean, variance, limit)
+    if recentred is not centred:  # the few first samples were not like the rest
+        mean, variance = _mean_variance(recentred)
+    return mean + pivot + shift, variance
 
 
-def _without(rows: Tensor, mean: Tensor, variance: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """Rows less the means that are further from zero than `limit` standard deviations, and those means, float64 [d]."""
+def _subtract_far_means(rows: Tensor, mean: Tensor, variance: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """Subtract the means that are further from zero than `limit` standard deviations.
+
+    Returns:
+        The rows, and what was subtracted per channel (zero for near means), float64 [d].
+    """
     far = mean.abs() > limit * variance.sqrt()
     if not bool(far.any()):
         return rows, torch.zeros_like(mean)
@@ -159,40 +167,42 @@ def _without(rows: Tensor, mean: Tensor, variance: Tensor, limit: float) -> tupl
 
 
 def _mean_variance(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel (dim 1), in float64.
+    """Return mean and biased variance per channel (dim 1), in float64.
 
-    The kernel adds up rows [n, d] one by one in their own precision: in float32 a thousand lose nothing, a million do.
+    The kernel adds up rows [n, d] one by one in their own precision: float32 is exact enough for a thousand rows, not for a
+    million, so that parts of `ROWS` rows are put together in float64.
     """
     if rows.ndim > 2:
-        return _of_maps(rows)
+        return _map_mean_variance(rows)
     parts = rows.split(ROWS)
-    share = torch.tensor([p.numel() / rows.numel() for p in parts], dtype=torch.float64, device=rows.device)[:, None]
-    means, variances = (torch.stack(v).double() for v in zip(*map(_kernel, parts), strict=True))
-    mean = (means * share).sum(0)
-    return mean, ((variances + (means - mean).square()) * share).sum(0)
+    weight = torch.tensor([p.numel() / rows.numel() for p in parts], dtype=torch.float64, device=rows.device)[:, None]
+    means, variances = (torch.stack(v).double() for v in zip(*map(_column_mean_variance, parts), strict=True))
+    mean = (means * weight).sum(0)
+    return mean, ((variances + (means - mean).square()) * weight).sum(0)
 
 
-def _kernel(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per column: on a CPU, by the kernel of BatchNorm, ten times as fast as `var_mean`."""
+def _column_mean_variance(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance per column; on a CPU by the kernel of BatchNorm, ten times as fast as `var_mean`."""
     if rows.device.type == "cpu" and len(rows) > 1:
         return torch.batch_norm_update_stats(rows, None, None, 0.0)
     variance, mean = torch.var_mean(rows, 0, correction=0)
     return mean, variance
 
 
-def _of_maps(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of maps [n, d, …]: the sum and the norm of each map, put together in float64."""
+def _map_mean_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance per channel of maps [n, d, …]: the sum and norm of each map, added up in float64."""
     maps = maps.flatten(2)
     count = maps.shape[0] * maps.shape[2]
     mean = maps.sum(2).double().sum(0) / count
     square = torch.linalg.vector_norm(maps, dim=2).double().square().sum(0) / count
-    return mean, (square - mean.square()).clamp_min(0)
+    return mean, (square - mean.square()).clamp_min(0)  # rounding can make a variance near 0 negative
 
 
 def tap_sums(x: Tensor, dim: int, g: Geometry) -> tuple[Tensor, int]:
-    """Sum over output positions of the zero-padded input at each tap: float64 [d, taps], and the number of output positions.
+    """Return the sum over output positions of the zero-padded input at each tap, and the number of output positions.
 
-    For a transposed convolution: the sum over the input positions whose contribution through a tap falls inside the output.
+    The sums are float64 [d, taps]. For a transposed convolution, they run over the input positions whose contribution through
+    a tap falls inside the output.
     """
     rank = len(g.kernel)
     batch = x.shape[0] if x.ndim == rank + 2 else 1
@@ -221,7 +231,7 @@ def tap_sums(x: Tensor, dim: int, g: Geometry) -> tuple[Tensor, int]:
 
 
 def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
-    """(start, length) of the input positions that meet tap t along spatial dim i."""
+    """Return (start, length) of the input positions that meet tap t along spatial dim i."""
     if not g.transposed:
         return t * g.dilation[i], (out - 1) * g.stride[i] + 1
     offset = t * g.dilation[i] - g.padding[i][0]  # output position = input position * stride + offset
@@ -231,7 +241,7 @@ def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Chan's parallel formula, in float64. What one side has not measured, the result has not."""
+    """Merge moments by Chan's parallel formula, in float64; a field that one side lacks is missing from the result, too."""
     n = a.count + b.count
     delta, weight = b.mean - a.mean, a.count * b.count / n
     taps, k, absolute, scatter = None, a.tap_count + b.tap_count, None, None

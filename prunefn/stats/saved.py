@@ -1,6 +1,6 @@
-"""Statistics as files, and a pass over batches that goes on where it was interrupted.
+"""Files of statistics, and passes over batches that resume after an interruption.
 
-A file is safetensors: the tensors, and a header of plain text that says what they are and what they were measured on.
+A file is in the safetensors format: the tensors, and a plain-text header that names them, their spec and their parameters.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FORMAT = "stats 3"
 
 
 class Mark(NamedTuple):
-    """How far a pass over batches has come."""
+    """Progress of a pass over batches."""
 
     batches: tuple[str, ...] = ()
-    """Fingerprints of the batches that were measured, 64 bits each; none where nobody took them."""
+    """Fingerprints of the measured batches, 64 bits each; empty in a file of `save_stats`."""
     finished: bool = False
-    """There were no more batches."""
+    """Whether the pass reached the end of the batches."""
 
 
 class Plan(NamedTuple):
-    """What a pass measures; a file of another plan cannot be gone on with."""
+    """Sites and statistics that a pass measures; a pass cannot resume from a file of another plan."""
 
     sites: Collection[str]
     needs: Collection[str]
@@ -49,13 +49,13 @@ class Plan(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], stats: Stats, known: Origin, mark: Mark | None = None) -> None:
-    """Write statistics to another file first, and then rename it, so that what is at `path` is always whole.
+    """Write statistics to a temporary file and rename it, so that the file at `path` is always complete.
 
     Args:
-        path: in a folder that is there.
+        path: in an existing folder.
         stats: not empty.
-        known: of its spec and parameters.
-        mark: how far the pass has come.
+        known: fingerprints of its spec and parameters.
+        mark: progress of the pass.
     """
     table = _Table()
     header = {
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], stats: Stats, known: Origin, mark: Mark 
         "samples": str(stats.samples),
         "spec": known.spec,
         "params": known.params,
-        "sites": {name: _entry(table, name, m) for name, m in stats.sites.items()},
+        "sites": {name: _moments_entry(table, name, m) for name, m in stats.sites.items()},
         "sums": {
             c: {g: [table.key(t, f"sums/{c}/{g}"), t.device.type] for g, t in groups.items()}
             for c, groups in stats.sums.items()
@@ -76,21 +76,22 @@ def write(path: str | os.PathLike[str], stats: Stats, known: Origin, mark: Mark 
 
 
 class _Table:
-    """Tensors by key; one that stands in several places has one key."""
+    """Tensors by key; a tensor that is used in several places has one key."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.keys: dict[int, str] = {}
 
     def key(self, t: Tensor, name: str) -> str:
+        """Return the key of a tensor, which is `name` when it is added first."""
         if id(t) not in self.keys:
             self.tensors[name] = t
             self.keys[id(t)] = name
         return self.keys[id(t)]
 
 
-def _entry(table: _Table, site: str, m: Moments) -> dict[str, str]:
-    """Counts as they are, and the keys of tensors."""
+def _moments_entry(table: _Table, site: str, m: Moments) -> dict[str, str]:
+    """Return the header entry of a site's moments: counts as text, tensors by their keys."""
     return {
         field: table.key(v, f"sites/{site}/{field}") if isinstance(v, Tensor) else str(v)
         for field, v in m._asdict().items()
@@ -105,14 +106,15 @@ def _versions() -> dict[str, str]:
 
 
 def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Stats, Mark]:
-    """What `write` wrote, as statistics of a spec and parameters.
+    """Read statistics that `write` wrote.
 
     Args:
+        path: of the file.
         start: statistics that hold the spec and the parameters, and nothing else.
-        known: of these.
+        known: fingerprints of these.
 
     Raises:
-        StatsError: it is no such file, it is damaged, or of another spec or other parameters.
+        StatsError: the file holds no statistics, is damaged, or is of another spec or other parameters.
     """
     try:
         with Reader(path) as f:
@@ -120,10 +122,10 @@ def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Sta
             check_seal(path)
             if other := difference(Origin(header["spec"], header["params"]), known):
                 raise StatsError(
-                    f"{path} was measured on {other}{_other_versions(header)}; load it with the spec and params that it was "
+                    f"{path} was measured on {other}{_versions_text(header)}; load it with the spec and params that it was "
                     "measured with, or measure again"
                 )
-            return _contents(f, header, start)
+            return _read_contents(f, header, start)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         if isinstance(e, PruneError):
             raise
@@ -131,22 +133,25 @@ def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Sta
 
 
 def _header(path: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parsed header of a file; raise StatsError for another format."""
     if metadata.get("prunefn") != FORMAT:
-        found = f"its format is {metadata['prunefn']!r}" if "prunefn" in metadata else "it has no format"
-        raise StatsError(f"{path} holds no statistics that this version can read: {found} instead of {FORMAT!r}")
+        actual = f"its format is {metadata['prunefn']!r}" if "prunefn" in metadata else "it has no format"
+        raise StatsError(f"{path} holds no statistics that this version can read: {actual} instead of {FORMAT!r}")
     return json.loads(metadata["header"])
 
 
-def _other_versions(header: Mapping[str, Any]) -> str:
-    now = _versions()
-    other = [f"{n} {v} instead of {now[n]}" for n, v in header["versions"].items() if now.get(n, v) != v]
+def _versions_text(header: Mapping[str, Any]) -> str:
+    current = _versions()
+    other = [f"{n} {v} instead of {current[n]}" for n, v in header["versions"].items() if current.get(n, v) != v]
     return f" (by {', '.join(other)})" if other else ""
 
 
-def _contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[Stats, Mark]:
+def _read_contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[Stats, Mark]:
+    """Return the statistics and the progress that a file holds, on the device of the parameters."""
     device, tensors = device_of(dict(start.params)), {}
 
     def tensor(key: str, home: str = "") -> Tensor:
+        """Return the tensor of a key, read once, so that shared covariances stay shared."""
         if key not in tensors:
             tensors[key] = f.tensor(key) if home == "cpu" else f.tensor(key).to(device)
         return tensors[key]
@@ -168,7 +173,7 @@ def _contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[Stats
     return stats, Mark(tuple(batches), bool(finished))
 
 
-# ---- going on
+# ---- resuming
 
 
 def resumed(
@@ -181,19 +186,19 @@ def resumed(
     most: int | None,
     plan: Plan,
 ) -> Stats:
-    """`reduce(step, batches, start)`, saved every so many batches, and gone on with where a file says that it ended.
+    """Return `reduce(step, batches, start)`, saved every few batches and resumed after the last batch of an existing file.
 
     Args:
         step: (statistics so far, batch) → statistics.
         batches: at most `most` of them, in the same order each time.
-        start: of the spec and the parameters, and of no batches.
-        path: the file; it need not be there.
-        every: batches from one writing to the next.
-        most: how many batches are asked for; None: all that there are.
+        start: statistics with the spec and the parameters, of no batches.
+        path: of the file; it need not exist.
+        every: number of batches between two writes.
+        most: number of batches to measure; None: all.
         plan: what `step` measures.
 
     Raises:
-        StatsError: the file is of something else, or the batches are not those that it was measured on.
+        StatsError: the file is of another spec, other params or another plan, or was measured on other batches.
     """
     if every < 1:
         raise StatsError(f"save_every must be 1 or more, not {every}")
@@ -214,20 +219,21 @@ def resumed(
         if n <= done:
             _check_batch(path, n, batch, mark)
             continue
-        if len(marks) == n - 1:  # else those of a file of `save_stats`, whose batches nobody took fingerprints of
+        if len(marks) == n - 1:  # a file of `save_stats` has no fingerprints of its batches: then none are added
             marks.append(fingerprint(batch)[:16])
         total = step(total, batch)
         if n % every == 0 and n != most:
             write(path, total, known, Mark(tuple(marks)))
     if n < done:
         raise StatsError(
-            f"{path} is of {done} batches, but there are only {n}; give the batches that it was begun with"
+            f"{path} is of {done} batches, but there are only {n}; give the batches that it was started with"
         )
     write(path, total, known, Mark(tuple(marks), most is None or n < most))
     return total
 
 
 def _check_batch(path: Any, n: int, batch: Batch, mark: Mark) -> None:
+    """Check that the n-th batch (from 1) is the one that the file was measured on; raise StatsError if not."""
     if n <= len(mark.batches) and fingerprint(batch)[:16] != mark.batches[n - 1]:
         raise StatsError(
             f"batch {n} is not the one that {path} was measured on, so that some samples would count twice and others never; "
@@ -236,14 +242,14 @@ def _check_batch(path: Any, n: int, batch: Batch, mark: Mark) -> None:
 
 
 def _check_plan(path: Any, stats: Stats, plan: Plan) -> None:
-    """The file holds what is asked for, no more and no less."""
-    asked = {"sites": set(plan.sites), "sums of collectors": set(plan.collectors)}
-    there = {"sites": set(stats.sites), "sums of collectors": set(stats.sums)}
-    for what, names in asked.items():
-        if other := sorted(names ^ there[what]):
+    """Check that the file holds exactly what the plan measures; raise StatsError if not."""
+    planned = {"sites": set(plan.sites), "sums of collectors": set(plan.collectors)}
+    measured = {"sites": set(stats.sites), "sums of collectors": set(stats.sums)}
+    for what, names in planned.items():
+        if other := sorted(names ^ measured[what]):
             verb = "lacks" if other[0] in names else "has"
             raise StatsError(
-                f"{path} {verb} {what} such as {other[0]!r}; give the criterion and `where` that it was begun with, or save elsewhere"
+                f"{path} {verb} {what} such as {other[0]!r}; give the criterion and `where` that it was started with, or save elsewhere"
             )
     for need, field in (("absolute", "absolute"), ("covariance", "scatter")):
         for site, m in stats.sites.items():
@@ -251,5 +257,5 @@ def _check_plan(path: Any, stats: Stats, plan: Plan) -> None:
                 verb = "lacks" if need in plan.needs else "has"
                 raise StatsError(
                     f"{path} {verb} what was measured for {need!r} at site {site!r}; give the criterion and covariance= that "
-                    "it was begun with, or save elsewhere"
+                    "it was started with, or save elsewhere"
                 )

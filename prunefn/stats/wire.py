@@ -1,4 +1,4 @@
-"""How tensors and small objects get from rank to rank of a process group."""
+"""Transfer of tensors and small objects between the ranks of a process group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import StatsError
 
 
 class Wire:
-    """The ranks of a group, and the device that their backend sends from."""
+    """The ranks of a process group, and the device that their backend sends from."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -25,34 +25,40 @@ class Wire:
             self.device = torch.device(kind, torch.accelerator.current_device_index())
 
     def name(self, rank: int) -> int:
-        """The rank among all processes."""
+        """Return the global rank of a rank of the group."""
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def together(self, action: Callable[[], Any]) -> list[Any]:
-        """What the action gives on each rank.
+        """Return the action's results on all ranks, in order.
 
         Raises:
-            StatsError: on every rank, if it fails on one.
+            StatsError: on every rank, if the action fails on one.
         """
-        mine: tuple[Any, str | None]
+        own: tuple[Any, str | None]
         cause = None
         try:
-            mine = action(), None
+            own = action(), None
         except Exception as e:
-            mine, cause = (None, f"{type(e).__name__}: {e}"), e
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine, group=self.group)
-        for r, (_, error) in enumerate(found):
+            own, cause = (None, f"{type(e).__name__}: {e}"), e
+        results: list[Any] = [None] * self.size
+        dist.all_gather_object(results, own, group=self.group)
+        for r, (_, error) in enumerate(results):
             if error is not None:
                 raise StatsError(f"rank {self.name(r)} cannot take part: {error}") from cause
-        return [value for value, _ in found]
+        return [value for value, _ in results]
 
     def send(self, t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], source: int) -> Tensor:
-        """A tensor of the source to all, to the bit, on the wire's device; what other ranks give is not looked at."""
+        """Send a tensor from the source rank to all, bit-identical; return it on the wire's device.
+
+        Args:
+            t: the tensor, on the source; ignored on other ranks.
+            dtype, shape: of the tensor, the same on all ranks.
+            source: rank in the group.
+        """
         if self.rank == source and t is not None:
             out = t.detach().to(self.device, dtype).contiguous()
         else:
             out = torch.empty(shape, dtype=dtype, device=self.device)
-        if out.numel():
+        if out.numel():  # sent as bytes: any dtype arrives bit-identical
             dist.broadcast(out.reshape(-1).view(torch.uint8), group=self.group, group_src=source)
         return out
