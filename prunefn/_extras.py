@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs(extra: str, purpose: str, otherwise: str = "") -> Iterator[None]:
+def needs(extra: str, purpose: str, fallback: str = "") -> Iterator[None]:
     """Around imports of optional packages.
 
     Args:
         extra: of prunefn that has them.
         purpose: what they are imported for.
-        otherwise: what else would do.
+        fallback: what else would do.
 
     Raises:
         ModuleNotFoundError: one is not installed; says how to install it.
@@ -26,5 +26,5 @@ def needs(extra: str, purpose: str, otherwise: str = "") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as e:
-        text = f'{purpose} needs {e.name}: pip install "prunefn[{extra}]"{otherwise}'
+        text = f'{purpose} needs {e.name}: pip install "prunefn[{extra}]"{fallback}'
         raise ModuleNotFoundError(text, name=e.name) from e

@@ -61,7 +61,7 @@ def dvbp_ob2c(ratio: Ratio = 0.5, **options: Any) -> Prune:
         "criterion": criteria.denoised_variance(),
         "where": kind("hidden"),
         "scope": scope.global_(),
-        "compensation": compensation.affine(otherwise=compensation.mean()),
+        "compensation": compensation.affine(fallback=compensation.mean()),
     }
     return pipeline(ratio=ratio, **defaults | options)
 
@@ -73,7 +73,7 @@ def corp(ratio: Ratio = 0.5, **options: Any) -> Prune:
         "criterion": criteria.weighted_variance(),
         "where": kind("hidden"),
         "scope": scope.local(),
-        "compensation": compensation.affine(otherwise=compensation.mean()),
+        "compensation": compensation.affine(fallback=compensation.mean()),
     }
     return pipeline(ratio=ratio, **defaults | options)
 

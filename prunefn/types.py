@@ -200,7 +200,7 @@ class Compensation(NamedTuple):
     """(weight [g, out, in, taps], inputs) → repair, in float64; None: no compensation."""
     needs: tuple[str, ...] = ("moments",)
     """Statistics to collect at sites, as for a criterion."""
-    otherwise: Compensation | None = None
+    fallback: Compensation | None = None
     """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
 
 

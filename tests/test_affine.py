@@ -249,7 +249,7 @@ def test_a_weight_that_is_not_the_layers_own(model: nn.Module, x: Tensor, why: s
     with pytest.raises(pf.ParamsError, match=why):
         pf.compensate(t.params, stats, mask, spec=t.spec, method=compensation.affine())
     mean = pf.compensate(t.params, stats, mask, spec=t.spec)
-    other = pf.compensate(t.params, stats, mask, spec=t.spec, method=compensation.affine(otherwise=compensation.mean()))
+    other = pf.compensate(t.params, stats, mask, spec=t.spec, method=compensation.affine(fallback=compensation.mean()))
     for tensor in mean:
         if tensor == (site.bias or site.slot):
             assert torch.equal(mean[tensor], other[tensor])

@@ -144,7 +144,7 @@ def good(folder: Path) -> dict[str, Any]:
         "masks": {"0.weight": torch.ones(4, 3, dtype=torch.bool)}, "means": stats(), "model": net().model, "module": net().model,
         "n": 2, "name_or_folder": "digits", "names": list(net().params), "networks": {"net": (net().params, net().spec)},
         "optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1), "parameters": dict(net().model.named_parameters()),
-        "params": net().params, "path": folder / "file", "prune": recipes.vbp, "rate": 0.25, "ratio": 0.25, "recipe": None,
+        "params": net().params, "path": folder / "file", "prune": recipes.vbp, "period": 1, "ratio": 0.25, "recipe": None,
         "removed": {"0": [1]}, "schedule": schedule.linear(0.5, 2), "scores": pf.score(stats()), "second": {"0": bits("101")},
         "source": folder / "a", "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
         "state": {}, "stats": stats(), "steps": 2, "student": randn(2, 3), "table": Table(), "teacher": randn(2, 3),
@@ -169,8 +169,6 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     more = {"spec": net().spec} if name == "pf.save" else {"ratio": 0.5} if name == "sparse.select" else {}
     if name == "sparse.select":
         values |= {"scores": sparse.score(stats())}
-    if name in ("sparse.rounds", "schedule.epochs"):
-        values |= {"rate": 1}
     if name == "optimizer.slice_optimizer":
         more = {"model": net().model}
         values |= {"optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1)}

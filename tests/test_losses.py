@@ -56,7 +56,7 @@ def test_golden_epochs() -> None:
         (lambda: schedule.linear(-0.1, 2), "ratio is -0.1"),
         (lambda: schedule.geometric(0.5, 0), "0 steps"),
         (lambda: schedule.cubic(0.5, 2, initial=0.6), "starts at 0.6"),
-        (lambda: schedule.epochs(0.5, 3, 5, 7), "no epoch in .3, 5. is a multiple of rate 7"),
+        (lambda: schedule.epochs(0.5, 3, 5, 7), "no epoch in .3, 5. is a multiple of period 7"),
         (lambda: schedule.epochs(0.5, 5, 5), "no epoch"),
     ],
 )

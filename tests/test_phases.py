@@ -266,7 +266,7 @@ def test_schedules_of_any_size() -> None:
     huge = schedule.epochs(0.5, 0, 2**50)
     assert huge(2**49 - 1) == 0.25 and huge(2**60) == 0.5 and huge(-1) == huge(0)
     for wrong in ((0.5, 0, 10**400), (0.5, 0, 0), (0.5, 5, -3), (0.5, 0, 5, 0)):
-        with pytest.raises(pf.PruneError, match=r"schedule|no epoch|(end|rate) is -?\d+; it must be"):
+        with pytest.raises(pf.PruneError, match=r"schedule|no epoch|(end|period) is -?\d+; it must be"):
             schedule.epochs(*wrong)
     with pytest.raises(pf.PruneError, match="10000 are the most"):
         pat(net(), points(), held_out=points(), calibration=[], prune=pf.recipes.l1_channels, schedule=huge)

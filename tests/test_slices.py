@@ -166,7 +166,7 @@ def test_masked_filters_go_last_and_do_not_count() -> None:
 def test_bad_values() -> None:
     t = conv(4)
     for rate in (1.0, -0.1):
-        with pytest.raises(pf.PruneError, match=f"rate of slices is {rate}"):
+        with pytest.raises(pf.PruneError, match=f"ratio is {rate}"):
             slices(t.params, rate, spec=t.spec, block=2)
     with pytest.raises(pf.PruneError, match="a block has 0 filters"):
         slices(t.params, 0.5, spec=t.spec, block=0)

@@ -379,7 +379,7 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     taylor = pf.criteria.taylor()
     stats = pf.collect_stats(params, calibration, spec=spec, criterion=taylor, covariance=True)
     mask = pf.select(pf.score(stats, criterion=taylor), pf.budget.macs(0.5), spec=spec)
-    affine = pf.compensation.affine(otherwise=pf.compensation.mean())
+    affine = pf.compensation.affine(fallback=pf.compensation.mean())
     small = pf.apply(pf.compensate(params, stats, mask, spec=spec, method=affine), mask, spec=spec)
     pruned = pf.to_module(small, spec=pf.shrink(spec, mask), model=model)
     recipe = SHORT.model_copy(update={"lr": 0.001})

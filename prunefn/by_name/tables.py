@@ -63,7 +63,7 @@ def compensation_of(text: str) -> Compensation:
     'mean'
     """
     if text.strip() == "affine":
-        return compensation.affine(otherwise=compensation.mean())
+        return compensation.affine(fallback=compensation.mean())
     return _checked(value_of(text, COMPENSATIONS, "compensation"), Compensation, text, "compensation")
 
 

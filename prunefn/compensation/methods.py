@@ -28,7 +28,7 @@ def mean() -> Compensation:
 
 
 @door
-def affine(ridge: float = 1e-4, *, otherwise: Compensation | None = None) -> Compensation:
+def affine(ridge: float = 1e-4, *, fallback: Compensation | None = None) -> Compensation:
     """Replace removed inputs by their best affine estimate from the kept ones: x_P ≈ B x_S + c.
 
     B = C_PS (C_SS + ridge · mean(diag C_SS) · I)⁻¹ and c = μ_P − B μ_S; W' = W_S + W_P B and b' = b + W_P c, at every tap of a
@@ -36,27 +36,27 @@ def affine(ridge: float = 1e-4, *, otherwise: Compensation | None = None) -> Com
 
     Args:
         ridge: fraction of the mean variance of the kept inputs that is added to each variance; 0 uses the pseudo-inverse.
-        otherwise: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
+        fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
 
     Raises:
         PruneError: the ridge is negative.
     """
     if not ridge >= 0:
         raise PruneError(f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4")
-    return Compensation("affine", partial(_affine, ridge=ridge), ("covariance",), otherwise)
+    return Compensation("affine", partial(_affine, ridge=ridge), ("covariance",), fallback)
 
 
 @door
-def variance_rescale(*, otherwise: Compensation | None = None) -> Compensation:
+def variance_rescale(*, fallback: Compensation | None = None) -> Compensation:
     """Compensate means, and scale each output's kept weights so that its variance is unchanged.
 
     s² = wᵀ C w / w_Sᵀ C_SS w_S, with the covariance if it was collected, else with variances; W' = s W_S and
     b' = b + W μ − s W_S μ_S. REPAIR (Jordan et al., ICLR 2023) does the same by normalisation.
 
     Args:
-        otherwise: as in `affine`.
+        fallback: as in `affine`.
     """
-    return Compensation("variance_rescale", _rescale, ("moments",), otherwise)
+    return Compensation("variance_rescale", _rescale, ("moments",), fallback)
 
 
 def _mean(weight: Float[Tensor, "g o i t"], x: Inputs) -> Repair:

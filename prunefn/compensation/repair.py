@@ -230,12 +230,12 @@ def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensat
     repair = method.repair(weight, x)
     if repair.weight is None or not (why := not_ours(site, spec)):
         return repair
-    if method.otherwise is None:
+    if method.fallback is None:
         raise ParamsError(
             f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; choose a fallback, such as "
-            f"compensation.{method.name}(otherwise=compensation.mean())"
+            f"compensation.{method.name}(fallback=compensation.mean())"
         )
-    return _repair(weight, x, site, spec, method.otherwise)
+    return _repair(weight, x, site, spec, method.fallback)
 
 
 def not_ours(site: Site, spec: Spec) -> str:

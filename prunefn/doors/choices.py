@@ -50,7 +50,7 @@ def named(text: str, class_name: str, room: str, refuse: Refuse) -> Any:
         refuse(f"pf.{room} has no {text!r}{nearest(text, makers)}")
     # A name cannot state the fallback for weights that cannot be rewritten.
     if class_name == "Compensation" and text == "affine":
-        return makers["affine"](otherwise=makers["mean"]())
+        return makers["affine"](fallback=makers["mean"]())
     parameters = inspect.signature(makers[name]).parameters.values()
     if needed := [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]:
         refuse(f"write pf.{room}.{name}({', '.join(needed)}), which needs its arguments")

@@ -81,7 +81,7 @@ def slice_scores(weight: Tensor, block: int, *, short_blocks: bool = False) -> T
 @door
 def slices(
     params: Params,
-    rate: float,
+    ratio: float,
     *,
     spec: Spec,
     block: int,
@@ -91,11 +91,11 @@ def slices(
     short_blocks: bool = False,
     weights: Sequence[str] | str | None = None,
 ) -> dict[str, Tensor]:
-    """Mask the slices of least L2 norm: in each layer exactly ⌊rate · eligible slices⌋, ties by block, then by input.
+    """Mask the slices of least L2 norm: in each layer exactly ⌊ratio · eligible slices⌋, ties by block, then by input.
 
     Args:
         params: of the spec.
-        rate: fraction of each layer's eligible slices to remove, in [0, 1).
+        ratio: fraction of each layer's eligible slices to remove, in [0, 1).
         spec: of the params.
         block: A, number of filters of a block.
         depthwise_block: A of depthwise convolutions.
@@ -110,7 +110,7 @@ def slices(
         names the convolutions whose weight is computed from parameters and stays dense.
 
     Raises:
-        PruneError: a bad rate, or A does not divide the filters of a layer, which is named.
+        PruneError: a bad ratio, or A does not divide the filters of a layer, which is named.
         ParamsError, MaskError: params or mask do not fit the spec, or `weights` matches no weight of a convolution.
 
     >>> import prunefn as pf
@@ -123,13 +123,13 @@ def slices(
             [0, 1],
             [1, 0]], dtype=torch.int32)
     """
-    if not 0 <= rate < 1:
-        raise PruneError(f"the rate of slices is {rate}; it is the fraction that is removed and must be in [0, 1)")
+    if not 0 <= ratio < 1:
+        raise PruneError(f"ratio is {ratio}; it is the fraction of the slices that is removed and must be in [0, 1)")
     check_names(params, spec)
     if weights is None:
         warn_dense("sparse.slices", left_dense(spec, convolutions=True), UNFOLD)
     return {
-        s.name: _mask_weight(params[s.name].detach(), s, rate, protect_first, short_blocks)
+        s.name: _mask_weight(params[s.name].detach(), s, ratio, protect_first, short_blocks)
         for s in sliced(spec, block=block, depthwise_block=depthwise_block, mask=mask, weights=weights)
     }
 
@@ -205,7 +205,7 @@ def _convolutions(spec: Spec) -> Iterator[tuple[str, bool]]:
             yield name, weight.depthwise
 
 
-def _mask_weight(weight: Tensor, of: Sliced, rate: float, protect_first: bool, short_blocks: bool) -> Tensor:
+def _mask_weight(weight: Tensor, of: Sliced, ratio: float, protect_first: bool, short_blocks: bool) -> Tensor:
     """Return the mask of a weight: bool of its shape."""
     unmasked = [m.nonzero()[:, 0] for m in (of.filters, of.inputs)]
     selected = weight.cpu().index_select(0, unmasked[0]).index_select(1, unmasked[1]).double()
@@ -216,7 +216,7 @@ def _mask_weight(weight: Tensor, of: Sliced, rate: float, protect_first: bool, s
     if protect_first and weight.ndim > 2:
         eligible[..., 0] = False
     flat = scores.flatten().masked_fill(~eligible.flatten(), torch.inf)
-    removed = flat.argsort(stable=True)[: int(rate * int(eligible.sum()) + 1e-9)]  # 1e-9: 0.29 of 100 is 29
+    removed = flat.argsort(stable=True)[: int(ratio * int(eligible.sum()) + 1e-9)]  # 1e-9: 0.29 of 100 is 29
     kept = torch.ones_like(flat, dtype=torch.bool).index_fill(0, removed, False).reshape(scores.shape)
     out = torch.ones(weight.shape, dtype=torch.bool)
     out[unmasked[0][:, None], unmasked[1]] = spread(kept, len(unmasked[0]), of.block)

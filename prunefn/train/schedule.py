@@ -88,8 +88,8 @@ def cubic(ratio: float, steps: int, *, initial: float = 0.0) -> Schedule:
 
 
 @door
-def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
-    """By epoch: of the K epochs i in [start, end) with i % rate = 0, the j-th (from 0) brings the share to ratio · (j + 1) / K.
+def epochs(ratio: float, start: int, end: int, period: int = 1) -> Schedule:
+    """By epoch: of the K epochs i in [start, end) with i % period = 0, the j-th (from 0) brings the share to ratio · (j + 1) / K.
 
     Call it with the number of the epoch: what is removed once that epoch's pruning is done. Nothing before `start`, everything
     from `end` on.
@@ -98,30 +98,30 @@ def epochs(ratio: float, start: int, end: int, rate: int = 1) -> Schedule:
         ratio: share removed in the end, in [0, 1).
         start: first epoch at which something may go.
         end: epoch from which on nothing more goes.
-        rate: epochs from one pruning to the next.
+        period: epochs from one pruning to the next.
 
     Raises:
-        PruneError: no epoch in the range is a multiple of the rate.
+        PruneError: no epoch in the range is a multiple of the period.
 
     >>> [round(epochs(0.6, 2, 8, 2)(e), 2) for e in range(10)]
     [0.0, 0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6]
     """
     _check(ratio, max(end, 1))
-    steps = multiples(start, end, rate) if rate > 0 else 0
+    steps = multiples(start, end, period) if period > 0 else 0
     if start < 0 or not steps:
         raise PruneError(
-            f"no epoch in [{start}, {end}) is a multiple of rate {rate}, so that nothing would be pruned; change one of them"
+            f"no epoch in [{start}, {end}) is a multiple of period {period}, so that nothing would be pruned; change one of them"
         )
-    return Schedule("epochs", end, partial(_epochs, ratio=ratio, start=start, rate=rate, steps=steps))
+    return Schedule("epochs", end, partial(_epochs, ratio=ratio, start=start, period=period, steps=steps))
 
 
-def multiples(start: int, end: int, rate: int) -> int:
-    """Return how many numbers in [start, end) the rate divides, without counting them.
+def multiples(start: int, end: int, period: int) -> int:
+    """Return how many numbers in [start, end) the period divides, without counting them.
 
     >>> multiples(1, 6, 2), multiples(0, 10**30, 1), multiples(5, 2, 1)
     (2, 1000000000000000000000000000000, 0)
     """
-    return max(0, (end - 1) // rate - (start - 1) // rate)
+    return max(0, (end - 1) // period - (start - 1) // period)
 
 
 def _check(ratio: float, steps: int) -> None:
@@ -143,8 +143,8 @@ def _cubic(t: int, *, ratio: float, steps: int, initial: float) -> float:
     return ratio + (initial - ratio) * (1 - t / steps) ** 3
 
 
-def _epochs(epoch: int, *, ratio: float, start: int, rate: int, steps: int) -> float:
-    return _linear(min(multiples(start, epoch + 1, rate), steps), ratio=ratio, steps=steps)
+def _epochs(epoch: int, *, ratio: float, start: int, period: int, steps: int) -> float:
+    return _linear(min(multiples(start, epoch + 1, period), steps), ratio=ratio, steps=steps)
 
 
 def __dir__() -> list[str]:
