@@ -105,7 +105,7 @@ def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tenso
     check_plain(state, "save", "gather the state dict first")
     for name, t in state.items():
         if t.is_meta:
-            raise ParamsError(f"what has {name!r} on meta, without numbers to write; load its weights first")
+            raise ParamsError(f"what= has {name!r} on meta, without numbers to write; load its weights first")
         if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
             raise ParamsError(
                 f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "

@@ -37,7 +37,7 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mappin
     ]
     solutions = _search(equations, _solve(equations, dict(known or {}), spec), spec)
     if not solutions:
-        raise ParamsError("the shapes are of no pruning of this spec: no sizes of its groups give them all")
+        raise ParamsError("no pruning of this spec gives these shapes: no sizes of its groups fit all of them")
     if len(solutions) > 1:
         undetermined = [g for g in solutions[0] if len({s[g] for s in solutions}) > 1]
         listed = "; ".join(", ".join(f"{g!r}: {s[g]}" for g in undetermined) for s in solutions[:8])

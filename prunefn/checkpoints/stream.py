@@ -34,7 +34,7 @@ class Streamed(NamedTuple):
     files: tuple[Path, ...]
     """The files of tensors."""
     written: int
-    """How many of them this call wrote; the others were already complete."""
+    """Number of files that this call wrote; the others were already complete."""
     nbytes: int
     """Bytes of all tensors together."""
     config: Path | None

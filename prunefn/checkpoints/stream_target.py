@@ -40,13 +40,15 @@ def check_target(source: Path, target: Path, names: Collection[str], *, overwrit
         raise PruneError(f"{target} is a file; give a folder")
     for name in (*names, INDEX):
         if (target / name).is_symlink():  # it may lead to the source
-            raise PruneError(f"{target / name} is a link, and what is behind it would be replaced; delete the link")
+            raise PruneError(
+                f"{target / name} is a link, and the file that it points to would be replaced; delete the link"
+            )
     for path in companions(source) if source.is_dir() else ():
         existing = target / path.name
         if existing.exists() and (
             existing.samefile(path) or not (overwrite or filecmp.cmp(path, existing, shallow=False))
         ):
-            raise PruneError(f"{existing} exists and is another than {path}; give an empty folder, or overwrite=True")
+            raise PruneError(f"{existing} exists and differs from {path}; give an empty folder, or overwrite=True")
     for name in (INDEX, CONFIG, f"dense_{CONFIG}"):
         if (target / name).exists() and not overwrite and (name == INDEX or (source / CONFIG).exists()):
             raise PruneError(
@@ -102,7 +104,7 @@ def finished_files(target: Path, names: Collection[str], job: str) -> set[str]:
             raise PruneError(f"{path} is damaged: {error}; delete it, and call again to write it again") from error
         if not is_finished:
             raise PruneError(
-                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, delete it, or say "
+                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, delete it, or pass "
                 "overwrite=True"
             )
         finished.add(path.name)

@@ -83,7 +83,7 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
     check_names(params, spec)
     layouts = weights(spec)
     if name := next((n for n in layouts if params[n].is_meta), None):
-        raise ParamsError(f"{name!r} is on meta, so that nobody knows its zeros; pf.cost(spec) counts without numbers")
+        raise ParamsError(f"{name!r} is on meta, so its zeros cannot be counted; pf.cost(spec) counts without numbers")
     zeros = {n: w.numel() - int(w.count_nonzero()) for n, w in ((n, params[n].detach()) for n in layouts)}
     on_meta = torch.device("meta")
     inputs = tensors(draw(params, spec, batch=1, device=on_meta))
@@ -128,7 +128,7 @@ def compare(networks: Mapping[str, tuple[Params, Spec]]) -> Table:
     (('network', 'MACs'), [('dense', '18432'), ('small', '4608 (25.0%)')])
     """
     if not networks:
-        raise PruneError("compare needs a network at least; it was given none")
+        raise PruneError("compare needs at least one network; networks is empty")
     by_name = {name: metrics(params, spec=spec) for name, (params, spec) in networks.items()}
     first = next(iter(by_name.values()))
     types = list(dict.fromkeys(t for m in by_name.values() for t in m.weight_bytes))

@@ -99,7 +99,7 @@ def open_data(
         )
     if folder is not None:
         raise PruneError(
-            f"folder={os.fspath(folder)!r} is where named data is; {name!r} is a folder itself: leave it out"
+            f"folder={os.fspath(folder)!r} is for data sets that are opened by name; {name!r} is a folder itself: leave folder= out"
         )
     with needs("vision", "a folder of images"):
         from .folder import open_folder

@@ -115,7 +115,7 @@ def _read(path: Path, root: Path) -> dict[str, Listed]:
         return cached
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise PruneError(
-            f"the list of images {path} is damaged, or is something else ({type(e).__name__}: {e}); delete it, and "
+            f"the list of images {path} is damaged, or no such list ({type(e).__name__}: {e}); delete it, and "
             f"{root} is listed again, or give another folder by cache="
         ) from e
 

@@ -68,7 +68,7 @@ def example_of(params: Params, spec: Spec) -> Example:
     """
     check_runnable(spec)
     if spec.train:
-        raise PruneError("this spec was traced in train mode; export what trace(model, args) in eval mode gives")
+        raise PruneError("this spec was traced in train mode; export the spec of trace(model, args) in eval mode")
     args, kwargs = spec.example.draw(batch=TRACED)
     free_dims = iter([{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf)} for i in spec.program.inputs])
     shapes = pytree.tree_map(lambda x: next(free_dims) if isinstance(x, Tensor) else None, (args, kwargs))

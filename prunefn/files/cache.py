@@ -82,6 +82,6 @@ def read(path: Path) -> dict[str, float]:
         return seconds
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise PruneError(
-            f"the latency cache {path} is damaged, or is something else ({type(e).__name__}: {e}); delete it, and it is "
+            f"the latency cache {path} is damaged, or no cache ({type(e).__name__}: {e}); delete it, and it is "
             "measured again, or give another folder by cache="
         ) from e

@@ -43,15 +43,13 @@ class OnDisk(Tensor):
         """
         try:
             if _file_stamp(self.path) != self.stamp:
-                raise FormatError("it has changed")
+                raise FormatError("its size or its time of modification differs")
             with Reader(self.path) as reader:
                 if reader.entries.get(self.called) != self.entry:
-                    raise FormatError("its header has changed")
+                    raise FormatError("its header differs")
                 return reader.tensor(self.called).to(self.device, self.dtype)
         except (FormatError, OSError) as error:
-            raise ParamsError(
-                f"{self.path} is no longer what it was when it was opened: {error}; open it again"
-            ) from error
+            raise ParamsError(f"{self.path} has changed since it was opened: {error}; open it again") from error
 
     def __repr__(self, **_: Any) -> str:
         return f"OnDisk({self.called!r}, {tuple(self.shape)}, {self.dtype}, {str(self.path)!r})"

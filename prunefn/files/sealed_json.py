@@ -39,7 +39,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(seal, str) or len(seal) != len(BLANK):
         raise ValueError("it has no seal")
     if _hash(raw.replace(seal.encode(), BLANK.encode(), 1)) != seal:
-        raise ValueError("its bytes are not those that its seal was put on")
+        raise ValueError("its bytes do not match its seal: some of them have changed")
     return content
 
 

@@ -217,7 +217,7 @@ def check_seal(path: str | os.PathLike[str]) -> None:
         while piece := reader.file.read(PIECE):
             digest.update(piece)
     if digest.hexdigest() != seal:
-        raise FormatError("its bytes are not those that its seal was put on: some of them have changed")
+        raise FormatError("its bytes do not match its seal: some of them have changed")
 
 
 # ---- writing

@@ -90,7 +90,7 @@ def _check_keys(loader: yaml.SafeLoader, root: yaml.Node, what: str) -> None:
 def _count_unfolded(node: yaml.Node, sizes: dict[int, int], ancestors: set[int], what: str) -> int:
     """Return the number of nodes with every alias unfolded; raise if a node contains itself."""
     if id(node) in ancestors:
-        raise PruneError(f"{what}: what begins in line {node.start_mark.line + 1} contains itself")
+        raise PruneError(f"{what}: the value that begins in line {node.start_mark.line + 1} contains itself")
     if id(node) not in sizes:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):

@@ -138,8 +138,8 @@ def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
         other = trace(module, args, kwargs, train=spec.train)
     except Exception as e:  # the class's own code may raise anything at wrong sizes
         return _failure(e)
-    if (mine := _floats_of(other)) != (theirs := _floats_of(spec)):
-        op, value = next(x for x in (*mine, *theirs) if mine.count(x) != theirs.count(x))
+    if (of_class := _floats_of(other)) != (of_spec := _floats_of(spec)):
+        op, value = next(x for x in (*of_class, *of_spec) if of_class.count(x) != of_spec.count(x))
         return Problem(f"the class computes {value:.6g} for {op} in one of its sizes, and another number in the other")
     return _size_difference(other, spec)
 
@@ -153,10 +153,10 @@ def _floats_of(spec: Spec) -> list[tuple[str, float]]:
 def _size_difference(other: Spec, spec: Spec) -> Problem | None:
     """Return a problem for the first tensor or group whose size differs in the trace of a rebuilt module, or None."""
     for name, axes in spec.axes.items():
-        mine = tuple(size(a, spec.sizes) for a in axes)
-        theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
-        if name in other.axes and mine != theirs:
-            return Problem(f"{name!r} has shape {theirs} instead of {mine}")
+        expected = tuple(size(a, spec.sizes) for a in axes)
+        actual = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
+        if name in other.axes and actual != expected:
+            return Problem(f"{name!r} has shape {actual} instead of {expected}")
     for g in spec.groups.values():  # matched by kind and members: if a group has one unit left, others may get its name
         sizes = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
         if sizes and spec.sizes[g.name] not in sizes:

@@ -33,11 +33,11 @@ WIDTH = re.compile(r"dim|size|inner|hidden|width|heads?(_kv)?$")
 UNSAID = ("head_dim",)
 """Fields that many classes read if a config has them, though most configs do not."""
 WAYS = 128
-"""How many ways to set the fields are built on `meta`."""
+"""Maximal number of ways to set the fields that are built on `meta`."""
 TRIES = 12
-"""How many of the ways with the right shapes are run."""
+"""Maximal number of the ways with the right shapes that are run."""
 VALUES = 3
-"""How many values of one field are tried."""
+"""Maximal number of values that are tried for one field."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _Point = tuple[int, Shapes]

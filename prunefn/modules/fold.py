@@ -129,8 +129,8 @@ def _find_rows(layer: Instruction, scaled: Instruction, params: Params, spec: Sp
         return []
     values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
     args, kwargs = example_inputs(params, spec)
-    wanted = f"%{layer.name}", scaled.args[0].name
-    run = compiled(spec, values, ("fold", *wanted), lambda _, env: tuple(env[w] for w in wanted), only=wanted)
+    outputs = f"%{layer.name}", scaled.args[0].name
+    run = compiled(spec, values, ("fold", *outputs), lambda _, env: tuple(env[n] for n in outputs), only=outputs)
     with torch.enable_grad():
         out, reached = run(values, flat_inputs(spec, args, kwargs))
         # random factors in [1, 2), so that no gradient cancels to zero by symmetry

@@ -122,7 +122,7 @@ def _check_format(s: Shard, first: Shard) -> None:
     """Raise a ParamsError unless prunefn can read the shard and the same run wrote it and the first."""
     file_format = s.metadata.get("prunefn")
     if file_format is None and SEAL in s.metadata:
-        raise ParamsError(f"{s.path} is a file of prunefn, but none of pf.save, or it is damaged; {AGAIN}")
+        raise ParamsError(f"{s.path} is a file of prunefn that pf.save did not write, or it is damaged; {AGAIN}")
     if file_format not in (None, FORMAT):
         raise ParamsError(f"{s.path} has format {file_format!r}; this version reads format {FORMAT!r}")
     ours = [{k: v for k, v in x.metadata.items() if k != SEAL} for x in (s, first) if "prunefn" in x.metadata]
@@ -174,14 +174,15 @@ def _read_torch_file(path: Path) -> Content:
         inner = {key: state[key] for key in WRAPPERS if isinstance(state, Mapping) and _is_state_dict(state.get(key))}
         if len(inner) != 1:
             raise ParamsError(
-                f"{path} holds no state dict (name → tensor), neither as it is nor under one of {', '.join(WRAPPERS)}; pass the "
-                "state dict that is in it"
+                f"{path} holds no state dict (name → tensor), neither at its top level nor under one of {', '.join(WRAPPERS)}; "
+                "pass the state dict itself"
             )
         (state,) = inner.values()
     return Content(dict(state), plan=plan_of(state), where=str(path))
 
 
 def _is_state_dict(value: Any) -> bool:
+    """Return whether a value is a mapping of tensors that is not empty."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
 
 

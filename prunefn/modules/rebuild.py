@@ -22,9 +22,9 @@ from .plan import remember
 from .twin import copied, recompute
 
 TRIES = 48
-"""How many ways to set the attributes are run before giving up."""
+"""Maximal number of ways to set the attributes that are run before giving up."""
 TRACES = 2
-"""How many of them are traced because they run but give other outputs: a scale may have to be folded."""
+"""Maximal number of them that are traced, because they run but give other outputs: a scale may have to be folded."""
 
 Judge = Callable[[nn.Module], Problem | None]
 """Returns the problem of a rebuilt module; None if it has none."""
@@ -163,7 +163,7 @@ def with_tensors(
         if owner is None or not (leaf in owner._parameters or leaf in owner._buffers):
             raise PruneError(
                 f"{type(module).__name__} has no room for {name!r}, such as a bias that a compensation created; "
-                "without model=, to_module gives a graph module, which has"
+                "without model=, to_module gives a graph module, which has a place for every tensor"
             )
         if getattr(owner, leaf) is not t:
             setattr(owner, leaf, t)

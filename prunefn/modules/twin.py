@@ -72,7 +72,7 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     except Exception as error:  # an attribute may be of any class and raise any error
         culprit = next((n for n in _attributes(model) if not _can_copy(model, n)), "one of its attributes")
         raise PruneError(
-            f"{type(model).__name__} cannot be copied, for {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
+            f"{type(model).__name__} cannot be copied because of {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
             "attribute of the model, or leave model= out, for a graph module"
         ) from error
 

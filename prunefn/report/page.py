@@ -114,7 +114,7 @@ def page(folder: Path | str) -> Path:
     ]
     if not sections and not summary:
         raise PruneError(
-            f"{where} has nothing of a run (summary.json, metrics.jsonl, a mask, a picture, a table): is it the right folder?"
+            f"{where} has no files of a run (summary.json, metrics.jsonl, a mask, a picture, a table): is it the right folder?"
         )
     run_versions = config.pop("versions", None) or _read_json(where / "spec.json").get("versions") or versions()
     if config:

@@ -124,7 +124,7 @@ def _params_on_device(params: Params, device: torch.device | str | None) -> tupl
     own = next((t.device for t in params.values()), torch.device("cpu"))
     where = own if device is None else torch.device(device)
     if "meta" in (own.type, where.type):
-        raise ParamsError("tensors on 'meta' take no time; give the params on a real device")
+        raise ParamsError("tensors on 'meta' cannot be timed; give the params on a real device")
     return (params if where == own else {n: t.to(where) for n, t in params.items()}), where
 
 
