@@ -56,8 +56,8 @@ def small_vit(
     Args:
         num_classes: number of outputs.
         in_chans: channels of an image.
-        img_size: pixels of a side of an image, a multiple of `patch_size`.
-        patch_size: pixels of a side of the patch of a token.
+        img_size: pixels of a side of an image.
+        patch_size: pixels of a side of the patch that becomes a token.
         dim: width of the residual stream; `heads` must divide it.
         depth: number of blocks.
         heads: number of attention heads.

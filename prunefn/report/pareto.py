@@ -49,13 +49,13 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
         raise PruneError("there are no points to draw; give (name, MACs, top-1 as a share) for each network")
     front = pareto_front(points)
     best = sorted((p for p, on in zip(points, front, strict=True) if on), key=lambda p: (p[1], p[0]))
-    rest = [p for p, on in zip(points, front, strict=True) if not on]
+    others = [p for p, on in zip(points, front, strict=True) if not on]
     unit, word = (1e9, "billion") if max(p[1] for p in points) >= 1e9 else (1e6, "million")
     listed = best[:LISTED]
     figure = canvas(9.0, max(4.4, 1.2 + 0.17 * len(listed)))
     axes = figure.add_subplot(1, 1, 1)
-    if rest:
-        axes.plot([p[1] / unit for p in rest], [100 * p[2] for p in rest], "o", color=DENSE, markersize=5)
+    if others:
+        axes.plot([p[1] / unit for p in others], [100 * p[2] for p in others], "o", color=DENSE, markersize=5)
     axes.plot([p[1] / unit for p in best], [100 * p[2] for p in best], "o-", color=COLOURS[0], linewidth=1.5)
     numbers_at: dict[tuple[float, float], list[str]] = {}
     for i, (_, macs, top1) in enumerate(listed):
@@ -68,7 +68,7 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
         axes.annotate(", ".join(numbers), at, offset, textcoords="offset points", fontsize=7.5, color=INK, **alignment)
     names = [f"the front: MACs ({word}), top-1"]
     names += [f"{i + 1}  {n}: {m / unit:.4g}, {t:.2%}" for i, (n, m, t) in enumerate(listed)]
-    names += [f"… {len(best) - LISTED} more"] * (len(best) > LISTED) + [f"pale: {len(rest)} others"] * bool(rest)
+    names += [f"… {len(best) - LISTED} more"] * (len(best) > LISTED) + [f"pale: {len(others)} others"] * bool(others)
     axes.text(1.03, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.5, color=INK)
     axes.margins(0.06, 0.08)
     axes.set_xlabel(f"MACs per sample ({word})")
