@@ -1,4 +1,4 @@
-"""Errors: each names the group or tensor, the value and the fix."""
+"""Errors and warnings of prunefn; the text of each names the group or tensor, the value and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PruneError(ValueError):
 
 
 class TraceError(PruneError):
-    """The model cannot be traced."""
+    """A model cannot be traced, or a spec without a program is to be run."""
 
 
 class MaskError(PruneError):
@@ -33,15 +33,15 @@ class BatchError(PruneError):
 
 
 class BudgetError(PruneError):
-    """What is asked for cannot be reached."""
+    """A budget cannot be met."""
 
 
 class PruneWarning(UserWarning):
-    """What prunefn warns of: the result may not be what was meant."""
+    """A result may not be the intended one."""
 
 
 def warn(text: str) -> None:
-    """Warn at the line that called prunefn, however deep in prunefn the reason is found."""
+    """Warn at the line that called prunefn, however deep in prunefn the cause is."""
     frame, depth, outermost = sys._getframe(1), 1, 1
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]:
@@ -51,7 +51,7 @@ def warn(text: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name.
+    """Return a hint for a misspelt name.
 
     >>> nearest("layer1.conv", ["layer1.conv1", "fc"])
     "; did you mean 'layer1.conv1'?"

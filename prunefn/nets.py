@@ -1,4 +1,4 @@
-"""Networks for small images, of the classes of torchvision and timm: what the ready configs and the course train.
+"""Networks for small images, of classes of torchvision and timm; the ready configs and the course train them.
 
 >>> import torch
 >>> import prunefn as pf
@@ -18,7 +18,7 @@ __all__ = ["small_resnet18", "small_vit"]
 
 @door
 def small_resnet18(num_classes: int = 10, in_chans: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-18 with the stem for small images: 3 × 3, stride 1, no pooling (He et al., CVPR 2016, as usual for CIFAR-10).
+    """Return a ResNet-18 with a stem for small images: 3 × 3, stride 1, no pooling (He et al., CVPR 2016, as usual for CIFAR-10).
 
     Args:
         num_classes: size of the output.
@@ -54,13 +54,13 @@ def small_vit(
     """Return timm's VisionTransformer in DeiT's shape, small: a class token, pre-norm blocks, one projection for q, k and v.
 
     Args:
-        num_classes: outputs.
+        num_classes: number of outputs.
         in_chans: channels of an image.
-        img_size: pixels of its sides; `patch_size` of them to a token.
-        patch_size: pixels of a token's sides.
+        img_size: pixels of a side of an image.
+        patch_size: pixels of a side of the patch that becomes a token.
         dim: width of the residual stream; `heads` must divide it.
-        depth: blocks.
-        heads: of the attention.
+        depth: number of blocks.
+        heads: number of attention heads.
         mlp_ratio: hidden width of the MLPs as a multiple of `dim`.
 
     >>> small_vit(depth=1).blocks[0].mlp.fc1

@@ -1,4 +1,4 @@
-"""A table of strings, as Markdown or for the terminal."""
+"""Tables of strings, as Markdown, as CSV or for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """Cells as they are shown; the first column is text, the others are numbers and stand to the right.
+    """A title with formatted cells; the first column is text, the others are numbers, aligned to the right.
 
     A column's name may have several lines, for the terminal.
     """
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, without its title.
+    """Return the table in GitHub's Markdown, without its title.
 
     >>> print(markdown(Table("costs", ("method", "MACs"), (("dense", "12"), ("a|b", "7")))))
     | method | MACs |
@@ -39,11 +39,12 @@ def markdown(table: Table) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file, whole or not at all."""
+    """Write a CSV file; it gets its name only when it is complete."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -52,7 +53,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def terminal(table: Table) -> rich.table.Table:
-    """The table for `rich.print`."""
+    """Return the table for `rich.print`."""
     import rich.box
     import rich.table
 

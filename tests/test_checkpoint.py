@@ -215,7 +215,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, str], dict[str, torch.Tensor]], ob
     "mask": (lambda m, t: m.update(masks=m["masks"].replace("sA==", "8A==")), "first leaves 4 units"),
     "ties": (lambda m, t: m.update(tied='{"a": "b"}'), "its metadata cannot be read"),
     "format": (lambda m, t: m.update(prunefn="3"), "has format '3'; this version reads format '2'"),
-    "no format": (lambda m, t: m.pop("prunefn"), "is a file of prunefn, but none of pf.save"),
+    "no format": (lambda m, t: m.pop("prunefn"), "is a file of prunefn that pf.save did not write"),
 }
 
 
@@ -388,7 +388,7 @@ def test_damaged_foreign_files_load_or_are_errors_of_ours(attention: Traced, tmp
 
 def test_what_is_no_checkpoint(attention: Traced, tmp_path: Path) -> None:
     write_nest(tmp_path / "nest", {"a": torch.ones(2)})
-    with pytest.raises(pf.ParamsError, match=r"nest is a file of prunefn, but none of pf.save"):
+    with pytest.raises(pf.ParamsError, match=r"nest is a file of prunefn that pf.save did not write"):
         pf.load_params(tmp_path / "nest", spec=attention.spec)
     with pytest.raises(pf.ParamsError, match=r"has neither model.safetensors nor model.safetensors.index.json"):
         pf.load(attention.model, tmp_path)

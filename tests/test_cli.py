@@ -254,7 +254,7 @@ def test_a_function_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "finetune goes on from a checkpoint; give --checkpoint",
             1,
         ),
-        (["report", "."], "has nothing of a run", 1),
+        (["report", "."], "has no files of a run", 1),
     ],
     ids="model name timm module batches criterion recipe budgets data digits checkpoint finetune report".split(),
 )

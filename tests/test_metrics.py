@@ -252,7 +252,7 @@ def test_the_table_says_what_is_left_and_what_is_zero() -> None:
 
 def test_wrong_calls() -> None:
     params, spec = cnn()
-    with pytest.raises(pf.PruneError, match="compare needs a network at least"):
+    with pytest.raises(pf.PruneError, match="compare needs at least one network"):
         pf.compare({})
     with pytest.raises(pf.ParamsError, match=r"params\['0.weight'\] is .* on meta; a tensor on meta has no numbers"):
         pf.metrics({n: t.to("meta") for n, t in params.items()}, spec=spec)

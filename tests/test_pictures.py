@@ -446,10 +446,10 @@ def test_the_pictures_of_a_run_again(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(pf.PruneError, match=r"has nothing of a run"):
+    with pytest.raises(pf.PruneError, match=r"has no files of a run"):
         page(tmp_path)
     (tmp_path / "config.json").write_text('{"a": 1}')
-    with pytest.raises(pf.PruneError, match=r"has nothing of a run"):
+    with pytest.raises(pf.PruneError, match=r"has no files of a run"):
         page(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

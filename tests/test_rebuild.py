@@ -339,7 +339,7 @@ def test_a_model_that_cannot_be_copied_is_refused_by_name() -> None:
     t = traced(model, randn(3, 4))
     params, spec, _ = half(t)
     t.model.a.stream = iter(c for c in "ab")
-    with raises(pf.PruneError, match=r"Own cannot be copied, for 'a.stream': TypeError"):
+    with raises(pf.PruneError, match=r"Own cannot be copied because of 'a.stream': TypeError"):
         pf.to_module(params, spec=spec, model=t.model)
 
 

@@ -1,7 +1,7 @@
-"""Pruned tensors on disk, and back into the original class or into the functional world.
+"""Save pruned tensors to disk, and load them into the original class or as params.
 
-What `save` writes is a safetensors file without pickle, sealed: any bit that changes later is an error (see
-`prunefn.files.tensors`). Foreign files of `torch.save`, which hold a pickle, are read with `weights_only=True` and never written.
+`save` writes a sealed safetensors file without pickle: any bit that changes later is an error (see `prunefn.files.tensors`).
+Files of `torch.save`, which hold a pickle, are read with `weights_only=True` and never written.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .infer import infer_sizes
 
 
 class Loaded(NamedTuple):
-    """What `load_params` returns."""
+    """The result of `load_params`."""
 
     params: Params
     spec: Spec
-    """At the sizes of the params."""
+    """The spec at the sizes of the params."""
     masks: tuple[Mask, ...]
-    """Of every round, as they were saved."""
+    """The masks of every round, as they were saved."""
 
 
 @door
@@ -51,19 +51,20 @@ def save(
     spec: Spec | None = None,
     masks: Mask | Sequence[Mask] = (),
 ) -> None:
-    """Write a rebuilt module, or params, as safetensors, with what it takes to load them again, to a new file or over an old one.
+    """Write a rebuilt module, or params, as safetensors, to a new file or over an existing one.
 
     The metadata hold the attributes that `load` needs (of a module), the sizes of all groups, the masks, the versions of
     prunefn and torch, and a hash of the whole file. The same content gives the same bytes.
 
     Args:
-        what: of `to_module(params, spec=spec, model=model)`; any module whose class has its sizes is fine, too. Or params.
-        path: written elsewhere first and then renamed, so that it is never half-written.
-        spec: at the sizes of the tensors; for params it must be given.
-        masks: that led from the traced sizes to these: one mask, or those of every round in their order.
+        what: the result of `to_module(params, spec=spec, model=model)`, or any module whose class builds it at its sizes; or
+            params.
+        path: the file. A temporary file is written first and then renamed, so `path` is never half-written.
+        spec: the spec at the sizes of the tensors; required for params.
+        masks: the masks that led from the traced sizes to these: one mask, or those of every round in order.
 
     Raises:
-        ParamsError: the tensors, the spec and the masks do not fit each other; params without a spec; a tensor on meta.
+        ParamsError: the tensors, the spec and the masks do not fit each other; params come without a spec; a tensor is on meta.
 
     >>> import torch, prunefn as pf, tempfile
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -78,7 +79,7 @@ def save(
     """
     rounds = (masks,) if isinstance(masks, Mapping) else tuple(masks)
     if rounds and spec is None:
-        raise ParamsError("masks can be checked by a spec only; give spec=, at the sizes of the tensors")
+        raise ParamsError("masks can only be checked with a spec; give spec=, at the sizes of the tensors")
     state, tied = _module_state(what, spec) if isinstance(what, nn.Module) else _params_state(what, spec)
     if spec is not None:
         check_masks(rounds, spec.sizes, spec.traced) if rounds else None
@@ -99,28 +100,29 @@ def save(
 
 
 def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict, and second name → first name of tied tensors."""
+    """Return the state dict of a module, and second name → first name of tied tensors; check devices and shapes."""
     state = module.state_dict()
     check_plain(state, "save", "gather the state dict first")
     for name, t in state.items():
         if t.is_meta:
-            raise ParamsError(f"what has {name!r} on meta, without numbers to write; load its weights first")
+            raise ParamsError(f"what= has {name!r} on meta, without numbers to write; load its weights first")
         if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
             raise ParamsError(
                 f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "
                 "pf.shrink(spec, mask)"
             )
-    first: dict[tuple[Any, ...], str] = {}
+    first_names: dict[tuple[Any, ...], str] = {}
     tied = {}
     for name, t in state.items():
-        other = first.setdefault((t.data_ptr(), t.shape, t.stride()) if t.numel() else (name,), name)
-        if other != name:
-            tied[name] = other
+        # tied tensors share their memory; tensors without elements all have address 0, so they are told apart by name
+        first = first_names.setdefault((t.data_ptr(), t.shape, t.stride()) if t.numel() else (name,), name)
+        if first != name:
+            tied[name] = first
     return state, tied
 
 
 def _params_state(params: Params, spec: Spec | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same of params."""
+    """Return the tensors of params, and second name → first name of tied tensors; check them by the spec."""
     if spec is None:
         raise ParamsError("params are saved with their spec; give spec=, at their sizes")
     check_plain(params, "save", "gather them first")
@@ -130,20 +132,20 @@ def _params_state(params: Params, spec: Spec | None) -> tuple[dict[str, Tensor],
 
 @door
 def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True) -> Loaded:
-    """Params of a file with the spec at their sizes, ready for `forward`, `to_module` or another round of pruning.
+    """Load params with the spec at their sizes, ready for `forward`, `to_module` or another round of pruning.
 
     Args:
-        path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a foreign file of tensors whose shapes
+        path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a file of another program whose shapes
             determine the sizes.
-        spec: as it was traced, before any `shrink`; trace the dense model again in another process.
-        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
+        spec: the traced spec, before any `shrink`; in another process, trace the dense model again.
+        verify: whether to check the hash of a file that prunefn wrote; turn it off only if reading twice takes too long.
 
     Returns:
         Params on the CPU, the shrunk spec, and the masks of every round.
 
     Raises:
-        ParamsError: the file is damaged, or does not fit the spec (names file, tensor and shapes); it holds a pruned module,
-            which goes to `load`.
+        ParamsError: the file is damaged, or does not fit the spec (names file, tensor and shapes); or it holds a pruned module,
+            which `load` reads.
 
     >>> import tempfile, prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -156,11 +158,11 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
     (True, True, ({'0': tensor([ True, False,  True])},))
     """
     content = read_content(path, check=verify)
-    small = _sized(content, spec)
+    small = _sized_spec(content, spec)
     if content.kind == KIND_MODULE and small.sizes != small.traced:
         raise ParamsError(
-            f"{path} holds a pruned module, whose class may compute scales from its sizes that the spec has as they were traced; "
-            "use pf.load(model, path), and trace what it returns; or pf.save the params"
+            f"{path} holds a pruned module, whose class may compute scales from its sizes, while the spec has those of the traced "
+            "sizes; use pf.load(model, path), and trace what it returns; or pf.save the params"
         )
     params = with_ties(content.tensors, spec)
     try:
@@ -171,7 +173,7 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
 
 
 def with_ties(tensors: Mapping[str, Tensor], spec: Spec) -> Params:
-    """The same tensors, and tied ones under all their names, where a file has one of them only."""
+    """Return the tensors with tied ones under both names, also if the file has only one of them."""
     out = dict(tensors)
     for second, first in spec.tied.items():
         if (second in out) != (first in out):
@@ -179,11 +181,11 @@ def with_ties(tensors: Mapping[str, Tensor], spec: Spec) -> Params:
     return out
 
 
-def _sized(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None) -> Spec:
-    """The spec at the sizes of tensors.
+def _sized_spec(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None) -> Spec:
+    """Return the spec at the sizes of tensors.
 
     Raises:
-        ParamsError: they are of no pruning of this spec, or of several.
+        ParamsError: no pruning of this spec, or more than one, gives these sizes.
     """
     shapes = _shapes(content.tensors, spec)
     if content.sizes is not None and set(content.sizes) != set(spec.traced):
@@ -197,8 +199,8 @@ def _sized(content: Content, spec: Spec, sizes: Mapping[str, int] | None = None)
             check_masks(content.masks, content.sizes, spec.sizes)
             small = shrink(spec, content.mask)
         else:
-            found = infer_sizes(shapes, spec, {**(content.sizes or {}), **(sizes or {})})
-            small = spec if found == dict(spec.sizes) else _with_sizes(spec, found)
+            inferred = infer_sizes(shapes, spec, {**(content.sizes or {}), **(sizes or {})})
+            small = spec if inferred == dict(spec.sizes) else _resized_spec(spec, inferred)
     except ParamsError as error:
         raise ParamsError(f"{content.where}: {error}") from error
     for name, shape in shapes.items():
@@ -217,32 +219,32 @@ def load(
     strict: bool = True,
     verify: bool = True,
 ) -> nn.Module:
-    """A pruned state dict in its original class.
+    """Load a pruned state dict into its original class.
 
     Args:
-        model: freshly built, at its dense sizes; it is not changed.
-        source: a state dict, or a file: safetensors (or a folder of them, with an index), or what `torch.save` wrote (read with
-            `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules say the sizes; for others
-            (params, a plain dict of tensors) a spec is needed.
-        spec: `trace(model, args)`, for those; sizes that the file does not say are inferred from the shapes.
-        sizes: group → number of units, where the shapes leave several open.
-        strict: every tensor of the model must be there, and every tensor that is there must have a place. A bias that a
-            compensation created has one where the class allows a bias.
-        verify: check the hash of a file of ours; turn it off only where reading it twice takes too long.
+        model: a freshly built model at its dense sizes; it is not changed.
+        source: a state dict, or a file: safetensors (or a folder of them, with an index), or a file of `torch.save` (read with
+            `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules state the sizes; for others
+            (params, a plain dict of tensors) `spec` is required.
+        spec: `trace(model, args)`, for those; sizes that the file does not state are inferred from the shapes.
+        sizes: group → number of units, for sizes that the shapes do not determine.
+        strict: whether the source must have every tensor of the model, and the model must have a place for every tensor of the
+            source. A bias that a compensation created has a place if the class allows a bias.
+        verify: whether to check the hash of a file that prunefn wrote; turn it off only if reading twice takes too long.
 
     Returns:
         A copy of the model with the tensors, in the model's mode.
 
     Raises:
-        ParamsError: keys or shapes do not fit; names them. The file is damaged, or something else; names it.
+        ParamsError: keys or shapes do not fit (names them); the file is damaged or of another kind (names it).
         PruneError: the class cannot run at these sizes.
     """
     content = read_content(source, check=verify)
-    state, plan = _fitting_keys(model, content.tensors, strict), content.plan
+    state, plan = _keep_fitting_keys(model, content.tensors, strict), content.plan
     own = own_tensors(model)
-    tensors = {n: _like(t, own.get(n)) for n, t in state.items()}
-    same = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
-    tensors |= {n: t for n, t in same.items() if torch.equal(state[n], t)}
+    tensors = {n: _replacement(t, own.get(n)) for n, t in state.items()}
+    tied = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
+    tensors |= {n: t for n, t in tied.items() if torch.equal(state[n], t)}  # stay tied only if the values are equal
     if plan is None and any(n in own and own[n].shape != t.shape for n, t in state.items()):
         if spec is None:
             name = next(n for n, t in state.items() if n in own and own[n].shape != t.shape)
@@ -250,28 +252,28 @@ def load(
                 f"{name!r} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}, and the state dict does "
                 "not say the sizes of the heads and groups: give spec=pf.trace(model, args)"
             )
-        small = _sized(content._replace(tensors=state), spec, sizes)
+        small = _sized_spec(content._replace(tensors=state), spec, sizes)
         if content.kind == KIND_PARAMS:
             return rebuild({n: t.detach() for n, t in tensors.items()}, small, model)
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
-    new = with_tensors(model, tensors)
-    _check_plan(new, plan or [], content.where)
-    if is_transformers(new) and _resizes(own, tensors, new, plan or []):
-        save_with_plan(new, "its config is that of the model that pf.load was given, which has other sizes")
-    settle(new, plan or [])
-    remember(new, plan or [])
-    return new
+    module = with_tensors(model, tensors)
+    _check_plan(module, plan or [], content.where)
+    if is_transformers(module) and _changes_sizes(own, tensors, module, plan or []):
+        save_with_plan(module, "its config is that of the model that pf.load was given, which has other sizes")
+    settle(module, plan or [])
+    remember(module, plan or [])
+    return module
 
 
-def _resizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
-    """Whether the tensors or the plan are of other sizes than the model was built for."""
+def _changes_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
+    """Return whether the tensors or the plan have other sizes than those that the model was built for."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    other = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
-    return other or any(getattr(modules[path], name) != value for path, name, value in plan)
+    shapes_differ = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
+    return shapes_differ or any(getattr(modules[path], name) != value for path, name, value in plan)
 
 
-def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
-    """The state without keys that have no place; in strict mode, there are none, and none is missing."""
+def _keep_fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
+    """Return the state without the keys that have no place in the model; if strict, raise for these and for missing keys."""
     own = model.state_dict()
     modules = dict(model.named_modules(remove_duplicate=False))
 
@@ -290,42 +292,45 @@ def _fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> d
 
 
 def _check_plan(model: nn.Module, plan: Plan, where: str) -> None:
-    """Only numbers that the modules have may be set, to numbers.
+    """Check that the plan sets only existing whole numbers, or rows of them, to such values.
 
     Raises:
-        ParamsError: names the attribute.
+        ParamsError: it sets another attribute; names it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, name, value in plan:
         now = getattr(modules.get(path), name, None)
-        fits = type(value) is type(now) is int or (isinstance(now, list | tuple) and _ints(now) and _ints(value))
+        fits = type(value) is type(now) is int or (
+            isinstance(now, list | tuple) and _is_int_row(now) and _is_int_row(value)
+        )
         if not fits or name.startswith("_"):
-            is_now = now if type(now) is int or _ints(now) else type(now).__name__
+            is_now = now if type(now) is int or _is_int_row(now) else type(now).__name__
             raise ParamsError(
                 f"{where} would set {f'{path}.{name}'.lstrip('.')!r}, which is {is_now}, to {str(value)[:60]!r}; only sizes can be "
                 "set: is it of this class?"
             )
 
 
-def _ints(value: Any) -> bool:
+def _is_int_row(value: Any) -> bool:
+    """Return whether a value is a list or tuple of whole numbers."""
     return isinstance(value, list | tuple) and all(type(v) is int for v in value)
 
 
-def _like(t: Tensor, old: Tensor | None) -> Tensor:
-    """A parameter or buffer with the values of `t`, of the type and on the device of what it replaces."""
-    copy = t.detach().clone() if old is None else t.detach().to(old.device, old.dtype, copy=True)
-    return (
-        copy if old is not None and not isinstance(old, nn.Parameter) else nn.Parameter(copy, copy.is_floating_point())
-    )
+def _replacement(t: Tensor, replaced: Tensor | None) -> Tensor:
+    """Return a parameter or buffer with the values of `t`, of the type and on the device of the replaced tensor."""
+    copy = t.detach().clone() if replaced is None else t.detach().to(replaced.device, replaced.dtype, copy=True)
+    is_buffer = replaced is not None and not isinstance(replaced, nn.Parameter)
+    return copy if is_buffer else nn.Parameter(copy, copy.is_floating_point())
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
-    """Second name → first name of tied tensors."""
-    first: dict[int, str] = {}
-    return {n: first[id(t)] for n, t in own_tensors(model).items() if first.setdefault(id(t), n) != n}
+    """Return second name → first name of tied tensors."""
+    first_names: dict[int, str] = {}
+    return {n: first_names[id(t)] for n, t in own_tensors(model).items() if first_names.setdefault(id(t), n) != n}
 
 
 def _shapes(state: Mapping[str, Tensor], spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor; raise a ParamsError for a tensor that the spec does not have."""
     if foreign := [n for n, t in state.items() if n not in spec.axes or len(spec.axes[n]) != t.ndim]:
         raise ParamsError(
             f"the spec has no tensor {foreign[0]!r} of {state[foreign[0]].ndim} dims; is it of this model?"
@@ -333,8 +338,8 @@ def _shapes(state: Mapping[str, Tensor], spec: Spec) -> dict[str, tuple[int, ...
     return {n: tuple(t.shape) for n, t in state.items()}
 
 
-def _with_sizes(spec: Spec, sizes: Mapping[str, int]) -> Spec:
-    """The spec at other sizes, without knowing which units are gone."""
+def _resized_spec(spec: Spec, sizes: Mapping[str, int]) -> Spec:
+    """Return the spec at other sizes, without knowing which units were removed."""
     for name, axes in spec.constants.axes.items():
         if lost := [g for a in axes for g in leaves(a) if sizes[g] != spec.sizes[g]]:
             raise ParamsError(

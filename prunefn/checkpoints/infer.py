@@ -1,4 +1,4 @@
-"""Shapes of pruned tensors → sizes of the groups, where the shapes determine them."""
+"""Infer the sizes of the groups from the shapes of pruned tensors, if the shapes determine them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..spec.spec import Spec
 
 Sizes = dict[str, int]
 LIMIT = 1000
-"""Combinations of sizes that are tried before giving up."""
+"""Number of partial solutions that the search looks at before it stops."""
 
 
 def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mapping[str, int] | None = None) -> Sizes:
-    """Group → number of units, such that every tensor has its shape.
+    """Return group → number of units, such that every tensor has its shape.
 
     Args:
         shapes: tensor → shape.
-        spec: of the dense model.
+        spec: spec of the dense model.
         known: sizes of some groups.
 
     Raises:
-        ParamsError: the shapes are of no pruning of this spec, or of several; names the tensor, or lists the candidates.
+        ParamsError: no pruning of this spec, or more than one, gives the shapes; names the tensor, or lists the candidates.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
@@ -37,10 +37,10 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mappin
     ]
     solutions = _search(equations, _solve(equations, dict(known or {}), spec), spec)
     if not solutions:
-        raise ParamsError("the shapes are of no pruning of this spec: no sizes of its groups give them all")
+        raise ParamsError("no pruning of this spec gives these shapes: no sizes of its groups fit all of them")
     if len(solutions) > 1:
-        open_ = [g for g in solutions[0] if len({s[g] for s in solutions}) > 1]
-        listed = "; ".join(", ".join(f"{g!r}: {s[g]}" for g in open_) for s in solutions[:8])
+        undetermined = [g for g in solutions[0] if len({s[g] for s in solutions}) > 1]
+        listed = "; ".join(", ".join(f"{g!r}: {s[g]}" for g in undetermined) for s in solutions[:8])
         raise ParamsError(
             f"the shapes leave several sizes open ({listed}); load a file that pf.save wrote, or give sizes={{group: units}}"
         )
@@ -48,14 +48,18 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mappin
 
 
 def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> Sizes:
-    """All sizes that follow from what is known, one equation with one unknown after the other."""
+    """Return the known sizes and all that follow from them, by solving equations with one unknown until none is left.
+
+    Raises:
+        ParamsError: an equation has no solution; names the tensor.
+    """
     known, before = dict(known), -1
     while len(known) != before:
         before = len(known)
         for place, axis, n in equations:
             unknown = set(leaves(axis)) - set(known)
-            if not unknown and (now := size(axis, known)) != n:
-                raise ParamsError(f"{place} has size {n}, but the other tensors say {now}")
+            if not unknown and (expected := size(axis, known)) != n:
+                raise ParamsError(f"{place} has size {n}, but the other tensors say {expected}")
             if len(unknown) == 1:
                 (leaf,) = unknown
                 fits = [k for k in range(1, spec.traced[leaf] + 1) if size(axis, {**known, leaf: k}) == n]
@@ -68,19 +72,19 @@ def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> 
 
 
 def _search(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> list[Sizes]:
-    """All sizes of the groups that are still open."""
-    todo, found = [known], list[Sizes]()
+    """Return all solutions: the known sizes with every possible choice of the undetermined ones."""
+    todo, solutions = [known], list[Sizes]()
     for _ in range(LIMIT):
         if not todo:
             break
         known = todo.pop()
-        open_ = [leaf for _, axis, _ in equations for leaf in leaves(axis) if leaf not in known]
-        if not open_:
-            found.append({g: known.get(g, n) for g, n in spec.traced.items()})
+        undetermined = [leaf for _, axis, _ in equations for leaf in leaves(axis) if leaf not in known]
+        if not undetermined:
+            solutions.append({g: known.get(g, n) for g, n in spec.traced.items()})
             continue
-        for k in range(spec.traced[open_[0]], 0, -1):
+        for k in range(spec.traced[undetermined[0]], 0, -1):
             try:
-                todo.append(_solve(equations, {**known, open_[0]: k}, spec))
+                todo.append(_solve(equations, {**known, undetermined[0]: k}, spec))
             except ParamsError:
                 continue
-    return found
+    return solutions

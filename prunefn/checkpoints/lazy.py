@@ -1,4 +1,4 @@
-"""Params that stay on disk."""
+"""`lazy_params`: params that stay on disk until an op reads them."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ def lazy_params(
     device: torch.device | str = "cpu",
     verify: bool = True,
 ) -> Params:
-    """Params of a checkpoint larger than memory: each is read when it is used, and dropped after its last use.
+    """Return the params of a checkpoint larger than memory: each is read when an op uses it, and dropped after its last use.
 
     `collect_stats` and `forward` read a tensor just before the first op that uses it, so that no more than the tensors of that op
     are in memory; each batch reads the whole checkpoint, so make batches large. `apply` and `compensate` read one tensor after
-    the other, and what they change is in memory from then on; `apply_checkpoint` goes from file to file instead. Any other op
-    of torch on one of these tensors reads it for itself. Nothing is ever written to the files.
+    the other, and the tensors that they change stay in memory; `apply_checkpoint` goes from file to file instead. Every other
+    op of torch reads such a tensor each time. Nothing is ever written to the files.
 
     Args:
-        source: safetensors, as for `apply_checkpoint`, of the spec's sizes.
-        spec: needs no weights: trace a model on `meta`, and give it its tables by `sharded.with_constants`.
-        dtype: of all tensors of floating-point numbers once they are read; None: as in the file.
-        device: where they are read to.
-        verify: check the hashes of files of ours, which reads them once.
+        source: safetensors, as for `apply_checkpoint`, at the spec's sizes.
+        spec: spec of the checkpoint; it needs no weights: trace a model on `meta`, and give it its tables by
+            `sharded.with_constants`.
+        dtype: type of all floating-point tensors once they are read; default: the type in the file.
+        device: device to read the tensors to.
+        verify: whether to check the hashes of files that prunefn wrote, which reads them once.
 
     Returns:
-        Name → tensor on disk; tied ones are one object.
+        Name → tensor on disk; tied names have the same tensor object.
 
     Raises:
-        ParamsError: the checkpoint is not of this spec, or is damaged; later, when a tensor is read: the file has changed.
+        ParamsError: the checkpoint does not fit the spec, or is damaged; also later, when a tensor is read, if the file has
+            changed.
 
     >>> import tempfile, prunefn as pf
     >>> from safetensors.torch import save_file
@@ -60,11 +62,11 @@ def lazy_params(
     files = shards(source)
     if verify:
         verify_seals(files)
-    place = torch.empty(0, device=device).device
+    resolved_device = torch.empty(0, device=device).device
     tensors = {}
     for name, (path, entry) in entries_of(files).items():
-        t = OnDisk(path, name, entry, None, place)
-        tensors[name] = OnDisk(path, name, entry, dtype, place) if dtype and t.is_floating_point() else t
+        t = OnDisk(path, name, entry, None, resolved_device)
+        tensors[name] = OnDisk(path, name, entry, dtype, resolved_device) if dtype and t.is_floating_point() else t
     params = with_ties(tensors, spec)
     try:
         check_names(params, spec)

@@ -1,4 +1,4 @@
-"""Statistics on disk."""
+"""Save statistics to disk and load them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ..types import Params, Stats
 
 @door
 def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
-    """Write statistics as safetensors, to a new file or over an old one.
+    """Write statistics as safetensors, to a new file or over an existing one.
 
-    The spec and the parameters are not in the file, but fingerprints of them are, taken when they were measured, which `load_stats` checks.
+    The file holds neither the spec nor the parameters, but fingerprints of both, taken at the measurement, which `load_stats`
+    checks.
 
     Args:
-        stats: of `collect_stats`, `merge_stats` or `sync_stats`.
-        path: written elsewhere in the same folder first and then renamed, so that it is never half-written.
+        stats: the result of `collect_stats`, `merge_stats` or `sync_stats`.
+        path: the file. A temporary file in the same folder is written first and then renamed, so `path` is never half-written.
 
     Raises:
         StatsError: the statistics are empty.
@@ -43,21 +44,23 @@ def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
             "the statistics are empty, there is nothing to save; use collect_stats(params, batches, spec=spec)"
         )
     if any(is_sharded(t) for t in stats.params.values()):
-        check_stats(stats, stats.spec)  # the whole tensors are hashed here, so they must be those that were measured
+        # the file gets hashes of the gathered tensors, so they must be the tensors that were measured
+        check_stats(stats, stats.spec)
     write(path, stats, origin(stats.spec, stats.params, stats.fingerprints))
 
 
 @door
 def load_stats(path: str | os.PathLike[str], *, spec: Spec, params: Params) -> Stats:
-    """Statistics of a file, to the bit; covariances that sites shared are shared again.
+    """Load statistics that are bit-identical to the saved ones; sites share covariances as before.
 
     Args:
         path: a file of `save_stats`, or of `collect_stats(…, resume=path)`, finished or not.
-        spec: that they were measured with; in another process, trace the same model again.
-        params: that they were measured with. The statistics are put on their device.
+        spec: the spec of the measurement; in another process, trace the same model again.
+        params: the params of the measurement. The statistics are put on their device.
 
     Raises:
-        StatsError: it is no such file, it is damaged, or of another spec or other parameters (names what differs).
+        StatsError: the file holds no statistics, is damaged, or belongs to another spec or other parameters (names the
+            difference).
     """
     start = Stats(spec, FrozenDict(params), fingerprints=FrozenDict(taken(params)))
     return read(path, start, origin(spec, params, start.fingerprints))[0]

@@ -1,4 +1,4 @@
-"""Checkpoints larger than memory: pruned from file to file, a piece of a tensor at a time."""
+"""Prune checkpoints larger than memory from file to file, a piece of a tensor at a time."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ from .stream_target import JOB, UNFINISHED, check_target, companions, finished_f
 
 
 class Streamed(NamedTuple):
-    """What `apply_checkpoint` did."""
+    """The result of `apply_checkpoint`."""
 
     files: tuple[Path, ...]
     """The files of tensors."""
     written: int
-    """How many of them it wrote; the others were there already."""
+    """Number of files that this call wrote; the others were already complete."""
     nbytes: int
-    """Of all tensors."""
+    """Bytes of all tensors together."""
     config: Path | None
-    """The transformers config at the new sizes; None where there was none, or no config can say them."""
+    """The transformers config at the new sizes; None if the source has none, or if no config can state the sizes."""
 
 
-class _Job(NamedTuple):
-    """A tensor: where it comes from, and what it becomes."""
+class _TensorJob(NamedTuple):
+    """A tensor to prune: its source and the part that is kept."""
 
     name: str
     source: Path
     dense: Entry
     kept: tuple[np.ndarray, ...]
-    """Of each dim, bool."""
+    """For each dim, a bool array of the indices to keep."""
 
     @property
     def small(self) -> Entry:
+        """The entry of the pruned tensor."""
         return Entry(self.dense.dtype, tuple(int(k.sum()) for k in self.kept))
 
 
@@ -66,32 +67,33 @@ def apply_checkpoint(
     max_shard_bytes: int = 4_000_000_000,
     overwrite: bool = False,
 ) -> Streamed:
-    """`apply` from file to file, for models larger than memory: no more than some rows of one tensor are held at a time.
+    """Apply a mask from file to file, for models larger than memory; only some rows of one tensor are in memory at a time.
 
-    A run that was interrupted goes on when it is called again: files that are complete and were made of the same source (by
-    headers, sizes and times of modification), mask and spec are kept, once their hashes are checked.
+    To resume an interrupted run, call the function again. It keeps complete files of the same source (by headers, sizes and
+    times of modification), mask and spec after it has checked their hashes.
 
     Args:
         src: safetensors, as transformers writes them: a folder with `model.safetensors` or its index, or a single file. The names
             are those of `state_dict`; of tied tensors one is enough.
-        dst: a folder, made if it is not there. It gets the tensors as transformers reads them (`model.safetensors`, or numbered
-            files with an index, which is written last), and the other files of a source folder. Where a config of transformers
-            can say the new sizes, `config.json` does; else it is not copied under this name, but as `dense_config.json`.
+        dst: the target folder, which is created if it does not exist. It gets the tensors as transformers reads them
+            (`model.safetensors`, or numbered files with an index, which is written last), and the other files of a source
+            folder. If a config of transformers can state the new sizes, it is written as `config.json`; else the config of the
+            source is copied as `dense_config.json`.
         mask: group → bool [units] of the spec.
-        spec: of the checkpoint; it needs no weights, so trace a model on `meta`.
-        progress: show a bar.
-        max_shard_bytes: at which a new file begins; a single tensor may be larger.
-        overwrite: replace a checkpoint of something else in `dst`, and files there that have names of the source's; all else
-            that is in the folder stays.
+        spec: spec of the checkpoint; it needs no weights, so trace a model on `meta`.
+        progress: whether to show a progress bar.
+        max_shard_bytes: size in bytes at which a new file begins; a single tensor may be larger.
+        overwrite: whether to replace another checkpoint in `dst`, and files with the same names as files of the source; all
+            other files in the folder stay.
 
     Returns:
-        What was written. `load_params(dst, spec=spec)` and `lazy_params(dst, spec=shrink(spec, mask))` read it.
+        The files that were written. `load_params(dst, spec=spec)` and `lazy_params(dst, spec=shrink(spec, mask))` read them.
 
     Raises:
-        ParamsError: the checkpoint is not of this spec, or is damaged; names file and tensor.
+        ParamsError: the checkpoint does not fit the spec, or is damaged; names file and tensor.
         MaskError: the mask does not fit the spec.
-        PruneError: `dst` is a file, the folder of the source, or holds a checkpoint of something else or a file that differs from
-            the source's of this name (without `overwrite`).
+        PruneError: `dst` is a file or the folder of the source; or, without `overwrite`, it holds another checkpoint or a file
+            that differs from the source's file of this name.
 
     >>> import tempfile, torch, prunefn as pf
     >>> from safetensors.torch import save_file
@@ -108,46 +110,50 @@ def apply_checkpoint(
     if max_shard_bytes < 1:
         raise PruneError(f"max_shard_bytes must be 1 or more, not {max_shard_bytes}")
     source, target = Path(src), Path(dst)
-    found = shards(source)
-    _check_names(found, source, spec)
-    verify(found)
-    rooms = _divided(found, spec, mask, max_shard_bytes)
+    source_shards = shards(source)
+    _check_names(source_shards, source, spec)
+    verify(source_shards)
+    files = _divide_into_files(source_shards, spec, mask, max_shard_bytes)
     metadata = notes(KIND_PARAMS, sizes=shrink(spec, mask).sizes, masks=(mask,))
-    metadata[JOB] = _fingerprint(found, metadata, max_shard_bytes)
+    metadata[JOB] = _fingerprint(source_shards, metadata, max_shard_bytes)
     if target.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise PruneError(f"{target} is the folder of the source; give another")
-    check_target(source, target, rooms, overwrite=overwrite or is_ours(target, metadata[JOB]))
+    check_target(source, target, files, overwrite=overwrite or is_ours(target, metadata[JOB]))
     target.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        remove_others(target, rooms, metadata[JOB])
-    there = finished_files(target, rooms, metadata[JOB])
-    if not there:
+        remove_others(target, files, metadata[JOB])
+    finished = finished_files(target, files, metadata[JOB])
+    if not finished:
         atomic.write_text(target / UNFINISHED, metadata[JOB])
     config = _copy_rest(source, target, spec, mask) if source.is_dir() else None
-    total = sum(j.dense.nbytes for room in rooms.values() for j in room)
+    total = sum(j.dense.nbytes for jobs in files.values() for j in jobs)
     with tqdm(total=total, desc="pruning", unit="B", unit_scale=True, disable=not progress) as bar:
-        for name, room in rooms.items():
-            if name in there:
-                bar.update(sum(j.dense.nbytes for j in room))
+        for name, jobs in files.items():
+            if name in finished:
+                bar.update(sum(j.dense.nbytes for j in jobs))
             else:
-                atomic.write(target / name, lambda part, room=room: _write(part, room, metadata, bar))
+                atomic.write(target / name, lambda part, jobs=jobs: _write_file(part, jobs, metadata, bar))
                 (target / UNFINISHED).unlink(missing_ok=True)
-    nbytes = sum(j.small.nbytes for room in rooms.values() for j in room)
-    if len(rooms) > 1:
-        places = {j.name: name for name, room in rooms.items() for j in room}
+    nbytes = sum(j.small.nbytes for jobs in files.values() for j in jobs)
+    if len(files) > 1:
+        places = {j.name: name for name, jobs in files.items() for j in jobs}
         index = {"metadata": {"total_size": nbytes}, "weight_map": dict(sorted(places.items()))}
         atomic.write_text(target / INDEX, json.dumps(index, indent=2) + "\n")
-    return Streamed(tuple(target / n for n in rooms), len(rooms) - len(there), nbytes, config)
+    return Streamed(tuple(target / n for n in files), len(files) - len(finished), nbytes, config)
 
 
-# ---- what is to be done
+# ---- the plan: which tensors go into which file
 
 
-def _check_names(found: tuple[Shard, ...], source: Path, spec: Spec) -> None:
-    """The checkpoint has the spec's tensors, at its sizes."""
+def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> None:
+    """Check that the checkpoint has the spec's tensors, at its sizes.
+
+    Raises:
+        ParamsError: a tensor is unknown, missing or of another shape; names the file and the tensor.
+    """
     slots = spec.slots
-    there = {n for s in found for n in s.entries}
-    for s in found:
+    present = {n for s in source_shards for n in s.entries}
+    for s in source_shards:
         for name, entry in s.entries.items():
             if name not in spec.axes:
                 raise ParamsError(f"{s.path}: the spec has no tensor {name!r}{nearest(name, spec.axes)}")
@@ -157,41 +163,44 @@ def _check_names(found: tuple[Shard, ...], source: Path, spec: Spec) -> None:
                     "a model of this checkpoint's config"
                 )
     ties = {frozenset(pair) for pair in spec.tied.items()}
-    have = there | {n for pair in ties if pair & there for n in pair}
-    if lacking := [n for n in spec.axes if n not in have and n not in slots]:
-        raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], there)}")
+    with_ties = present | {n for pair in ties if pair & present for n in pair}
+    if lacking := [n for n in spec.axes if n not in with_ties and n not in slots]:
+        raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], present)}")
 
 
-def _job(s: Shard, name: str, spec: Spec, mask: Mask, known: dict[object, np.ndarray]) -> _Job:
+def _tensor_job(s: Shard, name: str, spec: Spec, mask: Mask, kept: dict[object, np.ndarray]) -> _TensorJob:
+    """Return the job of a tensor; `kept` caches the kept indices of each axis."""
     axes = spec.axes[name]
     for axis in axes:
-        if axis not in known:
-            known[axis] = keep(axis, mask, spec.sizes).numpy()
-    return _Job(name, s.path, s.entries[name], tuple(known[a] for a in axes))
+        if axis not in kept:
+            kept[axis] = keep(axis, mask, spec.sizes).numpy()
+    return _TensorJob(name, s.path, s.entries[name], tuple(kept[a] for a in axes))
 
 
-def _divided(found: tuple[Shard, ...], spec: Spec, mask: Mask, limit: int) -> dict[str, list[_Job]]:
-    """File name → what goes into it: at most so many bytes, in the order of the source."""
+def _divide_into_files(
+    source_shards: tuple[Shard, ...], spec: Spec, mask: Mask, limit: int
+) -> dict[str, list[_TensorJob]]:
+    """Return file name → the tensors of that file, in the order of the source, at most `limit` bytes a file."""
     kept: dict[object, np.ndarray] = {}
-    rooms: list[list[_Job]] = [[]]
+    files: list[list[_TensorJob]] = [[]]
     nbytes = 0
-    for s in found:
+    for s in source_shards:
         for name in sorted(s.entries, key=lambda n, s=s: s.entries[n].start):
-            job = _job(s, name, spec, mask, kept)
-            if rooms[-1] and nbytes + job.small.nbytes > limit:
-                rooms.append([])
+            job = _tensor_job(s, name, spec, mask, kept)
+            if files[-1] and nbytes + job.small.nbytes > limit:
+                files.append([])
                 nbytes = 0
-            rooms[-1].append(job)
+            files[-1].append(job)
             nbytes += job.small.nbytes
-    if len(rooms) == 1:
-        return {SINGLE: rooms[0]}
-    return {f"model-{i:05}-of-{len(rooms):05}.safetensors": room for i, room in enumerate(rooms, 1)}
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f"model-{i:05}-of-{len(files):05}.safetensors": jobs for i, jobs in enumerate(files, 1)}
 
 
-def _fingerprint(found: tuple[Shard, ...], metadata: Mapping[str, str], limit: int) -> str:
-    """The same for the same source and mask, and the same division into files."""
+def _fingerprint(source_shards: tuple[Shard, ...], metadata: Mapping[str, str], limit: int) -> str:
+    """Return a hash of the source, the mask and the division into files."""
     digest = blake2b(digest_size=32)
-    for s in found:
+    for s in source_shards:
         stat = s.path.stat()
         digest.update(repr((s.path.name, stat.st_size, stat.st_mtime_ns, sorted(s.entries.items()))).encode())
     digest.update(repr((metadata["sizes"], metadata["masks"], limit)).encode())
@@ -199,34 +208,35 @@ def _fingerprint(found: tuple[Shard, ...], metadata: Mapping[str, str], limit: i
 
 
 def _copy_rest(source: Path, target: Path, spec: Spec, mask: Mask) -> Path | None:
-    """Tokenizers and the like as they are, and the config at the new sizes; where it is."""
+    """Copy tokenizers and the like unchanged, and write the config at the new sizes; return its path, or None without one."""
     for path in companions(source):
         if not (target / path.name).exists() or not filecmp.cmp(path, target / path.name, shallow=False):
             atomic.write(target / path.name, lambda part, path=path: shutil.copyfile(path, part))
     if not (source / CONFIG).exists():
         return None
-    new = streamed_config(source / CONFIG, shrink(spec, mask))
-    name = f"dense_{CONFIG}" if new is None else CONFIG
-    atomic.write_text(target / name, (source / CONFIG).read_text(encoding="utf-8") if new is None else new)
-    (target / (CONFIG if new is None else f"dense_{CONFIG}")).unlink(missing_ok=True)
-    return None if new is None else target / name
+    text = streamed_config(source / CONFIG, shrink(spec, mask))
+    name, other = (f"dense_{CONFIG}", CONFIG) if text is None else (CONFIG, f"dense_{CONFIG}")
+    atomic.write_text(target / name, (source / CONFIG).read_text(encoding="utf-8") if text is None else text)
+    (target / other).unlink(missing_ok=True)
+    return None if text is None else target / name
 
 
 # ---- a file, piece by piece
 
 
-def _write(path: str, room: list[_Job], metadata: Mapping[str, str], bar: tqdm) -> None:
-    jobs = {j.name: j for j in room}
-    with Writer(path, {j.name: j.small for j in room}, metadata) as writer:
+def _write_file(path: str, jobs: list[_TensorJob], metadata: Mapping[str, str], bar: tqdm) -> None:
+    """Write the pruned tensors of one file, a piece at a time."""
+    job_of = {j.name: j for j in jobs}
+    with Writer(path, {j.name: j.small for j in jobs}, metadata) as writer:
         for name in writer.entries:
-            with Reader(jobs[name].source) as reader:
-                for piece in _pieces(reader, jobs[name]):
+            with Reader(job_of[name].source) as reader:
+                for piece in _pieces(reader, job_of[name]):
                     writer.write(piece)
-            bar.update(jobs[name].dense.nbytes)
+            bar.update(job_of[name].dense.nbytes)
 
 
-def _pieces(reader: Reader, job: _Job) -> Iterator[memoryview]:
-    """The kept part of a tensor, some rows at a time."""
+def _pieces(reader: Reader, job: _TensorJob) -> Iterator[memoryview]:
+    """Yield the bytes of the kept part of a tensor, some rows at a time."""
     dense, (rows, *rest) = job.dense, job.kept or (np.ones(1, dtype=bool),)
     if not job.small.nbytes:
         return
@@ -234,14 +244,15 @@ def _pieces(reader: Reader, job: _Job) -> Iterator[memoryview]:
     step = max(PIECE // row, 1)
     columns = [None if k.all() else k.nonzero()[0] for k in rest]
     for first in range(0, len(rows), step):
-        wanted = rows[first : first + step].nonzero()[0]
-        if not len(wanted):
+        kept_rows = rows[first : first + step].nonzero()[0]
+        if not len(kept_rows):
             continue
-        low, high = int(wanted[0]), int(wanted[-1]) + 1
+        low, high = int(kept_rows[0]), int(kept_rows[-1]) + 1
+        # unsigned integers of the same width, because numpy lacks bfloat16 and float8
         data = np.empty((high - low, *dense.shape[1:]), dtype=f"u{dense.itemsize}")
         reader.fill(data.reshape(-1).view(np.uint8).data, dense.start + (first + low) * row)
-        if len(wanted) < high - low:
-            data = data[wanted - low]
+        if len(kept_rows) < high - low:
+            data = data[kept_rows - low]
         for d, index in enumerate(columns, 1):
             if index is not None:
                 data = np.take(data, index, axis=d)

@@ -1,4 +1,4 @@
-"""The folder that a streamed checkpoint is written to: what is there already, whose it is, and what may be replaced."""
+"""The target folder of a streamed checkpoint: which files exist, which job wrote them, and which may be replaced."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..files.tensors import FormatError, Reader, check_seal
 from ..modules.hf_config_file import CONFIG
 
 JOB = "job"
-"""Key of the metadata that says what a file was made of."""
+"""Key of the metadata for the fingerprint of source, mask and division into files."""
 UNFINISHED = ".prunefn-unfinished"
 """A file in the target until its first file of tensors is complete; it holds the job."""
 
 
 def is_ours(target: Path, job: str) -> bool:
-    """Whether the target is of this job, finished or not."""
+    """Return whether this job wrote the target, finished or not."""
     if (target / UNFINISHED).is_file() and (target / UNFINISHED).read_bytes() == job.encode():
         return True
     for path in target.glob("*.safetensors") if target.is_dir() else ():
@@ -31,20 +31,24 @@ def is_ours(target: Path, job: str) -> bool:
 
 
 def check_target(source: Path, target: Path, names: Collection[str], *, overwrite: bool) -> None:
-    """Nothing is written over that somebody else wrote.
+    """Check that no file of another origin would be overwritten.
 
     Raises:
-        PruneError: names the file.
+        PruneError: a file would be; names it.
     """
     if target.exists() and not target.is_dir():
         raise PruneError(f"{target} is a file; give a folder")
     for name in (*names, INDEX):
         if (target / name).is_symlink():  # it may lead to the source
-            raise PruneError(f"{target / name} is a link, and what is behind it would be replaced; delete the link")
+            raise PruneError(
+                f"{target / name} is a link, and the file that it points to would be replaced; delete the link"
+            )
     for path in companions(source) if source.is_dir() else ():
-        old = target / path.name
-        if old.exists() and (old.samefile(path) or not (overwrite or filecmp.cmp(path, old, shallow=False))):
-            raise PruneError(f"{old} exists and is another than {path}; give an empty folder, or overwrite=True")
+        existing = target / path.name
+        if existing.exists() and (
+            existing.samefile(path) or not (overwrite or filecmp.cmp(path, existing, shallow=False))
+        ):
+            raise PruneError(f"{existing} exists and differs from {path}; give an empty folder, or overwrite=True")
     for name in (INDEX, CONFIG, f"dense_{CONFIG}"):
         if (target / name).exists() and not overwrite and (name == INDEX or (source / CONFIG).exists()):
             raise PruneError(
@@ -54,14 +58,14 @@ def check_target(source: Path, target: Path, names: Collection[str], *, overwrit
 
 
 def remove_others(target: Path, names: Collection[str], job: str) -> None:
-    """Remove a checkpoint of something else: the index first, so that at no time half of one can be loaded."""
+    """Remove the checkpoint of another job: the index first, so that half a checkpoint can never be loaded."""
     stale = []
     for path in sorted(target.glob("*.safetensors")):
         try:
-            mine = _is_mine(path, names, job)
+            finished = _is_finished(path, names, job)
         except (FormatError, OSError):
-            mine = False
-        stale += [] if mine else [path]
+            finished = False
+        stale += [] if finished else [path]
     if stale or len(names) == 1:
         (target / INDEX).unlink(missing_ok=True)
     for path in stale:
@@ -73,50 +77,51 @@ SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """Names of files of tensors, as transformers gives them."""
 
 
-def _is_mine(path: Path, names: Collection[str], job: str) -> bool:
-    """Whether a file is of this job and complete.
+def _is_finished(path: Path, names: Collection[str], job: str) -> bool:
+    """Return whether this job wrote a file completely.
 
     Raises:
-        FormatError, OSError: it is damaged.
+        FormatError, OSError: the file is damaged.
     """
     with Reader(path) as reader:
-        mine = reader.metadata.get(JOB) == job and path.name in names
-    if mine:
+        is_of_job = reader.metadata.get(JOB) == job and path.name in names
+    if is_of_job:
         check_seal(path)
-    return mine
+    return is_of_job
 
 
 def finished_files(target: Path, names: Collection[str], job: str) -> set[str]:
-    """The files of this job that are complete.
+    """Return the names of the files that this job wrote completely.
 
     Raises:
-        PruneError: a file is of another job, or damaged.
+        PruneError: a file is damaged, or another job wrote it.
     """
-    found = set()
+    finished = set()
     for path in sorted(target.glob("*.safetensors")):
         try:
-            mine = _is_mine(path, names, job)
+            is_finished = _is_finished(path, names, job)
         except (FormatError, OSError) as error:
-            raise PruneError(f"{path} is damaged: {error}; delete it, and call again to write it anew") from error
-        if not mine:
+            raise PruneError(f"{path} is damaged: {error}; delete it, and call again to write it again") from error
+        if not is_finished:
             raise PruneError(
-                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, delete it, or say "
+                f"{path} is of another source, mask, spec or max_shard_bytes than this call; give an empty folder, delete it, or pass "
                 "overwrite=True"
             )
-        found.add(path.name)
-    if len(found) < len(names):
+        finished.add(path.name)
+    if len(finished) < len(names):
         (target / INDEX).unlink(missing_ok=True)
-    return found
+    return finished
 
 
 def companions(source: Path) -> list[Path]:
-    """Files that are copied as they are."""
+    """Return the files that are copied unchanged: all but weights and the config."""
     return [p for p in sorted(source.iterdir()) if p.is_file() and not _is_weights(p.name) and p.name != CONFIG]
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".part")
+"""Endings of files that hold weights."""
 
 
 def _is_weights(name: str) -> bool:
-    """Whether it holds the dense tensors in some format, or says where they are."""
+    """Return whether a file holds the dense tensors in some format, or is an index of them."""
     return name.endswith((*WEIGHTS, ".index.json"))

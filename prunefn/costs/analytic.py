@@ -11,7 +11,11 @@ from ..types import Mask
 
 @door
 def cost(spec: Spec, mask: Mask | None = None) -> Cost:
-    """Exact cost of one sample: MACs, parameters, activations; with a mask, of what it leaves. Nothing is built or run.
+    """Return the exact cost of one sample: MACs, parameters, activations. Nothing is built or run.
+
+    Args:
+        spec: spec of the network.
+        mask: group → bool [units]; with it, the cost is that of the network after pruning.
 
     Raises:
         MaskError: the mask does not fit the spec.

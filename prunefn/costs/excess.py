@@ -1,4 +1,4 @@
-"""Why latency does not fall with the MACs: layer by layer, in seconds that add up to the difference."""
+"""Explain why latency does not fall with the MACs: layer by layer, in seconds that add up to the difference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 ALIGNED = 8
 """Widths that are no multiple of this leave lanes of vector and matrix units empty."""
 STARTS = 3.0
-"""A layer that takes less than this many times what the starts of its calls take is mostly these."""
+"""Starts of calls dominate a layer that takes less than this many times the seconds of its starts."""
 LESS = 0.95
-"""A layer has become one that waits for memory if it has less than this share of the MACs a byte that it had."""
+"""A layer can have become bound by memory if its MACs a byte fell below this share of their dense value."""
 WORTH = 0.01
-"""Share of the latency from which on a layer says how fast the machine is."""
+"""Share of the latency that a layer must exceed to count for the speed of the machine."""
 
 KEPT = "more of their MACs kept"
 NO_MACS = "no MACs"
@@ -29,13 +29,13 @@ class Layer(NamedTuple):
 
     seconds: float
     macs: int
-    """By torch's counter."""
+    """Multiply-accumulates, by torch's counter."""
     moved: int
     """Bytes read and written."""
     widths: tuple[int, ...]
     """Inputs and outputs of its contractions."""
     start: float
-    """Seconds that as many calls take if there is nothing to do."""
+    """Seconds that as many calls take without any work."""
 
 
 NOTHING = Layer(0.0, 0, 0, (), 0.0)
@@ -46,98 +46,104 @@ class Excess(NamedTuple):
 
     layer: str
     seconds: float
-    """More than if its time had fallen as the network's MACs did."""
+    """Seconds beyond those that it would take if its time had fallen like the network's MACs."""
     cause: str
     """One of `CAUSES`."""
     reason: str
 
 
 class Account(NamedTuple):
-    """A latency, as the MACs say and as it is; seconds."""
+    """A measured latency and the latency expected from the MACs, in seconds."""
 
     latency: float
     expected: float
     """The first network's latency times the share of its MACs that is left."""
     causes: Mapping[str, float]
-    """Cause → what it adds, all layers together; their sum is latency - expected."""
+    """Cause → seconds that it adds in all layers together; their sum is latency - expected."""
 
 
 class Balance(NamedTuple):
-    """What the machine was seen to do at its best, in a layer that takes a while."""
+    """The highest rates that a machine reached in layers that take long enough to judge."""
 
     macs: float
-    """A second."""
+    """MACs a second."""
     moved: float
     """Bytes a second."""
 
     @property
     def macs_per_byte(self) -> float:
-        """Below this, a layer waits for memory."""
+        """MACs a byte below which a layer is bound by memory."""
         return self.macs / self.moved if self.moved else 0.0
 
 
 def balance(layers: Mapping[str, Layer]) -> Balance:
-    """The best of all layers that take a while."""
-    whole = sum(layer.seconds for layer in layers.values())
-    seen = [layer for layer in layers.values() if layer.seconds > WORTH * whole]
-    macs = max((layer.macs / layer.seconds for layer in seen), default=0.0)
-    moved = max((layer.moved / layer.seconds for layer in seen), default=0.0)
+    """Return the highest rates of all layers that take more than `WORTH` of the latency."""
+    latency = sum(layer.seconds for layer in layers.values())
+    long = [layer for layer in layers.values() if layer.seconds > WORTH * latency]
+    macs = max((layer.macs / layer.seconds for layer in long), default=0.0)
+    moved = max((layer.moved / layer.seconds for layer in long), default=0.0)
     return Balance(macs, moved)
 
 
 def excess(name: str, dense: Layer, now: Layer, share: float, machine: Balance) -> Excess:
-    """What a layer takes beyond the network's share of its dense time, and the larger of its two reasons.
+    """Return the seconds of a layer beyond the network's share of its dense seconds, and the largest cause.
 
     Args:
-        name: of the layer.
-        dense, now: the layer in the two networks.
-        share: of the network's MACs that is left.
-        machine: see `balance`.
+        name: name of the layer.
+        dense, now: the layer in the dense and in the pruned network.
+        share: share of the network's MACs that is left.
+        machine: the rates of the machine, of `balance`.
     """
     seconds = now.seconds - share * dense.seconds
-    parts = _parts(dense, now, share, machine)
+    parts = _seconds_by_cause(dense, now, share, machine)
     cause = max(parts, key=lambda c: parts[c])
     return Excess(name, seconds, cause, _reason(cause, dense, now, share, machine))
 
 
 def account(dense: Mapping[str, Layer], now: Mapping[str, Layer], share: float, machine: Balance) -> Account:
-    """All layers of two networks."""
+    """Return the account of all layers of two networks; the arguments are those of `excess`, by name of the layer."""
     causes: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
     for name in {**dense, **now}:
-        for cause, seconds in _parts(dense.get(name, NOTHING), now.get(name, NOTHING), share, machine).items():
+        for cause, seconds in _seconds_by_cause(
+            dense.get(name, NOTHING), now.get(name, NOTHING), share, machine
+        ).items():
             causes[cause] += seconds
-    latency, before = (sum(layer.seconds for layer in layers.values()) for layers in (now, dense))
-    return Account(latency, share * before, causes)
+    latency, dense_latency = (sum(layer.seconds for layer in layers.values()) for layers in (now, dense))
+    return Account(latency, share * dense_latency, causes)
 
 
-def _parts(dense: Layer, now: Layer, share: float, machine: Balance) -> dict[str, float]:
-    """Cause → seconds. A layer with MACs has two: how many of them it keeps, and how long they take now."""
+def _seconds_by_cause(dense: Layer, now: Layer, share: float, machine: Balance) -> dict[str, float]:
+    """Return cause → seconds. A layer with MACs has two causes: how many MACs it keeps, and how long they take now."""
     if not dense.macs:
         return {NO_MACS: now.seconds - share * dense.seconds}
-    own = now.macs / dense.macs
-    slower = now.seconds - own * dense.seconds
-    return {KEPT: (own - share) * dense.seconds, _why_slower(dense, now, slower, machine): slower}
+    own_share = now.macs / dense.macs
+    slower = now.seconds - own_share * dense.seconds
+    return {KEPT: (own_share - share) * dense.seconds, _cause_of_slowness(dense, now, slower, machine): slower}
 
 
-def _why_slower(dense: Layer, now: Layer, slower: float, machine: Balance) -> str:
+def _cause_of_slowness(dense: Layer, now: Layer, slower: float, machine: Balance) -> str:
+    """Return the cause of the seconds `slower` that a layer takes beyond its own share of the MACs."""
     if slower <= 0:
         return FASTER
     if now.seconds < STARTS * now.start:
         return START
-    if _per_byte(now) < min(machine.macs_per_byte, LESS * _per_byte(dense)):
+    if _macs_per_byte(now) < min(machine.macs_per_byte, LESS * _macs_per_byte(dense)):
         return BANDWIDTH
-    return UNALIGNED if _odd(now) and not _odd(dense) else SMALLER
+    return UNALIGNED if _unaligned_widths(now) and not _unaligned_widths(dense) else SMALLER
 
 
-def _per_byte(layer: Layer) -> float:
+def _macs_per_byte(layer: Layer) -> float:
+    """Return the MACs of a layer for each byte that it moves."""
     return layer.macs / max(layer.moved, 1)
 
 
-def _odd(layer: Layer) -> list[int]:
+def _unaligned_widths(layer: Layer) -> list[int]:
+    """Return the widths of a layer that are no multiple of `ALIGNED`."""
     return [w for w in layer.widths if w % ALIGNED]
 
 
 def _reason(cause: str, dense: Layer, now: Layer, share: float, machine: Balance) -> str:
+    """Return a text that explains a cause by the numbers of the layer."""
     if cause == KEPT:
         return f"it keeps {now.macs / dense.macs:.0%} of its MACs, the network {share:.0%}"
     if cause == NO_MACS:
@@ -147,13 +153,11 @@ def _reason(cause: str, dense: Layer, now: Layer, share: float, machine: Balance
         return f"of {1e6 * now.seconds:.0f} µs, {1e6 * now.start:.0f} are starts of calls: a larger batch hides them"
     if cause == BANDWIDTH:
         return (
-            f"{_per_byte(now):.1f} MACs a byte (dense {_per_byte(dense):.1f}), and this machine "
+            f"{_macs_per_byte(now):.1f} MACs a byte (dense {_macs_per_byte(dense):.1f}), and this machine "
             f"does {machine.macs_per_byte:.1f} while it moves one: bandwidth"
         )
     rates = [layer.macs / max(layer.seconds, 1e-12) / 1e9 for layer in (now, dense)]
     rate = f"{rates[0]:.1f} GMACs a second (dense {rates[1]:.1f})"
     if cause == UNALIGNED:
-        return (
-            f"{rate} at width {', '.join(map(str, _odd(now)))}, no multiple of {ALIGNED}: prune with round_to={ALIGNED}"
-        )
+        return f"{rate} at width {', '.join(map(str, _unaligned_widths(now)))}, no multiple of {ALIGNED}: prune with round_to={ALIGNED}"
     return f"{rate}: its kernel is less busy at this size"

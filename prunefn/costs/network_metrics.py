@@ -1,4 +1,4 @@
-"""What a network costs, counted: of one network, and of several beside each other."""
+"""Count the costs of one network, and compare those of several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .timing.walk import machine
 
 
 class Metrics(NamedTuple):
-    """A network; where nothing else is said, of one sample."""
+    """The counted costs of a network, for one sample unless stated otherwise."""
 
     macs: int
     """Multiply-accumulates of all contractions, those with zeros included."""
@@ -32,17 +32,17 @@ class Metrics(NamedTuple):
     activations: int
     """Elements written by all ops that are not views."""
     activation_bytes: int
-    """Of these elements."""
+    """Bytes of these elements."""
     peak_bytes: int
-    """Activations that are alive at the same time, op after op; without parameters, inputs and what a kernel needs for itself."""
+    """Maximal bytes of activations alive at the same time; without parameters, inputs and the scratch memory of kernels."""
     weight_bytes: FrozenDict[str, int]
-    """Type → bytes of parameters and buffers; tied ones count once. A file of `save` is so large, and a header of some kB."""
+    """Type → bytes of parameters and buffers; tied ones count once. A file of `save` has this size plus a header of some kB."""
     weights: int
     """Elements of the weights of contractions."""
     zeros: int
-    """Those of them that are zero."""
+    """Number of these elements that are zero."""
     zero_macs: int
-    """MACs with a zero weight: part of `macs`, as only a kernel for sparse matrices leaves them out."""
+    """MACs with a zero weight. `macs` includes them, because only a kernel for sparse matrices skips them."""
 
     @property
     def sparsity(self) -> float:
@@ -50,20 +50,20 @@ class Metrics(NamedTuple):
         return self.zeros / max(self.weights, 1)
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {value}" for name, value in _shown(self).items())
+        return "\n".join(f"{name}: {value}" for name, value in _texts(self).items())
 
 
 @door
 def metrics(params: Params, *, spec: Spec) -> Metrics:
-    """Count what a network costs. Only zeros are read; nothing is computed, and nothing is timed (see `profile`).
+    """Count the costs of a network. It reads the params only to count zeros, computes nothing and times nothing (see `profile`).
 
     Args:
-        params: of the spec; with zeros, where weights are masked.
-        spec: of the params; `shrink(spec, mask)` for pruned ones.
+        params: params of the spec, with zeros for masked weights.
+        spec: spec of the params; `shrink(spec, mask)` for pruned params.
 
     Raises:
         ParamsError: the params do not fit the spec, are on `meta`, or are DTensors.
-        TraceError: the spec was recorded, so that it has no program.
+        TraceError: the spec was recorded, so it has no program.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2))
@@ -82,14 +82,14 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
     check_runnable(spec)
     check_plain(params, "metrics", "gather them first")
     check_names(params, spec)
-    known = weights(spec)
-    if name := next((n for n in known if params[n].is_meta), None):
-        raise ParamsError(f"{name!r} is on meta, so that nobody knows its zeros; pf.cost(spec) counts without numbers")
-    zeros = {n: w.numel() - int(w.count_nonzero()) for n, w in ((n, params[n].detach()) for n in known)}
+    layouts = weights(spec)
+    if name := next((n for n in layouts if params[n].is_meta), None):
+        raise ParamsError(f"{name!r} is on meta, so its zeros cannot be counted; pf.cost(spec) counts without numbers")
+    zeros = {n: w.numel() - int(w.count_nonzero()) for n, w in ((n, params[n].detach()) for n in layouts)}
     on_meta = torch.device("meta")
     inputs = trees.tensors(draw(params, spec, batch=1, device=on_meta))
-    found = counted(machine(spec, {n: t.to(on_meta) for n, t in params.items()}, inputs, on_meta))
-    ops = found.ops.values()
+    counts = counted(machine(spec, {n: t.to(on_meta) for n, t in params.items()}, inputs, on_meta))
+    ops = counts.ops.values()
     tied = tied_names(params, spec)
     own = {n: t for n, t in params.items() if n not in tied}
     created = spec.slots
@@ -99,9 +99,9 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
         sum(t.numel() for n, t in own.items() if n in spec.parameters or n in created),
         cost.activations,
         sum(op.written_bytes for op in ops),
-        found.peak,
-        FrozenDict(_bytes(own)),
-        sum(params[n].numel() for n in known),
+        counts.peak,
+        FrozenDict(_bytes_by_type(own)),
+        sum(params[n].numel() for n in layouts),
         sum(zeros.values()),
         sum(times * zeros[n] for op in ops for n, times in op.times.items()),
     )
@@ -109,13 +109,13 @@ def metrics(params: Params, *, spec: Spec) -> Metrics:
 
 @door
 def compare(networks: Mapping[str, tuple[Params, Spec]]) -> Table:
-    """A line for each network: what it costs, and in brackets as a share of the first one.
+    """Return a table with the costs of each network, and in brackets their shares of the first network's costs.
 
     Args:
         networks: name → (params, spec), as for `profile`.
 
     Raises:
-        PruneError: there is none.
+        PruneError: there is no network.
         ParamsError, TraceError: as for `metrics`.
 
     >>> import prunefn as pf
@@ -129,30 +129,32 @@ def compare(networks: Mapping[str, tuple[Params, Spec]]) -> Table:
     (('network', 'MACs'), [('dense', '18432'), ('small', '4608 (25.0%)')])
     """
     if not networks:
-        raise PruneError("compare needs a network at least; it was given none")
-    found = {name: metrics(params, spec=spec) for name, (params, spec) in networks.items()}
-    first = next(iter(found.values()))
-    types = list(dict.fromkeys(t for m in found.values() for t in m.weight_bytes))
+        raise PruneError("compare needs at least one network; networks is empty")
+    by_name = {name: metrics(params, spec=spec) for name, (params, spec) in networks.items()}
+    first = next(iter(by_name.values()))
+    types = list(dict.fromkeys(t for m in by_name.values() for t in m.weight_bytes))
     units = {name: _unit(value) for name, value in _numbers(first, types).items()}
     columns = tuple(f"{units[name][1]}{name}" for name in units)
     rows = []
-    for name, m in found.items():
+    references = _numbers(first, types)
+    for name, m in by_name.items():
         cells = [
-            _cell(value, of, units[column][0], alone=m is first)
-            for (column, value), of in zip(_numbers(m, types).items(), _numbers(first, types).values(), strict=True)
+            _cell(value, references[column], units[column][0], alone=m is first)
+            for column, value in _numbers(m, types).items()
         ]
         rows.append((name, *cells, f"{m.sparsity:.1%}", f"{m.zero_macs / max(m.macs, 1):.1%}"))
-    title = f"one sample; in brackets: share of {next(iter(found))}"
+    title = f"one sample; in brackets: share of {next(iter(by_name))}"
     return Table(title, ("network", *columns, "zeros in\nweights", "MACs with\nzeros"), rows)
 
 
-def _shown(m: Metrics) -> dict[str, str]:
+def _texts(m: Metrics) -> dict[str, str]:
+    """Return name → text of every cost, for `str`."""
     numbers = {name.replace("\n", " "): str(value) for name, value in _numbers(m, list(m.weight_bytes)).items()}
     return {**numbers, "zeros in weights": f"{m.sparsity:.1%}", "MACs with zeros": str(m.zero_macs)}
 
 
 def _numbers(m: Metrics, types: list[str]) -> dict[str, int]:
-    """Column → number."""
+    """Return column → number."""
     return {
         "MACs": m.macs,
         "params": m.params,
@@ -164,16 +166,18 @@ def _numbers(m: Metrics, types: list[str]) -> dict[str, int]:
 
 
 def _unit(value: int) -> tuple[float, str]:
+    """Return the scale and the prefix in which to show a value."""
     return next(((scale, text) for scale, text in ((1e9, "G "), (1e6, "M ")) if value >= scale), (1.0, ""))
 
 
-def _cell(value: int, of: int, scale: float, *, alone: bool) -> str:
+def _cell(value: int, reference: int, scale: float, *, alone: bool) -> str:
+    """Return a scaled value, and unless `alone`, its share of the reference in brackets."""
     text = f"{value / scale:.3f}" if scale > 1 else str(value)
-    return text if alone else f"{text} ({value / of:.1%})" if of else f"{text} (–)"
+    return text if alone else f"{text} ({value / reference:.1%})" if reference else f"{text} (–)"
 
 
-def _bytes(own: Mapping[str, Tensor]) -> dict[str, int]:
-    """Type → bytes."""
+def _bytes_by_type(own: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return type → bytes of the tensors."""
     out: dict[str, int] = {}
     for t in own.values():
         name = str(t.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Networks timed beside each other, layer by layer, with the reasons why latency does not fall with the MACs."""
+"""Time several networks in turns, layer by layer, with the reasons why latency does not fall with the MACs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .timing.clock import Call, Clock, clock_for, device_name, quiet, typical
 from .timing.walk import Env, Machine, machine, walk
 
 WARM_UP, WALKS = 3, 7
-"""Rounds of whole forwards that are not timed; rounds of forwards op by op."""
+"""Rounds of whole forwards that do not count; rounds of op-by-op forwards that count."""
 
 
 class Timing(NamedTuple):
-    """Seconds of a forward, over the rounds."""
+    """Statistics of the seconds of a forward over the rounds."""
 
     median: float
     mean: float
@@ -45,11 +45,11 @@ class Timing(NamedTuple):
 
 
 class Profiled(NamedTuple):
-    """A network."""
+    """The measurements of one network."""
 
     name: str
     cost: Cost
-    """Of one sample."""
+    """Cost of one sample."""
     timing: Timing
     throughput: float
     """Samples a second, at the median."""
@@ -58,7 +58,7 @@ class Profiled(NamedTuple):
     weights: int
     """Bytes of parameters and buffers; tied ones count once."""
     peak: int
-    """Bytes that a forward needs beside them and its inputs: of a GPU, what was allocated; else results alive at the same time."""
+    """Bytes that a forward needs besides weights and inputs: on a GPU, those allocated; else those of results alive together."""
 
 
 class Profile(NamedTuple):
@@ -69,10 +69,10 @@ class Profile(NamedTuple):
     device: str
     threads: int
     clock: str
-    """What was measured: wall time, or CPU time where there is one thread."""
+    """The measured time: wall time, or CPU time with one thread."""
 
     def table(self) -> Table:
-        """Cost and latency of each network beside the first."""
+        """Return cost and latency of each network, compared with the first."""
         first = self.networks[0]
         rows = []
         for n in self.networks:
@@ -89,41 +89,41 @@ class Profile(NamedTuple):
         return Table(title, [*columns, "samples\na second", "weights\nMB", "peak\nMB"], rows)
 
     def excess(self, name: str, most: int = 8) -> list[Excess]:
-        """Why a network is not as fast as its MACs say: the layers that cost most of the difference.
+        """Return the layers that explain most of the seconds beyond those that the MACs suggest, the largest excess first.
 
         Args:
-            name: of a network other than the first, which it is compared with.
-            most: so many layers.
+            name: name of a network other than the first, with which it is compared.
+            most: maximal number of layers.
 
         Raises:
             PruneError: there is no such network.
         """
-        dense, small, share, seen = self._beside(name)
-        found = [excess(layer, dense.get(layer, NOTHING), now, share, seen) for layer, now in small.items()]
-        return sorted((e for e in found if e.seconds > 0), key=lambda e: -e.seconds)[:most]
+        dense, small, share, machine_balance = self._compared_with_first(name)
+        layers = [excess(n, dense.get(n, NOTHING), layer, share, machine_balance) for n, layer in small.items()]
+        return sorted((e for e in layers if e.seconds > 0), key=lambda e: -e.seconds)[:most]
 
     def account(self, name: str) -> Account:
-        """All of the difference between a network's latency and its share of the MACs, by cause.
+        """Return the whole difference between a network's latency and its share of the MACs, by cause.
 
         Args:
-            name: of a network other than the first, which it is compared with.
+            name: name of a network other than the first, with which it is compared.
 
         Raises:
             PruneError: there is no such network.
         """
-        dense, small, share, seen = self._beside(name)
-        return account(dense, small, share, seen)
+        return account(*self._compared_with_first(name))
 
-    def _beside(self, name: str) -> tuple[Mapping[str, Layer], Mapping[str, Layer], float, Balance]:
-        first, known = self.networks[0], {n.name: n for n in self.networks[1:]}
-        if name not in known:
-            raise PruneError(f"there is no network {name!r} beside {first.name!r}; there are {', '.join(known)}")
-        share = known[name].cost.macs / max(first.cost.macs, 1)
-        return first.layers, known[name].layers, share, balance(first.layers)
+    def _compared_with_first(self, name: str) -> tuple[Mapping[str, Layer], Mapping[str, Layer], float, Balance]:
+        """Return the layers of the first and of the named network, the share of the MACs, and the rates of the machine."""
+        first, others = self.networks[0], {n.name: n for n in self.networks[1:]}
+        if name not in others:
+            raise PruneError(f"there is no network {name!r} beside {first.name!r}; there are {', '.join(others)}")
+        share = others[name].cost.macs / max(first.cost.macs, 1)
+        return first.layers, others[name].layers, share, balance(first.layers)
 
 
-class _Placed(NamedTuple):
-    """A network on the device, with inputs."""
+class _OnDevice(NamedTuple):
+    """A network on the device, with its inputs."""
 
     params: Params
     spec: Spec
@@ -131,6 +131,7 @@ class _Placed(NamedTuple):
     kwargs: Any
 
     def machine(self, device: torch.device) -> Machine:
+        """Return the network's program with its values on the device."""
         return machine(self.spec, self.params, flat_inputs(self.spec, self.args, self.kwargs), device)
 
 
@@ -144,73 +145,77 @@ def profile(
     seed: int = 0,
     progress: bool = False,
 ) -> Profile:
-    """Time networks in turns, by torch.utils.benchmark, on random inputs like the traced ones.
+    """Time networks in turns with `torch.utils.benchmark`, on random inputs like the traced ones.
 
-    All of them are timed in every round, so that what else the machine does falls on all of them alike. Then all of them are
-    walked through op by op, in turns again, for the times of their layers; these are scaled to the median of the whole.
+    Every round times all networks, so that other load of the machine affects all of them alike. Then all networks are run op by
+    op, again in turns, for the times of their layers; these are scaled to the median of the whole forward.
 
-    On a CPU with one thread, CPU time is measured: what wall time would be on a machine of one's own, however busy it is.
+    On a CPU with one thread, CPU time is measured: it is the wall time of an otherwise idle machine, however busy the machine is.
 
     Args:
-        networks: name → (params, spec); the first is what the others are compared with.
+        networks: name → (params, spec); the others are compared with the first.
         batch: samples of a forward pass.
-        device: None: that of the first network's params.
-        rounds: that are timed, after three that are not. Timer warms up with two more forwards each time.
-        seed: of the inputs.
-        progress: show a bar.
+        device: device of the measurement; default: that of the first network's params.
+        rounds: number of timed rounds, at least 2, after three that do not count. The timer warms up with two more forwards
+            each time.
+        seed: seed of the inputs.
+        progress: whether to show a progress bar.
 
     Raises:
-        PruneError: there is no network, or too few rounds.
-        TraceError: a spec was recorded, so that it has no program.
+        PruneError: there is no network, or fewer than two rounds.
+        TraceError: a spec was recorded, so it has no program.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8)).eval()
     >>> spec, params = pf.trace(model, (torch.randn(2, 64),)), pf.params(model)
     >>> mask = {"0": torch.arange(256) < 64}
     >>> small = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
-    >>> found = profile({"dense": (params, spec), "small": small}, rounds=5)
-    >>> [n.cost.macs for n in found.networks], list(found.networks[0].layers)
+    >>> profiled = profile({"dense": (params, spec), "small": small}, rounds=5)
+    >>> [n.cost.macs for n in profiled.networks], list(profiled.networks[0].layers)
     ([18432, 4608], ['0', '1', '2'])
     """
     if not networks or rounds < 2:
         raise PruneError(f"profile needs a network and at least two rounds; it was given {len(networks)} and {rounds}")
     first = next(iter(next(iter(networks.values()))[0].values()))
     where = torch.device(device) if device is not None else first.device
-    placed: dict[str, _Placed] = {}
+    on_device: dict[str, _OnDevice] = {}
     for name, (params, spec) in networks.items():
         check_runnable(spec)
         args, kwargs = draw(params, spec, batch=batch, device=where, seed=seed)
-        placed[name] = _Placed({n: t.to(where) for n, t in params.items()}, spec, args, kwargs)
+        on_device[name] = _OnDevice({n: t.to(where) for n, t in params.items()}, spec, args, kwargs)
     clock = clock_for(where)
-    timings = {name: _timing(times) for name, times in _in_turns(placed, clock, rounds, progress).items()}
-    machines = {name: p.machine(where) for name, p in placed.items()}
+    timings = {name: _timing(times) for name, times in _time_in_turns(on_device, clock, rounds, progress).items()}
+    machines = {name: p.machine(where) for name, p in on_device.items()}
     counts = {name: counted(m) for name, m in machines.items()}
-    seconds = _op_by_op(machines, clock, progress)
+    seconds = _time_op_by_op(machines, clock, progress)
+    # an op on one element has nothing to do, so it takes as long as the start of a call
     start = typical(clock, Call("alone", "neg", torch.neg, (torch.zeros(1, device=where),)), 100)
-    found = []
-    for name, p in placed.items():
+    profiled = []
+    for name, p in on_device.items():
         layers = _layers(machines[name], counts[name], seconds[name], timings[name].median, start)
         peak = _peak(p, where) if where.type == "cuda" else counts[name].peak
-        cost, own = p.spec.costs(p.spec.sizes), tied_names(p.params, p.spec)
-        weights = sum(t.nbytes for n, t in p.params.items() if n not in own)
+        cost, tied = p.spec.costs(p.spec.sizes), tied_names(p.params, p.spec)
+        weights = sum(t.nbytes for n, t in p.params.items() if n not in tied)
         timing = timings[name]
-        found.append(Profiled(name, cost, timing, batch / timing.median, layers, weights, peak))
-    return Profile(tuple(found), batch, device_name(where), torch.get_num_threads(), _seconds(clock))
+        profiled.append(Profiled(name, cost, timing, batch / timing.median, layers, weights, peak))
+    return Profile(tuple(profiled), batch, device_name(where), torch.get_num_threads(), _clock_name(clock))
 
 
-def _in_turns(placed: Mapping[str, _Placed], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
+def _time_in_turns(nets: Mapping[str, _OnDevice], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
+    """Return network → seconds of each round of whole forwards, timed in turns."""
     timers = {
         name: benchmark.Timer(
             "run(params, *args, spec=spec, **kwargs)",
             globals={"run": forward, **p._asdict()},
             num_threads=torch.get_num_threads(),
-            timer=time.thread_time if _seconds(clock) == "CPU time" else wall_time,
+            timer=time.thread_time if _clock_name(clock) == "CPU time" else wall_time,
         )
-        for name, p in placed.items()
+        for name, p in nets.items()
     }
     times: dict[str, list[float]] = {name: [] for name in timers}
     with torch.no_grad():
         for i in tqdm(range(-WARM_UP, rounds), desc="profile", disable=not progress, leave=False):
+            # every other round in reverse order, so that no network always follows the same one
             for name, timer in timers.items() if i % 2 else reversed(timers.items()):
                 seconds = timer.timeit(1).mean
                 if i >= 0:
@@ -218,50 +223,51 @@ def _in_turns(placed: Mapping[str, _Placed], clock: Clock, rounds: int, progress
     return times
 
 
-def _seconds(clock: Clock) -> str:
-    """What whole forwards are timed in: torch's timer waits for a GPU and takes wall time."""
+def _clock_name(clock: Clock) -> str:
+    """Return the name of the time that whole forwards take: torch's timer waits for a GPU and takes wall time."""
     return clock.name if clock.name == "CPU time" else "wall time"
 
 
 def _timing(times: Sequence[float]) -> Timing:
+    """Return the statistics of the seconds of all rounds."""
     p10, p90, p99 = (float(p) for p in np.percentile(times, [10, 90, 99]))
     return Timing(median(times), fmean(times), stdev(times), p10, p90, p99, len(times))
 
 
-def _op_by_op(machines: Mapping[str, Machine], clock: Clock, progress: bool) -> dict[str, dict[str, float]]:
-    """Network → instruction → seconds; a walk through each network in turns, after one that warms up."""
+def _time_op_by_op(machines: Mapping[str, Machine], clock: Clock, progress: bool) -> dict[str, dict[str, float]]:
+    """Return network → instruction → seconds, from op-by-op forwards of all networks in turns, after one that warms up."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in machines}
     with torch.no_grad():
         for i in tqdm(range(-1, WALKS), desc="profile op by op", disable=not progress, leave=False):
             for name, m in machines.items() if i % 2 else reversed([*machines.items()]):
 
-                def timed(ins: Instruction, call: Call, _: Env, found: dict[str, list[float]] = times[name]) -> Any:
-                    result, spent = clock.run(call)
-                    found.setdefault(ins.name, []).append(spent)
+                def timed(ins: Instruction, call: Call, _: Env, of_net: dict[str, list[float]] = times[name]) -> Any:
+                    result, seconds = clock.run(call)
+                    of_net.setdefault(ins.name, []).append(seconds)
                     return result
 
                 walk(m, timed)
-    return {name: {n: quiet(spent[1:]) for n, spent in found.items()} for name, found in times.items()}
+    return {name: {n: quiet(seconds[1:]) for n, seconds in of_net.items()} for name, of_net in times.items()}
 
 
 def _layers(m: Machine, counts: Counted, seconds: Mapping[str, float], whole: float, start: float) -> dict[str, Layer]:
-    """Module → its ops, whose seconds are scaled so that all of them take as long as the whole forward."""
+    """Return module → the sums over its ops, with seconds scaled so that all layers together take `whole` seconds."""
     scale = whole / max(sum(seconds.values()), 1e-12)
     layers: dict[str, Layer] = {}
     for ins in m.spec.program.instructions:
-        old, op = layers.get(ins.module, NOTHING), counts.ops[ins.name]
+        total, op = layers.get(ins.module, NOTHING), counts.ops[ins.name]
         layers[ins.module] = Layer(
-            old.seconds + scale * seconds[ins.name],
-            old.macs + op.macs,
-            old.moved + op.moved,
-            tuple(dict.fromkeys((*old.widths, *op.widths))),
-            old.start + scale * start,
+            total.seconds + scale * seconds[ins.name],
+            total.macs + op.macs,
+            total.moved + op.moved,
+            tuple(dict.fromkeys((*total.widths, *op.widths))),
+            total.start + scale * start,
         )
     return layers
 
 
-def _peak(p: _Placed, device: torch.device) -> int:
-    """What the allocator gave out at most, beyond what was there before."""
+def _peak(p: _OnDevice, device: torch.device) -> int:
+    """Return the maximal bytes that a forward allocated on a GPU, beyond those allocated before it."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

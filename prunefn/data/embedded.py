@@ -1,4 +1,4 @@
-"""Data that installs with a package: scikit-learn's digits."""
+"""Data that comes with a package: scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .splits import stratified
 
 
 class Split(NamedTuple):
-    """Images and labels to learn from, and a held-out part to measure on."""
+    """Training images and labels, and a held-out part for evaluation."""
 
     images: Tensor
     """[n, channels, height, width], normalised."""
@@ -27,14 +27,14 @@ class Split(NamedTuple):
 
 @door
 def digits(*, held_out: float = 1 / 3, seed: int = 0, device: torch.device | str = "cpu") -> Split:
-    """The 1797 handwritten digits of scikit-learn, 8 × 8 grey values, split within each class.
+    """Return the 1797 handwritten digits of scikit-learn, 8 × 8 grey values, split within each class.
 
-    Pixels are normalised by mean and standard deviation of the images to learn from.
+    Pixels are normalised by mean and standard deviation of the training images.
 
     Args:
         held_out: share of every class that is held out, between 0 and 1.
-        seed: of the split; the same seed gives the same split, whatever the state of torch's generators.
-        device: where the tensors go.
+        seed: seed of the split; the same seed gives the same split, whatever the state of torch's generators.
+        device: device of the tensors.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
@@ -45,15 +45,16 @@ def digits(*, held_out: float = 1 / 3, seed: int = 0, device: torch.device | str
     ((1198, 1, 8, 8), (599, 1, 8, 8))
     """
     images, labels = scikit_learn()
-    kept, held = stratified(labels, held_out, seed, name="held_out")
-    mean, deviation = images[kept].mean(), images[kept].std()
+    train_indices, held_indices = stratified(labels, held_out, seed, name="held_out")
+    mean, deviation = images[train_indices].mean(), images[train_indices].std()
     images = ((images - mean) / deviation).to(device)
     labels = labels.to(device)
-    return Split(images[kept], labels[kept], images[held], labels[held], float(-mean / deviation))
+    background = float(-mean / deviation)
+    return Split(images[train_indices], labels[train_indices], images[held_indices], labels[held_indices], background)
 
 
 def scikit_learn() -> tuple[Tensor, Tensor]:
-    """Images [1797, 1, 8, 8] with values from 0 to 16, float32, and classes [1797]."""
+    """Return images [1797, 1, 8, 8] with values from 0 to 16, float32, and classes [1797], int64."""
     with needs("vision", "data.digits"):
         from sklearn.datasets import load_digits
     data, target = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""Folders of ImageNet's layout, by torchvision's ImageFolder and timm's transforms; import it where both are installed."""
+"""Folders in ImageNet's layout, by torchvision's ImageFolder and timm's transforms; the import needs both packages."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from .splits import stratified
 from .value import Data, Preprocessing
 
 HELD_OUT = ("val", "validation")
+"""Possible names of the held-out folder."""
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise."""
+"""Errors that Pillow's decoders raise."""
 
 
 class ListedFolder(ImageFolder):
-    """An ImageFolder whose sample list is kept on disk, and whose errors name the image."""
+    """An ImageFolder whose list of images is cached on disk, and whose errors name the image."""
 
     def __init__(self, root: Path, transform: Callable[[Any], Any], cache: str | os.PathLike[str] | None) -> None:
         self.cache = cache
         super().__init__(root, transform, loader=load)
 
     def make_dataset(self, directory: str | Path, class_to_idx: dict[str, int], *_: Any, **__: Any):  # pyright: ignore
-        """The kept list, brought up to date."""
+        """Return the cached list of images after an update."""
         return samples(Path(directory), class_to_idx, IMG_EXTENSIONS, self.cache)
 
     def transformed(self, transform: Callable[[Any], Any]) -> ListedFolder:
-        """The same images, the list shared, through another transform."""
+        """Return the same images with another transform; both share the list."""
         out = copy.copy(self)
         out.transform = transform
         return out
 
 
 def load(path: str) -> Any:
-    """An RGB image.
+    """Read an RGB image.
 
     Raises:
-        PruneError: it cannot be decoded.
+        PruneError: the image cannot be decoded.
     """
     try:
         return default_loader(path)
@@ -65,34 +66,35 @@ def open_folder(
     seed: int,
     cache: str | os.PathLike[str] | None,
 ) -> Data:
-    """Datasets over the images of a folder; see `open_data`."""
+    """Open datasets over the images of a folder; see `open_data`."""
     train_folder, held_folder = sides(folder)
     classes = agreed(train_folder, held_folder)
     size = (3, preprocessing.image_size, preprocessing.image_size)
     options = {k: v for k, v in preprocessing._asdict().items() if k != "image_size"}
     plain: Any = create_transform(size, is_training=False, **options)
-    changed: Any = create_transform(size, is_training=True, **options) if augment else plain
-    train = ListedFolder(train_folder, changed, cache)
+    augmented: Any = create_transform(size, is_training=True, **options) if augment else plain
+    train = ListedFolder(train_folder, augmented, cache)
     held_out = ListedFolder(held_folder, plain, cache)
     validation = None
     if validation_share:
-        stay, aside = stratified(torch.tensor(train.targets), validation_share, seed, name="validation_share")
-        validation = Subset(train.transformed(plain), aside.tolist())
-        train = Subset(train, stay.tolist())
+        targets = torch.tensor(train.targets)
+        train_indices, validation_indices = stratified(targets, validation_share, seed, name="validation_share")
+        validation = Subset(train.transformed(plain), validation_indices.tolist())
+        train = Subset(train, train_indices.tolist())
     return Data(train, held_out, classes, size, preprocessing.mean, preprocessing.std, str(folder), validation)
 
 
 def sides(folder: Path) -> tuple[Path, Path]:
-    """The folders to learn from and to measure on.
+    """Return the training folder and the held-out folder.
 
     Raises:
-        PruneError: one is missing, or there are two to measure on.
+        PruneError: one is missing, or there are two held-out folders.
     """
     held = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
     if not (folder / "train").is_dir() or not held:
-        found = sorted(e.name for e in os.scandir(folder) if e.is_dir())
+        names = sorted(e.name for e in os.scandir(folder) if e.is_dir())
         raise PruneError(
-            f"{folder} has the folders {', '.join(found[:8]) or '(none)'}{' …' if len(found) > 8 else ''}; expected train/ "
+            f"{folder} has the folders {', '.join(names[:8]) or '(none)'}{' …' if len(names) > 8 else ''}; expected train/ "
             "and val/ (or validation/), each with one folder per class"
         )
     if len(held) > 1:
@@ -101,16 +103,16 @@ def sides(folder: Path) -> tuple[Path, Path]:
 
 
 def agreed(train: Path, held_out: Path) -> tuple[str, ...]:
-    """The classes of both sides.
+    """Return the classes that both sides have.
 
     Raises:
-        PruneError: there are none, or the sides differ.
+        PruneError: a side has no classes, or the sides have different classes.
     """
     try:
-        classes, others = (find_classes(side)[0] for side in (train, held_out))
+        classes, held_classes = (find_classes(side)[0] for side in (train, held_out))
     except FileNotFoundError as e:
         raise PruneError(f"{e} Expected one folder of images per class.") from e
-    if difference := sorted(set(classes) ^ set(others)):
+    if difference := sorted(set(classes) ^ set(held_classes)):
         where = [f"{c!r} only in {train.name if c in classes else held_out.name}/" for c in difference]
         raise PruneError(
             f"{train.parent}: {train.name}/ and {held_out.name}/ have different classes: {', '.join(where[:6])}"

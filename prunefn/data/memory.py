@@ -1,4 +1,4 @@
-"""Small images in memory: one item at a time, augmented and normalised."""
+"""Small images in memory, augmented and normalised one at a time."""
 
 from __future__ import annotations
 
@@ -60,28 +60,39 @@ def open_small(
     validation_share: float,
     seed: int,
 ) -> Data:
-    """Read a source and make datasets of it; see `open_data`."""
+    """Open datasets over the images of a source; see `open_data`."""
     raw = source.read(folder, seed)
     channels, size = raw.train.images.shape[1], raw.train.images.shape[-1]
-    resized = image_size if image_size not in (None, size) else None
-    train = _dataset(raw, raw.train, _transform(size if augment and source.shifts else None, source.mirrors, resized))
-    plain = _transform(None, False, resized)
+    new_size = image_size if image_size not in (None, size) else None
+    train = _dataset(raw, raw.train, _transform(size if augment and source.shifts else None, source.mirrors, new_size))
+    plain = _transform(None, False, new_size)
     validation = None
     if validation_share:
-        stay, aside = stratified(raw.train.labels, validation_share, seed, name="validation_share")
-        train = Subset(train, stay.tolist())
-        validation = Subset(_dataset(raw, raw.train, plain), aside.tolist())
-    shape = (channels, resized or size, resized or size)
+        train_indices, validation_indices = stratified(
+            raw.train.labels, validation_share, seed, name="validation_share"
+        )
+        train = Subset(train, train_indices.tolist())
+        validation = Subset(_dataset(raw, raw.train, plain), validation_indices.tolist())
+    shape = (channels, new_size or size, new_size or size)
     return Data(train, _dataset(raw, raw.held_out, plain), raw.classes, shape, raw.mean, raw.std, name, validation)
 
 
 def _dataset(raw: Raw, pictures: Pictures, transform: Transform | None) -> InMemory:
+    """Return pictures as a dataset, normalised by the mean and std of the source."""
     return InMemory(pictures, mean=raw.mean, std=raw.std, transform=transform)
 
 
-def _transform(size: int | None, mirrors: bool, resized: int | None) -> Transform | None:
-    """Shift images of this size by up to an eighth of it (4 pixels of 32) and mirror half of them; then resize."""
-    if size is None and resized is None:
+def _transform(size: int | None, mirrors: bool, new_size: int | None) -> Transform | None:
+    """Return a transform that augments images of a size, then resizes them to another; None if it would do nothing.
+
+    Augmentation shifts by up to an eighth of the size (4 pixels of 32) and mirrors half of the images.
+
+    Args:
+        size: pixels of a side; None: no augmentation.
+        mirrors: whether augmentation mirrors.
+        new_size: pixels of a side after resizing; None: no resizing.
+    """
+    if size is None and new_size is None:
         return None
     with needs("vision", "augment=True or image_size"):
         from torchvision.transforms import v2
@@ -89,6 +100,6 @@ def _transform(size: int | None, mirrors: bool, resized: int | None) -> Transfor
     if size is not None:
         steps.append(v2.RandomCrop(size, padding=max(1, size // 8)))
         steps += [v2.RandomHorizontalFlip()] if mirrors else []
-    if resized is not None:
-        steps.append(v2.Resize([resized, resized], antialias=True))
+    if new_size is not None:
+        steps.append(v2.Resize([new_size, new_size], antialias=True))
     return v2.Compose(steps)

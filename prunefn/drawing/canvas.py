@@ -1,4 +1,4 @@
-"""What all pictures share: colours, a figure without pyplot's state, a file that is the same each time, panels on one pair of axes."""
+"""The common parts of all pictures: colours, figures without pyplot's state, reproducible files, panels on one pair of axes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ COLOURS = (
     *("#4C72B0", "#DD8452", "#55A868", "#8172B3", "#C44E52", "#937860"),
     *("#64B5CD", "#B8860B", "#D67BB3", "#1B5E20", "#444444", "#999999"),
 )
-"""One for each method, in the order in which they are given."""
+"""Colours of the methods, in their order."""
 KEPT, GONE = COLOURS[0], COLOURS[1]
-"""Units that stay, and those that go."""
+"""Colours of kept and of removed units."""
 DENSE = "#BFBFBF"
 INK = "#333333"
 GRID = "#E8E8E8"
 DPI = 150
 MOST_PIXELS = 60_000
-"""Agg draws no longer side than 2¹⁶."""
+"""Maximal pixels of a side: Agg draws fewer than 2¹⁶."""
 
 
 def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
-    """An empty figure of so many inches, drawn by Agg."""
+    """Return an empty figure for Agg; width and height in inches."""
     with needs("plot", "a picture"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -42,20 +42,20 @@ def canvas(width: float, height: float, *, constrained: bool = True) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a PNG, whole or not at all; nothing in it depends on the time."""
+    """Write a PNG atomically; its content does not depend on the time."""
     dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
     atomic.write(path, lambda file: figure.savefig(file, dpi=dpi, format="png", metadata={"Software": None}))
 
 
 def head(axes: Axes, title: str) -> None:
-    """A title at the left; no frame but the two axes."""
+    """Put a title at the left, and remove the frame except for the two axes."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def rows(axes: Axes, names: Sequence[str], label: str) -> None:
-    """One line of the picture for each name, from the top; `label` has the unit of the axis below."""
+    """Set up one row for each name, from the top; `label` states the quantity and unit of the horizontal axis."""
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(label)
@@ -63,7 +63,10 @@ def rows(axes: Axes, names: Sequence[str], label: str) -> None:
 
 
 def blank(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose only axes, not drawn, are inches from the top left: a hundred panels on it take a second, not a minute."""
+    """Return a figure with one invisible pair of axes, in inches from the top left.
+
+    Drawing a hundred panels on it takes a second; a hundred pairs of axes would take a minute.
+    """
     figure = canvas(width, height, constrained=False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -73,7 +76,7 @@ def blank(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 class Panel(NamedTuple):
-    """A part of such a figure, in inches: left, top, width, height."""
+    """A rectangle on a figure of `blank`, in inches: left, top, width, height."""
 
     x: float
     y: float
@@ -82,18 +85,18 @@ class Panel(NamedTuple):
 
     @property
     def bottom(self) -> float:
-        """Where bars stand."""
+        """Vertical position of the lower edge, on which bars stand."""
         return self.y + self.h
 
 
 def grid(n: int, across: int, cell: tuple[float, float], panel: Panel) -> Iterator[Panel]:
-    """n panels in rows.
+    """Yield n panels in rows.
 
     Args:
-        n: how many.
-        across: in a row.
-        cell: width and height of what each may fill, its words included.
-        panel: where the first one stands, and how large each is.
+        n: number of panels.
+        across: number of panels in a row.
+        cell: width and height of the cell of each panel, its text included.
+        panel: position of the first panel, and size of each.
 
     >>> [p[:2] for p in grid(3, 2, (2.0, 1.0), Panel(0.5, 0.25, 1.5, 0.5))]
     [(0.5, 0.25), (2.5, 0.25), (0.5, 1.25)]
@@ -104,12 +107,12 @@ def grid(n: int, across: int, cell: tuple[float, float], panel: Panel) -> Iterat
 
 
 def words(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) -> None:
-    """Text whose top left is at (x, y)."""
+    """Write text whose top left is at (x, y)."""
     axes.text(x, y, text, **{"fontsize": size, "color": INK, "va": "top", **style})
 
 
 def number(value: float) -> str:
-    """Three digits, short.
+    """Return a number with three digits, as short as possible.
 
     >>> number(0.000123), number(1234.5), number(0.5), number(0.0)
     ('1.23e-4', '1.23e3', '0.5', '0')

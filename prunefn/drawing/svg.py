@@ -1,4 +1,4 @@
-"""SVG pictures: text that shows when the pointer rests on a part, and a form that a page of HTML can hold, light and dark."""
+"""SVG pictures: tooltips on their parts, and a form for HTML pages with a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from collections.abc import Mapping
 from html import escape
 
 TAGS = frozenset(("svg", "g", "defs", "path", "use", "text", "tspan", "title", "clipPath", "rect", "circle", "line"))
-"""Elements that draw, and that load and run nothing."""
+"""Elements that only draw: they neither load nor run anything."""
 DROPPED = frozenset(("xmlns", "version"))
+"""Attributes that a part of an HTML page does not need."""
 
 
 def titled(svg: str, titles: Mapping[str, str]) -> str:
-    """Give groups a text that browsers show when the pointer rests on them.
+    """Give groups a title, which browsers show when the pointer rests on them.
 
     Args:
-        svg: as matplotlib writes it.
-        titles: id of a `<g>` → its text.
+        svg: a picture as matplotlib writes it.
+        titles: id of a `<g>` → its title.
 
     >>> titled('<svg><g id="a"><path/></g></svg>', {"a": "1 < 2"})
     '<svg><g id="a"><title>1 &lt; 2</title><path/></g></svg>'
     """
 
-    def add(found: re.Match[str]) -> str:
-        text = titles.get(found[1])
-        return found[0] if text is None else f"{found[0]}<title>{escape(text, quote=False)}</title>"
+    def add_title(group: re.Match[str]) -> str:
+        title = titles.get(group[1])
+        return group[0] if title is None else f"{group[0]}<title>{escape(title, quote=False)}</title>"
 
-    through = "text{pointer-events:none}</style>"  # words over a box do not hide it from the pointer
-    return re.sub(r'<g id="([^"]*)">\s*', add, svg).replace("</style>", through, 1)
+    style = "text{pointer-events:none}</style>"  # text over a box must not hide the box from the pointer
+    return re.sub(r'<g id="([^"]*)">\s*', add_title, svg).replace("</style>", style, 1)
 
 
 def inline(svg: str, colours: Mapping[str, str]) -> str:
-    """The picture as a part of a page: elements that draw and nothing else, no addresses, colours as the page has them.
+    """Return the picture as a part of an HTML page: drawing elements only, no addresses, colours replaced by those of the page.
 
     Args:
-        svg: a file's content.
-        colours: `#rrggbb`, in lower case → what CSS shall have for it, such as `var(--ink)`.
+        svg: content of an SVG file.
+        colours: `#rrggbb`, in lower case → its replacement in CSS, such as `var(--ink)`.
 
     Raises:
-        xml.etree.ElementTree.ParseError: it is no XML.
+        xml.etree.ElementTree.ParseError: `svg` is no XML.
 
     >>> inline('<svg><script>x</script><path style="fill: #222222" onclick="x"/></svg>', {"#222222": "var(--ink)"})
     '<svg stroke-linejoin="round"><path style="fill: var(--ink)" /></svg>'
@@ -49,20 +50,22 @@ def inline(svg: str, colours: Mapping[str, str]) -> str:
     return ET.tostring(root, "unicode")
 
 
-def _clean(old: ET.Element, colours: Mapping[str, str]) -> ET.Element:
-    new = ET.Element(_local(old.tag))
-    new.text, new.tail = old.text, old.tail
-    for key, value in old.attrib.items():
-        name = _local(key)
+def _clean(element: ET.Element, colours: Mapping[str, str]) -> ET.Element:
+    """Return a copy of an element without tags and attributes that load or run something, with replaced colours."""
+    copy = ET.Element(_local_name(element.tag))
+    copy.text, copy.tail = element.text, element.tail
+    for key, value in element.attrib.items():
+        name = _local_name(key)
         loads = (name == "href" and not value.startswith("#")) or re.search(r"url\((?!#)|//|javascript:", value)
-        if not (loads or name in DROPPED or name.startswith("on")):
-            new.set(
-                name, re.sub("#[0-9a-f]{6}", lambda m: colours.get(m[0], m[0]), value) if name == "style" else value
-            )
-    new.extend(_clean(child, colours) for child in old if _local(child.tag) in TAGS)
-    return new
+        if loads or name in DROPPED or name.startswith("on"):  # onclick, onload, …
+            continue
+        if name == "style":
+            value = re.sub("#[0-9a-f]{6}", lambda m: colours.get(m[0], m[0]), value)
+        copy.set(name, value)
+    copy.extend(_clean(child, colours) for child in element if _local_name(child.tag) in TAGS)
+    return copy
 
 
-def _local(name: object) -> str:
-    """A name without its namespace; comments have none."""
+def _local_name(name: object) -> str:
+    """Return a name without its namespace; empty for comments, which have no name."""
     return name.rpartition("}")[2] if isinstance(name, str) else ""

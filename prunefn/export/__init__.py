@@ -1,7 +1,7 @@
 """Pruned networks for other runtimes, each file verified against `forward` before it gets its name.
 
-`onnx` for ONNX Runtime, `program` for torch.export (.pt2), `aoti` compiled ahead of time by AOTInductor, `torchscript` for old
-runtimes, `state_dict` for the original class.
+`onnx` writes for ONNX Runtime, `program` for torch.export (.pt2), `aoti` compiles ahead of time with AOTInductor, `torchscript`
+is for old runtimes, `state_dict` for the original class.
 """
 
 from __future__ import annotations

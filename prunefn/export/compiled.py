@@ -1,4 +1,4 @@
-"""torch's own formats: exported programs, AOTInductor packages, TorchScript."""
+"""Export to torch's own formats: exported programs, AOTInductor packages, TorchScript."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def program(
     batches: Sequence[int] = BATCHES,
     limit: float = LIMIT,
 ) -> Exported:
-    """Write what torch.export makes of the network, with a free batch: a .pt2 file for `torch.export.load`.
+    """Write the network as an exported program of `torch.export` with a free batch: a .pt2 file for `torch.export.load`.
 
     Args:
-        params: of the spec.
-        path: ends in .pt2.
-        spec: of the params; `shrink(spec, mask)` for pruned ones.
-        batches: sizes at which the file, read back, is compared with `forward`.
-        limit: largest difference, times the largest output where that is above one.
+        params: params of the spec.
+        path: the file, whose name ends in .pt2.
+        spec: spec of the params; `shrink(spec, mask)` for pruned params.
+        batches: batch sizes at which the file, read back, is compared with `forward`.
+        limit: largest difference allowed; it is multiplied by the largest output if that is above one.
 
     Raises:
-        PruneError: it differs by more; nothing is written then.
-        TraceError: the spec was recorded, so that there is no program.
+        PruneError: the file differs by more; then nothing is written.
+        TraceError: the spec was recorded, so it has no program.
 
     >>> import tempfile, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -51,8 +51,8 @@ def program(
     """
 
     def make(example: Example, file: Path) -> Run:
-        made = exported(example)
-        save_bytes(file, lambda buffer: torch.export.save(made, buffer))
+        exported_program = exported(example)
+        save_bytes(file, lambda buffer: torch.export.save(exported_program, buffer))
         return Flat(torch.export.load(file).module(), example)
 
     return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
@@ -67,9 +67,10 @@ def aoti(
     batches: Sequence[int] = BATCHES,
     limit: float = LIMIT,
 ) -> Exported:
-    """Compile the network ahead of time for this machine's CPU: a .pt2 package for `torch._inductor.aoti_load_package`, no Python.
+    """Compile the network ahead of time for this machine's CPU, to run without Python.
 
-    Takes a C++ compiler, and half a minute for a ResNet.
+    The file is a .pt2 package for `torch._inductor.aoti_load_package`. Compiling needs a C++ compiler, and takes half a minute
+    for a ResNet.
 
     Args:
         params, path, spec, batches, limit: as for `program`.
@@ -95,52 +96,52 @@ def torchscript(
     batches: Sequence[int] = BATCHES,
     limit: float = LIMIT,
 ) -> Exported:
-    """Trace the network to TorchScript, for runtimes that have nothing newer: a .pt file for `torch.jit.load`.
+    """Trace the network to TorchScript, for runtimes that support nothing newer: a .pt file for `torch.jit.load`.
 
     Args:
-        params, path, spec, batches, limit: as for `program`. Inputs are flat and by position.
+        params, path, spec, batches, limit: as for `program`. The file takes flat inputs by position.
 
     Raises:
-        PruneError: as for `program`; such as a batch size that is a constant somewhere in the trace.
+        PruneError: as for `program`, for example if the trace has a constant instead of the batch size.
     """
 
     def make(example: Example, file: Path) -> Run:
-        _traceable(example.module)
+        _make_traceable(example.module)
         inputs = trees.tensors((example.args, example.kwargs))
         with torch.no_grad():
-            traced = torch.jit.trace(_Traced(example), tuple(inputs), check_trace=False)
+            traced = torch.jit.trace(_FlatModule(example), tuple(inputs), check_trace=False)
         save_bytes(file, lambda buffer: torch.jit.save(traced, buffer))
         loaded = torch.jit.load(str(file))
-        return lambda given: trees.tensors(loaded(*given))
+        return lambda flat_inputs: trees.tensors(loaded(*flat_inputs))
 
     return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
 
 
 def save_bytes(file: Path, save: Callable[[BytesIO], object]) -> None:
-    """Write a file through memory: on a full disk, torch's own writer of archives ends the process."""
+    """Write a file through memory, because torch's own writer of archives ends the process on a full disk."""
     buffer = BytesIO()
     save(buffer)
     file.write_bytes(buffer.getbuffer())
 
 
 class Flat:
-    """What takes the arguments of the traced call, as a function of flat tensors."""
+    """A function of flat tensors that calls a module with the arguments of the traced call."""
 
     def __init__(self, module: Any, example: Example) -> None:
         self.module = module
         leaves, self.tree = trees.flatten((example.args, example.kwargs))
-        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
-        self.tensors = [isinstance(x, Tensor) for x in leaves]
+        self.constants = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.is_tensor = [isinstance(x, Tensor) for x in leaves]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        given = iter(inputs)
-        leaves = [next(given) if t else o for t, o in zip(self.tensors, self.others, strict=True)]
+        tensors = iter(inputs)
+        leaves = [next(tensors) if t else c for t, c in zip(self.is_tensor, self.constants, strict=True)]
         args, kwargs = trees.unflatten(leaves, self.tree)
         return trees.tensors(self.module(*args, **kwargs))
 
 
-class _Traced(torch.nn.Module):
-    """The same as a module, for TorchScript."""
+class _FlatModule(torch.nn.Module):
+    """`Flat` as a module, for TorchScript."""
 
     def __init__(self, example: Example) -> None:
         super().__init__()
@@ -150,26 +151,27 @@ class _Traced(torch.nn.Module):
         return tuple(self.flat(inputs))
 
 
-def _filled(like: Tensor, value: Tensor) -> Tensor:
+def _fill(like: Tensor, value: Tensor) -> Tensor:
+    """Return a tensor of the shape of `like`, filled with a value of no dims."""
     return torch.zeros_like(like) + value
 
 
 def exported(example: Example) -> torch.export.ExportedProgram:
-    """The graph module through torch.export, with a free batch."""
+    """Return the graph module as an exported program of torch.export, with a free batch."""
     args, kwargs = example.dynamic
     names = inspect.signature(example.module.forward).parameters
     shapes = dict(zip(names, (*args, *kwargs.values()), strict=True))
     return torch.export.export(example.module, example.args, example.kwargs or None, dynamic_shapes=shapes)
 
 
-def _traceable(module: fx.GraphModule) -> None:
-    """Ops that take sizes become methods and functions of torch: these the tracer of TorchScript sees with sizes that vary."""
+def _make_traceable(module: fx.GraphModule) -> None:
+    """Replace ops that take sizes by methods and functions of torch, for which TorchScript's tracer keeps sizes variable."""
     sizes: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.target is torch.ops.aten.fill.Scalar:
-            node.target = torch.full_like  # its own trace has arguments that no op of TorchScript takes
-        elif node.target is torch.ops.aten.fill.Tensor:  # as torch 2.11 has it
-            node.target = _filled
+            node.target = torch.full_like  # the trace of `fill` has arguments that no op of TorchScript takes
+        elif node.target is torch.ops.aten.fill.Tensor:  # the overload that torch 2.11 uses
+            node.target = _fill
         if node.op == "call_method" and node.target == "size":
             sizes.add(node)
         elif node.op == "call_function" and sizes.intersection(node.all_input_nodes):

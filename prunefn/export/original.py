@@ -1,4 +1,4 @@
-"""The state dict of the original class."""
+"""Export the state dict of the original class."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def state_dict(
 
     Args:
         params, spec, batches, limit: as for `program`.
-        path: ends in .safetensors.
-        model: the module that was traced, at its sizes of then; it is not changed.
+        path: the file, whose name ends in .safetensors.
+        model: the module that was traced, at its traced sizes; it is not changed.
 
     Raises:
         PruneError: as for `program`, or the class cannot run at these sizes.

@@ -1,4 +1,4 @@
-"""ONNX, for ONNX Runtime."""
+"""Export to ONNX, for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def onnx(
     limit: float = LIMIT,
     opset: int | None = None,
 ) -> Exported:
-    """Write the network as ONNX with a free batch, by torch's exporter over torch.export.
+    """Write the network as ONNX with a free batch, by torch's exporter on top of torch.export.
 
     Args:
-        params: of the spec.
-        path: ends in .onnx; weights beyond 2 GB lie beside it.
-        spec: of the params; `shrink(spec, mask)` for pruned ones.
-        batches: sizes at which ONNX Runtime's results are compared with `forward`.
-        limit: largest difference, times the largest output where that is above one.
-        opset: of ONNX; None: torch's default.
+        params: params of the spec.
+        path: the file, whose name ends in .onnx; weights beyond 2 GB go to a second file beside it.
+        spec: spec of the params; `shrink(spec, mask)` for pruned params.
+        batches: batch sizes at which ONNX Runtime's results are compared with `forward`.
+        limit: largest difference allowed; it is multiplied by the largest output if that is above one.
+        opset: opset of ONNX; default: torch's.
 
     Raises:
-        PruneError: it differs by more; nothing is written then.
+        PruneError: the file differs by more; then nothing is written.
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
 
     >>> import tempfile, prunefn as pf
@@ -51,14 +51,14 @@ def onnx(
     """
     with needs("export", "export.onnx"):
         import onnxruntime
-        import onnxscript  # noqa: F401 (torch's exporter imports it late, and says less)
+        import onnxscript  # noqa: F401 (torch's exporter imports it later, with a less clear error)
 
     def make(example: Example, file: Path) -> Run:
-        made = torch.onnx.export(exported(example), dynamo=True, verbose=False, opset_version=opset)
-        assert made is not None
-        made.save(str(file))
+        onnx_program = torch.onnx.export(exported(example), dynamo=True, verbose=False, opset_version=opset)
+        assert onnx_program is not None
+        onnx_program.save(str(file))
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # errors only
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         names = [i.name for i in session.get_inputs()]
 

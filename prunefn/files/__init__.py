@@ -1,1 +1,1 @@
-"""Bytes on disk: files that are whole or not there, and safetensors whose every bit is accounted for."""
+"""Bytes on disk: files that are written completely or not at all, and sealed safetensors files."""

@@ -1,4 +1,4 @@
-"""Checkpoints of one file or of many: a folder with an index, as transformers writes them."""
+"""Checkpoints of one safetensors file, or of several with an index in a folder, as transformers writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Shard(NamedTuple):
-    """What the header of a file says."""
+    """The header of a file of a checkpoint."""
 
     path: Path
     entries: dict[str, Entry]
@@ -26,10 +26,10 @@ class Shard(NamedTuple):
 
 
 def shards(source: str | os.PathLike[str]) -> tuple[Shard, ...]:
-    """The headers of a checkpoint: a safetensors file, or a folder that has `model.safetensors` or its index.
+    """Return the headers of a checkpoint: a safetensors file, or a folder that has `model.safetensors` or its index.
 
     Raises:
-        ParamsError: a file is none of this, or the index says something else than the files; names the file.
+        ParamsError: a file is of another kind, or the index contradicts the files; names the file.
     """
     path = Path(source)
     if not path.is_dir():
@@ -39,22 +39,27 @@ def shards(source: str | os.PathLike[str]) -> tuple[Shard, ...]:
         if not (path / SINGLE).exists():
             raise ParamsError(f"the folder {path} has neither {SINGLE} nor {INDEX}; give a file, or such a folder")
         return (shard(path / SINGLE),)
-    places = _places(index)
-    found = tuple(shard(path / name) for name in dict.fromkeys(places.values()))
-    there = {name: s.path.name for s in found for name in s.entries}
-    if wrong := [n for n in {**places, **there} if places.get(n) != there.get(n)]:
-        says, has = (p.get(wrong[0], "none") for p in (places, there))
-        raise ParamsError(f"{index} says that {wrong[0]!r} is in {says}, but it is in {has}; {AGAIN}")
-    if len(there) != sum(len(s.entries) for s in found):
+    indexed = _read_index(index)
+    files = tuple(shard(path / name) for name in dict.fromkeys(indexed.values()))
+    actual = {name: s.path.name for s in files for name in s.entries}
+    if wrong := [n for n in {**indexed, **actual} if indexed.get(n) != actual.get(n)]:
+        indexed_file, actual_file = (names.get(wrong[0], "none") for names in (indexed, actual))
+        raise ParamsError(f"{index} says that {wrong[0]!r} is in {indexed_file}, but it is in {actual_file}; {AGAIN}")
+    if len(actual) != sum(len(s.entries) for s in files):
         raise ParamsError(f"a tensor stands in two files of {path}; {AGAIN}")
-    return found
+    return files
 
 
 AGAIN = "write or fetch it again"
+"""Advice in errors about damaged files."""
 
 
-def _places(index: Path) -> dict[str, str]:
-    """Tensor → file name."""
+def _read_index(index: Path) -> dict[str, str]:
+    """Return tensor → file name.
+
+    Raises:
+        ParamsError: the index is damaged.
+    """
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(places, dict) or not places:
@@ -68,10 +73,11 @@ def _places(index: Path) -> dict[str, str]:
 
 
 def shard(path: Path) -> Shard:
-    """The header of one file.
+    """Return the header of one file.
 
     Raises:
-        ParamsError: it is no safetensors file; a FileNotFoundError where there is none.
+        ParamsError: the file is damaged, or no safetensors file.
+        FileNotFoundError: the file does not exist.
     """
     try:
         with Reader(path) as reader:
@@ -83,10 +89,10 @@ def shard(path: Path) -> Shard:
 
 
 def verify(files: tuple[Shard, ...]) -> None:
-    """Every bit of those that are sealed is as it was written.
+    """Check that no bit of the sealed files has changed since they were written.
 
     Raises:
-        ParamsError: names the file.
+        ParamsError: a file has changed; names it.
     """
     for s in files:
         if SEAL in s.metadata or "prunefn" in s.metadata:
@@ -97,7 +103,7 @@ def verify(files: tuple[Shard, ...]) -> None:
 
 
 def read_all(files: tuple[Shard, ...]) -> dict[str, Tensor]:
-    """All tensors, in memory of their own."""
+    """Read all tensors into new memory."""
     out: dict[str, Tensor] = {}
     for s in files:
         with Reader(s.path) as reader:
@@ -106,5 +112,5 @@ def read_all(files: tuple[Shard, ...]) -> dict[str, Tensor]:
 
 
 def entries_of(files: tuple[Shard, ...]) -> Mapping[str, tuple[Path, Entry]]:
-    """Tensor → its file and its entry there, in the order of the files."""
+    """Return tensor → its file and its entry in the file, in the order of the files."""
     return {name: (s.path, s.entries[name]) for s in files for name in s.entries}

@@ -1,4 +1,4 @@
-"""A nest of tensors, numbers and strings as one safetensors file: tensors as they are, the rest as JSON beside them. No pickle.
+"""A nest of tensors, numbers and strings as one safetensors file without pickle: tensors unchanged, the rest as JSON metadata.
 
 The file is sealed (`prunefn.files.tensors`): any bit that changes is an error.
 """
@@ -21,10 +21,10 @@ Value = Any
 
 
 def write_nest(path: str | os.PathLike[str], value: Value) -> None:
-    """Write a nest; `path` is written as it goes, so give a temporary one and rename it.
+    """Write a nest; `path` is half-written at first, so give a temporary one and rename it.
 
     Raises:
-        ParamsError: something in it is of another type; names where it is.
+        ParamsError: a value in the nest is of another type; names its place.
 
     >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,10 +38,10 @@ def write_nest(path: str | os.PathLike[str], value: Value) -> None:
 
 
 def read_nest(path: str | os.PathLike[str]) -> Value:
-    """What `write_nest` wrote, on the CPU.
+    """Return the nest that `write_nest` wrote, on the CPU.
 
     Raises:
-        ParamsError: the file is none of these; says why.
+        ParamsError: the file does not hold a nest, or is damaged; states the reason.
     """
     try:
         check_seal(path)
@@ -52,7 +52,10 @@ def read_nest(path: str | os.PathLike[str]) -> Value:
 
 
 def _pack(value: Value, tensors: dict[str, Tensor], at: str) -> Any:
-    """As JSON: scalars are themselves, everything else a pair of its kind and its content."""
+    """Return a value as JSON, and put its tensors into `tensors`.
+
+    Scalars stay scalars; everything else becomes a pair of its kind and its content.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -75,14 +78,15 @@ def _pack(value: Value, tensors: dict[str, Tensor], at: str) -> Any:
 
 
 def _unpack(plan: Any, file: Reader) -> Value:
+    """Return the value that `_pack` turned into JSON."""
     if not isinstance(plan, list):
         return plan
     kind, content = plan
     if kind == "tensor":
         return file.tensor(content)
     if kind in ("list", "tuple"):
-        found = [_unpack(v, file) for v in content]
-        return found if kind == "list" else tuple(found)
+        values = [_unpack(v, file) for v in content]
+        return values if kind == "list" else tuple(values)
     if kind == "dict":
         return {k: _unpack(v, file) for k, v in content}
     raise ValueError(f"unknown kind {kind!r}")

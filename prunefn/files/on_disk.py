@@ -1,4 +1,4 @@
-"""Tensors that stay on disk until an op needs them."""
+"""Tensors that stay on disk until an op reads them."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ aten: Any = torch.ops.aten
 
 
 class OnDisk(Tensor):
-    """A tensor of a safetensors file: shape and type are known; an op reads the numbers, and drops them when it is done."""
+    """A tensor of a safetensors file with known shape and type; an op reads the numbers and drops them when it is done."""
 
     path: Path
     called: str
+    """Name of the tensor in the file; `name` is an attribute of torch's tensors."""
     entry: Entry
     stamp: tuple[int, int]
+    """Size and time of modification of the file when it was opened."""
 
     @staticmethod
     def __new__(
         cls: type[OnDisk], path: Path, name: str, entry: Entry, dtype: torch.dtype | None, device: torch.device
     ) -> OnDisk:
         t = Tensor._make_wrapper_subclass(cls, entry.shape, dtype=dtype or DTYPES[entry.dtype], device=device)
-        t.path, t.called, t.entry, t.stamp = path, name, entry, _stamp(path)
+        t.path, t.called, t.entry, t.stamp = path, name, entry, _file_stamp(path)
         return t
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def read(self) -> Tensor:
-        """The tensor in memory.
+        """Read the tensor into memory.
 
         Raises:
             ParamsError: the file has changed since it was opened.
         """
         try:
-            if _stamp(self.path) != self.stamp:
-                raise FormatError("it has changed")
+            if _file_stamp(self.path) != self.stamp:
+                raise FormatError("its size or its time of modification differs")
             with Reader(self.path) as reader:
                 if reader.entries.get(self.called) != self.entry:
-                    raise FormatError("its header has changed")
+                    raise FormatError("its header differs")
                 return reader.tensor(self.called).to(self.device, self.dtype)
         except (FormatError, OSError) as error:
-            raise ParamsError(
-                f"{self.path} is no longer what it was when it was opened: {error}; open it again"
-            ) from error
+            raise ParamsError(f"{self.path} has changed since it was opened: {error}; open it again") from error
 
     def __repr__(self, **_: Any) -> str:
         return f"OnDisk({self.called!r}, {tuple(self.shape)}, {self.dtype}, {str(self.path)!r})"
@@ -64,18 +64,19 @@ class OnDisk(Tensor):
         for value, argument in zip(args, op._schema.arguments, strict=False):
             if isinstance(value, OnDisk) and argument.alias_info is not None and argument.alias_info.is_write:
                 raise ParamsError(f"{value.called!r} is on disk and cannot be written to by {op}; take value.read()")
-        once: dict[int, Tensor] = {}
+        read_tensors: dict[int, Tensor] = {}
 
-        def there(t: Any) -> Any:
+        def in_memory(t: Any) -> Any:
             if not isinstance(t, OnDisk):
                 return t
-            if id(t) not in once:
-                once[id(t)] = t.read()
-            return once[id(t)]
+            if id(t) not in read_tensors:
+                read_tensors[id(t)] = t.read()
+            return read_tensors[id(t)]
 
-        return op(*trees.map_leaves(there, tuple(args)), **trees.map_leaves(there, kwargs or {}))
+        return op(*trees.map_leaves(in_memory, tuple(args)), **trees.map_leaves(in_memory, kwargs or {}))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _file_stamp(path: Path) -> tuple[int, int]:
+    """Return the size of a file in bytes and its time of modification in nanoseconds."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns

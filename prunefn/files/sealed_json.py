@@ -1,4 +1,4 @@
-"""JSON files whose every bit is accounted for: a hash of the file stands in its first entry."""
+"""JSON files with a seal: the first entry is a hash of the file, which detects every changed bit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from . import atomic
 
 BLANK = "0" * 64
+"""Placeholder of the seal while the hash is computed."""
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object with its seal, whole or not at all.
+    """Write an object with its seal; the file gets its name only when it is complete.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -27,19 +28,21 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote.
+    """Return the object that `write_sealed` wrote.
 
     Raises:
-        ValueError: a bit has changed, or there is no seal; says which, and leaves it to the caller to name the file.
+        ValueError: a bit has changed, or the file has no seal; the caller adds the name of the file.
     """
     raw = path.read_bytes()
-    found = json.loads(raw.decode())
-    if not isinstance(found, dict) or not isinstance(seal := found.pop("seal", None), str) or len(seal) != len(BLANK):
+    content = json.loads(raw.decode())
+    seal = content.pop("seal", None) if isinstance(content, dict) else None
+    if not isinstance(seal, str) or len(seal) != len(BLANK):
         raise ValueError("it has no seal")
     if _hash(raw.replace(seal.encode(), BLANK.encode(), 1)) != seal:
-        raise ValueError("its bytes are not those that its seal was put on")
-    return found
+        raise ValueError("its bytes do not match its seal: some of them have changed")
+    return content
 
 
 def _hash(data: bytes) -> str:
+    """Return the BLAKE2b hash of the bytes, as 64 hexadecimal digits."""
     return blake2b(data, digest_size=32).hexdigest()

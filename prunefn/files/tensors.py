@@ -1,12 +1,12 @@
-"""Files of tensors in the safetensors format, read and written piece by piece: nothing is mapped, and nothing is executed.
+"""Read and write files in the safetensors format piece by piece, without memory mapping and without executing anything.
 
 A file is eight bytes (length of the header, little-endian), the header (JSON: tensor → dtype, shape, place; and
-`__metadata__`, text → text), and the data. The header is checked before anything is read by it: that it fits the file, and that
-the tensors lie side by side and fill the rest, so that no file can ask for more memory than it has bytes.
+`__metadata__`, text → text), and the data. The header is checked before the data are read: it must fit the file, and the
+tensors must be contiguous and fill the rest, so that no file can ask for more memory than it has bytes.
 
-Files that `Writer` wrote are sealed: the metadata hold the BLAKE2b of the whole file, taken with zeros in its own place, and
-`check_seal` finds any bit that has changed since. A seal shows damage; it is no signature: whoever changes a file on purpose
-can seal it again.
+Files that `Writer` wrote are sealed: the metadata hold the BLAKE2b hash of the whole file, computed with zeros in place of the
+hash, and `check_seal` detects every bit that changed later. A seal shows damage; it is no signature: somebody who changes a
+file on purpose can seal it again.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from torch import Tensor
 SEAL = "prunefn_seal"
 """Key of the seal in the metadata."""
 BLANK = "0" * 64
+"""Placeholder of the seal while the hash is computed."""
 LONGEST = 100_000_000
-"""Bytes of a header, as in the safetensors library."""
+"""Maximal bytes of a header, as in the safetensors library."""
 DIMS = 64
-"""Dims of a tensor, as in torch."""
+"""Maximal number of dims of a tensor, as in torch."""
 PIECE = 1 << 23
 """Bytes that are read at once."""
 DTYPES = {
@@ -56,7 +57,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class FormatError(ValueError):
-    """A file is not what it should be; says what is wrong, and leaves it to the caller to name the file."""
+    """A file that violates the format; the text states the problem, and the caller adds the name of the file."""
 
 
 class Entry(NamedTuple):
@@ -66,7 +67,7 @@ class Entry(NamedTuple):
     """A key of `DTYPES`."""
     shape: tuple[int, ...]
     start: int = 0
-    """Byte of the file at which it begins."""
+    """Byte of the file at which the data begin."""
 
     @property
     def itemsize(self) -> int:
@@ -83,18 +84,18 @@ class Entry(NamedTuple):
 
 
 class Reader:
-    """An open file: its entries and metadata, and the bytes of one tensor or of a part of it at a time.
+    """An open file: its entries and metadata, and access to one tensor, or a part of one, at a time.
 
     Raises:
-        FormatError: it is no file of this format.
-        OSError: it cannot be read.
+        FormatError: the file does not have this format.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed by `__exit__`)
         try:
-            self.head = _head(self.file)
-            self.entries, self.metadata = _parsed(self.head, os.fstat(self.file.fileno()).st_size)
+            self.head = _read_head(self.file)
+            self.entries, self.metadata = _parse_head(self.head, os.fstat(self.file.fileno()).st_size)
         except BaseException:
             self.file.close()
             raise
@@ -106,37 +107,47 @@ class Reader:
         self.file.close()
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor in memory of its own, on the CPU."""
+        """Read a tensor into new memory on the CPU."""
         entry = self.entries[name]
         if not entry.nbytes:
             return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        data = np.empty(entry.nbytes, dtype=np.uint8)  # of numpy, since torch.func.grad wraps what torch makes
+        data = np.empty(
+            entry.nbytes, dtype=np.uint8
+        )  # numpy's, because torch.func.grad wraps tensors that torch creates
         self.fill(data.data, entry.start)
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """The bytes from `start` on, as many as the buffer has."""
+        """Fill the buffer with the bytes of the file from `start` on.
+
+        Raises:
+            FormatError: the file ends before the buffer is full.
+        """
         self.file.seek(start)
         if (n := self.file.readinto(buffer)) != len(buffer):  # type: ignore[attr-defined]
             raise FormatError(f"it ended after {start + n} bytes while it was read")
 
 
-def _head(file: BinaryIO) -> bytes:
-    """The first eight bytes and the header."""
+def _read_head(file: BinaryIO) -> bytes:
+    """Read the eight bytes of the length and the header."""
     size = os.fstat(file.fileno()).st_size
-    if size < 10:
+    if size < 10:  # the length, and {} as the shortest header
         raise FormatError(f"it has {size} bytes, too few for a header")
-    first = file.read(8)
-    length = int.from_bytes(first, "little")
+    length_bytes = file.read(8)
+    length = int.from_bytes(length_bytes, "little")
     if length > min(size - 8, LONGEST):
         raise FormatError(f"its header would have {length} bytes, but the file has {size} (a header at most {LONGEST})")
-    return first + file.read(length)
+    return length_bytes + file.read(length)
 
 
-def _parsed(head: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Entries in the order of the header, and metadata."""
+def _parse_head(head: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the entries in the order of the header, and the metadata; `size` is that of the file.
+
+    Raises:
+        FormatError: the header is no JSON object, or the tensors do not fill the file exactly.
+    """
     try:
-        header = json.loads(head[8:].decode(), object_pairs_hook=_once)
+        header = json.loads(head[8:].decode(), object_pairs_hook=_dict_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"its header is no JSON: {str(error)[:100]}") from error
     if not isinstance(header, dict):
@@ -146,7 +157,7 @@ def _parsed(head: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
         raise FormatError("its metadata are not text by name")
     entries, ends = {}, []
     for name, value in header.items():
-        entries[name], end = _entry(name, value, len(head))
+        entries[name], end = _parse_entry(name, value, len(head))
         ends.append((entries[name].start, end, name))
     at = len(head)
     for start, end, name in sorted(ends):
@@ -158,15 +169,16 @@ def _parsed(head: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _dict_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; raise if a key comes twice, which `json` would accept."""
+    by_name = dict(pairs)
+    if len(by_name) != len(pairs):
         raise FormatError("a name stands in its header twice")
-    return found
+    return by_name
 
 
-def _entry(name: str, value: Any, base: int) -> tuple[Entry, int]:
-    """An entry and its end."""
+def _parse_entry(name: str, value: Any, base: int) -> tuple[Entry, int]:
+    """Return the entry of a header, and the byte of the file at which its data end."""
     try:
         dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
         if (
@@ -189,10 +201,10 @@ def _entry(name: str, value: Any, base: int) -> tuple[Entry, int]:
 
 
 def check_seal(path: str | os.PathLike[str]) -> None:
-    """Every bit of a file is as `Writer` wrote it.
+    """Check that no bit of a file has changed since `Writer` wrote it.
 
     Raises:
-        FormatError: it is not, or it has no seal.
+        FormatError: a bit has changed, or the file has no seal.
     """
     with Reader(path) as reader:
         seal = reader.metadata.get(SEAL)
@@ -205,7 +217,7 @@ def check_seal(path: str | os.PathLike[str]) -> None:
         while piece := reader.file.read(PIECE):
             digest.update(piece)
     if digest.hexdigest() != seal:
-        raise FormatError("its bytes are not those that its seal was put on: some of them have changed")
+        raise FormatError("its bytes do not match its seal: some of them have changed")
 
 
 # ---- writing
@@ -219,37 +231,38 @@ class Writer:
                 writer.write(…)                    # its bytes, in as many pieces as you like
 
     Args:
-        path: written as it goes; give a temporary one and rename it.
-        entries: what will come, by name. Wider elements come first, so that all are aligned: `self.entries` has the order.
+        path: the file, which exists half-written at first: give a temporary one and rename it.
+        entries: the tensors to write, by name. Those with wider elements come first, so that all are aligned: `self.entries` has
+            the order.
         metadata: text by name.
     """
 
     def __init__(self, path: str | os.PathLike[str], entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> None:
         self.entries = dict(sorted(entries.items(), key=lambda item: -item[1].itemsize))
         header: dict[str, Any] = {"__metadata__": {**metadata, SEAL: BLANK}}
-        at = 0
+        offset = 0
         for name, entry in self.entries.items():
             if name in header:
                 raise FormatError(f"no tensor can be called {name!r}")
-            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [at, at + entry.nbytes]}
-            at += entry.nbytes
+            header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, offset + entry.nbytes]}
+            offset += entry.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
         if len(text) > LONGEST:
             raise FormatError(f"the header takes {len(text)} bytes; the format allows {LONGEST}")
         self.seal_at = 8 + text.index(f'"{SEAL}":"{BLANK}"'.encode()) + len(SEAL) + 4
-        self.left, self.digest = at, blake2b(digest_size=32)
+        self.remaining, self.digest = offset, blake2b(digest_size=32)
         self.file = open(path, "wb")  # noqa: SIM115 (closed by `__exit__`)
-        self._put(len(text).to_bytes(8, "little") + text)
+        self._write_and_hash(len(text).to_bytes(8, "little") + text)
 
-    def _put(self, data: bytes | memoryview) -> None:
+    def _write_and_hash(self, data: bytes | memoryview) -> None:
         self.digest.update(data)
         self.file.write(data)
 
     def write(self, data: bytes | memoryview) -> None:
-        """The next bytes."""
-        self.left -= memoryview(data).nbytes
-        self._put(data)
+        """Write the next bytes of the tensors."""
+        self.remaining -= memoryview(data).nbytes
+        self._write_and_hash(data)
 
     def __enter__(self) -> Writer:
         return self
@@ -257,14 +270,14 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with self.file:
             if kind is None:
-                if self.left:
-                    raise FormatError(f"{self.left} bytes of its tensors were not written")
+                if self.remaining:
+                    raise FormatError(f"{self.remaining} bytes of its tensors were not written")
                 self.file.seek(self.seal_at)
                 self.file.write(self.digest.hexdigest().encode())
 
 
 def save_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A file of these tensors; `path` is written as it goes, so give a temporary one and rename it.
+    """Write a sealed file of these tensors; `path` is half-written at first, so give a temporary one and rename it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -284,6 +297,6 @@ def save_sealed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], met
 
 
 def bytes_of(t: Tensor) -> memoryview:
-    """The bytes of a tensor, row-major."""
+    """Return the bytes of a tensor, row-major."""
     flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

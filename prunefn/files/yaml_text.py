@@ -1,4 +1,4 @@
-"""YAML from elsewhere, read as data: every key stands once, and what anchors unfold to is bounded."""
+"""Read untrusted YAML as data: no key may come twice, and the size with all anchors unfolded is limited."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import yaml
 from ..errors import PruneError
 
 LONGEST = 1_000_000
-"""Characters of a text; a config has a few thousand."""
+"""Maximal characters of a text; a config has a few thousand."""
 MOST = 100_000
-"""Nodes once all anchors are unfolded: nine lines of anchors can stand for a billion."""
+"""Maximal nodes with all anchors unfolded: nine lines of anchors can stand for a billion nodes."""
 
 
 def read_yaml(text: str, what: str) -> Any:
     """Return the value that a YAML (or JSON) text stands for.
 
     Args:
-        text: is read without tags of Python.
-        what: is read, for messages.
+        text: YAML or JSON; tags of Python are not allowed.
+        what: name of the source, for error messages.
 
     Raises:
-        PruneError: it is no YAML, a key stands twice in a mapping, or it is too large; names the key and the line.
+        PruneError: the text is no YAML, a key stands twice in a mapping, or the text is too large; names the key and the lines.
 
     >>> read_yaml("prune: {ratio: 0.5}", "a.yaml")
     {'prune': {'ratio': 0.5}}
@@ -39,7 +39,7 @@ def read_yaml(text: str, what: str) -> Any:
         if node is None:
             return None
         _check_keys(loader, node, what)
-        if (size := _unfolded(node, {}, set(), what)) > MOST:
+        if (size := _count_unfolded(node, {}, set(), what)) > MOST:
             raise PruneError(f"{what} unfolds to {size} values by its anchors; a config has at most {MOST}")
         return loader.construct_document(node)
     except PruneError:
@@ -49,10 +49,10 @@ def read_yaml(text: str, what: str) -> Any:
 
 
 def read_yaml_file(path: Path) -> Any:
-    """Return what a YAML file says.
+    """Return the value of a YAML file.
 
     Raises:
-        PruneError: as `read_yaml`; or it is no text in UTF-8.
+        PruneError: as for `read_yaml`; or the file is no text in UTF-8.
         OSError: the file cannot be read.
     """
     try:
@@ -63,7 +63,7 @@ def read_yaml_file(path: Path) -> Any:
 
 
 def _check_keys(loader: yaml.SafeLoader, root: yaml.Node, what: str) -> None:
-    """Raise where a mapping has a key twice; each node is looked at once, however often an alias names it."""
+    """Raise if a mapping has a key twice; each node is visited once, however often an alias names it."""
     todo, done = [root], set[int]()
     while todo:
         node = todo.pop()
@@ -87,16 +87,16 @@ def _check_keys(loader: yaml.SafeLoader, root: yaml.Node, what: str) -> None:
                 lines[name] = line
 
 
-def _unfolded(node: yaml.Node, sizes: dict[int, int], above: set[int], what: str) -> int:
-    """Return the number of nodes with every alias written out."""
-    if id(node) in above:
-        raise PruneError(f"{what}: what begins in line {node.start_mark.line + 1} contains itself")
+def _count_unfolded(node: yaml.Node, sizes: dict[int, int], ancestors: set[int], what: str) -> int:
+    """Return the number of nodes with every alias unfolded; raise if a node contains itself."""
+    if id(node) in ancestors:
+        raise PruneError(f"{what}: the value that begins in line {node.start_mark.line + 1} contains itself")
     if id(node) not in sizes:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
             children = node.value
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
-        inside = above | {id(node)}
-        sizes[id(node)] = 1 + sum(_unfolded(child, sizes, inside, what) for child in children)
+        path = ancestors | {id(node)}
+        sizes[id(node)] = 1 + sum(_count_unfolded(child, sizes, path, what) for child in children)
     return sizes[id(node)]

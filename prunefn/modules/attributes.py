@@ -1,8 +1,8 @@
 """Which attributes of a module follow which axis, so that the original class runs at the new sizes.
 
-Layers of `torch.nn` are a table. For other classes the program knows which module owns each static size and what it was
-and is; the attribute is found in its owner by value. Where a value fits several sizes, the candidates are put in order (by
-the name of the attribute and the nearness of the evidence), and the rebuilt module is run to find the right one.
+For layers of `torch.nn` a table states them. For other classes the program states which module owns each static size, with its
+traced and its new value; the attribute of the owner is found by its value. If a value fits several sizes, the candidates are
+ordered by the name of the attribute and the nearness of the evidence, and the rebuilt module is run to find the right one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ..spec.spec import Spec
 OTHER = re.compile(
     r"kernel|window|stride|pad|patch|img|image|grid|resolution|classes|labels|dilation|depth|layers|vocab|position"
 )
-"""Attributes that speak of something else than channels: they change only if nothing else works."""
+"""Names of attributes that count something other than channels: they change only if nothing else works."""
 CHANNELS = re.compile(
     r"dim|feat|chan|chs|width|hidden|size|embed|planes|head|inner|group|planes|filters|expan|_c$|^c$|^c\d$|split"
 )
-"""Attributes that speak of channels."""
+"""Names of attributes that count channels."""
 
 
 MANY = 40
-"""Modules below one, above which it is no block but a network."""
+"""A module with more modules below its children counts as a network, not as a block."""
 
 
 class Resized(NamedTuple):
-    """A size that may be behind an attribute: what it was, what it is, and its axis."""
+    """A size that an attribute may follow: its traced value, its new value and its axis."""
 
     old: int
     new: int
@@ -45,22 +45,22 @@ class Resized(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """An attribute of one module with the values that it may get, the likeliest first."""
+    """An attribute of one module with its candidate values, the likeliest first."""
 
     path: str
     attribute: str
     now: Any
     kind: str
-    """Class of the module and name of the attribute: modules of one class are decided alike."""
+    """Class of the module and name of the attribute: all modules of one class get the same rank."""
     values: tuple[Any, ...]
 
     def ranked(self, ranks: Mapping[str, int]) -> Any:
-        """The value at the rank of its kind."""
+        """Return the value at the rank of its kind."""
         return self.values[min(ranks[self.kind], len(self.values) - 1)]
 
 
 def settings(model: nn.Module, spec: Spec) -> list[Setting]:
-    """Every attribute of the traced model that may have to change. The model has its old sizes."""
+    """Return every attribute of the traced model that may have to change. The model has its traced sizes."""
     nearby = _Nearby(model, spec)
     out = []
     for module, names in nearby.paths.items():
@@ -75,7 +75,7 @@ def settings(model: nn.Module, spec: Spec) -> list[Setting]:
 
 
 class _Nearby:
-    """Sizes by the module that they stand in or near."""
+    """The axes of a spec by the module in which, or near which, they occur."""
 
     def __init__(self, model: nn.Module, spec: Spec) -> None:
         self.spec = spec
@@ -94,37 +94,43 @@ class _Nearby:
             self.inside.setdefault(path.rpartition(".")[0], []).append(path)
 
     def levels(self, module: nn.Module, names: list[str]) -> list[list[Resized]]:
-        """The nearest first: in the module's own ops, their factors, its tensors, its children's, those around."""
+        """Return the sizes near a module in levels, the nearest first.
+
+        The levels: its own ops, their factors, its tensors, their factors, its children's tensors, their factors, the ops
+        of children and parents, the tensors below its children, the tensors of its siblings.
+        """
         children = [f"{n}.{c}" if n else c for n in names for c, _ in module.named_children()]
         parents = [n.rpartition(".")[0] for n in names if n]
-        deep = [f"{n}.{m}" if n else m for n in names for m in _below_children(module)]
+        descendants = [f"{n}.{m}" if n else m for n in names for m in _below_children(module)]
         siblings = [s for p in parents for s in self.inside.get(p, ())]
-        ops, around = ([a for n in at for a in self.ops.get(n, ())] for at in (names, (*children, *parents)))
-        tensors, below, deeper, beside = (
-            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, deep, siblings)
+        own_ops, near_ops = ([a for n in at for a in self.ops.get(n, ())] for at in (names, (*children, *parents)))
+        own_tensors, child_tensors, deep_tensors, sibling_tensors = (
+            [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, descendants, siblings)
         )
-        levels = (ops, factors(ops), tensors, factors(tensors), below, factors(below), around, deeper, beside)
-        return [found(axes, self.spec) for axes in levels]
+        own = (own_ops, factors(own_ops), own_tensors, factors(own_tensors))
+        others = (child_tensors, factors(child_tensors), near_ops, deep_tensors, sibling_tensors)
+        return [found(axes, self.spec) for axes in (*own, *others)]
 
 
 def _below_children(module: nn.Module) -> list[str]:
-    """Modules in modules of it, unless there are many."""
-    found = [path for path, _ in module.named_modules() if "." in path]
-    return found if len(found) <= MANY else []
+    """Return the paths of the modules below its children; none if there are more than `MANY`."""
+    paths = [path for path, _ in module.named_modules() if "." in path]
+    return paths if len(paths) <= MANY else []
 
 
 def _sizes_in(args: Any) -> Iterable[Axis]:
+    """Yield the axes of all sizes in nested arguments, and the concatenation of sizes that stand in one tuple."""
     if isinstance(args, Size):
         yield args.axis
     elif isinstance(args, tuple):
         if len(args) > 1 and all(isinstance(a, Size) for a in args):
-            yield Concat(tuple(a.axis for a in args))  # what is split
+            yield Concat(tuple(a.axis for a in args))  # the sizes of a split: their sum is the axis that is split
         for a in args:
             yield from _sizes_in(a)
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
-    """Runs of neighbouring factors, and parts."""
+    """Return all runs of neighbouring factors of products, and all parts of concatenations with their factors."""
     out: list[Axis] = []
     for a in axes:
         if isinstance(a, Product):
@@ -136,37 +142,39 @@ def factors(axes: Iterable[Axis]) -> list[Axis]:
 
 
 def found(axes: Iterable[Axis], spec: Spec) -> list[Resized]:
+    """Return the different axes that consist of groups of the spec, with their traced and new sizes."""
     groups = set(spec.sizes)
-    known = [a for a in dict.fromkeys(axes) if set(leaves(a)) <= groups]
-    return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in known if not isinstance(a, Fixed)]
+    sized = [a for a in dict.fromkeys(axes) if set(leaves(a)) <= groups]
+    return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in sized if not isinstance(a, Fixed)]
 
 
 def candidates(name: str, value: Any, levels: list[list[Resized]], spec: Spec) -> tuple[Any, ...]:
-    """Candidates for an attribute, the likeliest first, what it is now among them; empty where nothing fits."""
+    """Return the candidates for an attribute, the likeliest first, its present value among them; empty if no size fits."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return _candidates(name, value, levels, spec)
+        return _int_candidates(name, value, levels, spec)
     row: Any = value if type(value) in (list, tuple, torch.Size) else ()
     if row and all(type(v) is int for v in row):
-        each = [_candidates(name, v, levels[:2], spec) or (v,) for v in row]
+        each = [_int_candidates(name, v, levels[:2], spec) or (v,) for v in row]
         rows = [[c[min(i, len(c) - 1)] for c in each] for i in range(max(map(len, each)))]
         return tuple(type(row)(r) for i, r in enumerate(rows) if r not in rows[:i])
     return ()
 
 
-def _candidates(name: str, value: int, levels: list[list[Resized]], spec: Spec) -> tuple[int, ...]:
+def _int_candidates(name: str, value: int, levels: list[list[Resized]], spec: Spec) -> tuple[int, ...]:
+    """Return the candidates for an attribute that is a whole number; see `candidates`."""
     out: list[int] = []
     for depth, level in enumerate(levels):
-        if depth > 1 and (out or not CHANNELS.search(name)):
+        if depth > 1 and (out or not CHANNELS.search(name)):  # weak evidence serves only attributes named like channels
             break
         fits = [f for f in level if f.old == value]
-        fits.sort(key=lambda f: _likeness(name, f, spec), reverse=True)
+        fits.sort(key=lambda f: _rate_likeness(name, f, spec), reverse=True)
         out += [f.new for f in fits]
     out = [value, *out] if OTHER.search(name) else [*out, value]
     return tuple(dict.fromkeys(out)) if len(set(out)) > 1 else ()
 
 
-def _likeness(name: str, near: Resized, spec: Spec) -> int:
-    """How well the name of an attribute goes with an axis."""
+def _rate_likeness(name: str, near: Resized, spec: Spec) -> int:
+    """Return how well the name of an attribute fits an axis; a larger number fits better."""
     lone = near.axis.name if isinstance(near.axis, Leaf) else None
     kind = spec.groups[lone].kind if lone is not None else ""
     if re.search(r"head_?(dim|size)|(dim|size|width)_(per_)?head|key_dim|val_dim|^d_?[kv]$|d_kv|kv_?channels", name):
@@ -179,22 +187,23 @@ def _likeness(name: str, near: Resized, spec: Spec) -> int:
 
 
 def ways(limits: list[int]) -> Iterator[tuple[int, ...]]:
-    """All rows of numbers below the limits, those with the smallest sum first.
+    """Yield all rows of numbers below the limits, those with the smallest sum first.
 
     >>> list(ways([2, 2]))
     [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
     for total in range(sum(limits) - len(limits) + 1):
-        yield from _ranks(limits, total)
+        yield from _rows_of_sum(limits, total)
 
 
-def _ranks(limits: list[int], total: int) -> Iterator[tuple[int, ...]]:
+def _rows_of_sum(limits: list[int], total: int) -> Iterator[tuple[int, ...]]:
+    """Yield all rows of numbers below the limits with this sum."""
     if not limits:
         if total == 0:
             yield ()
         return
     for n in range(min(limits[0] - 1, total) + 1):
-        for rest in _ranks(limits[1:], total - n):
+        for rest in _rows_of_sum(limits[1:], total - n):
             yield (n, *rest)
 
 
@@ -203,7 +212,7 @@ def _ranks(limits: list[int], total: int) -> Iterator[tuple[int, ...]]:
 
 @singledispatch
 def table(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a layer that say the sizes of its tensors, as its tensors are now."""
+    """Return the attributes of a layer that state sizes, with the values that follow from its present tensors."""
     return {}
 
 

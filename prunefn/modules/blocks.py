@@ -1,6 +1,6 @@
-"""Blocks of a graph module: parts of the graph that become graph modules of their own, at their own paths.
+"""Blocks of a graph module: parts of the graph that become separate graph modules at their original paths.
 
-The whole calls them as modules, so that what hooks modules (`fully_shard`, activation checkpoints) works on them.
+The outer graph calls them as modules, so that tools that hook modules (`fully_shard`, activation checkpoints) work on them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ CLONE, COPY = torch.ops.aten.clone.default, torch.ops.aten.copy_.default
 
 
 def block_paths(patterns: Sequence[str] | str, tensors: Iterable[str], running: Iterable[str]) -> list[str]:
-    """Paths of the modules that match, in the order of their tensors; of modules inside each other, the outermost.
+    """Return the paths of the modules that match, in the order of their tensors; of modules inside each other, the outermost.
 
     Args:
         patterns: globs of module paths.
-        tensors: names of all tensors; what has none is no block.
-        running: paths of the modules that instructions belong to; what runs nothing is no block.
+        tensors: names of all tensors; a module without tensors is no block.
+        running: paths of the modules that instructions belong to; a module without instructions is no block.
 
     Raises:
         PruneError: a pattern matches nothing.
@@ -32,28 +32,28 @@ def block_paths(patterns: Sequence[str] | str, tensors: Iterable[str], running: 
     >>> block_paths("layers.*", ["stem.bias", "layers.0.fc.weight", "layers.1.weight"], ["stem", "layers.0", "layers.1"])
     ['layers.0', 'layers.1']
     """
-    owning = list(dict.fromkeys(p for name in tensors for p in _above(name)))
-    busy = {p for path in running for p in [*_above(path), path]}
-    known = [p for p in owning if p in busy]
-    found: set[str] = set()
+    with_tensors = list(dict.fromkeys(p for name in tensors for p in _parents(name)))
+    with_instructions = {p for path in running for p in [*_parents(path), path]}
+    possible = [p for p in with_tensors if p in with_instructions]
+    matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matching = [p for p in known if fnmatchcase(p, pattern)]
+        matching = [p for p in possible if fnmatchcase(p, pattern)]
         if not matching:
             raise PruneError(
-                f"blocks={pattern!r} matches no module that has tensors and runs in the program{nearest(pattern, known)}"
+                f"blocks={pattern!r} matches no module that has tensors and runs in the program{nearest(pattern, possible)}"
             )
-        found.update(matching)
-    return [p for p in known if p in found and not found.intersection(_above(p))]
+        matched.update(matching)
+    return [p for p in possible if p in matched and not matched.intersection(_parents(p))]
 
 
-def _above(path: str) -> list[str]:
-    """Paths of the modules that something is in, from the outside in."""
+def _parents(path: str) -> list[str]:
+    """Return the paths of the modules that contain a tensor or module, from the outside in."""
     parts = path.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def in_block(path: str, paths: Iterable[str]) -> str | None:
-    """The block that a tensor or module is in.
+    """Return the block that contains a tensor or module; None if no block does.
 
     >>> in_block("layers.1.weight", ["layers.1", "layers.10"])
     'layers.1'
@@ -62,7 +62,7 @@ def in_block(path: str, paths: Iterable[str]) -> str | None:
 
 
 class Nested(NamedTuple):
-    """A graph that calls blocks, and their graphs."""
+    """A graph that calls blocks, and the graphs of the blocks."""
 
     outer: fx.Graph
     inner: dict[str, fx.Graph]
@@ -70,23 +70,23 @@ class Nested(NamedTuple):
 
 
 def nest(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str], root: nn.Module) -> Nested:
-    """Move what belongs to blocks into graphs of their own.
+    """Move the nodes of blocks into separate graphs.
 
-    A block reads its own tensors itself and gets all else as arguments: values, sizes of the batch, tensors and constants that
-    live elsewhere. It returns what others read.
+    A block reads its own tensors itself and gets everything else as arguments: values, sizes of the batch, tensors and constants
+    of other modules. It returns the values that other nodes read.
 
     Args:
-        flat: the whole; what updates buffers stands at its end.
+        flat: the whole graph; the nodes that update buffers are at its end.
         modules: last node of each instruction → path of the module that it belongs to.
-        paths: of the blocks.
-        root: has the tensors.
+        paths: paths of the blocks.
+        root: the module that has the tensors.
 
     Raises:
-        PruneError: a block cannot be called as a whole, or shares a parameter with what is outside.
+        PruneError: a block cannot be called as a whole, or shares a parameter with code outside of it.
     """
     owner = _owners(flat, modules, paths)
     _check_tied(root, paths)
-    _own_tensors(flat, owner, paths, root)
+    _assign_tensors(flat, owner, paths, root)
     nodes = {p: [n for n in flat.nodes if owner.get(n) == p] for p in paths}
     calls = {p: [n for n in ns if n.op.startswith("call_") and n.target is not COPY] for p, ns in nodes.items()}
     ends = {ns[-1]: p for p, ns in calls.items() if ns}
@@ -96,11 +96,11 @@ def nest(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str], r
     for node in flat.nodes:
         if node in ends:
             path = ends[node]
-            _check_known(path, nodes[path], env, owner)
-            inner[path] = _call(path, nodes[path], outer, env)
+            _check_available(path, nodes[path], env, owner)
+            inner[path] = _add_call(path, nodes[path], outer, env)
             order += nodes[path]
         elif node not in owner:
-            _check_known(None, [node], env, owner)
+            _check_available(None, [node], env, owner)
             if node.op == "output":
                 outer.output(fx.map_arg(node.args[0], env.__getitem__))
             else:
@@ -111,14 +111,17 @@ def nest(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str], r
 
 
 def _owners(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str]) -> dict[fx.Node, str]:
-    """Node → its block, for what is computed in blocks, in the order of the graph. An instruction's nodes end with its own."""
+    """Return node → its block, for the computing nodes of blocks, in the order of the graph.
+
+    The nodes of an instruction end with the node that `modules` has as its key.
+    """
     owner: dict[fx.Node, str] = {}
     sizes: set[fx.Node] = set()
     part: list[fx.Node] = []
     for node in flat.nodes:
         if _is_size(node, sizes):
-            sizes.add(node)  # of an input: computed outside, where all blocks can have it
-        elif node.op.startswith("call_") and not _loads(node) and node.target is not COPY:
+            sizes.add(node)  # the size of an input is computed outside, so that all blocks can read it
+        elif node.op.startswith("call_") and not _is_buffer_copy(node) and node.target is not COPY:
             part.append(node)
         if node in modules:
             if path := in_block(modules[node], paths):
@@ -128,30 +131,32 @@ def _owners(flat: fx.Graph, modules: Mapping[fx.Node, str], paths: Sequence[str]
 
 
 def _is_size(node: fx.Node, sizes: set[fx.Node]) -> bool:
+    """Return whether a node is the size of an input, or computed from such sizes only."""
     if node.op == "call_method" and node.target == "size":
         return isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
-    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes) and _of_ints(node)
+    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes) and _is_arithmetic(node)
 
 
-def _of_ints(node: fx.Node) -> bool:
+def _is_arithmetic(node: fx.Node) -> bool:
+    """Return whether a node calls a function of Python's `operator` or `math`."""
     return node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
 
 
-def _loads(node: fx.Node) -> bool:
-    """Whether a node is a copy of a buffer that is written to."""
+def _is_buffer_copy(node: fx.Node) -> bool:
+    """Return whether a node is the copy of a buffer that is updated later."""
     return node.target is CLONE and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
 
-def _own_tensors(flat: fx.Graph, owner: dict[fx.Node, str], paths: Sequence[str], root: nn.Module) -> None:
-    """Blocks load and update the tensors that they alone use.
+def _assign_tensors(flat: fx.Graph, owner: dict[fx.Node, str], paths: Sequence[str], root: nn.Module) -> None:
+    """Assign the nodes that load or update a tensor to its block, if nothing outside of the block uses the tensor.
 
     Raises:
-        PruneError: others read a block's parameter, too.
+        PruneError: a node outside of a block reads a parameter of the block.
     """
     for node in [n for n in flat.nodes if n.op == "get_attr"]:
         name = str(node.target)
         path = in_block(name, paths)
-        load = next((n for n in node.users if _loads(n)), node)
+        load = next((n for n in node.users if _is_buffer_copy(n)), node)
         if path is None:
             continue
         readers = [n for n in load.users if n.target is not COPY]
@@ -168,10 +173,10 @@ def _own_tensors(flat: fx.Graph, owner: dict[fx.Node, str], paths: Sequence[str]
 
 
 def _check_tied(root: nn.Module, paths: Sequence[str]) -> None:
-    """No parameter is both inside and outside of a block, under two names.
+    """Check that no parameter is both inside and outside of a block, under two names.
 
     Raises:
-        PruneError: names them and the block.
+        PruneError: a parameter is; states both names and the block.
     """
     names: dict[int, str] = {}
     for name, p in root.named_parameters(remove_duplicate=False):
@@ -184,11 +189,13 @@ def _check_tied(root: nn.Module, paths: Sequence[str]) -> None:
             )
 
 
-def _check_known(path: str | None, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], owner: Mapping) -> None:
-    """All that is read is there already.
+def _check_available(
+    path: str | None, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], owner: Mapping
+) -> None:
+    """Check that every value that the nodes read is available when they run.
 
     Raises:
-        PruneError: it comes from a block that is not at its end: what it does is not consecutive.
+        PruneError: a value comes from a block that has not ended yet, so the nodes of that block are not consecutive.
     """
     own = set(nodes) if path else set()
     for node in nodes:
@@ -202,12 +209,12 @@ def _check_known(path: str | None, nodes: Sequence[fx.Node], env: Mapping[fx.Nod
 
 
 def _check_random(flat: fx.Graph, order: Sequence[fx.Node], owner: Mapping[fx.Node, str]) -> None:
-    """Random numbers are drawn in the order of the flat graph.
+    """Check that random numbers are drawn in the order of the flat graph.
 
     Raises:
-        PruneError: names a block that changes it.
+        PruneError: a block changes the order; names the block.
     """
-    before, after = [n for n in flat.nodes if _random(n)], [n for n in order if _random(n)]
+    before, after = [n for n in flat.nodes if _draws_random(n)], [n for n in order if _draws_random(n)]
     for a, b in zip(before, after, strict=True):
         if a is not b:
             raise PruneError(
@@ -216,29 +223,31 @@ def _check_random(flat: fx.Graph, order: Sequence[fx.Node], owner: Mapping[fx.No
             )
 
 
-def _random(node: fx.Node) -> bool:
+def _draws_random(node: fx.Node) -> bool:
+    """Return whether the op of a node draws from torch's generator."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _call(path: str, nodes: Sequence[fx.Node], outer: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Graph:
-    """The block's graph; the call goes into the outer graph, and its results into `env`."""
+def _add_call(path: str, nodes: Sequence[fx.Node], outer: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Graph:
+    """Return the block's graph; put its call into the outer graph and the results of the call into `env`."""
     own, graph = set(nodes), fx.Graph()
-    read = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in own)
-    inside = {a: graph.placeholder(a.name) for a in read}
+    arguments = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in own)
+    inside = {a: graph.placeholder(a.name) for a in arguments}
     for node in nodes:
         inside[node] = graph.node_copy(node, inside.__getitem__)
         if node.op == "get_attr":
             inside[node].target = str(node.target).removeprefix(f"{path}.")
-    given = [n for n in nodes if any(u not in own for u in n.users)]
-    graph.output(inside[given[0]] if len(given) == 1 else tuple(inside[n] for n in given))
-    call = outer.call_module(path, tuple(env[a] for a in read))
-    if len(given) == 1:
-        env[given[0]] = call
+    results = [n for n in nodes if any(u not in own for u in n.users)]
+    graph.output(inside[results[0]] if len(results) == 1 else tuple(inside[n] for n in results))
+    call = outer.call_module(path, tuple(env[a] for a in arguments))
+    if len(results) == 1:
+        env[results[0]] = call
     else:
-        env.update({n: outer.call_function(operator.getitem, (call, i)) for i, n in enumerate(given)})
+        env.update({n: outer.call_function(operator.getitem, (call, i)) for i, n in enumerate(results)})
     return graph
 
 
 def _tensor(root: nn.Module, name: str) -> object:
+    """Return the tensor of a name in the module tree."""
     module, _, leaf = name.rpartition(".")
     return getattr(root.get_submodule(module), leaf)

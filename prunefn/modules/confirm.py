@@ -1,4 +1,4 @@
-"""Is a rebuilt module what `forward` computes? Found out by running both."""
+"""Confirm that a rebuilt module computes the same as `forward`, by running both."""
 
 from __future__ import annotations
 
@@ -28,34 +28,38 @@ from .twin import dense_twin
 
 
 class Problem(NamedTuple):
-    """What is wrong with a rebuilt module."""
+    """A reason why a rebuilt module is not accepted."""
 
     text: str
     owner: str = ""
-    """Class of the module whose code failed; empty where it runs, but not rightly."""
+    """Class of the module whose code failed; empty if the module runs but gives other outputs."""
     slight: bool = False
-    """Whether it may be rounding, though more than usual: a scale that hardly shows in outputs may be wrong."""
+    """Whether the difference may be rounding, though more than usual: a scale that hardly shows in outputs may be wrong."""
 
 
 ROUNDING = 256
-"""Times the precision and the largest output: differences below that are rounding and nothing else."""
+"""Differences below this many times the precision and the largest output are only rounding."""
 
 
 class Expected(NamedTuple):
-    """What a rebuilt module has to give."""
+    """The outputs that a rebuilt module has to give."""
 
     changed: Params
-    """Random values for tensors that are constant (fresh norms, branches that start at zero): nothing hides behind a zero."""
+    """Random values for constant tensors (fresh norms, branches that start at zero), so that no error hides behind a zero."""
     runs: tuple[tuple[Any, Any, Any], ...]
     """(args, kwargs, output of `forward`), at two batch sizes."""
 
 
 def expect(params: Params, spec: Spec) -> Expected:
-    """Run `forward` on random inputs like the traced ones."""
-    generator, first = torch.Generator().manual_seed(0), tied_names(params, spec)
-    changed = {n: t + _noise(t, generator) for n, t in params.items() if n not in first and _constant(t)}
+    """Run `forward` on random inputs like the traced ones, and return the expected outputs.
+
+    Raises:
+        PruneError: `forward` fails on such inputs.
+    """
+    generator, first_names = torch.Generator().manual_seed(0), tied_names(params, spec)
+    changed = {n: t + _noise_like(t, generator) for n, t in params.items() if n not in first_names and _is_constant(t)}
     values = {**params, **changed}
-    values |= {second: values[name] for second, name in first.items()}
+    values |= {second: values[first] for second, first in first_names.items()}
     runs = []
     for batch in (2, 1):
         args, kwargs = example_inputs(params, spec, batch=batch)
@@ -66,34 +70,35 @@ def expect(params: Params, spec: Spec) -> Expected:
             except (RuntimeError, NotImplementedError, TypeError) as error:  # of the ops of the program
                 raise PruneError(
                     f"the class cannot be confirmed, since forward fails on random inputs like the traced ones: {error!s:.300}; "
-                    f"give params of the type and on the device that the model was traced with (they have {_types(params)})"
+                    f"give params of the type and on the device that the model was traced with (they have {_types_text(params)})"
                 ) from error
         runs.append((args, kwargs, y[0] if spec.train else y))
     return Expected(changed, tuple(runs))
 
 
-def _types(params: Params) -> str:
+def _types_text(params: Params) -> str:
+    """Return all types and devices of the params as a text."""
     return ", ".join(sorted({f"{t.dtype} on {t.device}" for t in params.values()}))
 
 
 def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> Problem | None:
-    """What is wrong with a rebuilt module in which the folds are in force; None if it gives what is expected.
+    """Return the problem of a rebuilt module with the folds applied; None if it gives the expected outputs.
 
-    A slight problem is one only if the folds can mend it.
+    The caller decides about a slight problem: it counts only if folds remove it.
     """
     slight = None
     for args, kwargs, output in expected.runs:
-        with (  # for each run, since a module may write to its buffers, whatever its mode
-            _exercised(module, expected.changed, folds),
+        with (  # restores the buffers for each run, because a module may write to them in any mode
+            _with_values(module, expected.changed, folds),
             in_mode(module, train),
             torch.no_grad(),
             _seeded(),
         ):
             try:
-                got = module(*args, **kwargs)
+                actual = module(*args, **kwargs)
             except Exception as e:  # the class's own code may raise anything at wrong sizes
                 return _failure(e)
-        problem = _difference(got, output)
+        problem = _difference(actual, output)
         if problem is not None and not problem.slight:
             return problem
         slight = slight or problem
@@ -102,15 +107,16 @@ def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, tra
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
+    """Seed torch's generator of the CPU for the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         seed_torch(0)
         yield
 
 
 def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
-    """What is wrong with a rebuilt module; None if it runs, and its own trace has the axes and sizes of the spec.
+    """Return the problem of a rebuilt module; None if it runs and its own trace has the axes and sizes of the spec.
 
-    For specs that cannot be run, and for tensors that were not made by this library, whose scales are the class's own.
+    Serves specs that cannot be run, and tensors that another library wrote, whose scales are those of the class.
     """
     args, kwargs = spec.example.draw(device=next((t.device for t in module.parameters()), "cpu"))
     with torch.no_grad(), _seeded(), in_mode(module, spec.train):
@@ -118,48 +124,49 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
             return _failure(e)
-    return _other_sizes(trace(module, args, kwargs, train=spec.train), spec)
+    return _size_difference(trace(module, args, kwargs, train=spec.train), spec)
 
 
 def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
-    """The same for a module on `meta`: its code is run by the trace only, since it may look at numbers where it runs freely.
+    """Return the problem of a rebuilt module on `meta`; None if its trace has the axes and sizes of the spec.
 
-    Scales that the class computes must be those of the spec's program, too: the tensors are as `apply` leaves them.
+    Only the trace runs its code, because the code may read values, which do not exist on `meta`. The scales that the class
+    computes must equal those of the spec's program, because no fold is applied to the tensors.
     """
     args, kwargs = spec.example.draw(device="meta")
     try:
         other = trace(module, args, kwargs, train=spec.train)
     except Exception as e:  # the class's own code may raise anything at wrong sizes
         return _failure(e)
-    if (mine := _scales(other)) != (theirs := _scales(spec)):
-        op, value = next(x for x in (*mine, *theirs) if mine.count(x) != theirs.count(x))
+    if (of_class := _floats_of(other)) != (of_spec := _floats_of(spec)):
+        op, value = next(x for x in (*of_class, *of_spec) if of_class.count(x) != of_spec.count(x))
         return Problem(f"the class computes {value:.6g} for {op} in one of its sizes, and another number in the other")
-    return _other_sizes(other, spec)
+    return _size_difference(other, spec)
 
 
-def _scales(spec: Spec) -> list[tuple[str, float]]:
-    """The floats of a program, with their ops."""
-    found = [(i.op, x) for i in spec.program.instructions for x in trees.leaves((i.args, i.kwargs))]
-    return [(op, x) for op, x in found if isinstance(x, float)]
+def _floats_of(spec: Spec) -> list[tuple[str, float]]:
+    """Return the floats among the arguments of a program, each as (op, float)."""
+    arguments = [(i.op, x) for i in spec.program.instructions for x in trees.leaves((i.args, i.kwargs))]
+    return [(op, x) for op, x in arguments if isinstance(x, float)]
 
 
-def _other_sizes(other: Spec, spec: Spec) -> Problem | None:
-    """The first tensor or group whose size differs in the trace of a rebuilt module."""
+def _size_difference(other: Spec, spec: Spec) -> Problem | None:
+    """Return a problem for the first tensor or group whose size differs in the trace of a rebuilt module, or None."""
     for name, axes in spec.axes.items():
-        mine = tuple(size(a, spec.sizes) for a in axes)
-        theirs = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
-        if name in other.axes and mine != theirs:
-            return Problem(f"{name!r} has shape {theirs} instead of {mine}")
-    for g in spec.groups.values():  # by what they run through: where one is down to a unit, others get its name
-        alike = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
-        if alike and spec.sizes[g.name] not in alike:
-            return Problem(f"group {g.name!r} has {alike[0]} units instead of {spec.sizes[g.name]}")
+        expected = tuple(size(a, spec.sizes) for a in axes)
+        actual = tuple(size(a, other.sizes) for a in other.axes.get(name, ()))
+        if name in other.axes and actual != expected:
+            return Problem(f"{name!r} has shape {actual} instead of {expected}")
+    for g in spec.groups.values():  # matched by kind and members: if a group has one unit left, others may get its name
+        sizes = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
+        if sizes and spec.sizes[g.name] not in sizes:
+            return Problem(f"group {g.name!r} has {sizes[0]} units instead of {spec.sizes[g.name]}")
     return None
 
 
 @contextlib.contextmanager
-def _exercised(module: nn.Module, changed: Params, folds: Sequence[Fold]) -> Iterator[None]:
-    """The module with other values and the folds, and afterwards as it was, buffers included."""
+def _with_values(module: nn.Module, changed: Params, folds: Sequence[Fold]) -> Iterator[None]:
+    """Set other values and apply the folds for the block, and restore all values afterwards, buffers included."""
     own = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
     touched = {*(own[n] for n in changed), *(own[f.tensor] for f in folds)}
     saved = {t: t.detach().clone() for t in {*touched, *module.buffers()} if not t.is_meta}
@@ -175,47 +182,48 @@ def _exercised(module: nn.Module, changed: Params, folds: Sequence[Fold]) -> Ite
                 t.copy_(value)
 
 
-def _constant(t: Tensor) -> bool:
+def _is_constant(t: Tensor) -> bool:
+    """Return whether all of several floats are equal; False on `meta`."""
     return t.is_floating_point() and not t.is_meta and t.numel() > 1 and bool((t == t.flatten()[0]).all())
 
 
-def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
+def _noise_like(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return noise of the shape: uniform in [0, 1/4) for vectors, else Gaussian with variance 1 / inputs of a row."""
     if t.ndim < 2:
         return (torch.rand(t.shape, generator=generator) / 4).to(t)
     return (torch.randn(t.shape, generator=generator) / t[0].numel() ** 0.5).to(t)
 
 
 def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
-    """What is wrong with a fresh model of a transformers config; None if it loads the module's tensors strictly and is the module.
+    """Return the problem of a fresh model of a transformers config; None if it is the same as the module.
 
-    Both run on the example inputs with random weights of such a scale that attention and routers do not treat all alike.
+    The fresh model must load the module's tensors strictly. Both run on the example inputs with random weights, whose scale is
+    such that attention and routers tell tokens apart.
     """
     cls: Any = type(module)
     own = dict(module.state_dict())
     dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
     try:
-        with _seeded(), _unheard():
+        with _seeded(), _silent_transformers():
             fresh, info = cls.from_pretrained(
                 None, config=copy.deepcopy(config), state_dict=own, dtype=dtype, output_loading_info=True
             )
-    except Exception as e:  # the class and the loader of the library check in their own ways
+    except Exception as e:  # the class and the loader of transformers may raise anything
         return _failure(e)
     if refused := [f"{k}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]:
         return Problem(f"it does not load strictly ({'; '.join(refused)})")
     args, kwargs = example_inputs(own, spec)
-    mine: Any = _run_random(module, module, args, kwargs, spec)
-    return (
-        mine
-        if isinstance(mine, Problem)
-        else _same(_run_random(fresh.to(device_of(own)), module, args, kwargs, spec), mine)
-    )
+    expected: Any = _run_random(module, module, args, kwargs, spec)
+    if isinstance(expected, Problem):
+        return expected
+    return _difference_of_same_code(_run_random(fresh.to(device_of(own)), module, args, kwargs, spec), expected)
 
 
 def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec: Spec) -> Any:
-    """What a module gives with random numbers in the float parameters that it has as another has; a problem where it fails."""
+    """Return the output of a module with random values for the float parameters of `like`; a problem if it fails."""
     generator = torch.Generator().manual_seed(0)
-    values = {n: _random(t, generator) for n, t in like.named_parameters() if t.is_floating_point()}
-    values |= {n: t.clone() for n, t in module.named_buffers()}  # which it may write to
+    values = {n: _random_like(t, generator) for n, t in like.named_parameters() if t.is_floating_point()}
+    values |= {n: t.clone() for n, t in module.named_buffers()}  # copies, because the module may write to its buffers
     with torch.no_grad(), _seeded(), in_mode(module, spec.train):
         try:
             return functional_call(module, values, args, kwargs)
@@ -223,12 +231,15 @@ def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec
             return _failure(e)
 
 
-def _same(got: Any, expected: Any) -> Problem | None:
-    """The same code at the same sizes differs by less than rounding, whatever the precision."""
-    if isinstance(got, Problem) or (problem := _difference(got, expected)) is not None:
-        return got if isinstance(got, Problem) else problem
-    a, b = ([x for x in trees.leaves(y) if isinstance(x, Tensor) and x.is_floating_point()] for y in (got, expected))
-    for x, y in zip(a, b, strict=True):
+def _difference_of_same_code(actual: Any, expected: Any) -> Problem | None:
+    """Return how two outputs of the same code at the same sizes differ; None within rounding, or 1 % in low precision."""
+    if isinstance(actual, Problem) or (problem := _difference(actual, expected)) is not None:
+        return actual if isinstance(actual, Problem) else problem
+    xs, ys = (
+        [t for t in trees.leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+        for output in (actual, expected)
+    )
+    for x, y in zip(xs, ys, strict=True):
         if not bool(y.isfinite().any()):
             return Problem("its output with random weights is not finite, so that nothing can be compared")
         gap, largest = (float(t.abs().nan_to_num(0, 0, 0).max()) for t in (x - y, y))
@@ -237,15 +248,16 @@ def _same(got: Any, expected: Any) -> Problem | None:
     return None
 
 
-def _random(t: Tensor, generator: torch.Generator) -> Tensor:
+def _random_like(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random values of the shape: a vector plus uniform noise in [0, 1/4), else Gaussian with variance 3 / columns."""
     if t.ndim < 2:
         return (t.detach().float().cpu() + torch.rand(t.shape, generator=generator) / 4).to(t)
     return (torch.randn(t.shape, generator=generator) * (3 / t.shape[-1]) ** 0.5).to(t)
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Without the lines and bars of the transformers library."""
+def _silent_transformers() -> Iterator[None]:
+    """Turn off the log lines and progress bars of transformers for the block."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -260,14 +272,14 @@ def _unheard() -> Iterator[None]:
 
 
 def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Module) -> Problem | None:
-    """What is wrong with a rebuilt module; None if it gives what the traced model gives with zeros for what was removed.
+    """Return the problem of a rebuilt module; None if it gives the outputs of the traced model with zeros for removed units.
 
-    For recorded specs, which have no `forward`. In float64, because rounding decides what a detector picks. Where a group
-    that lost units is not exact, it has to run, and its own trace has to have the sizes of the spec.
+    Serves recorded specs, which have no `forward`. Both run in float64, because rounding decides what a detector picks. If a
+    group that lost units is not exact, the module has to run, and its own trace has to have the sizes of the spec.
     """
     if (twin := dense_twin(model, params, spec)) is None:
         return confirm_by_trace(module, spec)
-    args, kwargs = trees.map_tensors(_widened, spec.example.draw(device=device_of(params)))
+    args, kwargs = trees.map_tensors(_to_double, spec.example.draw(device=device_of(params)))
     results = []
     for m in (module, twin):
         wide = copy.deepcopy(m).double()
@@ -280,12 +292,13 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
     return None if problem is not None and problem.slight else problem
 
 
-def _widened(t: Tensor) -> Tensor:
+def _to_double(t: Tensor) -> Tensor:
+    """Return floats in float64, other tensors unchanged."""
     return t.double() if t.is_floating_point() else t
 
 
 def _failure(error: Exception) -> Problem:
-    """The innermost line outside of torch, and the class of the module that it belongs to."""
+    """Return an error as a problem: the innermost line outside of torch, and the class of the module that owns it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [f for f in frames if not {"torch", "prunefn"}.intersection(f[0].f_code.co_filename.split("/"))] or frames
     frame, line = own[-1]
@@ -295,18 +308,20 @@ def _failure(error: Exception) -> Problem:
     return Problem(text, owners[-1] if owners else "")
 
 
-def _difference(got: Any, expected: Any) -> Problem | None:
-    a, b = (trees.tensors(y) for y in (got, expected))
-    if [tuple(x.shape) for x in a] != [tuple(x.shape) for x in b]:
+def _difference(actual: Any, expected: Any) -> Problem | None:
+    """Return how two outputs differ: a problem beyond √eps, a slight one beyond rounding, else None."""
+    xs, ys = (trees.tensors(output) for output in (actual, expected))
+    if [tuple(x.shape) for x in xs] != [tuple(y.shape) for y in ys]:
         return Problem(
-            f"its outputs have shapes {[tuple(x.shape) for x in a]} instead of {[tuple(x.shape) for x in b]}"
+            f"its outputs have shapes {[tuple(x.shape) for x in xs]} instead of {[tuple(y.shape) for y in ys]}"
         )
     slight = None
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(xs, ys, strict=True):
         if x.is_meta or not x.numel() or not (x.is_floating_point() or x.is_complex()):
             continue
         eps, largest = torch.finfo(x.dtype).eps, float(y.abs().nan_to_num(0, 0).max())
         limit = eps**0.5 * max(1.0, largest)
+        # NaN at the same places is no difference; NaN at other places is an infinite one
         gap = (x - y).abs().nan_to_num(0.0 if torch.equal(x.isnan(), y.isnan()) else float("inf"))
         if float(gap.max()) > limit:
             return Problem(f"its output differs by {float(gap.max()):.3g}")

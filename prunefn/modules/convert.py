@@ -1,4 +1,4 @@
-"""params + spec → nn.Module."""
+"""`to_module`: params and spec as an `nn.Module`."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from .rebuild import rebuild
 def to_module(
     params: Params, *, spec: Spec, model: nn.Module | None = None, blocks: Sequence[str] | str = ()
 ) -> nn.Module:
-    """A module at the spec's sizes whose parameters have their original names.
+    """Return a module at the spec's sizes whose parameters have their original names.
 
-    Without `model`, a graph module: it takes and returns what the traced model does; it trains, compiles, exports, and
-    `load_state_dict` works. It runs in the mode that was traced, whatever `train()` or `eval()` says; traced with
+    Without `model`, the result is a graph module. It takes and returns the same as the traced model; it trains, compiles,
+    exports, and supports `load_state_dict`. It runs in the traced mode, whatever `train()` or `eval()` says; traced with
     `train=True`, it updates its BatchNorm buffers.
 
-    With `model`, the original class: a copy of its module tree with new tensors, and the attributes that size its ops set
-    to the new sizes. It is confirmed by running it against `forward` on random inputs like the traced ones. Where the class
-    computes a scale from its width (attention's 1 / √head_dim), the scale of the traced width is kept by folding the ratio
-    into the layer that feeds it.
+    With `model`, the result is the original class: a copy of its module tree with new tensors, in which the attributes that
+    size its ops have the new sizes. `to_module` confirms it by running it against `forward` on random inputs like the traced
+    ones. If the class computes a scale from its width (attention's 1 / √head_dim), the scale of the traced width is kept by
+    folding the ratio into the layer that feeds it.
 
     The params are copied: training the module does not write to them. Tied parameters stay tied.
 
-    With `blocks`, parts of the graph module are modules of their own at their own paths, which it calls, so that what hooks
-    modules works on them: `fully_shard`, activation checkpoints. Names, numbers and everything else are as without.
+    With `blocks`, parts of the graph module become submodules at their original paths, which it calls. Tools that hook modules
+    then work on them: `fully_shard`, activation checkpoints. Names, numbers and everything else do not change.
 
         module = pf.to_module(params, spec=spec, blocks="model.layers.*")
         for layer in module.model.layers.children():
             fully_shard(layer)
         fully_shard(module)
 
-    Given DTensors, the module's parameters are on `meta`: `prunefn.program.sharded` shows what to do with them, and how to start
-    several processes.
+    If the params are DTensors, the module's parameters are on `meta`: `prunefn.program.sharded` shows what to do with them, and
+    how to start several processes.
 
     Args:
-        params: of the spec.
-        spec: of the params; `shrink(spec, mask)` for pruned ones.
-        model: the module that was traced, at its sizes of then; it is not changed.
-        blocks: globs of module paths; where they match modules inside each other, the outermost. A block must run as a whole,
-            and have its parameters to itself.
+        params: params of the spec.
+        spec: spec of the params; `shrink(spec, mask)` for pruned params.
+        model: the module that was traced, at its traced sizes; it is not changed.
+        blocks: globs of module paths; of matching modules inside each other, the outermost becomes a block. A block must run
+            as a whole and must not share its parameters.
 
     Raises:
         ParamsError: the params or the model do not fit the spec.
-        TraceError: the spec was recorded, and no `model` is given.
+        TraceError: the spec was recorded, and `model` is None.
         PruneError: the class cannot run at these sizes; the message says where in its source. A block cannot be called as a
-            whole, shares a parameter with what is outside, or a pattern matches nothing.
+            whole, a block shares a parameter with code outside of it, or a pattern matches nothing.
 
     >>> import torch, prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))

@@ -1,8 +1,8 @@
 """Which fields of a transformers config give a model the sizes of a pruned one.
 
-A field is tried only if it is a size: a fresh model on `meta` with another number there has other shapes, at dims that lost
-units. The number follows from these shapes, not from equal numbers elsewhere. Counts of heads may leave all shapes as they
-are; they are known by their names and by the axes of heads.
+A field is tried only if it is a size: a fresh model on `meta` with another number in it has other shapes, at dims that lost
+units. The new number follows from these shapes, not from equal numbers elsewhere. Counts of heads may leave all shapes
+unchanged; they are recognized by their names and by the axes of heads.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ HEADS = re.compile(r"heads?(_kv)?$")
 HEAD_DIM = re.compile(r"head_?dim|head_size|^d_kv$|^d_head$|kv_channels")
 """Names of fields that are the width of a head."""
 NO_SIZE = re.compile(r"_ids?$|layers?$|index|^_|^(transformers_version|dtype|id2label|label2id)$")
-"""Names of fields that are no size of a channel axis, which saves a model each."""
+"""Names of fields that are no size of a channel axis; skipping one saves building a model."""
 WIDTH = re.compile(r"dim|size|inner|hidden|width|heads?(_kv)?$")
 """Names of fields whose None may stand for a size that the class computes."""
 UNSAID = ("head_dim",)
-"""Fields that many classes read where a config has them, though most configs do not."""
+"""Fields that many classes read if a config has them, though most configs do not."""
 WAYS = 128
-"""How many ways to set the fields are built on `meta`."""
+"""Maximal number of ways to set the fields that are built on `meta`."""
 TRIES = 12
-"""How many of those with the right shapes are run."""
+"""Maximal number of the ways with the right shapes that are run."""
 VALUES = 3
-"""How many values of one field are tried."""
+"""Maximal number of values that are tried for one field."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _Point = tuple[int, Shapes]
-"""A number of a field, and the shapes of a fresh model with it."""
+"""A number of a field, and the shapes of a fresh model with this number."""
 
 
 class Field(NamedTuple):
@@ -50,107 +50,107 @@ class Field(NamedTuple):
     path: tuple[str, ...]
     name: str
     place: int | None = None
-    """In a list of numbers."""
+    """Index in a list of numbers; None if the field is a single number."""
 
     def __str__(self) -> str:
         return ".".join((*self.path, self.name)) + ("" if self.place is None else f"[{self.place}]")
 
     def owner(self, config: Any) -> Any:
-        """The config that has the field."""
+        """Return the config that has the field: the whole, or one inside it."""
         for name in self.path:
             config = getattr(config, name)
         return config
 
     def get(self, config: Any) -> Any:
-        """What the config says; None where it says nothing."""
+        """Return the value in the config; None if the config does not have the field."""
         value: Any = getattr(self.owner(config), self.name, None)
         return value if self.place is None else value[self.place]
 
     def set(self, config: Any, value: int) -> None:
-        """Write to the config."""
-        owner, new = self.owner(config), value
+        """Write a number to the config."""
+        owner, field_value = self.owner(config), value
         if self.place is not None:
             row = getattr(owner, self.name)
-            new = type(row)([*row[: self.place], value, *row[self.place + 1 :]])
-        setattr(owner, self.name, new)
+            field_value = type(row)([*row[: self.place], value, *row[self.place + 1 :]])
+        setattr(owner, self.name, field_value)
 
 
 Changes = dict[Field, int]
 
 
 class Fit(NamedTuple):
-    """What a config has to say."""
+    """The changes of a config for the sizes of a pruned model."""
 
     changes: Changes
-    """The fewest that are right; empty where none are."""
+    """The fewest changes that are right; empty if none are needed or none are right."""
     problem: str = ""
-    """Why no config says the sizes; empty where the changes do."""
+    """Why no config has the sizes; empty if the changes are right."""
 
 
 def changed(config: Any, changes: Mapping[Field, int]) -> Any:
-    """A copy of the config with other numbers."""
-    new = copy.deepcopy(config)
+    """Return a copy of the config with other numbers."""
+    changed_config = copy.deepcopy(config)
     for field, value in changes.items():
-        field.set(new, value)
-    return new
+        field.set(changed_config, value)
+    return changed_config
 
 
 def find_fields(module: nn.Module, spec: Spec, check: Callable[[Any], Problem | None]) -> Fit:
-    """The fewest changes to `module.config` after which a fresh model is the module.
+    """Return the fewest changes to `module.config` that make a fresh model of it the same as the module.
 
     Args:
-        module: at its new sizes, with the config of the old ones.
-        spec: at the new sizes.
-        check: builds a fresh model of a config and says what is wrong with it.
+        module: the module at its new sizes, with the config of the traced sizes.
+        spec: the spec at the new sizes.
+        check: builds a fresh model of a config and returns its problem, or None.
     """
     outline = _Outline(type(module), module.config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
     options = dict(_options(module.config, outline, spec))
-    likeliest = _drop(outline, _climb(outline, options))
+    likeliest = _drop_needless(outline, _search_greedily(outline, options))
     if gap := outline.gap(likeliest):
         tried = ", ".join(f"{f} = {' or '.join(map(str, v))}" for f, v in options.items()) or "none"
         return Fit({}, f"{gap} (fields that size what was pruned, and the values tried: {tried})")
     counts = {f: v for f, v in options.items() if HEADS.search(f.name) and f not in likeliest}
     ways = itertools.chain(({**likeliest, **extra} for extra in _combinations(counts)), _combinations(options))
     shaped = (way for way in itertools.islice(ways, WAYS) if not outline.gap(way))
-    first = ""
+    first_problem = ""
     for changes in itertools.islice(shaped, TRIES):
         problem = check(changed(module.config, changes))
         if problem is None:
             return Fit(changes)
-        said = ", ".join(f"{f} = {v}" for f, v in changes.items()) or "the config unchanged"
-        first = first or f"a fresh model with {said} has the right shapes, but {problem.text}"
-    return Fit({}, first)
+        settings = ", ".join(f"{f} = {v}" for f, v in changes.items()) or "the config unchanged"
+        first_problem = first_problem or f"a fresh model with {settings} has the right shapes, but {problem.text}"
+    return Fit({}, first_problem)
 
 
 class _Outline:
-    """Shapes of fresh models on `meta`, by what is changed in their config."""
+    """The shapes of fresh models on `meta`, by the changes in their config."""
 
     def __init__(self, cls: type[nn.Module], config: Any, wanted: Shapes) -> None:
         self.cls, self.config, self.wanted = cls, config, wanted
-        self._known: dict[frozenset[tuple[Field, int]], Shapes | str] = {}
+        self._shapes_by_changes: dict[frozenset[tuple[Field, int]], Shapes | str] = {}
         self.dense = self.shapes({})
 
     def shapes(self, changes: Mapping[Field, int]) -> Shapes | str:
-        """By name of the tensor; a text where the class refuses its config."""
+        """Return the shapes by name of the tensor; the text of the error if the class rejects its config."""
         key = frozenset(changes.items())
-        if key not in self._known:
+        if key not in self._shapes_by_changes:
             try:
                 with torch.device("meta"):
                     fresh = self.cls(changed(self.config, changes))
-                self._known[key] = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
-            except Exception as e:  # the class and its config check numbers in their own ways
-                self._known[key] = f"{type(e).__name__}: {str(e)[:200]}"
-        return self._known[key]
+                self._shapes_by_changes[key] = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
+            except Exception as e:  # the class and its config may raise anything for wrong numbers
+                self._shapes_by_changes[key] = f"{type(e).__name__}: {str(e)[:200]}"
+        return self._shapes_by_changes[key]
 
     def misses(self, changes: Mapping[Field, int]) -> float:
-        """How many dims are not as wanted."""
+        """Return how many dims differ from the wanted ones; infinity if the tensors have other names."""
         shapes = self.shapes(changes)
         if isinstance(shapes, str) or shapes.keys() != self.wanted.keys():
             return float("inf")
         return float(sum(a != b for n, s in self.wanted.items() for a, b in itertools.zip_longest(s, shapes[n])))
 
     def gap(self, changes: Mapping[Field, int]) -> str:
-        """The first tensor that is not as wanted; empty if all are."""
+        """Return a text about the first tensor whose shape differs from the wanted one; empty if none does."""
         shapes = self.shapes(changes)
         if isinstance(shapes, str):
             return f"the class refuses its config ({shapes})"
@@ -162,7 +162,10 @@ class _Outline:
         return ""
 
     def effect(self, field: Field, now: int | None) -> tuple[_Point, _Point] | None:
-        """Shapes at two numbers of a field, the first of them what it is; None if no number is accepted or layers come and go."""
+        """Return the shapes at two numbers of a field, the present number first if the config has one.
+
+        None if the class does not accept two numbers, or if the number changes which tensors exist or how many dims they have.
+        """
         if isinstance(self.dense, str):
             return None
         points: list[_Point] = [] if now is None else [(now, self.dense)]
@@ -172,13 +175,13 @@ class _Outline:
                 points.append((probe, shapes))
             if len(points) == 2:
                 (v, a), (w, b) = points
-                alike = a.keys() == b.keys() and all(len(t) == len(b[n]) for n, t in a.items())
-                return ((v, a), (w, b)) if alike else None
+                comparable = a.keys() == b.keys() and all(len(s) == len(b[n]) for n, s in a.items())
+                return ((v, a), (w, b)) if comparable else None
         return None
 
 
 def _numbers(config: Any, path: tuple[str, ...] = ()) -> Iterator[Field]:
-    """Every whole number of a config and of the configs in it, and every None that may stand for one."""
+    """Yield every whole number of a config and of the configs in it, and every None that may stand for a number."""
     own = vars(config)
     for name, value in [*own.items(), *((n, None) for n in UNSAID if n not in own)]:
         if hasattr(value, "to_dict"):
@@ -192,44 +195,44 @@ def _numbers(config: Any, path: tuple[str, ...] = ()) -> Iterator[Field]:
 
 
 def _options(config: Any, outline: _Outline, spec: Spec) -> Iterator[tuple[Field, tuple[int, ...]]]:
-    """The fields that may have to change, each with its likeliest values."""
-    every = found(_with_factors(a for axes in spec.axes.values() for a in axes), spec)
+    """Yield the fields that may have to change, each with its likeliest values."""
+    all_sizes = found(_with_factors(a for axes in spec.axes.values() for a in axes), spec)
     for field in _numbers(config):
         now, effect = field.get(config), outline.effect(field, field.get(config))
         dims = _dims(effect) if effect is not None else []
-        at = found(_with_factors(spec.axes[n][d] for n, d in dims if n in spec.axes), spec)
+        sizes = found(_with_factors(spec.axes[n][d] for n, d in dims if n in spec.axes), spec)
         if HEADS.search(field.name):
-            at = every  # shapes may say nothing of them
-        said = {r.new for r in at if _agree(field, r, spec) and now in (r.old, None)}
-        shown = Counter(_implied(now, *effect, dims, outline) if effect is not None else ())
-        if now is None or (not said and not HEADS.search(field.name)):
-            said = (said & shown.keys()) or set(shown)
-        if values := sorted((v for v in said if v != now), key=lambda v: -shown[v])[:VALUES]:
+            sizes = all_sizes  # a count of heads may change no shape
+        by_axis = {r.new for r in sizes if _fits_name(field, r, spec) and now in (r.old, None)}
+        by_shape = Counter(_implied_values(now, *effect, dims, outline) if effect is not None else ())
+        if now is None or (not by_axis and not HEADS.search(field.name)):
+            by_axis = (by_axis & by_shape.keys()) or set(by_shape)
+        if values := sorted((v for v in by_axis if v != now), key=lambda v: -by_shape[v])[:VALUES]:
             yield field, tuple(values)
 
 
 def _dims(effect: tuple[_Point, _Point]) -> list[tuple[str, int]]:
-    """The dims of tensors that differ at two numbers of a field."""
+    """Return the dims of tensors, as (name, dim), that differ at two numbers of a field."""
     (_, a), (_, b) = effect
     return [(n, d) for n, s in a.items() for d, k in enumerate(s) if k != b[n][d]]
 
 
-def _implied(
+def _implied_values(
     now: int | None, first: _Point, second: _Point, dims: Iterable[tuple[str, int]], outline: _Outline
 ) -> Iterator[int]:
-    """What the dims that a field sizes say that it is at the new sizes: a size is linear in its field."""
+    """Yield the number of a field that each of its dims implies at the new sizes, as a size is linear in its field."""
     (v, a), (w, b) = first, second
     for n, d in dims:
         shape = outline.wanted.get(n, ())
         wanted = shape[d] if len(shape) == len(a[n]) else a[n][d]
         if now is None or wanted != a[n][d]:
-            step, rest = divmod((wanted - a[n][d]) * (w - v), b[n][d] - a[n][d])
-            if rest == 0 and v + step > 0:
+            step, remainder = divmod((wanted - a[n][d]) * (w - v), b[n][d] - a[n][d])
+            if remainder == 0 and v + step > 0:
                 yield v + step
 
 
-def _agree(field: Field, r: Resized, spec: Spec) -> bool:
-    """Whether the name of a field goes with an axis: counts of heads, widths of heads, or any other width."""
+def _fits_name(field: Field, r: Resized, spec: Spec) -> bool:
+    """Return whether the name of a field fits an axis: a count of heads, the width of a head, or any other width."""
     parts = r.axis.factors if isinstance(r.axis, Product) else (r.axis,)
     kinds = {spec.groups[p.name].kind if isinstance(p, Leaf) and p.name in spec.groups else "" for p in parts}
     if HEADS.search(field.name):
@@ -240,12 +243,13 @@ def _agree(field: Field, r: Resized, spec: Spec) -> bool:
 
 
 def _with_factors(axes: Iterable[Axis]) -> list[Axis]:
+    """Return the different axes, followed by their factors and parts."""
     own = list(dict.fromkeys(axes))
     return [*own, *factors(own)]
 
 
-def _climb(outline: _Outline, options: Mapping[Field, tuple[int, ...]]) -> Changes:
-    """Change one field after the other, or two at once, as long as fewer dims are wrong."""
+def _search_greedily(outline: _Outline, options: Mapping[Field, tuple[int, ...]]) -> Changes:
+    """Change one field after the other, or two at once, as long as that leaves fewer wrong dims."""
     moves = [{f: v} for f, values in options.items() for v in values]
     best: Changes = {}
     misses = outline.misses(best)
@@ -261,8 +265,8 @@ def _climb(outline: _Outline, options: Mapping[Field, tuple[int, ...]]) -> Chang
     return best
 
 
-def _drop(outline: _Outline, changes: Changes) -> Changes:
-    """The changes without those that make no difference to the shapes."""
+def _drop_needless(outline: _Outline, changes: Changes) -> Changes:
+    """Drop the changes that make no difference to the shapes."""
     for field in list(changes):
         fewer = {f: v for f, v in changes.items() if f != field}
         if outline.misses(fewer) <= outline.misses(changes):
@@ -271,7 +275,7 @@ def _drop(outline: _Outline, changes: Changes) -> Changes:
 
 
 def _combinations(options: Mapping[Field, tuple[int, ...]]) -> Iterator[Changes]:
-    """All ways to set some of the fields, the fewest first, none before all."""
+    """Yield all ways to set some of the fields, those with the fewest fields first, beginning with no field."""
     for n in range(len(options) + 1):
         for fields in itertools.combinations(options, n):
             for values in itertools.product(*(options[f] for f in fields)):

@@ -1,7 +1,7 @@
-"""Scales that a class computes from its width (attention's 1 / √head_dim) stay those of the traced width.
+"""Folds, which keep a scale that a class computes from its width (attention's 1 / √head_dim) at that of the traced width.
 
-In the program such a scale is a constant, so that removing units means the same as zeroing them. The rebuilt class computes
-it afresh from the smaller width; the ratio of the two is folded into the rows of the layer that feeds the scaled value.
+In the program such a scale is a constant, so removing units means the same as zeroing them. The rebuilt class computes it
+again from the smaller width; the ratio of the two is folded into the rows of the layer that feeds the scaled value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..types import Params
 
 
 class Fold(NamedTuple):
-    """Rows of a tensor times a factor."""
+    """Rows of a tensor and the factor to multiply them by."""
 
     tensor: str
     dim: int
@@ -34,7 +34,7 @@ class Fold(NamedTuple):
 
 
 def fold(module: nn.Module, folds: Sequence[Fold]) -> None:
-    """Multiply the rows, in the module's own tensors."""
+    """Multiply the rows in place, in the module's own tensors."""
     own = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for f in folds:
@@ -42,9 +42,9 @@ def fold(module: nn.Module, folds: Sequence[Fold]) -> None:
 
 
 def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tuple[Any, Any]:
-    """Random inputs like the traced ones, (args, kwargs): where the params are, and in their precision if that is another one.
+    """Return random inputs like the traced ones, as (args, kwargs), on the device and in the precision of the params.
 
-    A model may have been traced in float32 and then moved to float16.
+    The precision may differ from the traced one: a model may be traced in float32 and then moved to float16.
     """
     args, kwargs = spec.example.draw(batch=batch, device=device_of(params))
     types = {t.dtype for n, t in params.items() if n in spec.parameters and t.is_floating_point()}
@@ -56,7 +56,7 @@ def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tupl
 
 
 def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
-    """What makes up for the scales in which the rebuilt module's program differs; empty if nothing does."""
+    """Return the folds that undo the scales in which the rebuilt module's program differs; empty if no folds can."""
     args, kwargs = example_inputs(params, spec)
     other = trace(module, args, kwargs, train=spec.train)
     pairs = list(zip(spec.program.instructions, other.program.instructions, strict=False))
@@ -64,47 +64,48 @@ def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
         return []
     folds = dict[tuple[Any, ...], Fold]()
     for a, b in pairs:
-        if family(a.op) in SCALES and (factor := _ratio(a, b)) is not None:
-            found = _through(a, params, spec, factor)
-            if not found:
+        if family(a.op) in SCALES and (factor := _missing_factor(a, b)) is not None:
+            folds_before = _find_folds_before(a, params, spec, factor)
+            if not folds_before:
                 return []
-            folds.update({(f.tensor, f.dim, tuple(f.rows.tolist())): f for f in found})
+            folds.update({(f.tensor, f.dim, tuple(f.rows.tolist())): f for f in folds_before})
     return list(folds.values())
 
 
-def _ratio(a: Instruction, b: Instruction) -> float | None:
-    """By how much the value that goes into `b` must grow so that it gives what `a` gives."""
-    mine, theirs = ([*_floats(i.args), *_floats(tuple(v for _, v in i.kwargs))] for i in (a, b))
-    if len(mine) != len(theirs) or len(mine) != 1 or isclose(mine[0], theirs[0], rel_tol=1e-9):
+def _missing_factor(a: Instruction, b: Instruction) -> float | None:
+    """Return the factor for the input of `b` so that it gives the output of `a`; None if they do not differ in one scale."""
+    of_a, of_b = ([*_floats(i.args), *_floats(tuple(v for _, v in i.kwargs))] for i in (a, b))
+    if len(of_a) != len(of_b) or len(of_a) != 1 or isclose(of_a[0], of_b[0], rel_tol=1e-9):
         return None
-    return theirs[0] / mine[0] if family(a.op) in DIVIDES else mine[0] / theirs[0]
+    return of_b[0] / of_a[0] if family(a.op) in DIVIDES else of_a[0] / of_b[0]
 
 
 def _floats(args: Any) -> list[float]:
+    """Return all floats in nested arguments."""
     if isinstance(args, tuple):
         return [f for a in args for f in _floats(a)]
     return [args] if isinstance(args, float) else []
 
 
-def _through(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
-    """The rows of the layers that feed the first argument of an op; empty if it does not scale with them."""
+def _find_folds_before(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
+    """Return folds of the rows that feed the first argument of an op; empty if the argument does not scale with them."""
     by_name = {f"%{i.name}": i for i in spec.program.instructions}
-    layers = _layers(ins.args[0].name, by_name, _active(spec.program))
-    return [] if layers is None else [f for i in layers for f in _rows(i, ins, params, spec, factor)]
+    layers = _find_layers(ins.args[0].name, by_name, _input_dependent(spec.program))
+    return [] if layers is None else [f for i in layers for f in _find_rows(i, ins, params, spec, factor)]
 
 
-def _active(program: Program) -> set[str]:
-    """Names of the values that depend on the inputs."""
-    active = {i.name for i in program.inputs}
+def _input_dependent(program: Program) -> set[str]:
+    """Return the names of the values that depend on the inputs."""
+    dependent = {i.name for i in program.inputs}
     for i in program.instructions:
-        if active.intersection(i.reads()):
-            active.add(f"%{i.name}")
-    return active
+        if dependent.intersection(i.reads()):
+            dependent.add(f"%{i.name}")
+    return dependent
 
 
-def _layers(name: str, by_name: dict[str, Instruction], active: set[str]) -> list[Instruction] | None:
-    """The layers from which a value comes by ops that scale; None if another op is between."""
-    found: dict[str, Instruction] = {}
+def _find_layers(name: str, by_name: dict[str, Instruction], dependent: set[str]) -> list[Instruction] | None:
+    """Return the layers from which a value comes through linear ops only; None if there is another op on the way."""
+    layers: dict[str, Instruction] = {}
     todo = [name]
     while todo:
         ins = by_name.get(todo.pop())
@@ -112,15 +113,15 @@ def _layers(name: str, by_name: dict[str, Instruction], active: set[str]) -> lis
         if ins is None or not (op in SCALABLE or op in LINEAR):
             return None
         if op in SCALABLE:
-            found[ins.name] = ins
+            layers[ins.name] = ins
         else:
-            inputs = [r for r in refs(ins.args) if r in active]
+            inputs = [r for r in refs(ins.args) if r in dependent]
             todo += inputs if op in MERGES else inputs[:1]
-    return list(found.values())
+    return list(layers.values())
 
 
-def _rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
-    """The rows of a layer that reach the first argument of the scaled op, found by a gradient."""
+def _find_rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
+    """Return folds of the rows of a layer that reach the first argument of the scaled op; a gradient shows which rows do."""
     weight, bias, dim = SCALABLE[family(layer.op)]
     tensors = [layer.args[i].name for i in (weight, bias) if i is not None and i < len(layer.args) and layer.args[i]]
     slots = [s.tensor for s in spec.program.slots if s.instruction == layer.name and s.tensor in params]
@@ -128,10 +129,11 @@ def _rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, f
         return []
     values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
     args, kwargs = example_inputs(params, spec)
-    wanted = f"%{layer.name}", scaled.args[0].name
-    run = compiled(spec, values, ("fold", *wanted), lambda _, env: tuple(env[w] for w in wanted), only=wanted)
+    outputs = f"%{layer.name}", scaled.args[0].name
+    run = compiled(spec, values, ("fold", *outputs), lambda _, env: tuple(env[n] for n in outputs), only=outputs)
     with torch.enable_grad():
         out, reached = run(values, flat_inputs(spec, args, kwargs))
+        # random factors in [1, 2), so that no gradient cancels to zero by symmetry
         noise = torch.rand(reached.shape, generator=torch.Generator().manual_seed(0)).to(reached)
         (grad,) = torch.autograd.grad((reached * (noise + 1)).sum(), out)
     rows = grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""params + spec → a graph module."""
+"""The program of a spec as a graph module with the params."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .blocks import block_paths, nest
 
 
 def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -> fx.GraphModule:
-    """The program as a graph module; see `to_module`."""
+    """Return the program as a graph module; see `to_module`."""
     check_names(params, spec)
     device = device_of(params)
     constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
@@ -33,9 +33,8 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     def load(graph: fx.Graph, name: str) -> fx.Node:
         if name in inputs:
             return graph.placeholder(name)
-        node = graph.get_attr(
-            constants.get(name, name)
-        )  # autograd may keep it: what is written to later is read as a copy
+        node = graph.get_attr(constants.get(name, name))
+        # autograd may keep what is read, so a buffer that is updated later is read as a copy
         return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
 
     modules: dict[fx.Node, str] = {}
@@ -59,17 +58,17 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         for path, block in inner.items():
             _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
             root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
-    _others_among_inputs(graph, spec)
+    _add_unread_inputs(graph, spec)
     _arrange(graph, params)
     graph.set_codegen(_signature(spec, inputs))
     module = fx.GraphModule(root, graph)
-    if constants:  # torch 2.11 copies buffers as persistent
+    if constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
         module.set_submodule("_constants", root.get_submodule("_constants"))
     return module
 
 
 def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
-    """Let the module refuse sizes of dim 0 for which the program does not stand for the model, as `forward` does."""
+    """Add assertions that reject sizes of dim 0 for which the program does not represent the model, as `forward` does."""
     program, places = spec.program, dict(spec.program.batch)
     conditions: list[tuple[Expr, str]] = []
     for i in program.inputs:
@@ -92,19 +91,20 @@ def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
 
 
 def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
-    """Parameters and buffers for a module, by name; tied ones are one, and DTensors are without their numbers, on `meta`."""
-    first = tied_names(params, spec)
+    """Return parameters and buffers for a module, by name: tied names share a tensor, and DTensors are on `meta`."""
+    first_names = tied_names(params, spec)
     slots = spec.slots
     out: dict[str, Tensor] = {}
     for name, t in params.items():
-        if name not in first:
+        if name not in first_names:
             copy = outline(t) if is_sharded(t) else t.detach().clone()
             is_parameter = name in spec.parameters or name in slots
             out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
-    return {name: out[first.get(name, name)] for name in params}
+    return {name: out[first_names.get(name, name)] for name in params}
 
 
 def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> None:
+    """Register a parameter or buffer at a path, and create the modules on the way."""
     *parents, leaf = path.split(".")
     for p in parents:
         if not hasattr(root, p):
@@ -116,8 +116,8 @@ def _register(root: nn.Module, path: str, t: Tensor, *, persistent: bool) -> Non
         root.register_buffer(leaf, t, persistent=persistent)
 
 
-def _others_among_inputs(graph: fx.Graph, spec: Spec) -> None:
-    """Placeholders for arguments that are no tensors: flags of the traced call, which are given again and not read."""
+def _add_unread_inputs(graph: fx.Graph, spec: Spec) -> None:
+    """Add placeholders for arguments that are no tensors: the caller passes these flags again, but nothing reads them."""
     tensors = iter([n for n in graph.nodes if n.op == "placeholder"])
     last: fx.Node | None = None
     for i, leaf in enumerate(spec.example.leaves):
@@ -129,9 +129,10 @@ def _others_among_inputs(graph: fx.Graph, spec: Spec) -> None:
 
 
 def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
-    """Inputs first, then all tensors in the order of the params: a graph module has (and copies) those that its graph names.
+    """Put the inputs first, then all tensors in the order of the params.
 
-    What the graph does not use is among them: counters, spare layers, second names of tied tensors, tensors of blocks.
+    A graph module has (and copies) only the tensors that its graph names. So tensors that the graph does not use are named,
+    too: counters, spare layers, second names of tied tensors, tensors of blocks.
     """
     read = {n.target: n for n in reversed(graph.nodes) if n.op == "get_attr"}
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
@@ -145,7 +146,7 @@ def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
 
 
 def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
-    """Arguments and results nested as in the traced model."""
+    """Return the code generator that nests arguments and results as in the traced model."""
     args, kwargs = spec.program.in_spec.children()
     names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
     return _PyTreeCodeGen(_PyTreeInfo(names, spec.program.in_spec, spec.program.out_spec))

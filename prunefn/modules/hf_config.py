@@ -1,4 +1,4 @@
-"""Models of the transformers library: their config follows the new sizes where one config can say them."""
+"""Models of the transformers library: their config follows the new sizes if one config can state them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .pretrained import save_with_plan
 
 
 def is_transformers(module: nn.Module) -> bool:
-    """Whether it is a model of the transformers library, which has a config and makes a fresh model of it.
+    """Return whether a module is a model of transformers, whose class builds a fresh model from a config.
 
-    Other classes may have a `save_pretrained` and a `config`, too: of their own, of huggingface_hub, of diffusers.
+    Other classes may have a `save_pretrained` and a `config`, too: classes of users, of huggingface_hub, of diffusers.
     """
-    transformers = sys.modules.get("transformers")  # its models cannot be there before it is
+    transformers = sys.modules.get("transformers")  # if nobody imported it, no module is a model of it
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
 
 
 def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> Plan:
-    """Set the fields of `module.config` so that a fresh model of it is the module.
+    """Set the fields of `module.config` so that a fresh model of it is the same as the module.
 
-    Where no config says the sizes (layers of different sizes), it stays as it is, and `save_pretrained` writes the weights and
-    the attributes for `load`.
+    If no config states the sizes (layers of different sizes), the config does not change, and `save_pretrained` writes the
+    weights and the attributes for `load`.
 
     Returns:
-        Attributes that were set, too, since a fresh model has other numbers there: those of code that did not run, such as
-        another implementation of the attention.
+        Attributes that were also set because a fresh model has other numbers in them. They belong to code that did not run,
+        such as another implementation of the attention.
     """
     if not is_transformers(module) or all(spec.sizes[g] == n for g, n in spec.traced.items()):
         return []
@@ -44,15 +44,15 @@ def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Pr
         save_with_plan(module, problem)
         return []
     fresh = fresh_model(type(module), changed(module.config, changes))
-    _follow(module, changes)
-    vars(module).pop("save_pretrained", None)  # of a model that could not be described before
-    return _unused(module, fresh, judge)
+    _change_configs(module, changes)
+    vars(module).pop("save_pretrained", None)  # an earlier round may have set it, when no config stated the sizes
+    return _settle_unused(module, fresh, judge)
 
 
 def fit_config(module: nn.Module, spec: Spec) -> tuple[Changes, str]:
-    """The fewest changes to the config of a rebuilt module that make a fresh model of it the same; or why there are none."""
-    if table := table_reason(spec):
-        return {}, table
+    """Return the fewest config changes that make a fresh model the same as the module, and the reason if there are none."""
+    if reason := table_reason(spec):
+        return {}, reason
 
     def check(config: Any) -> Problem | None:
         if any(t.is_meta for t in module.parameters()):
@@ -63,32 +63,32 @@ def fit_config(module: nn.Module, spec: Spec) -> tuple[Changes, str]:
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
+    """Return the type of the first floating-point parameter; float32 if there is none."""
     return next((t.dtype for t in module.parameters() if t.is_floating_point()), torch.float32)
 
 
-def _follow(module: nn.Module, changes: Changes) -> None:
-    """Set the fields in the config of the module, and in copies that modules in it have of theirs."""
+def _change_configs(module: nn.Module, changes: Changes) -> None:
+    """Set the fields in the config of the module, and in the copies of this config that submodules hold."""
     own: Any = module.config
     before = {f: f.get(own) for f in changes}
-    held = {id(c): c for m in module.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
+    configs = {id(c): c for m in module.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
     for field, value in changes.items():
-        owners = {
-            id(o): o for o in [field.owner(own), *(c for c in held.values() if type(c) is type(field.owner(own)))]
-        }
+        same_class = [c for c in configs.values() if type(c) is type(field.owner(own))]
+        owners = {id(owner): owner for owner in [field.owner(own), *same_class]}
         for owner in owners.values():
-            here = field._replace(path=())
-            if here.get(owner) == before[field]:
-                here.set(owner, value)
+            own_field = field._replace(path=())
+            if own_field.get(owner) == before[field]:
+                own_field.set(owner, value)
 
 
-def _unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Module], Problem | None]) -> Plan:
-    """Set whole numbers as a fresh model has them; where that changes what comes out, all stay as they are."""
+def _settle_unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Module], Problem | None]) -> Plan:
+    """Set whole numbers as a fresh model has them; if the judge then finds a problem, restore all of them."""
     modules, changes = dict(module.named_modules()), []
-    for path, other in fresh.named_modules():
-        mine = vars(modules[path]) if path in modules else {}
-        for name, value in vars(other).items():
-            if type(value) is int is type(mine.get(name)) and value != mine[name] and not name.startswith("_"):
-                changes.append((path, name, mine[name], value))
+    for path, fresh_module in fresh.named_modules():
+        own = vars(modules[path]) if path in modules else {}
+        for name, value in vars(fresh_module).items():
+            if type(value) is int is type(own.get(name)) and value != own[name] and not name.startswith("_"):
+                changes.append((path, name, own[name], value))
     for path, name, _, value in changes:
         setattr(modules[path], name, value)
     if not changes or judge(module) is None:
@@ -99,13 +99,18 @@ def _unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Module], Pr
 
 
 def fresh_model(cls: type[nn.Module], config: Any) -> nn.Module:
+    """Return a new model of a copy of the config, on `meta`."""
     with torch.device("meta"):
         return cls(copy.deepcopy(config))
 
 
 def table_reason(spec: Spec) -> str:
-    """Why a fresh model would compute other numbers: a table in no state dict lost some of its values; empty if none did."""
+    """Return why a fresh model would compute other numbers; empty if it would not.
+
+    The reason is a table that is in no state dict and lost some of its values: the class computes it for its own size.
+    """
     for name, axes in spec.constants.axes.items():
         if any(spec.sizes[g] != spec.traced[g] for a in axes for g in leaves(a)):
-            return f"the class makes {spec.constants.sources.get(name, name)!r} anew, for its own size, and not as units were kept"
+            source = spec.constants.sources.get(name, name)
+            return f"the class computes {source!r} again for its own size, not for the units that were kept"
     return ""

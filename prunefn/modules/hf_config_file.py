@@ -1,4 +1,4 @@
-"""The config.json of a transformers model whose weights nobody has in memory: its sizes, confirmed on `meta`."""
+"""The config.json of a transformers model whose weights are not in memory: its new sizes, confirmed on `meta`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ CONFIG = "config.json"
 
 
 def streamed_config(path: Path, spec: Spec) -> str | None:
-    """The text of a `config.json` at the sizes of a spec, confirmed by traces of its class on `meta`.
+    """Return the text of a `config.json` at the sizes of a spec, confirmed by traces of its class on `meta`.
 
-    Fields that are no sizes stay as they are in the file: flags, tokens, types of numbers, fields that nobody knows.
+    Fields that are no sizes do not change: flags, tokens, number types, unknown fields.
 
     Args:
-        path: of the dense model.
-        spec: at its new sizes.
+        path: the config file of the dense model.
+        spec: the spec at its new sizes.
 
     Returns:
-        The text; None, and a line in the log, where no config says them, its class is none of the transformers library's, or
-        that is not installed.
+        The text; None, with a warning in the log, if no config has the sizes, if the class is not from transformers, or if
+        transformers is not installed.
     """
     text = path.read_text(encoding="utf-8")
     if all(spec.sizes[g] == n for g, n in spec.traced.items()):
@@ -56,41 +56,41 @@ def streamed_config(path: Path, spec: Spec) -> str | None:
 
 
 def _write_edits(config: dict[str, Any], path: Path, spec: Spec) -> None:
-    """Write the new sizes into the config of a file.
+    """Write the new sizes into the config that was read from a file.
 
     Raises:
-        PruneError: no config says them.
+        PruneError: no config has these sizes.
     """
     import transformers
 
-    if table := table_reason(spec):
-        raise PruneError(table)
+    if reason := table_reason(spec):
+        raise PruneError(reason)
     (name,) = config["architectures"]
     cls = getattr(transformers, name)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise PruneError(f"{name} is no model of the transformers library")
     dense: Any = transformers.AutoConfig.from_pretrained(path.parent)
-    without: Any = copy.deepcopy(dense)
-    configs = [without, *(c for c in vars(without).values() if hasattr(c, "to_dict"))]
+    uncached: Any = copy.deepcopy(dense)
+    configs = [uncached, *(c for c in vars(uncached).values() if hasattr(c, "to_dict"))]
     for c in (c for c in configs if getattr(c, "use_cache", False)):
-        c.use_cache = False  # a flag of the run: most models are traced without their caches, whatever the file says
+        c.use_cache = False  # a flag of the run: most models are traced without caches, whatever the file states
     try:
-        small = _small_config(cls, without, spec)
+        small = _small_config(cls, uncached, spec)
     except PruneError as error:
-        if without.to_dict() == dense.to_dict():
+        if uncached.to_dict() == dense.to_dict():
             raise
         try:
-            small, without = _small_config(cls, dense, spec), dense
+            small, uncached = _small_config(cls, dense, spec), dense
         except PruneError:
             raise error from None
-    _edit(config, small, without)
+    _edit(config, small, uncached)
 
 
 def _small_config(cls: type[nn.Module], dense: Any, spec: Spec) -> Any:
-    """The config of the class rebuilt at the new sizes.
+    """Return the config of the class rebuilt at the new sizes.
 
     Raises:
-        PruneError: there is none.
+        PruneError: no config has these sizes.
     """
     model = fresh_model(cls, dense)
     if dense.dtype is not None:
@@ -99,21 +99,21 @@ def _small_config(cls: type[nn.Module], dense: Any, spec: Spec) -> Any:
     tensors = {n: torch.empty(spec.shape(n), device="meta") for n in spec.axes if n in model.state_dict()}
     wrapped = {n: nn.Parameter(t) if n in spec.parameters else t for n, t in tensors.items()}
     wrapped |= {second: wrapped[first] for second, first in spec.tied.items()}
-    new: Any = resized(wrapped, spec, model, lambda module: confirm_without_numbers(module, spec))
-    if (why := refusal(new)) is not None:
+    module: Any = resized(wrapped, spec, model, lambda m: confirm_without_numbers(m, spec))
+    if (why := refusal(module)) is not None:
         raise PruneError(f"no config of {cls.__name__} says these sizes: {why}")
-    return new.config
+    return module.config
 
 
-def _edit(config: dict[str, Any], new: Any, old: Any) -> None:
-    """Write the fields that differ into the config of a file, under every name that they have there."""
-    other_names: dict[str, str] = getattr(new, "attribute_map", {})
-    for name, value in vars(new).items():
-        before = getattr(old, name, None)
-        if hasattr(value, "to_dict") and hasattr(before, "to_dict"):
+def _edit(config: dict[str, Any], small: Any, dense: Any) -> None:
+    """Write the fields that differ between two configs into the dict of a file, under every name that they have there."""
+    attribute_map: dict[str, str] = getattr(small, "attribute_map", {})
+    for name, value in vars(small).items():
+        dense_value = getattr(dense, name, None)
+        if hasattr(value, "to_dict") and hasattr(dense_value, "to_dict"):
             inner = config.get(name, {})
-            _edit(inner, value, before)
+            _edit(inner, value, dense_value)
             config |= {name: inner} if inner else {}
-        elif not name.startswith("_") and value != before:
-            aliases = [n for n, real in other_names.items() if real == name and n in config]
+        elif not name.startswith("_") and value != dense_value:
+            aliases = [alias for alias, real in attribute_map.items() if real == name and alias in config]
             config |= dict.fromkeys(aliases if aliases and name not in config else [name, *aliases], value)

@@ -1,4 +1,4 @@
-"""What a rebuilt module tells about itself: the attributes that differ from the class's own."""
+"""The plan of a rebuilt module: its attributes that differ from those of the traced model."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ KEY = "prunefn"
 
 
 def remember(module: nn.Module, plan: Plan) -> None:
-    """From now on, the module's state dicts carry the plan, over what it remembers already, in their metadata."""
-    known = {(path, name): value for path, name, value in [*getattr(module, "_prunefn_plan", ()), *plan]}
-    module._prunefn_plan = [(*key, value) for key, value in known.items()]  # type: ignore[assignment]
-    if not any(isinstance(hook, _Carrier) for hook in module._state_dict_hooks.values()):
-        module._register_state_dict_hook(_Carrier())
+    """Merge the plan into the module's, and carry it in the metadata of the module's state dicts from now on.
+
+    A value of the new plan replaces the remembered value of the same attribute.
+    """
+    merged = {(path, name): value for path, name, value in [*getattr(module, "_prunefn_plan", ()), *plan]}
+    module._prunefn_plan = [(*key, value) for key, value in merged.items()]  # type: ignore[assignment]
+    if not any(isinstance(hook, _PlanHook) for hook in module._state_dict_hooks.values()):
+        module._register_state_dict_hook(_PlanHook())
 
 
 def plan_in(module: nn.Module) -> Plan:
-    """The plan that a module remembers, which its pickles have, too; empty if it is none of ours."""
+    """Return the plan that a module remembers, which its pickles hold, too; empty if prunefn did not rebuild it."""
     return list(getattr(module, "_prunefn_plan", ()))
 
 
 def plan_of(state: Mapping[str, Any]) -> Plan | None:
-    """The plan that a state dict carries; None if it carries none."""
+    """Return the plan that a state dict carries; None if it carries none."""
     metadata = getattr(state, "_metadata", None) or {}
     return metadata.get("", {}).get(KEY)
 
 
-class _Carrier:
-    """A hook of a module: puts its plan into the metadata of its state dict.
+class _PlanHook:
+    """A hook that puts the plan of a module into the metadata of its state dict.
 
-    A pickle has a hook of the standard library instead that does nothing, so that it loads where prunefn is not there; the plan
-    itself is plain data, which stays.
+    A pickle stores a hook of the standard library instead, which does nothing, so it loads without prunefn. The plan itself
+    is plain data and stays in the pickle.
     """
 
     def __call__(self, module: nn.Module, state: Any, prefix: str, _: Any) -> None:
@@ -45,7 +48,7 @@ class _Carrier:
         if metadata is not None:
             metadata.setdefault(prefix[:-1], {})[KEY] = [tuple(p) for p in plan]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Carrier:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PlanHook:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""`save_pretrained` of pruned transformers models that no config describes: weights and attributes for `load`."""
+"""The `save_pretrained` of pruned transformers models that no config describes: it writes weights and attributes for `load`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .plan import plan_in
 from .pruned_file import KIND_MODULE, notes
 
 DENSE_CONFIG = "dense_config.json"
-"""The config of the model before it was pruned: under its usual name, the library would load the weights into wrong sizes."""
+"""File of the config before pruning: under its usual name, transformers would load the weights into wrong sizes."""
 
 
 def save_with_plan(module: nn.Module, why: str) -> None:
-    """Let `module.save_pretrained` write what `prunefn.load` reads, and warn that the library itself cannot load it."""
+    """Make `module.save_pretrained` write a file for `prunefn.load`, and warn that transformers itself cannot load it."""
     module.save_pretrained = _Saver(module, why)  # type: ignore[assignment]
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why no config describes the module; None if its own does."""
+    """Return why no config describes the module; None if its own config does."""
     saver = vars(module).get("save_pretrained")
     return saver.why if isinstance(saver, _Saver) else None
 
 
 class _Saver:
-    """The method of one module. A pickle has the method of its class instead, so that it loads where prunefn is not there."""
+    """The `save_pretrained` of one module. A pickle stores the method of its class instead, so it loads without prunefn."""
 
     def __init__(self, module: nn.Module, why: str) -> None:
         self.module, self.why = module, why
@@ -54,18 +54,18 @@ class _Saver:
         """Write `model.safetensors` with the attributes of the modules, and the config under another name.
 
         Args:
-            save_directory: made if it is not there.
+            save_directory: folder, which is created if it does not exist.
             is_main_process: whether this process writes.
-            state_dict: what is written instead of the module's own.
+            state_dict: the tensors to write; default: the module's own.
             push_to_hub: must be False.
 
         Raises:
-            PruneError: it is to be pushed.
+            PruneError: `push_to_hub` is True.
         """
         name = type(self.module).__name__
         if push_to_hub:
             raise PruneError(
-                "push_to_hub=True needs a config of the model, which there is not; save it, and upload the folder"
+                "push_to_hub=True needs a config of the model, but no config describes it; save it, and upload the folder"
             )
         if not is_main_process:
             return
@@ -76,21 +76,22 @@ class _Saver:
             f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
             f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
         )
-        _write(self.module, folder, state_dict)
+        _write_checkpoint(self.module, folder, state_dict)
 
 
-def _write(module: Any, folder: Path, given: Mapping[str, Tensor] | None) -> None:
+def _write_checkpoint(module: Any, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+    """Write the weights, the dense config and the generation config, and remove files of an earlier checkpoint."""
     own = module.state_dict()
-    state = own if given is None else dict(given)
-    first: dict[int, str] = {}
+    state = own if state_dict is None else dict(state_dict)
+    first_names: dict[int, str] = {}
     tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    tied = {n: first[id(t)] for n, t in tensors.items() if n in own and first.setdefault(id(t), n) != n}
-    state = {**{n: state[one] for n, one in tied.items() if one in state}, **state}
-    kept = {n: t for n, t in state.items() if n not in tied}
+    tied = {n: first_names[id(t)] for n, t in tensors.items() if n in own and first_names.setdefault(id(t), n) != n}
+    state = {**{n: state[first] for n, first in tied.items() if first in state}, **state}
+    untied = {n: t for n, t in state.items() if n not in tied}
     metadata = notes(KIND_MODULE, plan=plan_in(module), names=list(state), tied=tied)
     for path in [*folder.glob("model-*.safetensors"), folder / INDEX, folder / "config.json"]:
         path.unlink(missing_ok=True)
-    atomic.write(folder / SINGLE, lambda name: save_sealed(name, kept, metadata))
+    atomic.write(folder / SINGLE, lambda name: save_sealed(name, untied, metadata))
     module.config.architectures = [type(module).__name__]
     atomic.write_text(folder / DENSE_CONFIG, module.config.to_json_string())
     if module.can_generate() and module.generation_config is not None:

@@ -1,4 +1,4 @@
-"""What a file of pruned tensors says beside them: sizes, masks of every round, attributes, ties, versions."""
+"""The metadata of a file of pruned tensors: sizes, masks of every round, attributes, ties, versions."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ KIND_MODULE, KIND_PARAMS = "module", "params"
 
 
 class Content(NamedTuple):
-    """What is in a file or state dict."""
+    """The content of a file or state dict."""
 
     tensors: dict[str, Tensor]
-    """Tied ones are one object."""
+    """Name → tensor; tied names have the same tensor object."""
     kind: str = ""
-    """`params`: for the program of a spec; `module`: for a class, which may compute scales itself; empty: nobody knows."""
+    """`params`: for the program of a spec; `module`: for a class, which may compute scales itself; empty: unknown."""
     plan: Plan | None = None
-    """Attributes of the modules; None: it does not say."""
+    """Attributes of the modules; None if the source does not state them."""
     sizes: Mapping[str, int] | None = None
-    """Group → units; None: it does not say."""
+    """Group → units; None if the source does not state them."""
     masks: tuple[Mask, ...] = ()
-    """Of every round, each over what the one before it left."""
+    """The mask of every round, each over the units that the round before it left."""
     where: str = "the state dict"
+    """The source, as error messages name it."""
 
     @property
     def mask(self) -> Mask:
-        """Of all rounds together."""
+        """The masks of all rounds composed into one."""
         return reduce(compose, self.masks, {})
 
 
@@ -55,7 +56,7 @@ def notes(
     sizes: Mapping[str, int] | None = None,
     masks: Sequence[Mask] = (),
 ) -> dict[str, str]:
-    """The metadata of a file; `names` is the order of the tensors, tied ones included."""
+    """Return the metadata of a file; `names` is the order of the tensors, tied ones included."""
     from .._version import __version__
 
     return {
@@ -67,16 +68,21 @@ def notes(
         "names": json.dumps(None if names is None else list(names)),
         "tied": json.dumps(dict(tied or {})),
         "sizes": json.dumps(None if sizes is None else dict(sizes)),
-        "masks": json.dumps([{g: _packed(m) for g, m in mask.items()} for mask in masks]),
+        "masks": json.dumps([{g: _pack_mask(m) for g, m in mask.items()} for mask in masks]),
     }
 
 
-def _packed(mask: Tensor) -> list[Any]:
-    """Units, and their bits, the first unit in the highest bit."""
+def _pack_mask(mask: Tensor) -> list[Any]:
+    """Return the number of units and their bits in base64, the first unit in the highest bit."""
     return [len(mask), base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()]
 
 
-def _unpacked(units: int, text: str) -> Tensor:
+def _unpack_mask(units: int, text: str) -> Tensor:
+    """Return the mask that `_pack_mask` packed.
+
+    Raises:
+        ValueError: the text does not have one bit a unit.
+    """
     bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(bits) != -(-units // 8):
         raise ValueError(f"a mask of {units} units has {len(bits)} bytes")
@@ -84,20 +90,20 @@ def _unpacked(units: int, text: str) -> Tensor:
 
 
 def read_content(source: str | os.PathLike[str] | Mapping[str, Tensor], *, check: bool = True) -> Content:
-    """A state dict, or what is in a file.
+    """Return the content of a state dict or of a file.
 
     Args:
-        source: a state dict; a safetensors file, or a folder of them with an index; or what `torch.save` wrote.
-        check: that every bit of a file of ours is as it was written.
+        source: a state dict; a safetensors file, or a folder of them with an index; or a file that `torch.save` wrote.
+        check: whether to verify the checksums of files that prunefn wrote.
 
     Raises:
-        ParamsError: names the file, and says what is wrong.
+        ParamsError: the file is damaged or of another kind; names the file and the reason.
     """
     if isinstance(source, Mapping):
         return Content(dict(source), plan=plan_of(source))
     path = Path(source)
     if not path.is_dir() and path.suffix != ".safetensors" and _is_pickle(path):
-        return _of_torch(path)
+        return _read_torch_file(path)
     files = shards(path)
     for s in files:
         _check_format(s, files[0])
@@ -107,23 +113,25 @@ def read_content(source: str | os.PathLike[str] | Mapping[str, Tensor], *, check
     if "prunefn" not in files[0].metadata:
         return Content(tensors, where=str(path))
     try:
-        return _described(tensors, files[0].metadata, str(path))
+        return _content_from_metadata(tensors, files[0].metadata, str(path))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ParamsError(f"{path} is damaged: its metadata cannot be read ({error!r:.200}); {AGAIN}") from error
 
 
 def _check_format(s: Shard, first: Shard) -> None:
-    known = s.metadata.get("prunefn")
-    if known is None and SEAL in s.metadata:
-        raise ParamsError(f"{s.path} is a file of prunefn, but none of pf.save, or it is damaged; {AGAIN}")
-    if known not in (None, FORMAT):
-        raise ParamsError(f"{s.path} has format {known!r}; this version reads format {FORMAT!r}")
+    """Raise a ParamsError unless prunefn can read the shard and the same run wrote it and the first."""
+    file_format = s.metadata.get("prunefn")
+    if file_format is None and SEAL in s.metadata:
+        raise ParamsError(f"{s.path} is a file of prunefn that pf.save did not write, or it is damaged; {AGAIN}")
+    if file_format not in (None, FORMAT):
+        raise ParamsError(f"{s.path} has format {file_format!r}; this version reads format {FORMAT!r}")
     ours = [{k: v for k, v in x.metadata.items() if k != SEAL} for x in (s, first) if "prunefn" in x.metadata]
     if len(ours) == 1 or (ours and ours[0] != ours[1]):
         raise ParamsError(f"{s.path} and {first.path} were written by different runs; {AGAIN}")
 
 
-def _described(tensors: dict[str, Tensor], metadata: Mapping[str, str], where: str) -> Content:
+def _content_from_metadata(tensors: dict[str, Tensor], metadata: Mapping[str, str], where: str) -> Content:
+    """Return the tensors, tied ones included, with everything that the metadata states."""
     plan, sizes = json.loads(metadata["plan"]), json.loads(metadata["sizes"])
     for name, first in json.loads(metadata["tied"]).items():
         tensors[name] = tensors[first]
@@ -134,63 +142,65 @@ def _described(tensors: dict[str, Tensor], metadata: Mapping[str, str], where: s
         metadata["kind"],
         None if plan is None else [(str(p), str(a), tuple(v) if isinstance(v, list) else v) for p, a, v in plan],
         None if sizes is None else {str(g): int(n) for g, n in sizes.items()},
-        tuple({g: _unpacked(*m) for g, m in mask.items()} for mask in json.loads(metadata["masks"])),
+        tuple({g: _unpack_mask(*m) for g, m in mask.items()} for mask in json.loads(metadata["masks"])),
         where,
     )
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether it begins as a file of `torch.save` does: a zip, or the pickle of old versions.
+    """Return whether a file begins like one of `torch.save`: as a zip, or as the pickle of old versions.
 
-    The length of a safetensors header may look like either; but its header begins after eight bytes.
+    The first bytes of a safetensors file are the length of its header, which may look like either. After these eight bytes
+    its header begins with `{`.
     """
     with path.open("rb") as file:
-        first = file.read(9)
-    return first[:2] in (b"PK", b"\x80\x02") and first[8:] != b"{"
+        head = file.read(9)
+    return head[:2] in (b"PK", b"\x80\x02") and head[8:] != b"{"
 
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
-"""Where training scripts keep the state dict in what they save."""
+"""Keys under which training scripts save the state dict."""
 
 
-def _of_torch(path: Path) -> Content:
-    """A state dict that `torch.save` wrote; of its pickle, torch admits tensors and plain containers only."""
+def _read_torch_file(path: Path) -> Content:
+    """Read a state dict that `torch.save` wrote; `weights_only` admits only tensors and plain containers."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch's reader may raise anything on damaged files
         raise ParamsError(
             f"{path} is damaged, or holds more than tensors, which is not loaded ({type(e).__name__}); {AGAIN}, as safetensors"
         ) from e
-    if not _is_state(state):
-        inner = {key: state[key] for key in WRAPPERS if isinstance(state, Mapping) and _is_state(state.get(key))}
+    if not _is_state_dict(state):
+        inner = {key: state[key] for key in WRAPPERS if isinstance(state, Mapping) and _is_state_dict(state.get(key))}
         if len(inner) != 1:
             raise ParamsError(
-                f"{path} holds no state dict (name → tensor), neither as it is nor under one of {', '.join(WRAPPERS)}; pass the "
-                "state dict that is in it"
+                f"{path} holds no state dict (name → tensor), neither at its top level nor under one of {', '.join(WRAPPERS)}; "
+                "pass the state dict itself"
             )
         (state,) = inner.values()
     return Content(dict(state), plan=plan_of(state), where=str(path))
 
 
-def _is_state(value: Any) -> bool:
+def _is_state_dict(value: Any) -> bool:
+    """Return whether a value is a mapping of tensors that is not empty."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(t, Tensor) for t in value.values())
 
 
 def check_masks(masks: Sequence[Mask], sizes: Mapping[str, int], traced: Mapping[str, int]) -> None:
-    """The masks of all rounds leave these sizes of the traced ones.
+    """Check that the masks of all rounds lead from the traced sizes to these sizes.
 
     Raises:
-        MaskError: a round does not fit the one before it.
-        ParamsError: names the group and both sizes.
+        MaskError: a mask does not fit the round before it.
+        ParamsError: the sizes differ; names the group and both sizes.
     """
     total = reduce(compose, masks, {})
     if unknown := next((g for g in total if g not in traced), None):
-        raise ParamsError(f"the masks have a group {unknown!r} that the spec has not{nearest(unknown, traced)}")
+        raise ParamsError(f"the spec has no group {unknown!r}, but the masks have{nearest(unknown, traced)}")
     for g, n in traced.items():
         m = total.get(g)
-        of, left = (n, n) if m is None else (len(m), int(m.sum()))
-        if (of, left) != (n, sizes[g]):
+        units, kept = (n, n) if m is None else (len(m), int(m.sum()))
+        if (units, kept) != (n, sizes[g]):
             raise ParamsError(
-                f"the masks leave {left} of {of} units of group {g!r}, but the spec has {sizes[g]} of {n}; give the masks of every "
-                "round, the first of them over the traced sizes, and the spec that they led to"
+                f"the masks leave {kept} of {units} units of group {g!r}, but the spec has {sizes[g]} of {n}; give the masks of "
+                "every round, the first of them over the traced sizes, and the spec that they led to"
             )

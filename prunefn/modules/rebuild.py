@@ -22,15 +22,16 @@ from .plan import remember
 from .twin import copied, recompute
 
 TRIES = 48
-"""How many ways to set the attributes are run before giving up."""
+"""Maximal number of ways to set the attributes that are run before giving up."""
 TRACES = 2
-"""How many of them are traced, because they run, but not rightly: a scale may have to be folded."""
+"""Maximal number of them that are traced, because they run but give other outputs: a scale may have to be folded."""
 
 Judge = Callable[[nn.Module], Problem | None]
+"""Returns the problem of a rebuilt module; None if it has none."""
 
 
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
-    """A copy of the module tree that computes what `forward` does; see `to_module`."""
+    """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
     if spec.capture != "exported":
         return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
@@ -43,77 +44,79 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
             folds.extend(find_folds(module, params, spec))
             folded = confirm(module, expected, folds, train=spec.train) if folds else problem
             if problem.slight and folded is not None and not folded.slight:
-                folds.clear()  # it was rounding
+                folds.clear()  # the folds make it worse, so the slight difference was rounding
             else:
                 problem = folded
         return None if problem is not None and problem.slight else problem
 
-    new = resized(copies(params, spec), spec, model, judge)
-    fold(new, folds)
-    return new
+    module = resized(copies(params, spec), spec, model, judge)
+    fold(module, folds)
+    return module
 
 
 def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge) -> nn.Module:
-    """The traced model with other tensors, and the likeliest attributes in which the judge finds nothing wrong.
+    """Return the traced model with other tensors and the likeliest attributes that the judge accepts.
 
     Raises:
         ParamsError: the model is not the one that was traced.
-        PruneError: nothing works; says what was wrong with the likeliest.
+        PruneError: the judge accepts no attributes; states the problem of the likeliest.
     """
     check_model(model, spec)
-    found = settings(model, spec)
-    new = with_tensors(model, tensors, _constants(model, spec))
+    possible = settings(model, spec)
+    module = with_tensors(model, tensors, _replaced_constants(model, spec))
 
     def attempt(ranks: Mapping[str, int]) -> Problem | None:
-        settle(new, [(c.path, c.attribute, c.ranked(ranks)) for c in found])
-        return judge(new)
+        settle(module, [(s.path, s.attribute, s.ranked(ranks)) for s in possible])
+        return judge(module)
 
     limits: dict[str, int] = {}
-    for c in found:
-        limits[c.kind] = max(limits.get(c.kind, 1), len(c.values))
-    ranks, problem = _search(limits, attempt)
+    for s in possible:
+        limits[s.kind] = max(limits.get(s.kind, 1), len(s.values))
+    ranks, problem = _search_ranks(limits, attempt)
     if problem is not None:
         raise PruneError(
             f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
             "fewer kinds, such as where=pf.kind('hidden'). Without model=, to_module gives a graph module, which runs at any size"
         )
-    chosen = {(c.path, c.attribute): c.ranked(ranks) for c in found if c.ranked(ranks) != c.now}
-    chosen |= {(path, name): value for path, name, value in settle_config(new, spec, judge)}
-    remember(new, [(path, name, value) for (path, name), value in chosen.items()])
-    return new
+    changed = {(s.path, s.attribute): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.now}
+    changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge)}
+    remember(module, [(path, name, value) for (path, name), value in changed.items()])
+    return module
 
 
-def _search(
+def _search_ranks(
     limits: Mapping[str, int], attempt: Callable[[Mapping[str, int]], Problem | None]
 ) -> tuple[dict[str, int], Problem | None]:
-    """Ranks of all kinds of settings that work, or the first problem.
+    """Return a rank for every kind of setting and None, or, if no ranks work, the problem of the first attempt.
 
-    Where a class fails, its own attributes are varied until it does not; then what fails next. The likeliest come first.
+    If the code of a class fails, its own attributes are varied until it runs; then those of the next class that fails. The
+    likeliest values come first.
     """
     ranks, tries = dict.fromkeys(limits, 0), 1
-    first = problem = attempt(ranks)
+    first_problem = problem = attempt(ranks)
     while problem is not None:
         kinds = [k for k in limits if not problem.owner or k.startswith(f"{problem.owner}.")]
         for row in ways([limits[k] for k in kinds]):
-            other = {**ranks, **dict(zip(kinds, row, strict=True))}
-            if other == ranks:
+            next_ranks = {**ranks, **dict(zip(kinds, row, strict=True))}
+            if next_ranks == ranks:
                 continue
             if (tries := tries + 1) > TRIES:
-                return ranks, first
-            found = attempt(other)
-            if found is None or (problem.owner and found.owner != problem.owner):
-                ranks, problem = other, found
+                return ranks, first_problem
+            next_problem = attempt(next_ranks)
+            # progress: everything works, or this class now runs and another one fails
+            if next_problem is None or (problem.owner and next_problem.owner != problem.owner):
+                ranks, problem = next_ranks, next_problem
                 break
         else:
-            return ranks, first
+            return ranks, first_problem
     return ranks, None
 
 
 def check_model(model: nn.Module, spec: Spec) -> None:
-    """The model is the one that was traced.
+    """Check that the model is the one that was traced.
 
     Raises:
-        ParamsError: names the tensor and both shapes.
+        ParamsError: a tensor is missing or has another shape; names the tensor and both shapes.
     """
     tensors = own_tensors(model)
     slots = spec.slots
@@ -128,7 +131,7 @@ def check_model(model: nn.Module, spec: Spec) -> None:
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers by name, tied ones under every name."""
+    """Return the parameters and all buffers by name, tied ones under every name."""
     return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
@@ -138,17 +141,17 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
 def with_tensors(
     model: nn.Module, tensors: Mapping[str, Tensor], constants: Iterable[tuple[Tensor, Tensor]] = ()
 ) -> nn.Module:
-    """A copy of the module tree with other tensors in the place of the old, wherever they are referred to.
+    """Return a copy of the module tree in which other tensors replace the old ones wherever they are referred to.
 
     Args:
-        model: what is copied; none of its own tensors is, if it has another.
-        tensors: by name; parameters are `nn.Parameter`s. They are taken as they are.
-        constants: (tensor of the model, what replaces it), for tensors that are in no state dict.
+        model: the module tree; a tensor that is replaced is not copied.
+        tensors: name → replacement; parameters are `nn.Parameter`s. They are not copied.
+        constants: (tensor of the model, its replacement), for tensors that are in no state dict.
 
     Raises:
         PruneError: the class has no room for a tensor.
     """
-    memo: dict[int, Any] = {id(old): new for old, new in constants}
+    memo: dict[int, Any] = {id(t): replacement for t, replacement in constants}
     for name, t in own_tensors(model).items():
         if name in tensors:
             memo[id(t)] = tensors[name].requires_grad_(t.requires_grad)
@@ -160,7 +163,7 @@ def with_tensors(
         if owner is None or not (leaf in owner._parameters or leaf in owner._buffers):
             raise PruneError(
                 f"{type(module).__name__} has no room for {name!r}, such as a bias that a compensation created; "
-                "without model=, to_module gives a graph module, which has"
+                "without model=, to_module gives a graph module, which has a place for every tensor"
             )
         if getattr(owner, leaf) is not t:
             setattr(owner, leaf, t)
@@ -168,20 +171,20 @@ def with_tensors(
     return module
 
 
-def _constants(model: nn.Module, spec: Spec) -> list[tuple[Tensor, Tensor]]:
-    """Tensors of the model that are in no state dict and lost units, with what is left of them."""
+def _replaced_constants(model: nn.Module, spec: Spec) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors of the model that are in no state dict and lost units, each with its smaller replacement."""
     modules, out = dict(model.named_modules(remove_duplicate=False)), []
     for name, path in spec.constants.sources.items():
-        lost = any(spec.sizes[g] != spec.traced[g] for a in spec.constants.axes[name] for g in leaves(a))
+        is_smaller = any(spec.sizes[g] != spec.traced[g] for a in spec.constants.axes[name] for g in leaves(a))
         owner, _, leaf = path.rpartition(".")
-        t = getattr(modules.get(owner), leaf, None)  # None: made in `forward`
-        if lost and isinstance(t, Tensor):
+        t = getattr(modules.get(owner), leaf, None)  # None: `forward` creates the tensor
+        if is_smaller and isinstance(t, Tensor):
             out.append((t, spec.constants.tensors[name].to(t.device).clone()))
     return out
 
 
 def settle(module: nn.Module, values: Iterable[tuple[str, str, Any]]) -> None:
-    """Set attributes (path, name, value), then those of torch.nn's layers by their tensors."""
+    """Set attributes (path, name, value), then the sizes of `torch.nn` layers from the shapes of their tensors."""
     modules = dict(module.named_modules(remove_duplicate=False))
     for path, name, value in values:
         setattr(modules[path], name, value)

@@ -1,4 +1,4 @@
-"""What a pruned network must compute where there is no program to run: the traced model with zeros for what was removed."""
+"""The reference for a pruned network without a program: the traced model with zeros for the removed units."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..types import Params
 
 
 def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None:
-    """A copy of the traced model, at its sizes of then, that computes what the smaller params do.
+    """Return a copy of the traced model, at its traced sizes, that computes the same as the smaller params.
 
-    Which units were removed does not matter: zeros stand in the last places.
+    Which units were removed does not matter: the zeros take the last places of each group.
 
     Args:
         model: the module that was traced.
-        params: of the spec.
-        spec: at the sizes of the params.
+        params: params of the spec.
+        spec: the spec at the sizes of the params.
 
     Returns:
-        The twin; None where a group that lost units is not exact, so that zeros are not the same as removal.
+        The twin; None if a group that lost units is not exact, because zeroing is not the same as removal there.
 
     >>> import prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -47,18 +47,18 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
         sizes=spec.traced,
         groups=FrozenDict({n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}),
     )
-    first = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
+    leading_units = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
     twin = copied(model, {})
-    twin.load_state_dict(expand(params, first, spec=dense), strict=False)
+    twin.load_state_dict(expand(params, leading_units, spec=dense), strict=False)
     return twin
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of a module, also where hooks keep computed weights in it, which torch does not copy.
+    """Return a deep copy of a module, also if hooks keep computed weights in it, which torch does not copy.
 
     Args:
-        model: is not changed.
-        memo: id of an object → what stands for it in the copy, as for `copy.deepcopy`.
+        model: the module, which is not changed.
+        memo: id of an object → its replacement in the copy, as for `copy.deepcopy`.
 
     Raises:
         PruneError: an attribute of a module cannot be copied; names it.
@@ -69,21 +69,22 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
-    except Exception as error:  # attributes may be anything, and refuse in their own ways
-        culprit = next((n for n in _attributes(model) if not _copies(model, n)), "one of its attributes")
+    except Exception as error:  # an attribute may be of any class and raise any error
+        culprit = next((n for n in _attributes(model) if not _can_copy(model, n)), "one of its attributes")
         raise PruneError(
-            f"{type(model).__name__} cannot be copied, for {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
+            f"{type(model).__name__} cannot be copied because of {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
             "attribute of the model, or leave model= out, for a graph module"
         ) from error
 
 
 def _attributes(model: nn.Module) -> Iterator[str]:
-    """Paths of the attributes of modules that are no parameters, buffers or modules."""
+    """Yield the paths of the public attributes of modules that are no parameters, buffers or modules."""
     for path, module in model.named_modules():
         yield from (f"{path}.{name}".lstrip(".") for name in vars(module) if not name.startswith("_"))
 
 
-def _copies(model: nn.Module, name: str) -> bool:
+def _can_copy(model: nn.Module, name: str) -> bool:
+    """Return whether `copy.deepcopy` copies an attribute."""
     path, _, leaf = name.rpartition(".")
     try:
         copy.deepcopy(vars(model.get_submodule(path))[leaf])
@@ -93,7 +94,7 @@ def _copies(model: nn.Module, name: str) -> bool:
 
 
 def recompute(module: nn.Module) -> None:
-    """Let the hooks of `torch.nn.utils` compute their weights of the parameters that the module has: `weight_norm`, `prune`."""
+    """Run the hooks of `torch.nn.utils` (`weight_norm`, `prune`), which compute weights from the module's parameters."""
     hooks = (WeightNorm, SpectralNorm, BasePruningMethod)
     with torch.no_grad():
         for m in module.modules():

@@ -1,1 +1,1 @@
-"""Tables and pictures of what was pruned. Data in, text or files out."""
+"""Tables and pictures of pruned networks: data in, text or files out."""

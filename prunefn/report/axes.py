@@ -1,4 +1,4 @@
-"""A picture of a spec: every tensor with its axes in einops notation, coloured by group."""
+"""Draw a spec: every tensor with its axes in einops notation, coloured by group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HUES = {"hidden": "#E8832A", "residual": "#3F83C4", "heads": "#3FA35B", "head_dim": "#9A6FC0", "groups": "#C9A227"}
-"""Kind → colour; the groups of a kind differ in how light it is."""
+"""Kind → colour; the groups of a kind have lighter and darker shades of it."""
 FROZEN = "#E6E6E6"
 MEANING = {
     "hidden": "inside a block",
@@ -43,16 +43,16 @@ class Row(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What is drawn for a part of an axis: a box with a label and a size, or a bare sign."""
+    """A part of a drawn axis: a box with a label and a size, or a sign without a box."""
 
     text: str
     size: str = ""
     colour: str = ""
-    """Of the box; without one, the text is a sign between boxes."""
+    """Colour of the box; empty for a sign between boxes."""
 
     @property
     def width(self) -> float:
-        """Inches."""
+        """Width in inches."""
         return CHAR * max(len(self.text), 2) + 0.14 if self.colour else CHAR
 
 
@@ -62,19 +62,19 @@ def axes(spec: Spec, path: Path | str, *, title: str, columns: int = 2) -> None:
     Tensors of a module with the same axes share a row, named `module.*`; tensors without axes are left out.
 
     Args:
-        spec: dense or pruned.
-        path: of the PNG.
-        title: stands above.
-        columns: how many columns of tensors.
+        spec: a dense or pruned spec.
+        path: path of the PNG.
+        title: title of the picture.
+        columns: number of columns of tensors.
     """
     rows = folded(spec)
     colours = _colours(spec)
     per_column = -(-len(rows) // columns)
     parts = [rows[i : i + per_column] for i in range(0, len(rows), per_column)]
-    pieces = [[_pieces_of(row, spec, colours) for row in part] for part in parts]
+    pieces = [[_row_pieces(row, spec, colours) for row in part] for part in parts]
     names = [max(len(row.name) for row in part) * CHAR + 0.15 for part in parts]
     widths = [n + max(_width(p) for p in column) + 0.35 for n, column in zip(names, pieces, strict=True)]
-    tags = _tags(spec)
+    tags = _legend_tags(spec)
     width = max(sum(widths), sum(_tag_width(label) for label in tags))
     height = HEAD + ROW * per_column + TAGS
     figure = canvas(width, height, constrained=False)
@@ -87,14 +87,14 @@ def axes(spec: Spec, path: Path | str, *, title: str, columns: int = 2) -> None:
     left = MARGIN
     for part, column, indent, w in zip(parts, pieces, names, widths, strict=True):
         for i, (row, dims) in enumerate(zip(part, column, strict=True)):
-            _row(ax, left, -HEAD - ROW * (i + 0.5), indent, row, dims)
+            _draw_row(ax, left, -HEAD - ROW * (i + 0.5), indent, row, dims)
         left += w
-    _legend(ax, -height + TAGS / 2, tags)
+    _draw_legend(ax, -height + TAGS / 2, tags)
     save(figure, path)
 
 
 def folded(spec: Spec) -> list[Row]:
-    """Neighbouring tensors of a module with the same axes as one row.
+    """Return the rows of the picture: tensors of a module with the same axes share one.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
@@ -102,15 +102,15 @@ def folded(spec: Spec) -> list[Row]:
     ['0.weight', '0.bias', '1.*', '2.weight', '2.bias']
     """
     slots = spec.slots
-    found: dict[tuple[str, tuple[Axis, ...]], list[str]] = {}
+    by_axes: dict[tuple[str, tuple[Axis, ...]], list[str]] = {}
     for name, dims in spec.axes.items():
         if dims and name not in slots:
-            found.setdefault((name.rpartition(".")[0], dims), []).append(name)
-    return [Row(f"{m}.*" if len(names) > 1 else names[0], dims) for (m, dims), names in found.items()]
+            by_axes.setdefault((name.rpartition(".")[0], dims), []).append(name)
+    return [Row(f"{m}.*" if len(names) > 1 else names[0], dims) for (m, dims), names in by_axes.items()]
 
 
 def _colours(spec: Spec) -> dict[str, str]:
-    """Group → colour: the hue of its kind, lighter from group to group."""
+    """Return group → colour: the hue of its kind, lighter from group to group."""
     out = {}
     for kind, hue in HUES.items():
         members = [g.name for g in spec.groups.values() if g.kind == kind]
@@ -120,16 +120,18 @@ def _colours(spec: Spec) -> dict[str, str]:
 
 
 def _lighter(colour: str, share: float) -> str:
-    """The colour mixed with so much white."""
+    """Return the colour mixed with this share of white."""
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels)
 
 
-def _pieces_of(row: Row, spec: Spec, colours: Mapping[str, str]) -> list[list[Piece]]:
+def _row_pieces(row: Row, spec: Spec, colours: Mapping[str, str]) -> list[list[Piece]]:
+    """Return the pieces of each axis of a row."""
     return [list(_pieces(a, spec, colours)) for a in row.axes]
 
 
 def _pieces(axis: Axis, spec: Spec, colours: Mapping[str, str]) -> Iterator[Piece]:
+    """Yield the boxes and signs of an axis, from left to right."""
     match axis:
         case Leaf(name):
             group = spec.groups.get(name)
@@ -146,21 +148,23 @@ def _pieces(axis: Axis, spec: Spec, colours: Mapping[str, str]) -> Iterator[Piec
 
 
 def _width(dims: Sequence[Sequence[Piece]]) -> float:
-    """Inches of a row's axes."""
+    """Return the width of a row's axes in inches."""
     return sum(sum(p.width + 0.03 for p in dim) + 0.1 for dim in dims)
 
 
-def _row(ax: Axes, left: float, y: float, indent: float, row: Row, dims: Sequence[Sequence[Piece]]) -> None:
+def _draw_row(ax: Axes, left: float, y: float, indent: float, row: Row, dims: Sequence[Sequence[Piece]]) -> None:
+    """Draw the name and the axes of a row."""
     ax.text(left, y, row.name, fontsize=8.5, family="monospace", color=INK, va="center")
     x = left + indent
     for dim in dims:
         for piece in dim:
-            _piece(ax, x, y, piece)
+            _draw_piece(ax, x, y, piece)
             x += piece.width + 0.03
         x += 0.1
 
 
-def _piece(ax: Axes, x: float, y: float, piece: Piece) -> None:
+def _draw_piece(ax: Axes, x: float, y: float, piece: Piece) -> None:
+    """Draw a box or a sign, with its left end at x and its middle at y."""
     from matplotlib.patches import FancyBboxPatch
 
     middle = x + piece.width / 2
@@ -174,19 +178,21 @@ def _piece(ax: Axes, x: float, y: float, piece: Piece) -> None:
         ax.text(middle, y - 0.065, piece.size, fontsize=6.5, ha="center", va="center_baseline", color=INK)
 
 
-def _tags(spec: Spec) -> dict[str, str]:
-    """Text of the legend → colour."""
+def _legend_tags(spec: Spec) -> dict[str, str]:
+    """Return text → colour of the legend's entries."""
     kinds = [k for k in HUES if any(g.kind == k for g in spec.groups.values())]
     return {**{f"{k}: {MEANING[k]}": _lighter(HUES[k], 0.4) for k in kinds}, "frozen": FROZEN}
 
 
 def _tag_width(label: str) -> float:
+    """Return the width of a legend's entry in inches: box, text and gap."""
     return 0.36 + 0.82 * CHAR * len(label) + 0.3
 
 
-def _legend(ax: Axes, y: float, tags: Mapping[str, str]) -> None:
+def _draw_legend(ax: Axes, y: float, tags: Mapping[str, str]) -> None:
+    """Draw the legend in one line."""
     x = MARGIN
     for label, colour in tags.items():
-        _piece(ax, x, y, Piece("", colour=colour))
+        _draw_piece(ax, x, y, Piece("", colour=colour))
         ax.text(x + 0.36, y, label, fontsize=8.5, va="center", color=INK)
         x += _tag_width(label)

@@ -1,4 +1,4 @@
-"""A directory of results side by side: the dense network, and what every run made of it."""
+"""Compare the runs of a directory: the dense network, and the pruned network of every run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from .goal import COLUMNS, COMPARISON, Goal
 from .pareto import pareto
 
 METRICS, DENSE = "metrics.yaml", "best_model.safetensors"
+"""The file of every run, and the file that only the run of the dense network has."""
 
 
 class Entry(NamedTuple):
-    """A run."""
+    """The results of a run."""
 
     name: str
     accuracy: float
-    """A share."""
+    """Accuracy, as a share."""
     macs: float
+    """MACs in billions."""
     params: float
-    """In millions."""
+    """Parameters in millions."""
     zeros: float
-    """Share of the weights."""
+    """Share of the weights that are zero."""
 
 
 class Comparison(NamedTuple):
-    """The runs of a directory."""
+    """The runs of a directory with the dense network."""
 
     dense: Entry
     runs: tuple[Entry, ...]
@@ -37,42 +39,45 @@ class Comparison(NamedTuple):
     goal: Goal = Goal()
 
     def rows(self) -> list[list[str]]:
-        """Method, sparsity (share of the weights that are gone or zero), percent of the MACs removed, points lost, whether the
-        goal is met."""
+        """Return a row for each run.
+
+        The columns: method, sparsity (share of the weights that are removed or zero), percent of the MACs removed, points
+        lost, whether the goal is met.
+        """
         return [
             [r.name, f"{self.sparsity(r):.4f}", f"{100 * self.removed(r):.2f}", f"{self.lost(r):.2f}", str(self.met(r))]
             for r in self.runs
         ]
 
     def sparsity(self, run: Entry) -> float:
-        """Share of the dense network's parameters that are gone or zero."""
+        """Return the share of the dense network's parameters that are removed or zero."""
         return 1 - run.params * (1 - run.zeros) / self.dense.params
 
     def removed(self, run: Entry) -> float:
-        """Share of the MACs."""
+        """Return the share of the MACs that is removed."""
         return 1 - run.macs / self.dense.macs
 
     def lost(self, run: Entry) -> float:
-        """Points of accuracy."""
+        """Return the percentage points of accuracy that are lost."""
         return 100 * (self.dense.accuracy - run.accuracy)
 
     def met(self, run: Entry) -> bool:
-        """Whether the goal is."""
+        """Return whether a run meets the goal."""
         return self.goal.met({"macs_removed": self.removed(run), "points_lost": self.lost(run)})
 
     def table(self) -> Table:
-        """For the terminal."""
+        """Return the table for the terminal."""
         return Table(f"dense: {self.dense.accuracy:.2%}, {self.dense.macs:.4g} GMACs", COLUMNS, self.rows())
 
     def write(self, folder: Path) -> None:
-        """`final_comparison.csv` and `pareto.png`."""
+        """Write `final_comparison.csv` and `pareto.png` into a folder."""
         write_csv(folder / COMPARISON, COLUMNS, self.rows())
         points = [(r.name, round(1e9 * r.macs), r.accuracy) for r in (self.dense, *self.runs)]
         pareto(points, folder / "pareto.png")
 
 
 def is_results(folder: Path) -> bool:
-    """Whether it holds runs, instead of being one."""
+    """Return whether a folder contains runs and is not itself a run."""
     return not (folder / METRICS).exists() and any(folder.glob(f"*/{METRICS}"))
 
 
@@ -80,10 +85,10 @@ def compare_runs(folder: Path) -> Comparison:
     """Read the `metrics.yaml` of every run below a directory.
 
     Args:
-        folder: with a run of `prunefn train` (the dense network) and runs of prune, sparsify, finetune, pat.
+        folder: a folder with one run of `prunefn train` (the dense network) and runs of prune, sparsify, finetune, pat.
 
     Raises:
-        PruneError: no run is that of the dense network, or none is there to compare with it.
+        PruneError: the folder does not have exactly one run of the dense network, or no run to compare with it.
     """
     runs: list[Entry] = []
     dense: list[Entry] = []
@@ -96,7 +101,7 @@ def compare_runs(folder: Path) -> Comparison:
             (dense if (path.parent / DENSE).exists() else runs).append(entry)
     if len(dense) != 1:
         raise PruneError(
-            f"{folder} has {len(dense)} runs with {DENSE}; one is needed, the dense network's of prunefn train, to compare with"
+            f"{folder} has {len(dense)} runs with {DENSE}; to compare, it needs one such run, that of prunefn train (the dense network)"
         )
     if not runs:
         raise PruneError(f"{folder} has no run beside {dense[0].name} to compare; prune into a folder in it")
@@ -104,8 +109,9 @@ def compare_runs(folder: Path) -> Comparison:
 
 
 def _entry(path: Path) -> Entry | None:
-    """None for a run that was not measured on data."""
-    found: dict[str, Any] = read_yaml_file(path) or {}
-    if any(found.get(k) is None for k in ("accuracy", "flops_g", "params_m")):
+    """Return the results of a run; None if the run was not measured on data."""
+    results: dict[str, Any] = read_yaml_file(path) or {}
+    if any(results.get(k) is None for k in ("accuracy", "flops_g", "params_m")):
         return None
-    return Entry(path.parent.name, found["accuracy"], found["flops_g"], found["params_m"], found.get("sparsity") or 0.0)
+    zeros = results.get("sparsity") or 0.0
+    return Entry(path.parent.name, results["accuracy"], results["flops_g"], results["params_m"], zeros)

@@ -1,4 +1,4 @@
-"""What a pruned network should reach, and the columns in which it is said."""
+"""The goal of pruning, and the columns of the comparison that checks it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 COMPARISON = "final_comparison.csv"
+"""File name of a comparison."""
 COLUMNS = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
-"""Of this file: a name, a share, percent of the MACs, percentage points, and whether the goal is met."""
+"""Columns of this file: a name, a share, percent of the MACs, percentage points, and whether the goal is met."""
 
 
 class Goal(NamedTuple):
-    """What a pruned network should reach."""
+    """The requirements on a pruned network."""
 
     macs_removed: float = 0.4
-    """At least this share of the MACs is gone."""
+    """Minimal share of the MACs that is removed."""
     points_lost: float = 1.5
-    """At most so many percentage points of top-1 are."""
+    """Maximal number of percentage points of top-1 that are lost."""
 
     def __str__(self) -> str:
-        """Say it in words.
+        """Return the goal in words.
 
         >>> str(Goal())
         'at least 40 % of the MACs removed, at most 1.5 points of accuracy lost'
@@ -30,7 +31,7 @@ class Goal(NamedTuple):
         )
 
     def met(self, results: Mapping[str, float]) -> bool:
-        """Whether it is.
+        """Return whether results meet the goal.
 
         >>> Goal().met({"macs_removed": 0.45, "points_lost": 0.3}), Goal().met({"macs_removed": 0.45, "points_lost": 2.0})
         (True, False)

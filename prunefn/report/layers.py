@@ -1,4 +1,4 @@
-"""MACs and parameters of each layer, before and after."""
+"""Draw the MACs and parameters of each layer, before and after pruning."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from ..spec.spec import Spec
 
 SMALL = 0.01
-"""Layers without multiplications that hold less than this share of the parameters (norms, mostly) are drawn as one."""
+"""Layers without MACs that have at most this share of the parameters (norms, mostly) are drawn as one."""
 
 
 class Layer(NamedTuple):
-    """What a module itself costs, without those inside it."""
+    """The cost of a module itself, without its submodules."""
 
     macs: int
-    """Of one sample."""
+    """MACs of one sample."""
     params: int
-    """Tied ones count where they come first."""
+    """Number of parameters; tied ones count where they come first."""
 
 
 def layer_costs(spec: Spec) -> dict[str, Layer]:
-    """Module → its MACs and parameters, in the order of the program; they add up to `pf.cost(spec)`.
+    """Return module → its MACs and parameters, in the order of the program; they add up to `pf.cost(spec)`.
 
-    The product of two activations counts where it is computed: attention's two at the attention module.
+    The product of two activations counts for the module that computes it, such as the two products of an attention module.
 
     >>> import torch, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
@@ -50,48 +50,52 @@ def layer_costs(spec: Spec) -> dict[str, Layer]:
 
 
 def layers(before: Spec, after: Spec, path: Path | str) -> None:
-    """Horizontal bars of each layer's MACs and parameters, grey before, coloured after, with the share that is left.
+    """Draw bars of each layer's MACs and parameters, grey before, coloured after, with the share that is left.
 
     Args:
-        before, after: a spec, and what a mask left of it.
-        path: of the PNG.
+        before, after: a spec, and the spec after pruning it by a mask.
+        path: path of the PNG.
     """
-    old, new = layer_costs(before), layer_costs(after)
-    names, series = _shown(old), {}
+    costs_before, costs_after = layer_costs(before), layer_costs(after)
+    names, series = _shown_layers(costs_before), {}
     for field in Layer._fields:
-        dense, left = ({n: getattr(v, field) for n, v in side.items()} for side in (old, new))
-        series[field] = _values(dense, names), _values({n: left.get(n, 0) for n in dense}, names)
+        dense, pruned = ({n: getattr(v, field) for n, v in costs.items()} for costs in (costs_before, costs_after))
+        series[field] = _row_values(dense, names), _row_values({n: pruned.get(n, 0) for n in dense}, names)
     figure = canvas(11.0, 1.1 + 0.2 * (len(names) + 1))
-    for i, (word, (dense, left)) in enumerate(zip(("MACs per sample", "parameters"), series.values(), strict=True)):
+    quantities = ("MACs per sample", "parameters")
+    for i, (quantity, (dense, pruned)) in enumerate(zip(quantities, series.values(), strict=True)):
         axes = figure.add_subplot(1, 2, i + 1)
         labels = [n or "(the model itself)" for n in names] + ["all others"] * (len(dense) > len(names))
-        _bars(axes, dense, left, word, [] if i else labels)
-    place = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*place, frameon=False, fontsize=8, ncols=2, loc="outside upper right")
+        _bars(axes, dense, pruned, quantity, [] if i else labels)
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, frameon=False, fontsize=8, ncols=2, loc="outside upper right")
     save(figure, path)
 
 
-def _shown(old: Mapping[str, Layer]) -> list[str]:
-    most = SMALL * sum(v.params for v in old.values())
-    return [n for n, v in old.items() if v.macs or v.params > most]
+def _shown_layers(costs: Mapping[str, Layer]) -> list[str]:
+    """Return the layers that get a row: those with MACs, or with more than `SMALL` of the parameters."""
+    small = SMALL * sum(v.params for v in costs.values())
+    return [n for n, v in costs.items() if v.macs or v.params > small]
 
 
-def _values(of: Mapping[str, int], names: Sequence[str]) -> list[int]:
-    """Of the names, and of all others together where there are any."""
+def _row_values(values: Mapping[str, int], names: Sequence[str]) -> list[int]:
+    """Return the values of the names, followed by the sum of all other values if there are any."""
     listed = set(names)
-    rest = [v for n, v in of.items() if n not in listed]
-    return [*(of[n] for n in names), *([sum(rest)] if rest else [])]
+    others = [v for n, v in values.items() if n not in listed]
+    return [*(values[n] for n in names), *([sum(others)] if others else [])]
 
 
-def _bars(axes: Axes, dense: Sequence[int], left: Sequence[int], word: str, labels: Sequence[str]) -> None:
+def _bars(axes: Axes, dense: Sequence[int], pruned: Sequence[int], quantity: str, labels: Sequence[str]) -> None:
+    """Draw the bars of one quantity, each with the share that is left."""
     top = max(*dense, 1)
     unit, name = next(((u, n) for u, n in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")) if top >= u), (1, ""))
     at = range(len(dense))
     axes.barh(at, [v / unit for v in dense], 0.8, color=DENSE, label="before")
-    axes.barh(at, [v / unit for v in left], 0.8, color=KEPT, label="after")
-    for i, (a, b) in enumerate(zip(dense, left, strict=True)):
+    axes.barh(at, [v / unit for v in pruned], 0.8, color=KEPT, label="after")
+    for i, (a, b) in enumerate(zip(dense, pruned, strict=True)):
         text = f" {100 * b / a:.0f} % of {a / unit:.3g}" if a else ""
         axes.text(a / unit, i, text, va="center", fontsize=6.5, color=INK)
-    share, whole = sum(left) / max(sum(dense), 1), sum(dense) / unit
-    rows(axes, labels or [""] * len(dense), f"{word} ({name or 'units'}); together {share:.1%} of {whole:.4g} are left")
+    share, total = sum(pruned) / max(sum(dense), 1), sum(dense) / unit
+    label = f"{quantity} ({name or 'units'}); together {share:.1%} of {total:.4g} are left"
+    rows(axes, labels or [""] * len(dense), label)
     axes.set_xlim(0, 1.28 * top / unit)

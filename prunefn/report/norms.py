@@ -1,6 +1,7 @@
-"""L2 norms of units over the checkpoints of a run: when two humps have parted, one of them at zero, it is time to prune.
+"""Draw the L2 norms of units over the checkpoints of a run: two separate humps, one of them at zero, mean that it is time to prune.
 
-This is how group lasso and its kin are watched (Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016).
+The picture shows the progress of group lasso and related regularizers (Wen et al., "Learning Structured Sparsity in Deep Neural
+Networks", NeurIPS 2016).
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ if TYPE_CHECKING:
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 """A file of tensors, or params."""
 PRUNED = "pruned.safetensors"
-"""What a run writes into the folder of a round."""
+"""The file with the mask that a run writes into the folder of a round."""
 BINS = 40
 NEAR = 0.1
 """A unit with less than this share of the largest norm of its group is near zero."""
 MOST = 24
-"""More checkpoints than this are thinned out evenly; the first and the last stay."""
+"""Maximal number of checkpoints in the picture: of more, an even selection is drawn, with the first and the last."""
 ACROSS = 4
 CELL = (2.45, 1.3)
 
 
 class Spread(NamedTuple):
-    """Where the norms of all units are at a checkpoint, each as a share of the largest of its group."""
+    """The distribution of the norms of all units at a checkpoint, each as a share of the largest norm of its group."""
 
     counts: tuple[int, ...]
     """Units in each of `BINS` equal parts of 0 … 1."""
@@ -55,17 +56,17 @@ class Spread(NamedTuple):
 
 
 def group_norms(params: Params, *, spec: Spec) -> Scores:
-    """The L2 norm of all weights that go with a unit (rows, columns, norm weights; no biases).
+    """Return the L2 norm of all weights that belong to each unit (rows, columns, norm weights; no biases).
 
     Args:
-        params: of the spec.
-        spec: whose groups.
+        params: params of the spec.
+        spec: the spec that has the groups.
 
     Returns:
         Group → float64 [units].
 
     Raises:
-        ParamsError: the params are not those of the spec.
+        ParamsError: the params do not fit the spec.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
@@ -80,30 +81,33 @@ def group_norms(params: Params, *, spec: Spec) -> Scores:
 def analyze(
     checkpoints: Checkpoint | Mapping[str, Checkpoint] | Sequence[Checkpoint], *, spec: Spec
 ) -> dict[str, Scores]:
-    """The norms at each checkpoint of a run, to be drawn by `norms`.
+    """Return the norms at each checkpoint of a run, for `norms` to draw.
 
     Args:
         checkpoints: the folder of a run or of one of its stages (every `epoch_….safetensors` and `last.safetensors`, stage by
             stage); or name → checkpoint; or a list of checkpoints. A checkpoint is a file (of `pf.save`, of a stage, of
-            safetensors, of `torch.save`), or params. Pruned ones may be among them.
-        spec: of the dense model; the sizes of pruned checkpoints follow from their shapes.
+            safetensors, of `torch.save`), or params. Some may be pruned.
+        spec: spec of the dense model; the sizes of pruned checkpoints follow from the masks of their run or from their shapes.
 
     Returns:
-        Name of the checkpoint → group → float64 [units that it has].
+        Name of the checkpoint → group → float64 [units of the checkpoint].
 
     Raises:
-        PruneError: a folder without checkpoints.
-        ParamsError: a checkpoint is not of this spec, or damaged.
+        PruneError: a folder has no checkpoints.
+        ParamsError: a checkpoint does not fit the spec, or is damaged.
     """
-    found: dict[str, Scores] = {}
+    by_name: dict[str, Scores] = {}
     masks: dict[Path, Mask] = {}
-    for name, checkpoint in _named(checkpoints).items():
-        params = _params(checkpoint, spec, name)
-        found[name] = group_norms(params, spec=_sized(params, spec, checkpoint, masks))
-    return found
+    for name, checkpoint in _name_checkpoints(checkpoints).items():
+        params = _params_of(checkpoint, spec, name)
+        by_name[name] = group_norms(params, spec=_sized_spec(params, spec, checkpoint, masks))
+    return by_name
 
 
-def _named(checkpoints: Checkpoint | Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+def _name_checkpoints(
+    checkpoints: Checkpoint | Mapping[str, Checkpoint] | Sequence[Checkpoint],
+) -> dict[str, Checkpoint]:
+    """Return name → checkpoint for all forms that `analyze` takes."""
     if isinstance(checkpoints, Mapping):
         if all(isinstance(c, Tensor) for c in checkpoints.values()):
             return {"checkpoint": checkpoints}  # pyright: ignore[reportReturnType]
@@ -118,26 +122,26 @@ def _named(checkpoints: Checkpoint | Mapping[str, Checkpoint] | Sequence[Checkpo
 
 
 def of_run(folder: Path) -> dict[str, Path]:
-    """The checkpoints in the folder of a run or of a stage, in the order in which they were written.
+    """Return the checkpoints in the folder of a run or of a stage, in the order in which they were written.
 
     Raises:
-        PruneError: there are none.
+        PruneError: the folder has none.
     """
-    stages = [p for p in sorted(folder.iterdir(), key=_order) if p.is_dir()] if folder.is_dir() else []
-    found: dict[str, Path] = {}
+    stages = [p for p in sorted(folder.iterdir(), key=_stage_order) if p.is_dir()] if folder.is_dir() else []
+    paths: dict[str, Path] = {}
     for stage in (folder, *stages):
-        where = "" if stage == folder else f"{stage.name.replace('_', ' ')}, "
+        prefix = "" if stage == folder else f"{stage.name.replace('_', ' ')}, "
         epochs = {int(p.stem.partition("_")[2]): p for p in stage.glob("epoch_*.safetensors")}
         if (last := stage / "last.safetensors").exists():
-            epochs.setdefault(_epoch(last), last)
-        found |= {f"{where}epoch {n}": epochs[n] for n in sorted(epochs)}
-    if not found:
+            epochs.setdefault(_read_epoch(last), last)
+        paths |= {f"{prefix}epoch {n}": epochs[n] for n in sorted(epochs)}
+    if not paths:
         raise PruneError(f"{folder} has no checkpoints; train with Recipe(keep_every=…), or give a list of files")
-    return found
+    return paths
 
 
-def _epoch(path: Path) -> int:
-    """How many epochs a checkpoint of a stage has seen."""
+def _read_epoch(path: Path) -> int:
+    """Return the number of finished epochs of a stage's checkpoint, from the header of its file."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -145,43 +149,45 @@ def _epoch(path: Path) -> int:
     return dict(entries)["epoch"]
 
 
-def _order(path: Path) -> tuple[int, int]:
-    """Sparse training, rounds, tuning."""
+def _stage_order(path: Path) -> tuple[int, int]:
+    """Return the sort key of a stage's folder: sparse training, the rounds by number, tuning, other folders."""
     kind, _, number = path.name.partition("_")
     order = {"sparse": 0, "round": 1, "tuning": 2}
     return order.get(kind, 3), int(number) if number.isdecimal() else 0
 
 
-def _params(checkpoint: Checkpoint, spec: Spec, name: str) -> Params:
+def _params_of(checkpoint: Checkpoint, spec: Spec, name: str) -> Params:
+    """Return the params of a checkpoint, tied ones under all names; raise a ParamsError if it lacks a parameter."""
     if isinstance(checkpoint, str | os.PathLike):
-        checkpoint = _read(Path(checkpoint))
+        checkpoint = _read_tensors(Path(checkpoint))
     params = {n: t for n, t in checkpoint.items() if n in spec.axes}
     for second, first in spec.tied.items():
         if first in params:
             params.setdefault(second, params[first])
-    made = spec.slots
-    if missing := [n for n in spec.axes if n in spec.parameters and n not in params and n not in made]:
+    slots = spec.slots
+    if missing := [n for n in spec.axes if n in spec.parameters and n not in params and n not in slots]:
         raise ParamsError(f"checkpoint {name!r} has no {missing[0]!r}; is it of this spec?")
     return params
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Read the weights of a checkpoint of a stage, or all tensors of another file."""
     from safetensors import safe_open
 
     if path.suffix == ".safetensors" and path.exists():
         with safe_open(path, "pt") as file:
-            ours = KEY in (file.metadata() or {})
-        if ours:
+            is_nest = KEY in (file.metadata() or {})
+        if is_nest:
             return read_nest(path)["weights"]
     return read_content(path).tensors
 
 
-def _sized(params: Params, spec: Spec, checkpoint: Checkpoint, masks: dict[Path, Mask]) -> Spec:
-    """The spec at the sizes of the params: by the masks of the run that they are of, or else by their shapes."""
+def _sized_spec(params: Params, spec: Spec, checkpoint: Checkpoint, masks: dict[Path, Mask]) -> Spec:
+    """Return the spec at the sizes of the params, from the masks of their run if it has some, else from their shapes."""
     shapes = {n: tuple(t.shape) for n, t in params.items()}
     if all(shape == spec.shape(n) for n, shape in shapes.items()):
         return spec
-    rounds = _rounds_before(Path(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else []
+    rounds = _pruned_files_before(Path(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else []
     if rounds and rounds[-1] not in masks:
         masks[rounds[-1]] = read_nest(rounds[-1])["whole_mask"]
     if rounds:
@@ -190,14 +196,18 @@ def _sized(params: Params, spec: Spec, checkpoint: Checkpoint, masks: dict[Path,
     return shrink(spec, {g: torch.arange(n) < sizes[g] for g, n in spec.sizes.items()})
 
 
-def _rounds_before(path: Path) -> list[Path]:
-    """What each round of the run wrote that came before this checkpoint, or with it."""
-    stages = [p for p in path.absolute().parent.parent.glob("round_*") if _order(p) <= _order(path.absolute().parent)]
-    return [p / PRUNED for p in sorted(stages, key=_order) if (p / PRUNED).exists()]
+def _pruned_files_before(path: Path) -> list[Path]:
+    """Return the pruned files of the rounds of the run up to the stage of this checkpoint, in order."""
+    stages = [
+        p
+        for p in path.absolute().parent.parent.glob("round_*")
+        if _stage_order(p) <= _stage_order(path.absolute().parent)
+    ]
+    return [p / PRUNED for p in sorted(stages, key=_stage_order) if (p / PRUNED).exists()]
 
 
 def spread(norms: Mapping[str, Tensor]) -> Spread:
-    """All units of all groups, each as a share of the largest norm of its group (of a group of zeros: 0).
+    """Return the distribution of all units, each as a share of the largest norm of its group (0 in a group of zeros).
 
     >>> spread({"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([3.0, 0.1, 3.0])}).near
     0.4
@@ -210,13 +220,14 @@ def spread(norms: Mapping[str, Tensor]) -> Spread:
 
 
 def norms(checkpoints: Mapping[str, Mapping[str, Tensor]], path: Path | str) -> None:
-    """Draw how the norms spread out: above, all groups as ridges, a line for each checkpoint; below, a map for each group.
+    """Draw the norms over the checkpoints: above, a ridge of all units for each checkpoint; below, a map for each group.
 
-    Two humps, one of them at zero: ready to prune. In the maps, dark is where most of a checkpoint's units are.
+    Two humps, one of them at zero, mean that the network is ready to prune. In the maps, the norms of most of a checkpoint's
+    units are dark.
 
     Args:
-        checkpoints: name → group → norms [units], in their order; of `analyze`. More than 24 are thinned out evenly.
-        path: of the PNG.
+        checkpoints: name → group → norms [units], in order, as from `analyze`. Of more than 24, an even selection is drawn.
+        path: path of the PNG.
 
     Raises:
         PruneError: there are no checkpoints.
@@ -231,18 +242,18 @@ def norms(checkpoints: Mapping[str, Mapping[str, Tensor]], path: Path | str) -> 
     words(axes, 0.2, 0.1, "Norms of all units, as a share of the largest of their group", 11.0, weight="bold")
     words(axes, 0.2, 0.34, f"at the right: units below {NEAR:.0%}", 7.5)
     label = 0.2 + 0.075 * max(map(len, chosen))
-    _ridges(axes, Panel(label + 0.1, 0.75, 0.3 + CELL[0] * across - label - 1.0, high - 0.85), chosen, checkpoints)
+    _draw_ridges(axes, Panel(label + 0.1, 0.75, 0.3 + CELL[0] * across - label - 1.0, high - 0.85), chosen, checkpoints)
     words(axes, 0.2, high + 0.2, "L2 norm by group", 11.0, weight="bold")
     about = f"across: norm, from 0 to the largest of all checkpoints; down: {chosen[0]} to {chosen[-1]}"
     words(axes, 0.2, high + 0.44, about, 7.5)
     panels = grid(len(groups), across, CELL, Panel(0.2, high + 0.85, CELL[0] - 0.35, 0.8))
     for g, panel in zip(groups, panels, strict=True):
-        _map(axes, panel, g, [checkpoints[c].get(g) for c in chosen])
+        _draw_map(axes, panel, g, [checkpoints[c].get(g) for c in chosen])
     save(figure, path)
 
 
 def thinned(names: Sequence[str], most: int = MOST) -> list[str]:
-    """At most so many of the names, evenly spread, with the first and the last.
+    """Return at most `most` of the names, evenly spread, with the first and the last.
 
     >>> thinned(list("abcdefg"), 4)
     ['a', 'c', 'e', 'g']
@@ -252,37 +263,38 @@ def thinned(names: Sequence[str], most: int = MOST) -> list[str]:
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
 
 
-def _ridges(axes: Axes, at: Panel, names: Sequence[str], checkpoints: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _draw_ridges(axes: Axes, at: Panel, names: Sequence[str], checkpoints: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Draw a ridge of the norms of all units for each checkpoint."""
     step = at.h / len(names)
     x = at.x + at.w * (np.arange(BINS) + 0.5) / BINS
     for i, name in enumerate(names):
-        found = spread(checkpoints[name])
-        most = max(1, *found.counts)
+        distribution = spread(checkpoints[name])
+        most = max(1, *distribution.counts)
         floor = at.y + (i + 1) * step
-        y = floor - 1.5 * step * np.array(found.counts) / most
+        y = floor - 1.5 * step * np.array(distribution.counts) / most  # 1.5: ridges overlap the row above
         axes.fill_between(x, floor, y, color=KEPT, alpha=0.55, linewidth=0, zorder=2 * i + 2)
         axes.plot(x, y, color="white", linewidth=0.8, zorder=2 * i + 3)
         axes.plot([at.x, at.x + at.w], [floor] * 2, color=DENSE, linewidth=0.6, zorder=2 * i + 2)
         words(axes, at.x - 0.1, floor, name, 7.5, va="bottom", ha="right")
-        words(axes, at.x + at.w + 0.1, floor, f"{found.near:.1%}", 7.5, va="bottom")
+        words(axes, at.x + at.w + 0.1, floor, f"{distribution.near:.1%}", 7.5, va="bottom")
     for share in (0, 0.25, 0.5, 0.75, 1):
         words(axes, at.x + at.w * share, at.bottom + 0.04, f"{share:.0%}", 6.5, ha="center")
     near = at.x + NEAR * at.w
     axes.plot([near] * 2, [at.y, at.bottom], color=INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
 
 
-def _map(axes: Axes, at: Panel, group: str, norms: Sequence[Tensor | None]) -> None:
-    """A row for each checkpoint; a group that is gone leaves its rows empty."""
+def _draw_map(axes: Axes, at: Panel, group: str, norms: Sequence[Tensor | None]) -> None:
+    """Draw the norms of a group, a row for each checkpoint; rows of checkpoints without the group are empty."""
     top = max((float(n.max()) for n in norms if n is not None and len(n)), default=0.0) or 1.0
     density = np.zeros((len(norms), BINS))
     for i, n in enumerate(norms):
         if n is not None:
             density[i] = np.histogram(n.double().cpu().numpy(), BINS, (0.0, top))[0] / len(n)
-    shown = np.sqrt(density / max(density.max(), 1e-12))
+    shades = np.sqrt(density / max(density.max(), 1e-12))  # the root keeps bins with few units visible
     axes.imshow(
-        shown, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=_extent(at), zorder=1
+        shades, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=_extent(at), zorder=1
     )
-    axes.plot([at.x, at.x + at.w, at.x + at.w, at.x, at.x], _frame(at), color=DENSE, linewidth=0.6, zorder=2)
+    axes.plot([at.x, at.x + at.w, at.x + at.w, at.x, at.x], _frame_ys(at), color=DENSE, linewidth=0.6, zorder=2)
     units = max((len(n) for n in norms if n is not None), default=0)
     words(axes, at.x, at.y - 0.17, cut(group, at.w - 0.45, 7.5), 7.5, weight="bold")
     words(axes, at.x + at.w, at.y - 0.17, str(units), 7.0, ha="right")
@@ -291,8 +303,10 @@ def _map(axes: Axes, at: Panel, group: str, norms: Sequence[Tensor | None]) -> N
 
 
 def _extent(at: Panel) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of a panel."""
     return at.x, at.x + at.w, at.bottom, at.y
 
 
-def _frame(at: Panel) -> list[float]:
+def _frame_ys(at: Panel) -> list[float]:
+    """Return the heights of the corners of a panel's frame, from the top left clockwise back to it."""
     return [at.y, at.y, at.bottom, at.bottom, at.y]

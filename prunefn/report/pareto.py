@@ -1,4 +1,4 @@
-"""Accuracy against MACs: many networks as points, and the front of those that no other one beats."""
+"""Draw accuracy against MACs: many networks as points, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..errors import PruneError
 
 LISTED = 30
-"""So many networks of the front are named."""
+"""Maximal number of networks of the front that are named."""
 Point = tuple[str, int | float, int | float]
 """(name, MACs, top-1 as a share)"""
 
 
 def pareto_front(points: Sequence[Point]) -> list[bool]:
-    """Which points are on the front: no other one has at most their MACs and at least their accuracy, and less or more of one.
+    """Return for each point whether it is on the Pareto front.
 
-    Points that are the same in both are on it together.
+    A point is on the front if no other point has at most its MACs and at least its accuracy, and differs in one of them. Points
+    with equal MACs and equal accuracy are on the front together.
 
     >>> pareto_front([("a", 10, 0.9), ("b", 5, 0.8), ("c", 7, 0.8), ("d", 5, 0.8)])
     [True, True, False, True]
     """
     front = [False] * len(points)
-    best, cost = float("-inf"), float("-inf")
+    best, cost = float("-inf"), float("-inf")  # highest accuracy so far, and the MACs at which it was reached
     for i in sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][2])):
         _, macs, top1 = points[i]
         front[i] = top1 > best or (top1 == best and macs == cost)
@@ -34,12 +35,12 @@ def pareto_front(points: Sequence[Point]) -> list[bool]:
 
 
 def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy against MACs") -> None:
-    """Draw all points; those on the front are joined, numbered, and named beside the picture, the others pale.
+    """Draw all points; those on the front are joined, numbered and named beside the picture, the others are pale.
 
     Args:
-        points: (name, MACs, top-1 as a share).
-        path: of the PNG.
-        title: stands above.
+        points: (name, MACs, top-1 as a share) of each network.
+        path: path of the PNG.
+        title: title of the picture.
 
     Raises:
         PruneError: there are no points.
@@ -48,24 +49,26 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
         raise PruneError("there are no points to draw; give (name, MACs, top-1 as a share) for each network")
     front = pareto_front(points)
     best = sorted((p for p, on in zip(points, front, strict=True) if on), key=lambda p: (p[1], p[0]))
-    rest = [p for p, on in zip(points, front, strict=True) if not on]
+    others = [p for p, on in zip(points, front, strict=True) if not on]
     unit, word = (1e9, "billion") if max(p[1] for p in points) >= 1e9 else (1e6, "million")
     listed = best[:LISTED]
     figure = canvas(9.0, max(4.4, 1.2 + 0.17 * len(listed)))
     axes = figure.add_subplot(1, 1, 1)
-    if rest:
-        axes.plot([p[1] / unit for p in rest], [100 * p[2] for p in rest], "o", color=DENSE, markersize=5)
+    if others:
+        axes.plot([p[1] / unit for p in others], [100 * p[2] for p in others], "o", color=DENSE, markersize=5)
     axes.plot([p[1] / unit for p in best], [100 * p[2] for p in best], "o-", color=COLOURS[0], linewidth=1.5)
-    seen: dict[tuple[float, float], list[str]] = {}
+    numbers_at: dict[tuple[float, float], list[str]] = {}
     for i, (_, macs, top1) in enumerate(listed):
-        seen.setdefault((macs / unit, 100 * top1), []).append(str(i + 1))
-    for i, (at, numbers) in enumerate(seen.items()):  # above and below in turns, for neighbours that are close
-        below: dict[str, Any] = {"ha": "left", "va": "top"} if i % 2 else {"ha": "right", "va": "bottom"}
+        numbers_at.setdefault((macs / unit, 100 * top1), []).append(str(i + 1))
+    for i, (at, numbers) in enumerate(
+        numbers_at.items()
+    ):  # alternately above and below, because neighbours may be close
+        alignment: dict[str, Any] = {"ha": "left", "va": "top"} if i % 2 else {"ha": "right", "va": "bottom"}
         offset = (3, -3) if i % 2 else (-3, 3)
-        axes.annotate(", ".join(numbers), at, offset, textcoords="offset points", fontsize=7.5, color=INK, **below)
+        axes.annotate(", ".join(numbers), at, offset, textcoords="offset points", fontsize=7.5, color=INK, **alignment)
     names = [f"the front: MACs ({word}), top-1"]
     names += [f"{i + 1}  {n}: {m / unit:.4g}, {t:.2%}" for i, (n, m, t) in enumerate(listed)]
-    names += [f"… {len(best) - LISTED} more"] * (len(best) > LISTED) + [f"pale: {len(rest)} others"] * bool(rest)
+    names += [f"… {len(best) - LISTED} more"] * (len(best) > LISTED) + [f"pale: {len(others)} others"] * bool(others)
     axes.text(1.03, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.5, color=INK)
     axes.margins(0.06, 0.08)
     axes.set_xlabel(f"MACs per sample ({word})")

@@ -1,4 +1,7 @@
-"""All pictures of what was pruned. Data in, a PNG out; no global state of pyplot. Here: what was kept, and what it did to accuracy."""
+"""All pictures of pruned networks: data in, a PNG out, without pyplot's global state.
+
+This file draws the units kept and the accuracy; the others are imported.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 MANY = 6
-"""More lines than this have their legend beside the picture."""
+"""With more lines than this, the legend is beside the picture."""
 
 
 class Kept(NamedTuple):
-    """Units of each group, before and after."""
+    """The units of each group, before and after pruning."""
 
     title: str
     before: Mapping[str, int]
@@ -40,7 +43,7 @@ class Kept(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Accuracy at several costs."""
+    """The accuracy of several methods at several costs."""
 
     title: str
     dense: tuple[float, float]
@@ -52,25 +55,25 @@ class Curves(NamedTuple):
 
 
 def kept(panels: Sequence[Kept], path: Path | str) -> None:
-    """Bars of the units in each group, dense and after each method; the number of units stands on the bar.
+    """Draw bars of the units in each group, dense and after each method, with the number of units on each bar.
 
     Args:
-        panels: one below the other.
-        path: of the PNG.
+        panels: the panels, from top to bottom.
+        path: path of the PNG.
     """
     bars = max(len(p.before) * (len(p.after) + 1) for p in panels)
     figure = canvas(max(7.0, 1.5 + 0.42 * bars), 3.1 * len(panels))
-    for axes, panel in zip(_below(figure, len(panels)), panels, strict=True):
+    for axes, panel in zip(_stacked_axes(figure, len(panels)), panels, strict=True):
         _bars(axes, panel)
     save(figure, path)
 
 
 def widths(before: Mapping[str, int], after: Mapping[str, int], path: Path | str) -> None:
-    """Horizontal bars: the units of each group, grey before, coloured after; one line a group, readable at a hundred.
+    """Draw bars of the units of each group, grey before, coloured after, with one row a group; readable for a hundred groups.
 
     Args:
         before, after: group → units.
-        path: of the PNG.
+        path: path of the PNG.
     """
     names = list(before)
     figure = canvas(8.0, 1.1 + 0.2 * len(names))
@@ -87,16 +90,16 @@ def widths(before: Mapping[str, int], after: Mapping[str, int], path: Path | str
 
 
 def _bars(axes: Axes, panel: Kept) -> None:
+    """Draw the bars of one panel of `kept`."""
     series = {"dense": panel.before, **panel.after}
     width = 0.84 / len(series)
     names = list(panel.before)
     for i, (method, units) in enumerate(series.items()):
         at = [g + (i - (len(series) - 1) / 2) * width for g in range(len(names))]
         share = [100 * units[n] / panel.before[n] for n in names]
-        drawn = axes.bar(
-            at, share, width * 0.92, color=DENSE if not i else COLOURS[(i - 1) % len(COLOURS)], label=method
-        )
-        axes.bar_label(drawn, [str(units[n]) for n in names], padding=2, fontsize=8, color=INK)
+        colour = DENSE if not i else COLOURS[(i - 1) % len(COLOURS)]
+        bars = axes.bar(at, share, width * 0.92, color=colour, label=method)
+        axes.bar_label(bars, [str(units[n]) for n in names], padding=2, fontsize=8, color=INK)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(0, 116)
     axes.set_yticks(range(0, 101, 25))
@@ -107,31 +110,32 @@ def _bars(axes: Axes, panel: Kept) -> None:
 
 
 def accuracy(panels: Sequence[Curves], path: Path | str) -> None:
-    """Top-1 against MACs: a line for each method, a star for the dense network, a dotted line for guessing.
+    """Draw top-1 against MACs: a line for each method, a star for the dense network, a dotted line for guessing.
 
     The axis of top-1 starts below the worst point, not always at zero.
 
     Args:
-        panels: side by side; more than three in rows of two.
-        path: of the PNG.
+        panels: the panels, side by side; more than three are in rows of two.
+        path: path of the PNG.
     """
     across = len(panels) if len(panels) <= 3 else 2
     down = -(-len(panels) // across)
-    beside = max(len(p.lines) for p in panels) > MANY
-    figure = canvas(5.4 * across + 2.6 * beside, 4.4 * down)
+    shared_legend = max(len(p.lines) for p in panels) > MANY
+    figure = canvas(5.4 * across + 2.6 * shared_legend, 4.4 * down)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(down, across, i + 1)
         _lines(axes, panel)
-        if not beside:
+        if not shared_legend:
             axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="lower right")
-    if beside:
+    if shared_legend:
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        place: Any = "outside center right"
-        figure.legend(handles, labels, loc=place, frameon=False, fontsize=9)
+        location: Any = "outside center right"
+        figure.legend(handles, labels, loc=location, frameon=False, fontsize=9)
     save(figure, path)
 
 
 def _lines(axes: Axes, panel: Curves) -> None:
+    """Draw one panel of `accuracy`."""
     macs, top1 = panel.dense
     unit, word = (1e9, "billion") if macs >= 1e9 else (1e6, "million")
     for i, (method, points) in enumerate(panel.lines.items()):
@@ -155,9 +159,10 @@ def _lines(axes: Axes, panel: Curves) -> None:
 
 
 def _scales(factor: float) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """To another unit, and back."""
+    """Return the functions that convert to another unit and back."""
     return (lambda v: v * factor), (lambda v: v / factor)
 
 
-def _below(figure: Figure, n: int) -> list[Axes]:
+def _stacked_axes(figure: Figure, n: int) -> list[Axes]:
+    """Return n pairs of axes, from top to bottom."""
     return [figure.add_subplot(n, 1, i + 1) for i in range(n)]

@@ -1,4 +1,4 @@
-"""What each site's output is predicted to lose, under one or several compensations."""
+"""Draw the predicted error of each site's output, under one or several compensations."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from ..errors import PruneError
 from ..types import Residual
 
 LEAST = 1e-5
-"""Smaller shares, zero included, stand at the left end."""
+"""Smaller relative errors, zero included, are drawn at this value, because the axis is logarithmic."""
 
 
 def residuals(found: Mapping[str, Mapping[str, Residual]], path: Path | str) -> None:
-    """Dots on a logarithmic axis: the predicted relative error of each site, a colour for each compensation.
+    """Draw the predicted relative error of each site as dots on a logarithmic axis, with a colour for each compensation.
 
     Args:
-        found: compensation (or round) → site → what its output loses; as `pf.residual` or `info.residuals` give it.
-        path: of the PNG.
+        found: compensation (or round) → site → residual, as in `pf.residual` or `info.residuals`.
+        path: path of the PNG.
 
     Raises:
         PruneError: there are no residuals.
     """
-    sites = list(dict.fromkeys(s for one in found.values() for s in one))
+    sites = list(dict.fromkeys(s for by_site in found.values() for s in by_site))
     if not sites:
         raise PruneError("there are no residuals to draw; nothing was compensated")
     figure = canvas(8.0, 1.3 + 0.2 * len(sites))
     axes = figure.add_subplot(1, 1, 1)
     for i, site in enumerate(sites):
-        shares = [_percent(one[site]) for one in found.values() if site in one]
-        axes.plot([min(shares), max(shares)], [i, i], color=DENSE, linewidth=1.5, zorder=1)
-    at = {site: i for i, site in enumerate(sites)}
-    for k, (method, one) in enumerate(found.items()):
-        x, y, colour = [_percent(r) for r in one.values()], [at[s] for s in one], COLOURS[k % len(COLOURS)]
+        percents = [_percent(by_site[site]) for by_site in found.values() if site in by_site]
+        axes.plot([min(percents), max(percents)], [i, i], color=DENSE, linewidth=1.5, zorder=1)
+    row_of = {site: i for i, site in enumerate(sites)}
+    for k, (method, by_site) in enumerate(found.items()):
+        x, y = [_percent(r) for r in by_site.values()], [row_of[s] for s in by_site]
+        colour = COLOURS[k % len(COLOURS)]
         axes.plot(x, y, "o", color=colour, markersize=5, label=method, zorder=2, clip_on=False)
-    every = [_percent(r) for one in found.values() for r in one.values()]
+    all_percents = [_percent(r) for by_site in found.values() for r in by_site.values()]
     axes.set_xscale("log")
-    axes.set_xlim(10.0 ** floor(log10(min(every))), 10.0 ** (floor(log10(max(every))) + 1))
+    axes.set_xlim(10.0 ** floor(log10(min(all_percents))), 10.0 ** (floor(log10(max(all_percents))) + 1))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     rows(axes, sites, "predicted error of the site's output (% of its variance; logarithmic)")
@@ -49,4 +50,5 @@ def residuals(found: Mapping[str, Mapping[str, Residual]], path: Path | str) -> 
 
 
 def _percent(r: Residual) -> float:
+    """Return the relative error in percent, at least that of `LEAST`."""
     return 100 * max(r.relative, LEAST)

@@ -1,4 +1,4 @@
-"""Histograms of scores: a small panel for each group, with what is kept, what goes, and where the line between them is."""
+"""Draw histograms of scores: a small panel for each group, with kept units, removed units and the threshold between them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
 
 BINS = 32
 WIDE = 100.0
-"""Scores above zero whose largest is more than so many times their smallest stand on a logarithmic axis."""
+"""If the largest positive score is more than this many times the smallest, the axis is logarithmic."""
 DEEP = 1e-7
-"""It begins at no less than so many times the largest: what is below (dead units) is in the first bin."""
+"""A logarithmic axis begins at no less than this share of the largest score; lower scores (dead units) are in the first bin."""
 ACROSS = 4
 CELL = (2.45, 1.32)
 PANEL = Panel(0.2, 0.85, 2.1, 0.72)
 
 
 class Histogram(NamedTuple):
-    """The scores of a group."""
+    """A histogram of the scores of a group."""
 
     edges: Sequence[float]
-    """[bins + 1]"""
+    """Edges of the bins [bins + 1]."""
     kept: Sequence[int]
-    """Units in each bin; those below the first edge, on a logarithmic axis, are in the first bin."""
+    """Kept units in each bin; units below the first edge, on a logarithmic axis, are in the first bin."""
     removed: Sequence[int]
+    """Removed units in each bin."""
     log: bool
-    """Whether the edges are even on a logarithmic axis."""
+    """Whether the edges are equidistant on a logarithmic axis."""
     line: tuple[float, float] | None
-    """(largest score of a removed unit, smallest of a kept one); None: all units are kept."""
+    """(largest score of a removed unit, smallest score of a kept one); None if all units are kept."""
     below: int = 0
-    """Units below the first edge."""
+    """Number of units below the first edge."""
 
 
 def histogram(scores: Tensor, mask: Tensor | None = None, bins: int = BINS) -> Histogram:
@@ -47,30 +48,31 @@ def histogram(scores: Tensor, mask: Tensor | None = None, bins: int = BINS) -> H
 
     Args:
         scores: float [units].
-        mask: bool [units], True = kept; None: all are.
-        bins: how many, from the smallest score (on a logarithmic axis: the smallest above 1e-7 of the largest) to the largest.
+        mask: bool [units], True = kept; None: all units are kept.
+        bins: number of bins, from the smallest score (on a logarithmic axis, the smallest that is at least 1e-7 of the largest)
+            to the largest.
 
     Raises:
         MaskError: the mask has another number of units, or keeps none.
 
     >>> import torch
-    >>> found = histogram(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([False, True, True, True]), bins=4)
-    >>> found.edges, found.kept, found.removed, found.line
+    >>> h = histogram(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([False, True, True, True]), bins=4)
+    >>> h.edges, h.kept, h.removed, h.line
     ([1.0, 3.0, 5.0, 7.0, 9.0], [1, 1, 0, 1], [1, 0, 0, 0], (1.0, 2.0))
     """
     values = scores.detach().double().cpu().numpy()
     keep = np.ones(len(values), bool) if mask is None else mask.cpu().numpy()
     if len(keep) != len(values) or not keep.any():
         raise MaskError(f"there are {len(values)} scores, and the mask keeps {keep.sum()} of {len(keep)} units")
-    above = values[values > 0]
-    log = bool(len(above) and values.min() >= 0 and above.max() > WIDE * above.min())
-    low, high = (above[above >= DEEP * above.max()].min() if log else values.min()), values.max()
+    positive = values[values > 0]
+    log = bool(len(positive) and values.min() >= 0 and positive.max() > WIDE * positive.min())
+    low, high = (positive[positive >= DEEP * positive.max()].min() if log else values.min()), values.max()
     below = int((values < low).sum())
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
     inside = np.clip(values, edges[0], edges[-1])
-    kept, removed = (np.histogram(inside[which], edges)[0].tolist() for which in (keep, ~keep))
+    kept, removed = (np.histogram(inside[units], edges)[0].tolist() for units in (keep, ~keep))
     line = None if keep.all() else (float(values[~keep].max()), float(values[keep].min()))
     return Histogram(edges.tolist(), kept, removed, log, line, below)
 
@@ -82,31 +84,32 @@ def scores(
     *,
     title: str = "Scores of the units of each group",
 ) -> None:
-    """Draw the histograms of all groups, one small panel each; readable at a hundred.
+    """Draw the histograms of all groups, one small panel each; readable for a hundred groups.
 
-    Removed units have another colour. The dashed line is halfway between the largest removed and the smallest kept score;
-    where those overlap (limits, rounding to multiples), the shaded range is where they do.
+    Removed units have another colour. The dashed line is halfway between the largest removed and the smallest kept score. If
+    the scores of removed and kept units overlap (limits, rounding to multiples), the range of the overlap is shaded.
 
     Args:
         scores: group → float [units].
-        mask: group → bool [units], True = kept; a group that is not in it is kept whole.
-        path: of the PNG.
-        title: stands above.
+        mask: group → bool [units], True = kept; all units of other groups are kept.
+        path: path of the PNG.
+        title: title of the picture.
 
     Raises:
         MaskError: as for `histogram`.
     """
-    found = {g: histogram(s, mask.get(g)) for g, s in scores.items()}
-    across = min(ACROSS, max(len(found), 2))
-    figure, axes = blank(0.3 + CELL[0] * across, 0.72 + CELL[1] * max(-(-len(found) // across), 1))
+    histograms = {g: histogram(s, mask.get(g)) for g, s in scores.items()}
+    across = min(ACROSS, max(len(histograms), 2))
+    figure, axes = blank(0.3 + CELL[0] * across, 0.72 + CELL[1] * max(-(-len(histograms) // across), 1))
     words(axes, PANEL.x, 0.1, title, 11.0, weight="bold")
-    _legend(axes)
-    for (name, h), panel in zip(found.items(), grid(len(found), across, CELL, PANEL), strict=True):
-        _panel(axes, panel, name, h)
+    _draw_legend(axes)
+    for (name, h), panel in zip(histograms.items(), grid(len(histograms), across, CELL, PANEL), strict=True):
+        _draw_panel(axes, panel, name, h)
     save(figure, path)
 
 
-def _legend(axes: Axes) -> None:
+def _draw_legend(axes: Axes) -> None:
+    """Draw the colours and the meaning of the axes."""
     from matplotlib.patches import Rectangle
 
     x = PANEL.x
@@ -117,7 +120,8 @@ def _legend(axes: Axes) -> None:
     words(axes, x, 0.41, "across: score, from – to; up: units in a bin", 7.5, va="center_baseline")
 
 
-def _panel(axes: Axes, at: Panel, name: str, h: Histogram) -> None:
+def _draw_panel(axes: Axes, at: Panel, name: str, h: Histogram) -> None:
+    """Draw the histogram of a group."""
     from matplotlib.collections import PolyCollection
 
     most = max(1, *(k + r for k, r in zip(h.kept, h.removed, strict=True)))
@@ -131,17 +135,18 @@ def _panel(axes: Axes, at: Panel, name: str, h: Histogram) -> None:
         axes.add_collection(PolyCollection(boxes, facecolors=colour, linewidths=0))
     axes.plot([at.x, at.x + at.w], [at.bottom] * 2, color=DENSE, linewidth=0.8)
     if h.line is not None:
-        _line(axes, at, h)
-    units, gone = sum(h.kept) + sum(h.removed), sum(h.removed)
-    left = f"{units - gone} of {units}"
-    words(axes, at.x, at.y - 0.18, cut(name, at.w - 0.07 * len(left), 7.5), 7.5, weight="bold")
-    words(axes, at.x + at.w, at.y - 0.18, left, 7.0, ha="right")
+        _draw_threshold(axes, at, h)
+    kept = sum(h.kept)
+    kept_text = f"{kept} of {kept + sum(h.removed)}"
+    words(axes, at.x, at.y - 0.18, cut(name, at.w - 0.07 * len(kept_text), 7.5), 7.5, weight="bold")
+    words(axes, at.x + at.w, at.y - 0.18, kept_text, 7.0, ha="right")
     words(axes, at.x, at.bottom + 0.03, "≤ " * bool(h.below) + number(h.edges[0]), 6.0)
     words(axes, at.x + at.w, at.bottom + 0.03, number(h.edges[-1]) + (" (log)" if h.log else ""), 6.0, ha="right")
     words(axes, at.x - 0.03, at.y, str(most), 6.0, ha="right", rotation=90)
 
 
-def _line(axes: Axes, at: Panel, h: Histogram) -> None:
+def _draw_threshold(axes: Axes, at: Panel, h: Histogram) -> None:
+    """Draw the threshold between removed and kept scores, and the range in which they overlap."""
     assert h.line is not None
     removed, kept = (at.x + at.w * place(value, h) for value in h.line)
     if removed > kept:
@@ -152,7 +157,7 @@ def _line(axes: Axes, at: Panel, h: Histogram) -> None:
 
 
 def place(value: float, h: Histogram) -> float:
-    """Where a score is between the first edge (0) and the last (1).
+    """Return the position of a score between the first edge (0) and the last (1).
 
     >>> place(10.0, Histogram([1.0, 10.0, 100.0], [1, 1], [0, 0], True, None))
     0.5

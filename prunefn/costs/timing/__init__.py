@@ -1,4 +1,4 @@
-"""Latency: the ops of a program timed once, and the time of any mask predicted from them."""
+"""Latency: time the ops of a program once, and predict the latency of any mask from them."""
 
 from .clock import Call as Call
 from .clock import Clock as Clock

@@ -1,4 +1,4 @@
-"""Clocks: how long one call takes on a device."""
+"""Clocks, which time one call on a device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 WARM_UP, LEAST, ENOUGH = 2, 3, 0.1
-"""Calls that do not count; calls that count at least; seconds after which there are enough."""
+"""Number of calls that do not count; minimal number that count; seconds after which no more calls are timed."""
 
 
 class Call(NamedTuple):
-    """A call that is about to be timed."""
+    """A call to be timed."""
 
     stage: str
     """`alone`: an op at some sizes; `in place`: as part of the dense program; `whole`: a dense forward."""
@@ -25,7 +25,7 @@ class Call(NamedTuple):
     kwargs: Mapping[str, Any] = {}
 
     def __call__(self) -> Any:
-        """Run it."""
+        """Run the call and return its result."""
         return self.function(*self.args, **self.kwargs)
 
 
@@ -33,32 +33,34 @@ class Clock(NamedTuple):
     """A way to time a call."""
 
     name: str
-    """What is measured."""
+    """Name of the measured time."""
     run: Callable[[Call], tuple[Any, float]]
     """call → (its result, seconds)."""
 
 
 def clock_for(device: torch.device) -> Clock:
-    """CPU time with one thread, wall time with more; on a GPU, its own events.
+    """Return the clock of a device: on a CPU, CPU time with one thread and wall time with more; on a GPU, CUDA events.
 
-    With one thread, CPU time is what wall time would be on a machine of one's own, however busy it is.
+    With one thread, CPU time is the wall time of an otherwise idle machine, however busy the machine is.
     """
     if device.type == "cuda":
-        return Clock("CUDA events", lambda call: _events(call, device))
+        return Clock("CUDA events", lambda call: _time_by_events(call, device))
     if device.type != "cpu":
-        return Clock("wall time", lambda call: _waited(call, device))
+        return Clock("wall time", lambda call: _time_synchronized(call, device))
     if torch.get_num_threads() == 1:
-        return Clock("CPU time", lambda call: _timed(call, time.thread_time))
-    return Clock("wall time", lambda call: _timed(call, time.perf_counter))
+        return Clock("CPU time", lambda call: _time_by(call, time.thread_time))
+    return Clock("wall time", lambda call: _time_by(call, time.perf_counter))
 
 
-def _timed(call: Call, now: Callable[[], float]) -> tuple[Any, float]:
+def _time_by(call: Call, now: Callable[[], float]) -> tuple[Any, float]:
+    """Return the result of a call and the difference of two readings of `now`, in seconds."""
     start = now()
     result = call()
     return result, now() - start
 
 
-def _waited(call: Call, device: torch.device) -> tuple[Any, float]:
+def _time_synchronized(call: Call, device: torch.device) -> tuple[Any, float]:
+    """Return the result of a call and its wall time in seconds, synchronized with the device before and after."""
     accelerator = getattr(torch, device.type)
     accelerator.synchronize()
     start = time.perf_counter()
@@ -67,7 +69,8 @@ def _waited(call: Call, device: torch.device) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _events(call: Call, device: torch.device) -> tuple[Any, float]:
+def _time_by_events(call: Call, device: torch.device) -> tuple[Any, float]:
+    """Return the result of a call and the seconds between two CUDA events around it."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -75,11 +78,11 @@ def _events(call: Call, device: torch.device) -> tuple[Any, float]:
         result = call()
         end.record()
         end.synchronize()
-    return result, start.elapsed_time(end) / 1e3
+    return result, start.elapsed_time(end) / 1e3  # milliseconds → seconds
 
 
 def typical(clock: Clock, call: Call, repeats: int) -> float:
-    """What several calls take, after a few that warm up; fewer where they take long."""
+    """Return the typical seconds of a call, from up to `repeats` calls after some that warm up; fewer if they take long."""
     times: list[float] = []
     for _ in range(WARM_UP):
         clock.run(call)
@@ -89,7 +92,7 @@ def typical(clock: Clock, call: Call, repeats: int) -> float:
 
 
 def quiet(times: Sequence[float]) -> float:
-    """The lower quartile: what else runs on the machine only adds.
+    """Return the lower quartile, because other load of the machine only adds to the times.
 
     >>> quiet([5.0, 1.0, 3.0, 2.0, 9.0])
     2.0
@@ -98,7 +101,7 @@ def quiet(times: Sequence[float]) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """What the maker calls it."""
+    """Return the maker's name of a GPU or CPU; of other devices, their type."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""`latency_table`: the ops of a program timed over a grid of sizes."""
+"""`latency_table`: time the ops of a program over a grid of sizes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from .table import Grid, LatencyTable, Op, merge
 from .walk import Env, Machine, instruction_axes, is_view, resized, walk
 
 GRID = (1.0, 0.75, 0.5, 0.25, 0.1)
+"""Default shares of the units at which ops are measured."""
 ROUNDS = 2
-"""Forwards for each repeat: all else is scaled by them."""
+"""Timed forwards for each repeat of an op; more, because all other times are scaled by them."""
 MULTIPLE = 16
-"""Kernels work in blocks of so many channels: 16 floats fill a vector of AVX-512, and tensor cores like 8 or 16."""
+"""Kernels work in blocks of this many channels: 16 floats fill a vector of AVX-512, and tensor cores prefer 8 or 16."""
 
 
 @door
@@ -44,33 +45,33 @@ def latency_table(
     repeats: int = 10,
     clock: Clock | None = None,
 ) -> LatencyTable:
-    """Measure once how long every op takes at some sizes, to predict how long a forward takes at any sizes.
+    """Measure the seconds of every op at some sizes, to predict those of a forward at any sizes.
 
-    An op's seconds are a function of the sizes of the few groups on its axes. It is measured alone, on parts of the tensors
-    that it meets in the dense program, over a grid of these sizes, and interpolated linearly in each size. Sizes that are
-    multiples of 16, which kernels like, and odd ones make a grid each. Then whole forwards are timed op by op, with the same
-    share of every group, and each op's grid is scaled to what it takes there, so that the prediction is exact for them.
-    Ops of the same shapes are measured once, also for later tables: they are kept in a file for each device, version of
-    torch, number of threads and type of the parameters. A measurement that was stopped goes on where it was.
+    An op's seconds are a function of the sizes of the few groups on its axes. The op is measured alone, on parts of its tensors
+    in the dense program, over a grid of these sizes, and interpolated linearly in each size. Sizes that are multiples of 16,
+    which suit the kernels, and odd sizes have separate grids. Then whole forwards are timed op by op, with the same share of
+    every group, and each op's grid is scaled to its seconds in these forwards, so that the prediction is exact for them. Ops of
+    the same shapes are measured once, also for later tables: a file for each device, version of torch, number of threads and
+    type of the parameters keeps them. An interrupted measurement resumes from this file.
 
-    With one thread on a CPU, CPU time is measured: what wall time would be on a machine of one's own, however busy it is.
+    With one thread on a CPU, CPU time is measured: it is the wall time of an otherwise idle machine, however busy the machine is.
     Biases that a compensation created are left out.
 
     Args:
-        spec: of the dense network.
-        params: of the spec.
-        device: where it is measured; default: where the params are.
+        spec: spec of the dense network.
+        params: params of the spec.
+        device: device of the measurement; default: that of the params.
         batch: samples of a forward.
-        grid: shares of the units at which ops are measured; all of them, and a single one, always are.
-        cache: folder of the files; default `prunefn/latency` in the user's cache folder.
-        progress: show a bar.
-        repeats: calls of which the lower quartile counts; fewer for ops that take long.
-        clock: default: the device's own.
+        grid: shares of the units at which ops are measured; all units, and a single one, are always measured, too.
+        cache: folder of the cache files; default: `prunefn/latency` in the user's cache folder.
+        progress: whether to show a progress bar.
+        repeats: number of calls of an op, of which the lower quartile counts; fewer for ops that take long.
+        clock: the clock; default: that of the device.
 
     Raises:
-        TraceError: the spec was recorded, so that it has no program that runs.
+        TraceError: the spec was recorded, so it has no program that runs.
         ParamsError: the params do not fit the spec, or are on `meta`.
-        PruneError: a bad grid, batch or number of repeats; or a file in the cache is damaged (it is left as it is).
+        PruneError: grid, batch or repeats are out of range; or a file in the cache is damaged (it does not change).
 
     >>> import tempfile, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
@@ -82,20 +83,20 @@ def latency_table(
     """
     check_runnable(spec)
     check_names(params, spec)
-    _check(grid, batch, repeats)
-    placed, place = _placed(params, device)
-    nets = networks(spec, placed, batch, place, grid, MULTIPLE)
+    _check_arguments(grid, batch, repeats)
+    device_params, where = _params_on_device(params, device)
+    nets = networks(spec, device_params, batch, where, grid, MULTIPLE)
     m = nets[0].machine
-    clock = clock or clock_for(place)
-    name, version, threads = device_name(place), str(torch.__version__), torch.get_num_threads()
-    store = Cache(folder_of(cache) / _file(name, version, threads, placed, clock))
+    clock = clock or clock_for(where)
+    name, version, threads = device_name(where), str(torch.__version__), torch.get_num_threads()
+    store = Cache(folder_of(cache) / _cache_file(name, version, threads, device_params, clock))
     with torch.no_grad():
         try:
-            found = _alone(m, _Plan(clock, store, tuple(grid), repeats), progress)
-            places = in_place(nets, clock, store, "\n".join(f.key for f in found), ROUNDS * repeats, progress)
+            alone = _measure_alone(m, _Plan(clock, store, tuple(grid), repeats), progress)
+            placed = in_place(nets, clock, store, "\n".join(op.key for op in alone), ROUNDS * repeats, progress)
         finally:
             store.write()
-    ops = tuple(_op(f, m, places) for f in found)
+    ops = tuple(_calibrated_op(op, m, placed) for op in alone)
     return LatencyTable(
         spec,
         name,
@@ -110,23 +111,25 @@ def latency_table(
     )
 
 
-def _check(grid: Sequence[float], batch: int, repeats: int) -> None:
+def _check_arguments(grid: Sequence[float], batch: int, repeats: int) -> None:
+    """Raise a PruneError for numbers out of range."""
     if not all(0 < s <= 1 for s in grid):
         raise PruneError(f"grid={tuple(grid)}: shares of units must be above 0 and at most 1")
     if batch < 1 or repeats < 1:
         raise PruneError(f"batch ({batch}) and repeats ({repeats}) must be at least 1")
 
 
-def _placed(params: Params, device: torch.device | str | None) -> tuple[Params, torch.device]:
-    """The params on the device, and the device."""
+def _params_on_device(params: Params, device: torch.device | str | None) -> tuple[Params, torch.device]:
+    """Return the params on the device, and the device."""
     own = next((t.device for t in params.values()), torch.device("cpu"))
-    place = own if device is None else torch.device(device)
-    if "meta" in (own.type, place.type):
-        raise ParamsError("tensors on 'meta' take no time; give the params on a real device")
-    return (params if place == own else {n: t.to(place) for n, t in params.items()}), place
+    where = own if device is None else torch.device(device)
+    if "meta" in (own.type, where.type):
+        raise ParamsError("tensors on 'meta' cannot be timed; give the params on a real device")
+    return (params if where == own else {n: t.to(where) for n, t in params.items()}), where
 
 
-def _file(name: str, version: str, threads: int, params: Params, clock: Clock) -> str:
+def _cache_file(name: str, version: str, threads: int, params: Params, clock: Clock) -> str:
+    """Return the name of the cache file, which contains everything that the seconds of an op depend on but its key."""
     dtype = next((str(t.dtype) for t in params.values() if t.is_floating_point()), "no parameters")
     return file_name(name, f"torch {version}", f"{threads} threads", dtype.removeprefix("torch."), clock.name)
 
@@ -135,7 +138,7 @@ def _file(name: str, version: str, threads: int, params: Params, clock: Clock) -
 
 
 class _Plan(NamedTuple):
-    """How ops are measured."""
+    """The settings of the measurement of ops."""
 
     clock: Clock
     store: Cache
@@ -143,64 +146,64 @@ class _Plan(NamedTuple):
     repeats: int
 
 
-class _Found(NamedTuple):
-    """An instruction with what it takes alone; no grid where its size does not matter."""
+class _Measured(NamedTuple):
+    """An instruction with its seconds alone; without a grid if its size does not matter."""
 
     ins: Instruction
     key: str
-    """What it is at full size."""
+    """Its key in the cache at full size."""
     axes: tuple[Axis, ...] = ()
     grid: Grid | None = None
     even: Grid | None = None
 
 
-def _alone(m: Machine, plan: _Plan, progress: bool) -> list[_Found]:
-    """Go through the dense program once, and stop at each op to time it at all sizes."""
-    found: list[_Found] = []
+def _measure_alone(m: Machine, plan: _Plan, progress: bool) -> list[_Measured]:
+    """Run the dense program once, and time each op at all sizes when its inputs are available."""
+    ops: list[_Measured] = []
     bar = tqdm(total=len(m.spec.program.instructions), desc="latency of ops", disable=not progress, leave=False)
 
     def run(ins: Instruction, call: Call, env: Env) -> Any:
         result = call()
-        found.append(_over_grid(m, ins, env, plan, view=is_view(call, result)))
+        ops.append(_measure_over_grid(m, ins, env, plan, view=is_view(call, result)))
         bar.update()
         return result
 
     with bar:
         walk(m, run)
-    return found
+    return ops
 
 
-def _over_grid(m: Machine, ins: Instruction, env: Env, plan: _Plan, *, view: bool) -> _Found:
+def _measure_over_grid(m: Machine, ins: Instruction, env: Env, plan: _Plan, *, view: bool) -> _Measured:
+    """Time an instruction alone over the grid of the sizes that it depends on; a view is not timed."""
     key, _ = resized(m, ins, env, {})
-    loose = sizes_in((ins.args, tuple(v for _, v in ins.kwargs)))
-    where = coordinates([*instruction_axes(m.spec, ins)], loose, m.spec.sizes.keys())
-    if view or not where:
-        return _Found(ins, key)
+    argument_sizes = sizes_in((ins.args, tuple(v for _, v in ins.kwargs)))
+    op_coordinates = coordinates([*instruction_axes(m.spec, ins)], argument_sizes, m.spec.sizes.keys())
+    if view or not op_coordinates:
+        return _Measured(ins, key)
 
     def seconds(sizes: Mapping[str, int]) -> float:
         name, make = resized(m, ins, env, sizes)
         return plan.store.get(name, lambda: typical(plan.clock, make(), plan.repeats))
 
-    def measured(points: Mesh) -> Grid:
+    def grid_of(points: Mesh) -> Grid:
         return Grid(points.sizes, tuple(seconds(p.sizes) for p in points.points))
 
-    odd, liked = (mesh(where, m.sizes, plan.shares, MULTIPLE, even=even) for even in (False, True))
-    axes = tuple(c.axis for c in where)
-    return _Found(ins, key, axes, measured(odd), measured(liked) if liked.sizes != odd.sizes else None)
+    odd, even = (mesh(op_coordinates, m.sizes, plan.shares, MULTIPLE, even=is_even) for is_even in (False, True))
+    axes = tuple(c.axis for c in op_coordinates)
+    return _Measured(ins, key, axes, grid_of(odd), grid_of(even) if even.sizes != odd.sizes else None)
 
 
-def _op(f: _Found, m: Machine, places: Sequence[Placed]) -> Op:
-    """Scaled to what it takes in place."""
-    ins = f.ins
-    if f.grid is None:
-        return Op(ins.name, ins.op, ins.module, (), Grid((), (places[0].seconds[ins.name],)))
-    raw = Op(ins.name, ins.op, ins.module, f.axes, f.grid, f.even)
-    tops = [size(a, m.sizes) for a in f.axes]
-    known = []
-    for p in places:
-        where = [size(a, p.sizes) for a in f.axes]
-        alone = raw.at(where, tops, MULTIPLE)
-        known.append((where, p.seconds[ins.name] / alone if alone else 1.0))
-    return raw._replace(
-        grid=corrected(f.grid, tops, known), even=None if f.even is None else corrected(f.even, tops, known)
-    )
+def _calibrated_op(measured: _Measured, m: Machine, placed: Sequence[Placed]) -> Op:
+    """Return the op with its grids scaled from its seconds alone to its seconds in place."""
+    ins = measured.ins
+    if measured.grid is None:
+        return Op(ins.name, ins.op, ins.module, (), Grid((), (placed[0].seconds[ins.name],)))
+    raw = Op(ins.name, ins.op, ins.module, measured.axes, measured.grid, measured.even)
+    dense_sizes = [size(a, m.sizes) for a in measured.axes]
+    factors = []
+    for net in placed:
+        sizes = [size(a, net.sizes) for a in measured.axes]
+        alone = raw.at(sizes, dense_sizes, MULTIPLE)
+        factors.append((sizes, net.seconds[ins.name] / alone if alone else 1.0))
+    even = None if measured.even is None else corrected(measured.even, dense_sizes, factors)
+    return raw._replace(grid=corrected(measured.grid, dense_sizes, factors), even=even)

@@ -1,4 +1,4 @@
-"""The table: seconds of every op over a grid of sizes, and what follows from them for any sizes."""
+"""The latency table: seconds of every op over a grid of sizes, and the prediction for any sizes."""
 
 from __future__ import annotations
 
@@ -15,87 +15,87 @@ from ...types import Mask
 
 
 class Grid(NamedTuple):
-    """Seconds at a rectangular grid of sizes.
+    """Seconds over a rectangular grid of sizes.
 
     >>> Grid(((1, 3), (2, 4)), (1.0, 2.0, 3.0, 4.0)).at((2, 2))
     2.0
     """
 
     sizes: tuple[tuple[int, ...], ...]
-    """Of each coordinate, ascending."""
+    """Sizes of each coordinate, ascending."""
     seconds: tuple[float, ...]
-    """Row-major."""
+    """Seconds at all combinations of sizes, row-major."""
 
     def at(self, where: Sequence[int]) -> float:
-        """Linear in each size between its two neighbours, and beyond the last ones."""
-        corners = [(0, 1.0)]
-        for known, n in zip(self.sizes, where, strict=True):
-            i, share = _between(known, n)
+        """Return the seconds at a point, by linear interpolation in each size; beyond the grid, by extrapolation."""
+        corners = [(0, 1.0)]  # (row-major index, weight) of the grid points around `where`
+        for grid_sizes, n in zip(self.sizes, where, strict=True):
+            i, share = _interval(grid_sizes, n)
             sides = [(i + j, w) for j, w in ((0, 1 - share), (1, share)) if w]
-            corners = [(k * len(known) + j, v * w) for k, v in corners for j, w in sides]
+            corners = [(k * len(grid_sizes) + j, v * w) for k, v in corners for j, w in sides]
         return sum(self.seconds[k] * w for k, w in corners)
 
 
-def _between(known: Sequence[int], n: int) -> tuple[int, float]:
-    """Index of the neighbour below, and the share of the way to the next."""
-    if len(known) == 1:
+def _interval(grid_sizes: Sequence[int], n: int) -> tuple[int, float]:
+    """Return the index of the lower end of the interval for n, and the share of the way from there to the upper end."""
+    if len(grid_sizes) == 1:
         return 0, 0.0
-    i = min(max(bisect_right(known, n) - 1, 0), len(known) - 2)
-    return i, (n - known[i]) / (known[i + 1] - known[i])
+    i = min(max(bisect_right(grid_sizes, n) - 1, 0), len(grid_sizes) - 2)
+    return i, (n - grid_sizes[i]) / (grid_sizes[i + 1] - grid_sizes[i])
 
 
 class Op(NamedTuple):
-    """What is known of one instruction, or of several that depend on the same sizes."""
+    """The seconds of one instruction, or of several that depend on the same sizes."""
 
     name: str
-    """The instruction; empty for several."""
+    """Name of the instruction; empty for several."""
     op: str
     module: str
     axes: tuple[Axis, ...]
-    """Whose sizes its seconds depend on; none: they do not change."""
+    """The axes whose sizes the seconds depend on; empty if the seconds do not change."""
     grid: Grid
     even: Grid | None = None
-    """At sizes that kernels like; None: no axis is long enough."""
+    """Seconds at sizes that suit the kernels; None if no axis is long enough."""
 
     def at(self, where: Sequence[int], dense: Sequence[int], multiple: int) -> float:
-        """Seconds at the sizes of its axes."""
+        """Return the seconds at these sizes of its axes; `dense` are the sizes when nothing is removed."""
         if self.even is not None and all(is_even(n, top, multiple) for n, top in zip(where, dense, strict=True)):
             return self.even.at(where)
         return self.grid.at(where)
 
 
 def is_even(n: int, dense: int, multiple: int) -> bool:
-    """A multiple, or whole; of a short axis, any size."""
+    """Return whether n is a multiple or the full size; on a short axis, every size counts as even."""
     return dense < 2 * multiple or n % multiple == 0 or n == dense
 
 
 class LatencyTable(NamedTuple):
     """Measured seconds of the ops of a program, and a prediction for any sizes of its groups.
 
-    It is a value: what it was measured on stands in it, and it predicts without running anything.
+    The table is a value: it states on which device and how it was measured, and it predicts without running anything.
     """
 
     spec: Spec
-    """The dense one."""
+    """Spec of the dense network."""
     device: str
     """Name of the device."""
     torch: str
-    """Version."""
+    """Version of torch."""
     threads: int
     clock: str
-    """What was measured: CPU time, wall time, …"""
+    """The measured time: CPU time, wall time, …"""
     batch: int
     multiple: int
-    """Sizes that kernels like are multiples of it."""
+    """Sizes that suit the kernels are multiples of this number."""
     sizes: FrozenDict[str, int]
-    """Of all leaves, the batch's included, when nothing is removed."""
+    """Sizes of all leaves when nothing is removed, the batch included."""
     ops: tuple[Op, ...]
-    """One for each instruction."""
+    """One op for each instruction."""
     merged: tuple[Op, ...]
-    """The same with those added up that depend on the same sizes."""
+    """The ops, with those that depend on the same sizes added up."""
 
     def predict(self, sizes: Mapping[str, int]) -> float:
-        """Seconds of a forward at these sizes of groups; a group that is not named has all its units.
+        """Return the seconds of a forward at these sizes of groups; a group that is not named has all its units.
 
         >>> from prunefn.spec.axis import Leaf
         >>> table = LatencyTable(None, "", "", 1, "", 1, 16, FrozenDict({"a": 8}), (), ())
@@ -105,11 +105,11 @@ class LatencyTable(NamedTuple):
         return sum(self._seconds(self.merged, sizes))
 
     def by_op(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Seconds of each instruction; their sum is the prediction."""
+        """Return the seconds of each instruction; their sum is the prediction."""
         return dict(zip((o.name for o in self.ops), self._seconds(self.ops, sizes), strict=True))
 
     def of(self, mask: Mask | None = None) -> float:
-        """Seconds of a forward of what a mask leaves.
+        """Return the seconds of a forward after pruning by a mask.
 
         Raises:
             MaskError: the mask does not fit the spec.
@@ -118,14 +118,15 @@ class LatencyTable(NamedTuple):
         return self.predict({g: int(m.sum()) for g, m in (mask or {}).items()})
 
     def _seconds(self, ops: Sequence[Op], sizes: Mapping[str, int]) -> list[float]:
-        now: dict[str, int] = {**self.sizes, **sizes}
-        known: dict[Axis, tuple[int, int]] = {}
+        """Return the seconds of each op at these sizes."""
+        all_sizes: dict[str, int] = {**self.sizes, **sizes}
+        axis_sizes: dict[Axis, tuple[int, int]] = {}  # axis → (its size, its dense size)
         out = []
         for op in ops:
             for a in op.axes:
-                if a not in known:
-                    known[a] = size(a, now), size(a, self.sizes)
-            where, dense = [known[a][0] for a in op.axes], [known[a][1] for a in op.axes]
+                if a not in axis_sizes:
+                    axis_sizes[a] = size(a, all_sizes), size(a, self.sizes)
+            where, dense = [axis_sizes[a][0] for a in op.axes], [axis_sizes[a][1] for a in op.axes]
             out.append(op.at(where, dense, self.multiple))
         return out
 
@@ -138,7 +139,7 @@ class LatencyTable(NamedTuple):
 
 
 def merge(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """Ops that are known at the same sizes of the same axes become one.
+    """Add up ops that were measured at the same sizes of the same axes.
 
     >>> from prunefn.spec.axis import Leaf
     >>> a = Op("a", "relu", "", (Leaf("c"),), Grid(((1, 2),), (1.0, 2.0)))
@@ -148,19 +149,20 @@ def merge(ops: Sequence[Op]) -> tuple[Op, ...]:
     sums: dict[tuple, Op] = {}
     for o in ops:
         key = o.axes, o.grid.sizes, o.even and o.even.sizes
-        old = sums.get(key)
-        even = o.even if old is None or old.even is None or o.even is None else _add(old.even, o.even)
-        sums[key] = Op("", "", "", o.axes, o.grid if old is None else _add(old.grid, o.grid), even)
+        total = sums.get(key)
+        even = o.even if total is None or total.even is None or o.even is None else _add(total.even, o.even)
+        sums[key] = Op("", "", "", o.axes, o.grid if total is None else _add(total.grid, o.grid), even)
     return tuple(sums.values())
 
 
 def _add(a: Grid, b: Grid) -> Grid:
+    """Return the grid with the sums of the seconds of two grids of the same sizes."""
     return Grid(a.sizes, tuple(x + y for x, y in zip(a.seconds, b.seconds, strict=True)))
 
 
 @door
 def latency(table: LatencyTable, mask: Mask | None = None) -> float:
-    """Predicted seconds of a forward; with a mask, of what it leaves. Nothing is built or run.
+    """Return the predicted seconds of a forward, with a mask of the pruned network. Nothing is built or run.
 
     Raises:
         MaskError: the mask does not fit the table's spec.

@@ -1,4 +1,4 @@
-"""A program run op by op on real tensors, and single ops on tensors of other sizes."""
+"""Run a program op by op on real tensors, and single ops on tensors of other sizes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ...types import Params
 from .clock import Call
 
 Env = Mapping[str, Any]
-"""Name of a value → what it is: a tensor, a tuple of tensors, a number."""
+"""Name of a value → the value: a tensor, a tuple of tensors, a number."""
 
 
 class Machine(NamedTuple):
-    """A program, and what it runs on."""
+    """A program with the values and the device that it runs on."""
 
     spec: Spec
     values: dict[str, Tensor]
     """Parameters, constants and inputs."""
     sizes: Mapping[str, int]
-    """Of all leaves, the batch's included."""
+    """Sizes of all leaves, the batch included."""
     device: torch.device
 
 
 def machine(spec: Spec, params: Params, inputs: Sequence[Tensor], device: torch.device) -> Machine:
-    """The spec's program on these params and inputs."""
+    """Return the spec's program with these params and inputs."""
     program = spec.program
     values = {n: params[n] for n in program.tensors}
     values |= {n: spec.constants.tensors[n].to(device) for n in program.constants}
@@ -42,40 +42,40 @@ def machine(spec: Spec, params: Params, inputs: Sequence[Tensor], device: torch.
 
 
 def axes_of(spec: Spec, name: str) -> tuple[Axis, ...] | None:
-    """Axes of the dims of a value of the program; None where it is not one tensor."""
+    """Return the axes of the dims of a value of the program; None if the value is not a single tensor."""
     inputs = {i.name: i.axes for i in spec.program.inputs}
     return next((t[name] for t in (spec.program.axes, spec.axes, spec.constants.axes, inputs) if name in t), None)
 
 
 def walk(m: Machine, run: Callable[[Instruction, Call, Env], Any]) -> None:
-    """Go through the program; `run` gives the result of each instruction. What is not needed any more is let go."""
+    """Go through the program and let `run` compute each instruction; a result is deleted after its last use."""
     program, env = m.spec.program, dict[str, Any](m.values)
-    last = _last_uses(program)
+    last_uses = _last_uses(program)
     for ins in program.instructions:
         env[f"%{ins.name}"] = run(ins, call_of(m, ins, env), env)
-        for name in last.get(ins.name, ()):
+        for name in last_uses.get(ins.name, ()):
             del env[name]
 
 
 def _last_uses(program: Program) -> dict[str, list[str]]:
-    """Instruction → results that nothing after it reads."""
-    last: dict[str, str] = {}
+    """Return instruction → results that no later instruction reads."""
+    last_reader: dict[str, str] = {}
     for ins in program.instructions:
-        last |= dict.fromkeys([f"%{ins.name}", *used(ins)], ins.name)
+        last_reader |= dict.fromkeys([f"%{ins.name}", *used(ins)], ins.name)
     out: dict[str, list[str]] = {}
-    for name, at in last.items():
+    for name, reader in last_reader.items():
         if name.startswith("%"):
-            out.setdefault(at, []).append(name)
+            out.setdefault(reader, []).append(name)
     return out
 
 
 def used(ins: Instruction) -> list[str]:
-    """Names of the values that an instruction reads."""
+    """Return the names of the values that an instruction reads."""
     return list(dict.fromkeys(ins.reads()))
 
 
 def call_of(m: Machine, ins: Instruction, env: Env, stage: str = "in place") -> Call:
-    """The instruction as a call on the values of `env`."""
+    """Return the instruction as a call on the values of `env`."""
 
     def value(a: Any) -> Any:
         match a:
@@ -96,7 +96,7 @@ def call_of(m: Machine, ins: Instruction, env: Env, stage: str = "in place") -> 
 
 
 def is_view(call: Call, result: Any) -> bool:
-    """The result is a part of an argument, or a number: it costs the same at any size."""
+    """Return whether the result is a part of an argument, or a number, so that it costs the same at any size."""
     first = result[0] if isinstance(result, (tuple, list)) and result else result
     if not isinstance(first, Tensor) or (
         call.args and isinstance(call.args[0], tuple | list) and call.op.startswith("operator")
@@ -110,18 +110,18 @@ def is_view(call: Call, result: Any) -> bool:
 
 
 def resized(m: Machine, ins: Instruction, env: Env, sizes: Mapping[str, int]) -> tuple[str, Callable[[], Call]]:
-    """The instruction at other sizes of leaves: what tells it apart from others, and how to make the call."""
-    at = m._replace(sizes={**m.sizes, **sizes})
-    shapes = {n: _shape(at, n, env[n]) for n in used(ins)}
+    """Return the key of the instruction at other sizes of leaves, and a function that makes the call."""
+    other = m._replace(sizes={**m.sizes, **sizes})
+    shapes = {n: _shape(other, n, env[n]) for n in used(ins)}
 
     def make() -> Call:
-        return call_of(at, ins, {n: _part(env[n], shape) for n, shape in shapes.items()}, "alone")
+        return call_of(other, ins, {n: _view_of_shape(env[n], shape) for n, shape in shapes.items()}, "alone")
 
-    return _key(at, ins, env, shapes), make
+    return _key(other, ins, env, shapes), make
 
 
 def _shape(m: Machine, name: str, value: Any) -> tuple[int, ...] | None:
-    """The shape that a value has at these sizes; None where it is no tensor."""
+    """Return the shape of a value at the machine's sizes; None if it is no tensor."""
     if not isinstance(value, Tensor):
         return None
     axes = axes_of(m.spec, name)
@@ -132,32 +132,35 @@ def _shape(m: Machine, name: str, value: Any) -> tuple[int, ...] | None:
     return tuple(size(a, m.sizes) for a in axes)
 
 
-def _order(t: Tensor) -> tuple[int, ...]:
-    """Dims from the outermost to the innermost in memory."""
+def _memory_order(t: Tensor) -> tuple[int, ...]:
+    """Return the dims of a tensor from the outermost to the innermost in memory."""
     if t.is_contiguous():
         return tuple(range(t.ndim))
     return tuple(sorted(range(t.ndim), key=lambda d: -t.stride(d)))
 
 
-def _part(value: Any, shape: tuple[int, ...] | None) -> Any:
-    """Some of a tensor's numbers in another shape, laid out in memory as it is: a view, so that large weights are not copied."""
+def _view_of_shape(value: Any, shape: tuple[int, ...] | None) -> Any:
+    """Return some of a tensor's numbers in another shape with the same memory order.
+
+    The result is a view if the storage has enough numbers, so that large weights are not copied.
+    """
     if shape is None or tuple(value.shape) == shape:
         return value
-    strides = torch.empty_permuted(shape, _order(value), device="meta").stride()
-    there = value.untyped_storage().nbytes() // value.element_size() - value.storage_offset()
-    if prod(shape) <= there:
+    strides = torch.empty_permuted(shape, _memory_order(value), device="meta").stride()
+    available = value.untyped_storage().nbytes() // value.element_size() - value.storage_offset()
+    if prod(shape) <= available:
         return value.as_strided(shape, strides)
     return value.flatten().repeat(-(-prod(shape) // value.numel()))[: prod(shape)].as_strided(shape, strides)
 
 
 def _key(m: Machine, ins: Instruction, env: Env, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
-    """Op, types, shapes, layouts and static arguments; the same for all layers that are alike."""
+    """Return a text of op, types, shapes, layouts and static arguments, which is the same for all layers of the same shapes."""
 
     def text(a: Any) -> str:
         match a:
             case Ref(name) if (shape := shapes[name]) is not None:
                 t = env[name]
-                layout = "" if t.is_contiguous() else f" by {_order(t)}"
+                layout = "" if t.is_contiguous() else f" by {_memory_order(t)}"
                 return f"{str(t.dtype).removeprefix('torch.')}{list(shape)}{layout}"
             case Ref(name):
                 return repr(env[name])
@@ -175,7 +178,7 @@ def _key(m: Machine, ins: Instruction, env: Env, shapes: Mapping[str, tuple[int,
 
 
 def instruction_axes(spec: Spec, ins: Instruction) -> Iterator[tuple[Axis, ...]]:
-    """Axes of the tensors that an instruction reads and makes."""
+    """Yield the axes of the tensors that an instruction reads and of its result."""
     for name in (*used(ins), f"%{ins.name}"):
         if axes := axes_of(spec, name):
             yield axes
