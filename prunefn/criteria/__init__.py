@@ -1,4 +1,21 @@
-"""Criteria: values that define how units are scored; higher = keep. One idea a file."""
+"""Criteria: values that say how units are scored; higher = keep. One idea a file.
+
+A criterion of your own is a value: a name, and a pure function of statistics. Nothing needs to be registered.
+
+>>> import torch, prunefn as pf
+>>> def signal_to_noise(stats):
+...     groups = stats.spec.groups.values()
+...     sites = {g.name: stats.sites[g.sites[0]] for g in groups if g.sites and g.sites[0] in stats.sites}
+...     return {name: m.mean.abs() / m.variance.sqrt() for name, m in sites.items()}
+>>> own = pf.Criterion("signal_to_noise", signal_to_noise, needs=("moments",))
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+>>> spec = pf.trace(model, (torch.randn(2, 4),))
+>>> pf.pipeline(criterion=own, ratio=0.5)(pf.params(model), [torch.randn(64, 4)], spec=spec).info.removed
+{'0': (4, 8)}
+
+To add one to this menu: a file `_name.py` with one function `name(…) → Criterion`, a line below, and a row in the table of
+tests/test_criteria_laws.py. The files are private because a function hides a module of its name.
+"""
 
 from ._activation import activation
 from ._bn_scale import bn_scale

@@ -1,4 +1,20 @@
-"""Read small image data as a whole: digits, MNIST, Fashion-MNIST, CIFAR-10. Nothing is downloaded."""
+"""Read small image data as a whole: digits, MNIST, Fashion-MNIST, CIFAR-10. Nothing is downloaded.
+
+Another data set is a function (folder, seed) → `Raw`, and a row of `SOURCES` that says which augmentations fit; `open_data`, the
+command line and the list of names in messages read that table.
+
+>>> from prunefn.data.api import SOURCES, open_data
+>>> def read_stripes(folder, seed):
+...     images, labels = torch.zeros(8, 1, 4, 4), torch.arange(8) % 2
+...     images[::2, :, ::2], images[1::2, :, :, ::2] = 1.0, 1.0
+...     train, held_out = Pictures(images[:6], labels[:6]), Pictures(images[6:], labels[6:])
+...     return Raw(train, held_out, ("rows", "columns"), mean=(0.5,), std=(0.5,))
+>>> SOURCES["stripes"] = Source(read_stripes, mirrors=True)
+>>> data = open_data("stripes")
+>>> data.classes, len(data.train), len(data.held_out), data.input_shape
+(('rows', 'columns'), 6, 2, (1, 4, 4))
+>>> del SOURCES["stripes"]
+"""
 
 from __future__ import annotations
 

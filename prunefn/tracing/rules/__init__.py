@@ -1,4 +1,29 @@
-"""The rules: one small function per op or family of ops, in a table keyed by op name, with or without overload."""
+"""One small rule per op or family of ops; the table is keyed by op name, with or without overload.
+
+A rule is a function from a `Call` to the axes of the op's outputs. A rule of your own goes to `trace(…, rules=)`. If its op is a
+contraction, `call.contract` is all that statistics, compensation, sparse weights and costs need.
+
+>>> import torch, prunefn as pf
+>>> @torch.library.custom_op("prunefn_docs::project", mutates_args=())
+... def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+...     return x @ weight
+>>> _ = project.register_fake(lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[1])))
+>>> def rule(call):
+...     x, w = call["x"], call["weight"]
+...     inner, axes = call.unify(x.axes[-1], w.axes[0]), (*x.axes[:-1], w.axes[1])
+...     call.contract(macs=(*axes, inner), x=x, dim=-1, weight=w, pattern="i o -> 1 o i 1", out=w.axes[1])
+...     return axes
+>>> class Own(torch.nn.Linear):
+...     def forward(self, x):
+...         return project(x, self.weight.T)
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.ReLU(), Own(8, 2, bias=False))
+>>> spec = pf.trace(model, (torch.randn(2, 4),), rules={"prunefn_docs::project": rule})
+>>> list(spec.groups), pf.cost(spec).macs, spec.einops("2.weight")
+(['0'], 48, '2 hidden')
+
+A rule for everybody stands beside its kin in one of these files, under `@rule("aten.name")`; tests/test_op_toys.py makes toys of
+the op from its schema (`python -m tests.op_toys.search name`) and checks the laws on them.
+"""
 
 from __future__ import annotations
 
