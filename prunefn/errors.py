@@ -24,6 +24,14 @@ class ParamsError(PruneError):
     """Parameters do not fit the spec."""
 
 
+class SpecNeededError(ParamsError):
+    """A checkpoint does not say all sizes: a spec of the dense model does."""
+
+
+class FormatError(PruneError):
+    """A file violates its format. The text states the problem, and the caller adds the name of the file."""
+
+
 class StatsError(PruneError):
     """Statistics are missing, broken or of another spec."""
 

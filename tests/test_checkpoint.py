@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunefn as pf
+from prunefn.errors import FormatError
 from prunefn.files import atomic
 from prunefn.files.nest import write_nest
-from prunefn.files.tensors import NAMES, SEAL, Entry, FormatError, Reader, Writer, bytes_of, check_seal, save_sealed
+from prunefn.files.tensors import NAMES, SEAL, Entry, Reader, Writer, bytes_of, check_seal, save_sealed
 
 from .small import Attention, Tied, Traced, bits, cnn, mlp, randn, same, traced
 

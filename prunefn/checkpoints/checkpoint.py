@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..doors import door
-from ..errors import ParamsError, nearest
+from ..errors import FormatError, ParamsError, SpecNeededError, nearest
 from ..files import atomic
-from ..files.tensors import FormatError, save_sealed
+from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
 from ..modules.hf_config import is_transformers
@@ -248,7 +248,7 @@ def load(
     if plan is None and any(n in own and own[n].shape != t.shape for n, t in state.items()):
         if spec is None:
             name = next(n for n, t in state.items() if n in own and own[n].shape != t.shape)
-            raise ParamsError(
+            raise SpecNeededError(
                 f"{name!r} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}, and the state dict does "
                 "not say the sizes of the heads and groups: give spec=pf.trace(model, args)"
             )

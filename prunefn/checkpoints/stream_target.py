@@ -8,9 +8,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import PruneError
+from ..errors import FormatError, PruneError
 from ..files.folder import INDEX
-from ..files.tensors import FormatError, Reader, check_seal
+from ..files.tensors import Reader, check_seal
 from ..modules.hf_config_file import CONFIG
 
 JOB = "job"

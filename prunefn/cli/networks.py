@@ -16,7 +16,7 @@ from .. import nets
 from .._extras import needs
 from ..checkpoints.checkpoint import load
 from ..data.value import Data
-from ..errors import PruneError, nearest
+from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
 from ..spec.spec import Spec
 from ..tracing.api import trace
@@ -92,14 +92,14 @@ def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> n
     assert config.checkpoint is not None
     try:
         return load(model, config.checkpoint)
+    except SpecNeededError:
+        example, keywords = _inputs(model, shape, config.name)
+        return load(model, config.checkpoint, spec=trace(model, example, keywords))
     except PruneError as error:
-        if "give spec=" not in str(error):
-            raise PruneError(
-                f"{error}. The model was built for the classes and colours of the data; --options, such as "
-                "'{num_classes: 1000}', builds it as the checkpoint's"
-            ) from None
-    example, keywords = _inputs(model, shape, config.name)
-    return load(model, config.checkpoint, spec=trace(model, example, keywords))
+        raise PruneError(
+            f"{error}. The model was built for the classes and colours of the data; --options, such as "
+            "'{num_classes: 1000}', builds it as the checkpoint's"
+        ) from None
 
 
 def check_name(config: Model) -> None:
@@ -197,7 +197,7 @@ def _of_timm(name: str, config: Model, data: Data | None) -> Built | None:
     try:
         model = timm.create_model(name, pretrained=config.pretrained, **given)
     except TypeError as error:
-        if not (sized and "img_size" in str(error)):
+        if not sized:
             raise _unbuilt(name, given, error) from None
         given.pop("img_size")  # most convolutional networks take any size
         try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import PruneError, warn
+from ..errors import FormatError, PruneError, warn
 from ..files.cache import file_name, folder_of
 from ..files.sealed_json import read_sealed, write_sealed
 
@@ -103,7 +103,7 @@ def _read(path: Path, root: Path) -> dict[str, Listed]:
     try:
         content = read_sealed(path)
         if (content["format"], content["root"]) != (FORMAT, str(root)):
-            raise ValueError(
+            raise FormatError(
                 f"format {content['format']!r} of {content['root']!r} instead of format {FORMAT} of {str(root)!r}"
             )
         cached = {
@@ -124,12 +124,12 @@ def _check_inside(name: str, paths: Iterable[str]) -> None:
     """Check that a list names no path outside of its class.
 
     Raises:
-        ValueError: it does; names the path.
+        FormatError: it does; names the path.
     """
     for path in paths:
         parts = Path(path).parts
         if parts[:1] != (name,) or ".." in parts:
-            raise ValueError(f"the path {path!r} is not in the folder of class {name!r}")
+            raise FormatError(f"the path {path!r} is not in the folder of class {name!r}")
 
 
 def _write(path: Path, root: Path, listed: Mapping[str, Listed]) -> None:

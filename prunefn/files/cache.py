@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import PruneError
+from ..errors import FormatError, PruneError
 from .sealed_json import read_sealed, write_sealed
 
 EVERY = 3.0
@@ -75,10 +75,10 @@ def read(path: Path) -> dict[str, float]:
     try:
         content = read_sealed(path)
         if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r} instead of {FORMAT}")
+            raise FormatError(f"its format is {content['format']!r} instead of {FORMAT}")
         seconds = {str(k): float(v) for k, v in content["seconds"].items()}
         if bad := [k for k, v in seconds.items() if not (math.isfinite(v) and v >= 0)]:
-            raise ValueError(f"{seconds[bad[0]]} seconds for {bad[0]!r}")
+            raise FormatError(f"{seconds[bad[0]]} seconds for {bad[0]!r}")
         return seconds
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise PruneError(

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..errors import ParamsError
-from .tensors import SEAL, Entry, FormatError, Reader, check_seal
+from ..errors import FormatError, ParamsError
+from .tensors import SEAL, Entry, Reader, check_seal
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,10 +63,10 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(places, dict) or not places:
-            raise ValueError("it has no weight_map")
+            raise FormatError("it has no weight_map")
         for name, file in places.items():
             if not isinstance(file, str) or Path(file).name != file:
-                raise ValueError(f"the file of {name!r} is {file!r}, which is no name of a file")
+                raise FormatError(f"the file of {name!r} is {file!r}, which is no name of a file")
         return places
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ParamsError(f"{index} is damaged, or no index ({type(error).__name__}: {error}); {AGAIN}") from error

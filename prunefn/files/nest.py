@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ParamsError
+from ..errors import FormatError, ParamsError
 from .tensors import Reader, check_seal, save_sealed
 
 KEY = "prunefn_nest"
@@ -89,4 +89,4 @@ def _unpack(plan: Any, file: Reader) -> Value:
         return values if kind == "list" else tuple(values)
     if kind == "dict":
         return {k: _unpack(v, file) for k, v in content}
-    raise ValueError(f"unknown kind {kind!r}")
+    raise FormatError(f"unknown kind {kind!r}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import trees
-from ..errors import ParamsError
-from .tensors import DTYPES, Entry, FormatError, Reader
+from ..errors import FormatError, ParamsError
+from .tensors import DTYPES, Entry, Reader
 
 aten: Any = torch.ops.aten
 

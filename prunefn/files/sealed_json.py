@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ..errors import FormatError
 from . import atomic
 
 BLANK = "0" * 64
@@ -31,15 +32,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Return the object that `write_sealed` wrote.
 
     Raises:
-        ValueError: a bit has changed, or the file has no seal; the caller adds the name of the file.
+        FormatError: a bit has changed, or the file has no seal; the caller adds the name of the file.
     """
     raw = path.read_bytes()
     content = json.loads(raw.decode())
     seal = content.pop("seal", None) if isinstance(content, dict) else None
     if not isinstance(seal, str) or len(seal) != len(BLANK):
-        raise ValueError("it has no seal")
+        raise FormatError("it has no seal")
     if _hash(raw.replace(seal.encode(), BLANK.encode(), 1)) != seal:
-        raise ValueError("its bytes do not match its seal: some of them have changed")
+        raise FormatError("its bytes do not match its seal: some of them have changed")
     return content
 
 

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import FormatError
+
 SEAL = "prunefn_seal"
 """Key of the seal in the metadata."""
 BLANK = "0" * 64
@@ -54,10 +56,6 @@ DTYPES = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class FormatError(ValueError):
-    """A file that violates the format; the text states the problem, and the caller adds the name of the file."""
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ParamsError, nearest
+from ..errors import FormatError, ParamsError, nearest
 from ..files.folder import AGAIN, Shard, read_all, shards, verify
 from ..files.tensors import SEAL
 from ..parameters.transforms import compose
@@ -81,11 +81,11 @@ def _unpack_mask(units: int, text: str) -> Tensor:
     """Return the mask that `_pack_mask` packed.
 
     Raises:
-        ValueError: the text does not have one bit a unit.
+        FormatError: the text does not have one bit a unit.
     """
     bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(bits) != -(-units // 8):
-        raise ValueError(f"a mask of {units} units has {len(bits)} bytes")
+        raise FormatError(f"a mask of {units} units has {len(bits)} bytes")
     return torch.from_numpy(np.unpackbits(bits, count=units).astype(bool))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import PruneError, StatsError
+from ..errors import StatsError
 from ..files import atomic
 from ..files.tensors import Reader, check_seal, save_sealed
 from ..frozen_dict import FrozenDict
@@ -126,9 +126,9 @@ def read(path: str | os.PathLike[str], start: Stats, known: Origin) -> tuple[Sta
                     "measured with, or measure again"
                 )
             return _read_contents(f, header, start)
+    except StatsError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        if isinstance(e, PruneError):
-            raise
         raise StatsError(f"{path} is damaged, or no file of pf.save_stats: {e}; measure again") from e
 
 

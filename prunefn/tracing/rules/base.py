@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from ...errors import TraceError
 from ...spec.parts import Geometry
 from ..axes import ONE, Algebra, Term
 
@@ -181,7 +182,7 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
     def enter(function: Rule) -> Rule:
         for op in ops:
             if op in TABLE:
-                raise ValueError(f"two rules for {op}")
+                raise TraceError(f"two rules for {op}")
             TABLE[op] = function
         return function
 
