@@ -24,7 +24,7 @@ from .spec.spec import Spec
 from .stats import check_stats, collect_stats, sync_stats
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
-from .types import Batch, Compensation, Criterion, Info, Params, Pruned, Residual, Scope, Stats, Where
+from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Stats, Where
 from .where import check_matches, choice, matches, only, touches
 
 
@@ -145,18 +145,9 @@ def pipeline(
             repaired: list[Repaired] = []
             if not sequential and method.needs:
                 repaired = list(repairs(pruned, stats, part, spec=current, method=method))
-            elif method.needs and (sites := affected(current, part)):
-                pairs = collect_pairs(
-                    (params, spec),
-                    (pruned, current),
-                    batches or (),
-                    sites=sites,
-                    covariance=covariance,
-                    max_batches=max_batches,
-                    progress=progress,
-                )
-                moments = {name: p.small for name, p in pairs.items()}
-                repaired = list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
+            elif method.needs:
+                options = {"covariance": covariance, "max_batches": max_batches, "progress": progress}
+                repaired = _repairs_towards(params, spec, pruned, current, part, batches or (), method, **options)
             errors |= residuals(repaired)
             pruned, current = apply(written(pruned, repaired, current), part, spec=current), shrink(current, part)
         if recalibrate and batches is not None:
@@ -167,6 +158,24 @@ def pipeline(
         )
 
     return prune
+
+
+def _repairs_towards(
+    params: Params,
+    spec: Spec,
+    pruned: Params,
+    current: Spec,
+    part: Mask,
+    batches: Iterable[Batch],
+    method: Compensation,
+    **options: Any,
+) -> list[Repaired]:
+    """Return the repairs towards the outputs of the dense network (params, spec) for the next part of a mask."""
+    if not (sites := affected(current, part)):
+        return []
+    pairs = collect_pairs((params, spec), (pruned, current), batches, sites=sites, **options)
+    moments = {name: p.small for name, p in pairs.items()}
+    return list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
 
 
 def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
