@@ -148,7 +148,8 @@ def test_every_mac_with_a_weight_is_one_with_a_zero_once_all_weights_are(name: s
     assert n.found.weights == sum(prod(w.shape) for w in weights.values())
     zeros = pf.metrics({**n.params, **{w: torch.zeros_like(n.params[w]) for w in weights}}, spec=n.spec)
     assert (zeros.macs, zeros.sparsity, zeros.zeros) == (n.found.macs, 1.0, n.found.weights)
-    products = sum(flops for op, flops in n.flops.items() if "attention" in op or "bmm" in op)
+    # torch 2.13 runs the linear layers of a mixer, whose inputs are transposed, as products of batches of matrices
+    products = sum(flops for op, flops in n.flops.items() if name != "mixer" and ("attention" in op or "bmm" in op))
     assert 2 * (zeros.macs - zeros.zero_macs) == products
 
 
