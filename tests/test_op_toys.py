@@ -72,8 +72,8 @@ def toys_of(name: str) -> list[OpOverload]:
 
 
 def test_every_op_has_a_toy_or_a_reason() -> None:
-    without = {name for name in TABLE if not toys_of(name)}
-    assert without == set(NO_TOY)
+    without = {name for name in TABLE if not toys_of(name) and (overloads(name) or name in NO_TOY)}
+    assert without == set(NO_TOY)  # ops that this version of torch does not have need none
 
 
 def masks(spec: pf.Spec, groups: list[str]) -> Iterator[pf.Mask]:

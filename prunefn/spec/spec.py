@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,9 @@ from .data import SpecData
 
 class Spec(SpecData):
     """The result of `pf.trace`: the groups (axes that shrink together), the program and the costs of a model. Read-only."""
+
+    # torch.compile of 2.11 would take a frozen dataclass apart, and not see that it is registered as a constant
+    __dataclass_params__ = SimpleNamespace(frozen=False)
 
     def __repr__(self) -> str:
         kinds = [g.kind for g in self.groups.values()]
