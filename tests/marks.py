@@ -46,6 +46,7 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "test_pipeline.py::test_the_pipeline_is_its_steps": ALL,
     "test_forward.py::test_gradients_are_the_modules": ALL,
     "test_forward.py::test_vmap_over_an_ensemble": ALL,
+    "test_forward.py::test_compiled_in_one_graph": ("mlp", "attention"),
     # modules and files
     "test_module.py::test_same_outputs_at_any_batch_size": ALL,
     "test_module.py::test_compile_of_it": ALL,
