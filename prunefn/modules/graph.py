@@ -50,7 +50,7 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         _register(root, name, t, persistent=True)
     for n, path in constants.items():
         _register(root, path, constant(spec, n, device).clone(), persistent=False)
-    present = spec.slots & params.keys()
+    present = spec.slots.intersection(params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
     _assert_domain(graph, spec)
     if paths := block_paths(blocks, params, modules.values()):
