@@ -139,17 +139,9 @@ def pipeline(
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
-        errors: dict[str, Residual] = {}
-        pruned, current = params, spec
-        for part in steps(spec, mask) if sequential else [mask]:
-            repaired: list[Repaired] = []
-            if not sequential and method.needs:
-                repaired = list(repairs(pruned, stats, part, spec=current, method=method))
-            elif method.needs:
-                options = {"covariance": covariance, "max_batches": max_batches, "progress": progress}
-                repaired = _repairs_towards(params, spec, pruned, current, part, batches or (), method, **options)
-            errors |= residuals(repaired)
-            pruned, current = apply(written(pruned, repaired, current), part, spec=current), shrink(current, part)
+        options = {"covariance": covariance, "max_batches": max_batches, "progress": progress}
+        dense = params, spec
+        pruned, current, errors = _remove(dense, mask, stats, batches or (), method, sequential, **options)
         if recalibrate and batches is not None:
             pruned = recalibrated(pruned, batches, spec=current, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
@@ -160,22 +152,29 @@ def pipeline(
     return prune
 
 
-def _repairs_towards(
-    params: Params,
-    spec: Spec,
-    pruned: Params,
-    current: Spec,
-    part: Mask,
+def _remove(
+    dense: tuple[Params, Spec],
+    mask: Mask,
+    stats: Stats,
     batches: Iterable[Batch],
     method: Compensation,
+    sequential: bool,
     **options: Any,
-) -> list[Repaired]:
-    """Return the repairs towards the outputs of the dense network (params, spec) for the next part of a mask."""
-    if not (sites := affected(current, part)):
-        return []
-    pairs = collect_pairs((params, spec), (pruned, current), batches, sites=sites, **options)
-    moments = {name: p.small for name, p in pairs.items()}
-    return list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
+) -> tuple[Params, Spec, dict[str, Residual]]:
+    """Compensate and remove, block by block if sequential; return the pruned params, their spec, and site → error."""
+    errors: dict[str, Residual] = {}
+    pruned, current = dense
+    for part in steps(current, mask) if sequential else [mask]:
+        repaired: list[Repaired] = []
+        if method.needs and not sequential:
+            repaired = list(repairs(pruned, stats, part, spec=current, method=method))
+        elif method.needs and (sites := affected(current, part)):
+            pairs = collect_pairs(dense, (pruned, current), batches, sites=sites, **options)
+            moments = {name: p.small for name, p in pairs.items()}
+            repaired = list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
+        errors |= residuals(repaired)
+        pruned, current = apply(written(pruned, repaired, current), part, spec=current), shrink(current, part)
+    return pruned, current, errors
 
 
 def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:

@@ -152,7 +152,7 @@ def check(net: Net) -> None:
         law(s)
 
 
-few = settings(max_examples=12)
+few = settings(max_examples=30)
 
 
 @few

@@ -15,7 +15,7 @@ from ..errors import TraceError
 from . import rules
 from .axes import Algebra, Term, Var
 from .capture import Captured
-from .rules import Axes, Call, Contraction, Layout, Reason, Rule, SizeOf, Value
+from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
@@ -34,7 +34,7 @@ class Analysis:
     """Parameter or buffer → its axes."""
     resized: dict[fx.Node, dict[str, Any]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    layouts: list[Layout] = field(default_factory=list)
+    layouts: list[TermLayout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
     """Weights of norm layers."""
     layers: set[str] = field(default_factory=set)

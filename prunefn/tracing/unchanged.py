@@ -56,7 +56,7 @@ def reseed(seed: int = 0) -> None:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's generators; without an accelerator, seed only the CPU's, which is 50 times as fast."""
+    """Seed torch's generators; without an accelerator, only the CPU's, which takes less time."""
     seed_all = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
     seed_all(seed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ from ...spec.parts import Cost
 from ...tables import Table, terminal
 from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
+from ..networks import Network
 from ..opened import calibration, device_of, learnt, moved, network_of, wanted_data, write_json, write_yaml
 from ..sections import Config
 
@@ -40,24 +41,6 @@ def run(job: Job) -> Result:
     if criterion.data or s.ridge is not None:
         batches = calibration(config, s.images, s.batch_size)
 
-    def between(step: int, now: Params, masks: sparse.Masks) -> Params:
-        from ...train import train
-
-        if data is None or not config.between.epochs:
-            return now
-        done = train(
-            to_module(moved(now, "cpu"), spec=spec, model=network.model),
-            learnt(data, config),
-            config.between.recipe(config.seed + step),
-            masks=masks,
-            classes=len(data.classes),
-            folder=out / f"round_{step}",
-            name=f"round_{step}",
-            device=config.device,
-            progress=not job.quiet,
-        )
-        return moved(params_of(done.model), device_of(config))
-
     params, masks = sparse.rounds(
         moved(params, device_of(config)),
         batches,
@@ -69,7 +52,7 @@ def run(job: Job) -> Result:
         scope=weight_scope_of(s.scope),
         weights=s.weights or None,
         ridge=s.ridge,
-        between=between if s.rounds > 1 else None,
+        between=_training_between(job, data, network) if s.rounds > 1 else None,
     )
     params, masks = moved(params, "cpu"), moved(masks, "cpu")
     module = to_module(params, spec=spec, model=network.model)
@@ -97,6 +80,31 @@ def run(job: Job) -> Result:
 def _criterion(config: Config, data: Data | None) -> Criterion:
     """That of the config; `movement_since` starts from the weights of the seed, which those of `prunefn train` grew from."""
     return weight_criterion_of(config.sparsify.criterion, lambda: params_of(network_of(config, data, dense=True).model))
+
+
+def _training_between(job: Job, data: Data | None, network: Network) -> Callable[[int, Params, sparse.Masks], Params]:
+    """Return what trains the weights between two rounds, with the zeros held."""
+    config = job.config
+
+    def between(step: int, now: Params, masks: sparse.Masks) -> Params:
+        from ...train import train
+
+        if data is None or not config.between.epochs:
+            return now
+        done = train(
+            to_module(moved(now, "cpu"), spec=network.spec(), model=network.model),
+            learnt(data, config),
+            config.between.recipe(config.seed + step),
+            masks=masks,
+            classes=len(data.classes),
+            folder=job.folder / f"round_{step}",
+            name=f"round_{step}",
+            device=config.device,
+            progress=not job.quiet,
+        )
+        return moved(params_of(done.model), device_of(config))
+
+    return between
 
 
 def _measured(config: Config, data: Data | None, models: tuple[nn.Module, nn.Module], c: Cost) -> Result:

@@ -51,7 +51,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     spatial,
     spectral,
 )
-from .base import TABLE, Axes, Call, Contraction, Layout, Reason, Rule, Value
+from .base import TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
 from .shape import freeze_all
 
@@ -59,10 +59,10 @@ __all__ = [
     "Axes",
     "Call",
     "Contraction",
-    "Layout",
     "Reason",
     "Rule",
     "SizeOf",
+    "TermLayout",
     "Value",
     "checked",
     "find",

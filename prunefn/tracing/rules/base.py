@@ -64,7 +64,7 @@ class Contraction(NamedTuple):
     geometry: Geometry | None = None
 
 
-class Layout(NamedTuple):
+class TermLayout(NamedTuple):
     """The layout of a value that is the weight of a contraction."""
 
     node: str
@@ -91,7 +91,7 @@ class Call:
     """Outputs that nothing reads."""
     resized: dict[str, Any] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
-    layouts: list[Layout] = field(default_factory=list)
+    layouts: list[TermLayout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
     """Weights of a norm layer."""
     layer: bool = False
@@ -151,7 +151,7 @@ class Call:
     def lay_out(self, weight: Value | None, pattern: str, groups: Term = ONE, *, convolution: bool = False) -> None:
         """Record the layout of a weight once; call it for weights whose contraction cannot be a site."""
         if weight is not None and all(layout.weight.name != weight.name for layout in self.layouts):
-            self.layouts.append(Layout(self.node, weight, pattern, groups, convolution))
+            self.layouts.append(TermLayout(self.node, weight, pattern, groups, convolution))
 
     def broadcast(self, values: Sequence[Value], shape: Sequence[int] | None = None) -> Axes:
         """Unify the dims of several tensors from the right, except those of size 1, and return the axes of the result."""
