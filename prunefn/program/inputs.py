@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .. import trees
 from ..errors import BatchError, nearest
-from ..spec.axis import Leaf
+from ..spec.axis import Axis, Derived, Leaf
 from ..spec.axis import size as axis_size
 from ..spec.domain import Guard, Limit, refusal
+from ..spec.expressions import Expr, value, written
 from ..spec.spec import Spec, check_runnable
 
 _CACHED = 64
@@ -24,23 +25,35 @@ class Signature(NamedTuple):
     """The inputs that a program accepts."""
 
     inputs: tuple[str, ...]
-    shapes: tuple[tuple[int | str, ...], ...]
-    """Shapes of the inputs; a name represents a size that may change from call to call."""
+    shapes: tuple[tuple[Expr, ...], ...]
+    """Shapes of the inputs; a name is a size that may change from call to call, an expression follows from such sizes."""
     keywords: tuple[str, ...]
     """Keyword arguments in the order of the traced call."""
     slots: tuple[str, ...]
     limits: tuple[tuple[str, Limit], ...]
     guards: tuple[Guard, ...]
+    fixed: tuple[tuple[str, str], ...]
 
 
 @lru_cache(maxsize=_CACHED)
 def _signature_of(spec: Spec) -> Signature:
     inputs, slots = spec.program.inputs, dict.fromkeys(s.tensor for s in spec.program.slots)
-    shapes = [tuple(a.name if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes) for i in inputs]
+    shapes = [tuple(_expression(a, spec.sizes) for a in i.axes) for i in inputs]
     domain = spec.program.domain
     keywords = spec.program.in_spec.children()[1].context or ()
     names = tuple(i.name for i in inputs)
-    return Signature(names, tuple(shapes), tuple(keywords), tuple(slots), tuple(domain.limits.items()), domain.guards)
+    limits, fixed = tuple(domain.limits.items()), tuple(domain.fixed.items())
+    return Signature(names, tuple(shapes), tuple(keywords), tuple(slots), limits, domain.guards, fixed)
+
+
+def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
+    match axis:
+        case Leaf(name):
+            return name
+        case Derived(expr):
+            return expr
+        case _:
+            return axis_size(axis, sizes)
 
 
 @torch.compiler.assume_constant_result
@@ -70,14 +83,21 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     sizes: dict[str, int] = {}
     # any([…]) with a list: torch.compile does not trace a generator
     for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
-        if x.ndim != len(shape) or any([m != n for m, n in zip(shape, x.shape, strict=True) if not isinstance(m, str)]):
-            traced_shape = ", ".join([str(m) for m in shape])
-            raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})")
+        if x.ndim != len(shape) or any([m != n for m, n in zip(shape, x.shape, strict=True) if isinstance(m, int)]):
+            traced_shape = ", ".join([written(m) for m in shape])
+            raise BatchError(
+                f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})"
+                + "".join([f"; {dim} is fixed at {why}" for dim, why in accepted.fixed if dim.startswith(name)])
+            )
         for axis, n in zip(shape, x.shape, strict=True):
             if isinstance(axis, str) and sizes.setdefault(axis, n) != n:
                 raise BatchError(
                     f"input {name!r} has {axis} = {n}, but the inputs before it have {axis} = {sizes[axis]}"
                 )
+    for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
+        for expr, n in zip(shape, x.shape, strict=True):
+            if isinstance(expr, tuple) and value(expr, sizes) != n:
+                raise BatchError(f"input {name!r} has a dim of size {n}; it must be {written(expr)} = {value(expr, sizes)}")
     if (accepted.limits or accepted.guards) and (reason := refusal(sizes, accepted.limits, accepted.guards)):
         raise BatchError(f"the program of this spec does not represent the model at these sizes: {reason}")
     return tensors
