@@ -202,7 +202,7 @@ def test_golden_plain_data() -> None:
     assert data["tensors"]["head.weight"]["frozen"] == [["it is an output"], []]
     assert data["sites"]["blocks.0.attn.proj"]["axis"] == {"product": [heads, dim]}
     assert data["sites"]["blocks.0.attn.proj"]["bias"] == "blocks.0.attn.proj.bias"
-    assert data["free"] == {"batch": ["x", 0]}
+    assert data["free"] == {"batch": ["x", 0], "length": ["x", 1]}
     assert data["batch"] == ["batch"]
     assert data["inputs"]["x"][2] == 3
 
