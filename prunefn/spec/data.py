@@ -84,6 +84,15 @@ class SpecData:
             object.__setattr__(self, "_hash", cached)
         return cached
 
+    def fits(self, other: SpecData) -> bool:
+        """Return whether the other spec is of the same network, perhaps traced at other inputs: groups, tensors and sites agree."""
+        return self == other or (
+            (self.sizes, self.groups, self.axes, self.tied, self.parameters)
+            == (other.sizes, other.groups, other.axes, other.tied, other.parameters)
+            and {n: s._replace(values=(), calls=()) for n, s in self.sites.items()}
+            == {n: s._replace(values=(), calls=()) for n, s in other.sites.items()}
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: self.__dict__[f.name] for f in fields(self)}  # nothing that is cached
 

@@ -137,7 +137,8 @@ class Spec(SpecData):
             sizes: name → size, as `print(spec)` names them; those that are not named keep theirs.
 
         Raises:
-            TraceError: a size cannot change, or not to this number; `retrace` traces the model at other sizes.
+            TraceError: a size cannot change, or not to this number. A spec of `trace` at other inputs has the same groups, so that
+                masks carry over and statistics merge, too.
 
         >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -152,7 +153,7 @@ class Spec(SpecData):
                 raise TraceError(
                     f"the spec has no size {name!r} of its inputs that may change{nearest(name, known)} (it has "
                     f"{', '.join(known) or 'none'}{'; ' + fixed if fixed else ''}); trace(…, dynamic=) lets more sizes vary, and "
-                    "retrace(model, spec, sizes) traces the model at others"
+                    "a spec traced at other inputs has the same groups: masks carry over, and statistics merge"
                 )
             if not isinstance(n, int) or n < 1:
                 raise TraceError(f"sizes[{name!r}] is {n!r}; it must be an int ≥ 1")
