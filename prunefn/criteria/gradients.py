@@ -21,7 +21,7 @@ from .. import trees
 from ..errors import BatchError, ParamsError
 from ..parameters.effective import computed_values, effective, exposed, reader
 from ..parameters.transforms import tied_names
-from ..program.batches import device_of, inputs_of
+from ..program.batches import device_of, inputs_of, samples_in
 from ..program.run import forward
 from ..spec.axis import Leaf
 from ..spec.spec import Spec
@@ -98,7 +98,7 @@ class Objective(NamedTuple):
                 f"criteria.{self.criterion}(loss=lambda output: …)"
             )
         moved = trees.map_tensors(lambda x: x.to(device), rest)
-        samples = next((len(x) for x in inputs if x.ndim), 1)
+        samples = samples_in(inputs, spec)
         terms = samples
         labels = moved[0] if self.loss is cross_entropy else None
         if isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point():
@@ -196,7 +196,10 @@ def _chunks(
 ) -> Iterator[tuple[list[Tensor], Callable[[list[Tensor]], tuple[list[Tensor], list[Any]]]]]:
     """Yield (a chunk of the tensors with a sample dim, function that joins it with the others to (inputs, rest))."""
     flat, tree = trees.flatten(data.rest)
-    batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) for i in spec.program.inputs]
+    batch = spec.program.domain.batch
+    if turned := [i.name for i in spec.program.inputs if any(isinstance(a, Leaf) and a.name in batch for a in i.axes[1:])]:
+        raise BatchError(f"gradients of single samples need them along dim 0, but those of input {turned[0]!r} are not")
+    batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) and i.axes[0].name in batch for i in spec.program.inputs]
     batched += [isinstance(x, Tensor) and x.ndim > 0 and len(x) == data.count for x in flat]
     everything = [*data.inputs, *flat]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,16 @@ def inputs_of(batch: Batch, *, spec: Spec, device: torch.device | None = None) -
     if any(x.ndim and x.shape[0] == 0 for x in flat):
         raise BatchError("the batch has no samples")
     return flat if device is None else [x.to(device) for x in flat]
+
+
+def samples_in(inputs: Sequence[Tensor], spec: Spec) -> int:
+    """Return the number of samples of a batch: the size of the spec's batch; without one, that of the first dim."""
+    program = spec.program
+    place = next((program.free[name] for name in program.free if name in program.domain.batch), None)
+    if place is None:
+        return next((len(x) for x in inputs if x.ndim), 1)
+    index = next(n for n, i in enumerate(program.inputs) if i.name == place[0])
+    return inputs[index].shape[place[1]]
 
 
 def each(

@@ -19,7 +19,7 @@ from ..doors import door
 from ..errors import BatchError, StatsError
 from ..frozen_dict import FrozenDict
 from ..parameters.transforms import check_names
-from ..program.batches import device_of, each, inputs_of
+from ..program.batches import device_of, each, inputs_of, samples_in
 from ..program.sharded import agreed, check_plain, gather, is_sharded, together
 from ..spec.axis import size
 from ..spec.parts import Site
@@ -121,7 +121,7 @@ def collect_stats(
         weighted = position_weights(spec, inputs, batch, weights)
         measured = FrozenDict(measure(params, inputs, sites, spec, needs, weighted))
         return merge_stats(
-            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=_samples(inputs))
+            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples_in(inputs, spec))
         )
 
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
@@ -145,16 +145,11 @@ def _step_together(
     assert start.spec is not None
     if ready is not None:
         measured = FrozenDict(measure(dict(start.params), ready.inputs, sites, start.spec, needs, ready.weights))
-        return merge_stats(total, start._replace(sites=measured, batches=1, samples=_samples(ready.inputs)))
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples_in(ready.inputs, start.spec)))
     if sites:
         for name in compile_moments(dict(start.params), sites, start.spec, needs, weighted=False).run.gathered:
             gather(start.params[name])
     return total
-
-
-def _samples(inputs: Sequence[Tensor]) -> int:
-    """Return the number of samples of a batch: the length of its first input that is no scalar, else 1."""
-    return next((len(x) for x in inputs if x.ndim), 1)
 
 
 @door

@@ -51,7 +51,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     spatial,
     spectral,
 )
-from .base import TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
+from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
 from .shape import freeze_all
 
@@ -61,6 +61,7 @@ __all__ = [
     "Contraction",
     "Reason",
     "Rule",
+    "SEQUENCE",
     "SizeOf",
     "TermLayout",
     "Value",
