@@ -24,7 +24,7 @@ from ..parameters.transforms import tied_names
 from ..program.batches import device_of, inputs_of, samples_in
 from ..program.run import forward
 from ..spec.axis import Leaf
-from ..spec.spec import Spec
+from ..spec.spec import Spec, check_runnable
 from ..stats.weights import IGNORED, without_padding
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
@@ -85,6 +85,7 @@ class Objective(NamedTuple):
             raise ParamsError(
                 f"criterion {self.criterion!r} needs a spec that was traced in eval mode: trace(model, args)"
             )
+        check_runnable(spec)
         device = device_of(params)
         inputs, names = inputs_of(batch, spec=spec, device=device), [i.name for i in spec.program.inputs]
         if isinstance(batch, Mapping):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..doors import check_batch
 from ..errors import BatchError, nearest
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec, check_replayable
 from ..types import Batch, Params
 from .inputs import flat_inputs
 
@@ -25,7 +25,7 @@ def inputs_of(batch: Batch, *, spec: Spec, device: torch.device | None = None) -
         ParamsError: the device is meta, so there are no values to measure.
         TraceError: the spec was recorded, so its program cannot be run.
     """
-    check_runnable(spec)
+    check_replayable(spec)
     names = [i.name for i in spec.program.inputs]
     check_batch(batch, names, device)
     if isinstance(batch, Tensor):

@@ -16,7 +16,7 @@ from ..spec.axis import Axis, Derived, Leaf
 from ..spec.axis import size as axis_size
 from ..spec.domain import Guard, Limit, refusal
 from ..spec.expressions import Expr, value, written
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec, check_replayable
 
 _CACHED = 64
 
@@ -69,7 +69,7 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         BatchError: their number, a name or a shape does not fit.
         TraceError: the spec was recorded, so its program cannot be run.
     """
-    check_runnable(spec)
+    check_replayable(spec)
     accepted = signature(spec)
     tensors = trees.tensors(inputs)
     for name in _ordered_names(kwargs, accepted):
