@@ -554,7 +554,7 @@ class PackedLSTM(nn.Module):
         self.rnn, self.a, self.b = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 6), nn.Linear(6, 2)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x.float(), lengths, batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         h, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         return self.b(self.a(h).relu())
 
@@ -573,7 +573,8 @@ class Boxes(nn.Module):
 
 def replayed(model: nn.Module, spec: pf.Spec, *inputs: Tensor) -> None:
     with torch.no_grad():
-        assert torch.equal(pf.forward(pf.params(model), *inputs, spec=spec), model(*inputs))
+        # a slice lies in memory otherwise than its copy, which may round otherwise
+        assert torch.allclose(pf.forward(pf.params(model), *inputs, spec=spec), model(*inputs), atol=1e-6)
 
 
 @mark.parametrize("make", [Longest, PackedLSTM])
