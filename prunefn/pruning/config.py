@@ -149,7 +149,7 @@ class ChannelArgs(_Scheduled):
             raise ValueError("layers|is []; name the modules whose outputs may be pruned, such as 'layer1.0.conv1'")
         if self.prune_at_target and not self.mac_target:
             raise ValueError(
-                "prune_at_target|is true, but mac_target is 0; set mac_target to the share of MACs to keep, such as 0.5"
+                "prune_at_target|is true, but mac_target is 0; set mac_target to the fraction of MACs to keep, such as 0.5"
             )
         if not self.prune_at_target and self.global_prune_rate == 1:
             raise ValueError(
