@@ -180,11 +180,21 @@ def test_a_target_that_the_schedule_does_not_reach_is_met_by_the_last_step() -> 
         ({"schedule": schedule.linear(1.0, 2)}, "the schedule removes everything; give target="),
         ({"target": 1.5}, r"target is 1.5; it is the fraction of the MACs that is left"),
         ({"calibration": []}, "there is no calibration batch to trace the model with"),
+        ({"schedule": "linear"}, "schedule is 'linear'; write a schedule"),
+        ({"between": {"epochs": 1}}, "between is a dict; write a recipe"),
     ],
 )
 def test_settings_that_contradict_each_other(options: dict[str, Any], text: str) -> None:
     with pytest.raises(pf.PruneError, match=text):
         plan(**options)
+
+
+def test_a_setup_that_does_not_fit_the_phases() -> None:
+    with pytest.raises(pf.PruneError, match=r"pat measures after every phase; give Setup\(data, held_out\)"):
+        pat(net(), SETUP, Phases(vbp), calibration=calibration())
+    with pytest.raises(pf.PruneError, match=r"setup.loss and phases.distill are two losses"):
+        lossy = MEASURED._replace(loss=torch.nn.functional.cross_entropy)
+        pat(net(), lossy, Phases(vbp, distill=(0.7, 2.0)), calibration=calibration())
 
 
 def test_a_folder_of_another_run(tmp_path: Path) -> None:

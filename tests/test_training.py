@@ -226,6 +226,56 @@ def test_models_that_say_their_own_loss() -> None:
     assert done.rows[-1]["loss"] < done.rows[0]["loss"] and "top1" not in done.rows[0]
 
 
+# ---- setups, and what a training starts from
+
+
+def test_plain_data_are_a_setup_of_defaults() -> None:
+    plain, setup = (train(net(), data, PLAIN) for data in (points(), Setup(points())))
+    assert same_weights(plain.model, setup.model) and plain.rows == setup.rows
+    model, held = net().eval(), points(61, 1)
+    assert evaluate(model, MEASURED) == evaluate(model, held, device="cpu") != evaluate(model, points(), device="cpu")
+    assert evaluate(
+        model, MEASURED._replace(metrics=lambda y, t: {"wrong": (y.argmax(1) != t).double().mean()})
+    ).keys() == {"wrong"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"loss": nn.CrossEntropyLoss}, "loss is the class CrossEntropyLoss; write a function"),
+        ({"inputs": 0}, "inputs is 0; it must be 1 or more"),
+        ({"data": nn.Linear(1, 1)}, "data is a Linear; write a dataset"),
+    ],
+)
+def test_a_setup_says_which_field_is_wrong(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(pf.PruneError, match=text):
+        train(net(), SETUP._replace(**options), PLAIN)
+
+
+def test_held_out_data_and_soft_labels_need_their_fields() -> None:
+    with pytest.raises(pf.PruneError, match=r"no held-out data to measure on; write Setup\(data, held_out\)"):
+        evaluate(net(), SETUP)
+    soft = PLAIN.model_copy(update={"mixup": 0.2})
+    with pytest.raises(pf.BatchError, match="mixup, cutmix and label_smoothing make soft labels"):
+        train(net(), SETUP._replace(loss=F.cross_entropy), soft)
+    x, y = points().tensors
+    with pytest.raises(pf.PruneError, match=r"need the number of classes; write Setup\(data, classes=10\)"):
+        train(net(), Setup([(x, y)], device="cpu"), soft)
+
+
+def test_a_result_takes_the_place_of_a_model() -> None:
+    """Its moments and masks continue; a model alone starts without them, and masks may be given beside it."""
+    masks = optimizer.weight_masks({"0": torch.tensor([True] * 5 + [False] * 3)}, spec=spec_of(net()))
+    first = train(net(), SETUP, PLAIN, masks=masks)
+    on, without = train(first, SETUP, PLAIN), train(first.model, SETUP, PLAIN, masks=masks)
+    assert on.masks.keys() == masks.keys() and all(torch.equal(on.masks[n], m) for n, m in masks.items())
+    assert not bool(on.model.get_parameter("0.weight").detach()[5:].any())
+    assert on.rows != without.rows and without.masks.keys() == masks.keys()
+    assert same_weights(train(first._replace(optimizer={}), SETUP, PLAIN).model, without.model)
+    assert train(first, SETUP, PLAIN, masks={}).masks == {}
+
+
 # ---- sparsity and masks
 
 
