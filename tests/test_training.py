@@ -86,7 +86,7 @@ def test_evaluate_is_the_mean_over_all_samples() -> None:
     x, y = data.tensors
     with torch.no_grad():
         logits = model(x)
-    found = evaluate(model, data, batch=7, device="cpu")
+    found = evaluate(model, data, batch_size=7, device="cpu")
     assert found["top1"] == float((logits.argmax(1) == y).double().mean())
     assert math.isclose(found["loss"], float(F.cross_entropy(logits, y)), rel_tol=1e-6)
 

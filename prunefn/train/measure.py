@@ -39,7 +39,7 @@ def make_accelerator(precision: str = "no", device: str | None = None) -> Accele
 
 @door
 def evaluate(
-    model: nn.Module, data: Source | Setup, *, batch: int = 256, device: str | None = None
+    model: nn.Module, data: Source | Setup, *, batch_size: int = 256, device: str | None = None
 ) -> dict[str, float]:
     """Measure a model: the mean of each metric over all samples, in eval mode.
 
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         model: returned to its modes and device afterwards.
         data: what to measure on; or a `Setup`, whose `held_out` is measured by its metrics.
-        batch: samples at once, of all processes together.
+        batch_size: samples at once, of all processes together.
         device: "cpu" for the CPU; None: that of the setup, or a GPU if there is one.
 
     Returns:
@@ -64,16 +64,16 @@ def evaluate(
     setup = Setup.of(data)
     if setup is not data:
         setup = setup._replace(held_out=setup.data)
-    return measure(model, setup, make_accelerator(device=device or setup.device), batch)
+    return measure(model, setup, make_accelerator(device=device or setup.device), batch_size)
 
 
-def measure(model: nn.Module, setup: Setup, accelerator: Accelerator, batch: int = 256) -> dict[str, float]:
+def measure(model: nn.Module, setup: Setup, accelerator: Accelerator, batch_size: int = 256) -> dict[str, float]:
     """Return the mean of each metric over the held-out data, measured in the processes of an accelerator."""
     if setup.held_out is None:
         raise PruneError("the setup has no held-out data to measure on; write Setup(data, held_out)")
     at = accelerator
     home = next(model.parameters(), torch.zeros(())).device
-    feed = Feed(setup.held_out, batch=batch, shuffle=False, rank=at.process_index, world=at.num_processes)
+    feed = Feed(setup.held_out, batch=batch_size, shuffle=False, rank=at.process_index, world=at.num_processes)
     modes = {m: m.training for m in model.modules()}
     sums: dict[str, Tensor] = {}
     total = 0
