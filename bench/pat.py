@@ -29,7 +29,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import prunefn as pf
 from prunefn.report import plots
-from prunefn.train import Recipe, Result, evaluate, pat, regularizers, schedule
+from prunefn.train import Phases, Recipe, Result, Setup, evaluate, pat, regularizers, schedule
 
 from .retention import data, networks
 from .retention.train import RECIPES
@@ -73,17 +73,20 @@ def dense(name: str) -> torch.nn.Module:
     return networks.load(name).model
 
 
-def sources(name: str, images: int) -> dict[str, Any]:
-    """Training images, those that choose the epoch, and clean ones for statistics."""
+def sources(name: str, images: int, device: str | None) -> tuple[Setup, list[Any]]:
+    """Return the setup, with training images and those that choose the epoch, and clean batches for statistics."""
     train, held = data.training(), data.validation()
     chosen = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
     clean = chosen[:CALIBRATION]
     part = data.Images(train.images[chosen[:images]], train.labels[chosen[:images]])
-    return {
-        "data": Augmented(part, RECIPES.get(name, Dense()).margin),
-        "held_out": TensorDataset(held.images[:VALIDATION], held.labels[:VALIDATION]),
-        "calibration": list(data.Images(train.images[clean], train.labels[clean]).batches(128)),
-    }
+    setup = Setup(
+        Augmented(part, RECIPES.get(name, Dense()).margin),
+        TensorDataset(held.images[:VALIDATION], held.labels[:VALIDATION]),
+        classes=10,
+        device=device,
+        progress=True,
+    )
+    return setup, list(data.Images(train.images[clean], train.labels[clean]).batches(128))
 
 
 def recipe(epochs: int, rate: float = RATE) -> Recipe:
@@ -101,22 +104,20 @@ def by_affine(ratio: Any) -> Any:
     return pf.recipes.corp(ratio, where=KINDS, sequential=True)
 
 
-def spent(plan: str, keep: float, epochs: int, distill: bool) -> dict[str, Any]:
-    """A plan as options of `pat`."""
+def phases_of(plan: str, keep: float, epochs: int, distill: bool) -> Phases:
+    """Return a plan as the phases of `pat`."""
     steps = 1 if plan == "one-shot" else STEPS
     before = SPARSE if plan == "three phases" else 0
     between = 0 if steps == 1 else STEPS
-    return {
-        "prune": by_variance,
-        "budget": pf.budget.macs,
-        "schedule": schedule.geometric(1 - keep, steps),
-        "sparse": (lambda spec: regularizers.l1_group(spec, where=KINDS), recipe(before, SPARSE_RATE))
-        if before
-        else None,
-        "between": recipe(1) if between else None,
-        "tuning": recipe(epochs - before - between),
-        "distill": DISTILL if distill else None,
-    }
+    return Phases(
+        by_variance,
+        schedule.geometric(1 - keep, steps),
+        budget=pf.budget.macs,
+        sparse=(lambda spec: regularizers.l1_group(spec, where=KINDS), recipe(before, SPARSE_RATE)) if before else None,
+        between=recipe(1) if between else None,
+        tuning=recipe(epochs - before - between),
+        distill=DISTILL if distill else None,
+    )
 
 
 def tested(model: torch.nn.Module) -> float:
@@ -129,15 +130,9 @@ def one(job: Key, args: argparse.Namespace) -> list[float]:
     """(top-1 on the validation images right after the last pruning, on the test images at the end, share of the MACs left)"""
     images, epochs, name, keep, plan, distill = job
     folder = CACHE / "pat" / "-".join(str(k) for k in job).replace(" ", "_")
-    done = pat(
-        dense(str(name)),
-        **sources(str(name), int(images)),
-        **spent(str(plan), float(keep), int(epochs), bool(distill)),
-        classes=10,
-        folder=folder,
-        device=args.device,
-        progress=True,
-    )
+    setup, calibration = sources(str(name), int(images), args.device)
+    phases = phases_of(str(plan), float(keep), int(epochs), bool(distill))
+    done = pat(dense(str(name)), setup, phases, calibration=calibration, folder=folder)
     pruned = [r for r in done.rows if r["phase"].startswith("prune")]
     return [pruned[-1]["top1"], tested(done.model), done.summary["macs"] / done.summary["macs_dense"]]
 
@@ -146,19 +141,9 @@ def goal(args: argparse.Namespace) -> bool:
     """The ResNet-18: fewer MACs, hardly less accurate."""
     model = dense("resnet")
     folder = Path(args.folder)
-    done: Result = pat(
-        model,
-        **sources("resnet", 55_000),
-        prune=by_affine,
-        budget=pf.budget.macs,
-        schedule=0.45,
-        tuning=recipe(args.epochs),
-        distill=DISTILL,
-        classes=10,
-        folder=folder,
-        device=args.device,
-        progress=True,
-    )
+    setup, calibration = sources("resnet", 55_000, args.device)
+    phases = Phases(by_affine, 0.45, budget=pf.budget.macs, tuning=recipe(args.epochs), distill=DISTILL)
+    done: Result = pat(model, setup, phases, calibration=calibration, folder=folder)
     before, after = tested(model), tested(done.model)
     found = {
         "macs_removed_pct": round(100 * done.summary["macs_removed"], 2),

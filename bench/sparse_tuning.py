@@ -22,7 +22,7 @@ import prunefn as pf
 from prunefn import sparse
 from prunefn.report import plots
 from prunefn.sparse import criteria, pattern, scope
-from prunefn.train import Recipe, evaluate, schedule, train
+from prunefn.train import Recipe, Setup, evaluate, schedule, train
 
 from .pat import Augmented, dense
 from .retention import data, networks
@@ -71,7 +71,7 @@ def one(job: Key) -> list[float]:
         module = pf.to_module(params, spec=spec, model=model)
         before.append(tested(module))
         recipe = RECIPE.model_copy(update={"epochs": epochs, "seed": step})
-        return pf.params(train(module, learnt, recipe, masks=masks, device="cpu").model)
+        return pf.params(train(module, Setup(learnt, device="cpu"), recipe, masks=masks).model)
 
     n_m = method == N_M
     make, among = METHODS["magnitude, layerwise" if n_m else str(method)]

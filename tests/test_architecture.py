@@ -44,6 +44,8 @@ MENUS: dict[str, ModuleType] = {
 }
 """Public namespaces below `pf`."""
 LONGEST_FUNCTION, LONGEST_FILE = 50, 350
+MOST_PARAMETERS, FEW_PARAMETERS = 8, ("train", "pruning")
+"""Parameters of a function, and the rooms that hold to it."""
 OPS = ("tracing", "spec")
 """Rooms that may know ops by name."""
 
@@ -139,6 +141,17 @@ def test_nothing_is_longer_than_it_can_be_read() -> None:
     assert {m: n for m, n in lengths.items() if n > LONGEST_FILE} == {}
     long = {f"{m}.{f.name}": n for m in sources() for f in functions(m) if (n := _lines(f)) > LONGEST_FUNCTION}
     assert long == {}
+
+
+def test_options_are_fields_of_a_value_instead_of_parameters() -> None:
+    many = {
+        f"{m}.{f.name}": n
+        for m in sources()
+        if room_of(m) in FEW_PARAMETERS
+        for f in functions(m)
+        if (n := len(f.args.posonlyargs) + len(f.args.args) + len(f.args.kwonlyargs)) > MOST_PARAMETERS
+    }
+    assert many == {}
 
 
 def _lines(function: ast.FunctionDef) -> int:

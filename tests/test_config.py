@@ -72,14 +72,14 @@ def test_it_cannot_be_changed() -> None:
 def test_golden_schedule() -> None:
     """K = 3 epochs of [2, 8) are even: 2, 4, 6; (j + 1) / 3 of .6; nothing before 2, all from 8 on."""
     by_hand = [0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6]
-    assert [channel().share(e) for e in range(10)] == pytest.approx(by_hand)
-    assert [slice_args().rate(e) for e in range(10)] == pytest.approx(by_hand)
-    assert [slice_args(pruning_gradually=False).rate(e) for e in range(10)] == [0, 0, *[0.6] * 8]
+    assert [channel().ratio(e) for e in range(10)] == pytest.approx(by_hand)
+    assert [slice_args().ratio(e) for e in range(10)] == pytest.approx(by_hand)
+    assert [slice_args(pruning_gradually=False).ratio(e) for e in range(10)] == [0, 0, *[0.6] * 8]
     as_if = channel(prune_at_target=True, mac_target=0.5)
-    assert [as_if.share(e) for e in range(10)] == pytest.approx([x / 0.6 for x in by_hand])
-    assert [channel(infer=True).share(e) for e in (0, 9)] == [0.6, 0.6]
+    assert [as_if.ratio(e) for e in range(10)] == pytest.approx([x / 0.6 for x in by_hand])
+    assert [channel(infer=True).ratio(e) for e in (0, 9)] == [0.6, 0.6]
     odd = channel(start_epoch=1, end_epoch=8, epoch_rate=3)
-    assert [odd.share(e) for e in range(9)] == pytest.approx([0, 0, 0, 0.3, 0.3, 0.3, 0.6, 0.6, 0.6])
+    assert [odd.ratio(e) for e in range(9)] == pytest.approx([0, 0, 0, 0.3, 0.3, 0.3, 0.6, 0.6, 0.6])
 
 
 CHANNEL_PROBLEMS: list[tuple[dict[str, Any], str]] = [
@@ -146,8 +146,8 @@ def test_every_problem_has_its_line() -> None:
 
 def test_what_does_not_prune_is_not_held_to_a_schedule() -> None:
     off = {"is_prune": False, "start_epoch": 0, "end_epoch": 0}
-    assert not channel(**off, layers=[]).is_prune and not slice_args(**off).on
-    assert not slice_args(pruning_mode="Unprune").on
+    assert not channel(**off, layers=[]).is_prune and not slice_args(**off).enabled
+    assert not slice_args(pruning_mode="Unprune").enabled
     assert channel(prune_channels_at_init=True, start_epoch=0, end_epoch=0).at_once
 
 

@@ -144,9 +144,11 @@ def good(folder: Path) -> dict[str, Any]:
         "masks": {"0.weight": torch.ones(4, 3, dtype=torch.bool)}, "means": stats(), "model": net().model, "module": net().model,
         "n": 2, "name_or_folder": "digits", "names": list(net().params), "networks": {"net": (net().params, net().spec)},
         "optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1), "parameters": dict(net().model.named_parameters()),
-        "params": net().params, "path": folder / "file", "prune": recipes.vbp, "period": 1, "ratio": 0.25, "recipe": None,
+        "params": net().params, "path": folder / "file", "prune": recipes.vbp, "period": 1, "phases": None, "ratio": 0.25,
+        "recipe": None,
         "removed": {"0": [1]}, "schedule": schedule.linear(0.5, 2), "scores": pf.score(stats()), "second": {"0": bits("101")},
-        "source": folder / "a", "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
+        "setup": None, "source": folder / "a",
+        "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
         "state": {}, "stats": stats(), "steps": 2, "student": randn(2, 3), "table": Table(), "teacher": randn(2, 3),
         "variances": {"0": torch.ones(4, requires_grad=True)}, "weight": torch.ones(4, 3), "where": "*", "what": net().model, "width": 1,
     }  # fmt: skip

@@ -189,7 +189,7 @@ def test_it_carries_a_gradient() -> None:
     before = entropy(w.clone().requires_grad_())
     after = entropy((w - 0.5 * torch.func.grad(entropy)(w)).requires_grad_())
     assert float(after.detach()) < float(before.detach()) - 1e-3
-    with pytest.raises(pf.StatsError, match="carry no gradient"):
+    with pytest.raises(pf.StatsError, match="have no gradient"):
         entropy(w)
 
 

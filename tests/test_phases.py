@@ -15,28 +15,22 @@ from torch import Tensor
 
 import prunefn as pf
 from prunefn.files.nest import read_nest
-from prunefn.train import Result, fine_tune, pat, regularizers, schedule, sparse_train
+from prunefn.train import Phases, Result, Setup, fine_tune, pat, regularizers, schedule, sparse_train
 from prunefn.train.run import PRUNED
 
 from .small import close
 from .test_training import run, weights
-from .training import PLAIN, calibration, files, net, points, same_weights, spec_of
+from .training import MEASURED, PLAIN, SETUP, calibration, files, net, points, same_weights, spec_of
 
 
 def vbp(ratio: Any) -> Any:
     return pf.recipes.vbp(ratio, where=None, recalibrate=True)
 
 
-def plan(**options: Any) -> Result:
-    given: dict[str, Any] = {
-        "held_out": points(61, 1),
-        "calibration": calibration(),
-        "prune": vbp,
-        "device": "cpu",
-        "schedule": schedule.geometric(0.5, 2),
-    }
-    model = options.pop("model", net(drop=0.0))
-    return pat(model, points(), **given | options)
+def plan(*, model: torch.nn.Module | None = None, folder: Path | None = None, **options: Any) -> Result:
+    batches = options.pop("calibration", calibration())
+    phases = Phases(**{"prune": vbp, "schedule": schedule.geometric(0.5, 2)} | options)
+    return pat(model or net(drop=0.0), MEASURED, phases, calibration=batches, folder=folder)
 
 
 def units(result: Result) -> dict[str, tuple[int, int]]:
@@ -184,13 +178,23 @@ def test_a_target_that_the_schedule_does_not_reach_is_met_by_the_last_step() -> 
     ("options", "text"),
     [
         ({"schedule": schedule.linear(1.0, 2)}, "the schedule removes everything; give target="),
-        ({"target": 1.5}, r"target is 1.5; it is the share of the MACs that is left"),
+        ({"target": 1.5}, r"target is 1.5; it is the fraction of the MACs that is left"),
         ({"calibration": []}, "there is no calibration batch to trace the model with"),
+        ({"schedule": "linear"}, "schedule is 'linear'; write a schedule"),
+        ({"between": {"epochs": 1}}, "between is a dict; write a recipe"),
     ],
 )
 def test_settings_that_contradict_each_other(options: dict[str, Any], text: str) -> None:
     with pytest.raises(pf.PruneError, match=text):
         plan(**options)
+
+
+def test_a_setup_that_does_not_fit_the_phases() -> None:
+    with pytest.raises(pf.PruneError, match=r"pat measures after every phase; give Setup\(data, held_out\)"):
+        pat(net(), SETUP, Phases(vbp), calibration=calibration())
+    with pytest.raises(pf.PruneError, match=r"setup.loss and phases.distill are two losses"):
+        lossy = MEASURED._replace(loss=torch.nn.functional.cross_entropy)
+        pat(net(), lossy, Phases(vbp, distill=(0.7, 2.0)), calibration=calibration())
 
 
 def test_a_folder_of_another_run(tmp_path: Path) -> None:
@@ -202,8 +206,8 @@ def test_a_folder_of_another_run(tmp_path: Path) -> None:
 def test_sparse_training_alone_and_fine_tuning_alone() -> None:
     model = net(drop=0.0)
     spec = spec_of(model)
-    sparse = sparse_train(model, points(), regularizers.l1_group(spec, weight=0.3), PLAIN, device="cpu")
-    plain = fine_tune(model, points(), PLAIN, device="cpu")
+    sparse = sparse_train(model, SETUP, regularizers.l1_group(spec, weight=0.3), PLAIN)
+    plain = fine_tune(model, SETUP, PLAIN)
 
     def norm(net: torch.nn.Module) -> float:
         return float(sum(p.detach().abs().sum() for p in net.parameters()))
@@ -269,4 +273,4 @@ def test_schedules_of_any_size() -> None:
         with pytest.raises(pf.PruneError, match=r"schedule|no epoch|(end|period) is -?\d+; it must be"):
             schedule.epochs(*wrong)
     with pytest.raises(pf.PruneError, match="10000 are the most"):
-        pat(net(), points(), held_out=points(), calibration=[], prune=pf.recipes.l1_channels, schedule=huge)
+        pat(net(), Setup(points(), points()), Phases(pf.recipes.l1_channels, huge), calibration=[])

@@ -30,12 +30,12 @@ from prunefn.report.page import ROWS, page, versions
 from prunefn.report.pareto import Point, pareto_front
 from prunefn.report.scores import histogram, place
 from prunefn.spec.picture import themed
-from prunefn.train import pat, regularizers, schedule, train
+from prunefn.train import Phases, pat, regularizers, schedule, train
 from prunefn.train.picture import pictures
 from prunefn.types import Residual
 
 from .small import mlp, randn
-from .training import PLAIN, calibration, net, points, spec_of
+from .training import MEASURED, PLAIN, SETUP, calibration, net, spec_of
 from .zoo import subject
 
 MLP = pf.trace(mlp(3, 9, 8, 2), (torch.zeros(2, 3),))
@@ -269,22 +269,17 @@ def test_an_svg_in_a_page_draws_and_nothing_else() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything."""
     folder = tmp_path_factory.mktemp("run")
-    pat(
-        net(drop=0.0),
-        points(),
-        held_out=points(61, 1),
-        calibration=calibration(),
-        prune=lambda ratio: pf.recipes.vbp(ratio, where=None),
-        schedule=schedule.geometric(0.5, 2),
+    phases = Phases(
+        lambda ratio: pf.recipes.vbp(ratio, where=None),
+        schedule.geometric(0.5, 2),
         sparse=(
             lambda spec: regularizers.lasso(spec, weight=1e-3),
             PLAIN.model_copy(update={"keep_every": 1, "epochs": 3}),
         ),
         between=PLAIN.model_copy(update={"epochs": 1}),
         tuning=PLAIN.model_copy(update={"keep_every": 5}),
-        folder=folder,
-        device="cpu",
     )
+    pat(net(drop=0.0), MEASURED, phases, calibration=calibration(), folder=folder)
     return folder
 
 
@@ -340,11 +335,11 @@ def test_no_checkpoints(tmp_path: Path) -> None:
 def test_checkpoints_that_stay(tmp_path: Path) -> None:
     """They are what was measured at that epoch, and change nothing else."""
     recipe = PLAIN.model_copy(update={"epochs": 5, "ema": 0.9})
-    plain = train(net(), points(), recipe, device="cpu")
-    kept = train(net(), points(), recipe.model_copy(update={"keep_every": 2}), folder=tmp_path, device="cpu")
+    plain = train(net(), SETUP, recipe)
+    kept = train(net(), SETUP, recipe.model_copy(update={"keep_every": 2}), folder=tmp_path)
     assert sorted(p.name for p in tmp_path.glob("epoch*")) == ["epoch_002.safetensors", "epoch_004.safetensors"]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), kept.model.parameters(), strict=True))
-    short = train(net(), points(), recipe.model_copy(update={"keep_every": 5}), folder=tmp_path / "b", device="cpu")
+    short = train(net(), SETUP, recipe.model_copy(update={"keep_every": 5}), folder=tmp_path / "b")
     state = read_nest(tmp_path / "b/epoch_005.safetensors")
     assert state["epoch"] == 5
     assert all(torch.equal(state["weights"][n], t) for n, t in short.model.state_dict().items())
@@ -366,16 +361,16 @@ def test_checkpoints_that_stay_are_the_same_after_a_stop(tmp_path: Path, monkeyp
     def bytes_of(folder: Path) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in folder.glob("epoch_*")}
 
-    train(net(), points(), recipe, folder=tmp_path / "whole", device="cpu")
+    train(net(), SETUP, recipe, folder=tmp_path / "whole")
     whole = bytes_of(tmp_path / "whole")
     assert sorted(whole) == [f"epoch_00{i}.safetensors" for i in (1, 2, 3)]
     for n in (2, 4, 5):
         folder = tmp_path / str(n)
         left[0] = n
         with pytest.raises(KeyboardInterrupt):
-            train(net(), points(), recipe, folder=folder, device="cpu")
+            train(net(), SETUP, recipe, folder=folder)
         assert bytes_of(folder) != whole
-        train(net(), points(), recipe, folder=folder, device="cpu")
+        train(net(), SETUP, recipe, folder=folder)
         assert bytes_of(folder) == whole
 
 

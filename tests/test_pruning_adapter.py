@@ -152,7 +152,7 @@ def test_the_right_channels_go() -> None:
 def test_it_stops_at_the_target_of_macs() -> None:
     steps = run(Pruning.of(config(mac_target=0.7, block_size=1), Net()), Net(), range(5))
     dense = pf.cost(steps[0].before).macs
-    assert steps[-1].pruning.channels.reached and "the target of MACs is met" in steps[-1].report
+    assert steps[-1].pruning.channels.finished and "the target of MACs is met" in steps[-1].report
     assert 0.6 < pf.cost(steps[-1].pruning.spec).macs / dense <= 0.7
     assert len({tuple(left(s)) for s in steps}) < 4
 
@@ -171,15 +171,15 @@ def test_masked_until_the_target_is_met_then_removed() -> None:
     for i, s in enumerate(steps[1:at], 1):
         assert left(s) == [8, 8, 12] and s.new_optimizer and not s.cut and "channels masked" in s.report
         asked = 28 * i // 6
-        assert sum(int((~m).sum()) for m in s.pruning.channels.live.values()) == asked
+        assert sum(int((~m).sum()) for m in s.pruning.channels.active.values()) == asked
         now = pf.params(s.model)  # trained since
         assert s.masks and all(bool((now[n][~m] == 0).all()) for n, m in s.masks.items())
     assert pf.cost(steps[at].pruning.spec).macs / dense <= 0.35
     for s in steps[at:]:
         assert not s.masks and left(s) == left(steps[at]) and float(s.pruning.channel_regularize(s.model)) == 0
     assert [s.new_optimizer for s in steps[at:]] == [True] + [False] * (7 - at)
-    one_more = steps[at - 1].pruning.channels.live  # what was masked before is gone now
-    assert all(bool((steps[at].pruning.channels.live[g] <= m).all()) for g, m in one_more.items())
+    one_more = steps[at - 1].pruning.channels.active  # what was masked before is gone now
+    assert all(bool((steps[at].pruning.channels.active[g] <= m).all()) for g, m in one_more.items())
 
 
 def test_removal_changes_no_output() -> None:
@@ -207,7 +207,7 @@ def test_a_target_that_cannot_be_met_is_said_at_once() -> None:
 def test_slices_of_what_is_left() -> None:
     """Epochs 2 and 4 of [2, 5): ¼ of the slices, then ½; chosen anew where channels went; zero through training."""
     steps = run(Pruning.of(config(slices=True), Net()), Net(), range(6))
-    assert [round(s.pruning.rate, 3) for s in steps] == [0, 0, 0.25, 0.25, 0.5, 0.5]
+    assert [round(s.pruning.slice_ratio, 3) for s in steps] == [0, 0, 0.25, 0.25, 0.5, 0.5]
     assert [s.new_optimizer for s in steps] == [False, True, True, True, True, False]
     for s in steps[2:]:
         now = pf.params(s.model)
@@ -216,7 +216,7 @@ def test_slices_of_what_is_left() -> None:
             assert bool((w[~kept] == 0).all())
             blocks = kept[slice_order(len(w), block)].reshape(len(w) // block, block, -1)
             assert bool((blocks == blocks[:, :1]).all())
-            assert int((~blocks[:, 0]).sum()) == int(s.pruning.rate * blocks[:, 0].numel())
+            assert int((~blocks[:, 0]).sum()) == int(s.pruning.slice_ratio * blocks[:, 0].numel())
 
 
 def test_slices_under_masked_channels() -> None:
@@ -297,8 +297,8 @@ def test_all_at_once(key: str) -> None:
     step = pruning.at_init(model)
     assert left(step) == [4, 4, 6] and left(pruning.prune(model, 0)) == [4, 4, 6]
     after = [step.pruning.prune(step.model, e) for e in range(6)]
-    assert all(left(s) == [4, 4, 6] and s.pruning.rate == 0 for s in after[:2])
-    assert (after[4].pruning.rate > 0) == (key == "prune_channels_at_init")
+    assert all(left(s) == [4, 4, 6] and s.pruning.slice_ratio == 0 for s in after[:2])
+    assert (after[4].pruning.slice_ratio > 0) == (key == "prune_channels_at_init")
     assert float(step.pruning.channel_regularize(step.model)) == 0
     if key == "infer":
         assert after[5].model is step.model
@@ -364,14 +364,14 @@ def test_nothing_that_is_given_changes() -> None:
     assert torch.equal(torch.get_rng_state(), bits) and given == data
     assert all(torch.equal(t, before.state_dict()[n]) for n, t in model.state_dict().items())
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
-    assert all(torch.equal(t, state[n]) for n, t in pruning.state_dict().items()) and not pruning.channels.live
+    assert all(torch.equal(t, state[n]) for n, t in pruning.state_dict().items()) and not pruning.channels.active
     assert step.model is not model and [m.training for m in step.model.modules()] == [
         m.training for m in model.modules()
     ]
     assert not step.model.head.bias.requires_grad and step.model.b.weight.requires_grad
     assert torch.equal(step.model.table, model.table)
     shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in step.model.parameters()}
-    assert not shared and all(p.is_meta for p in pruning.bones.parameters())
+    assert not shared and all(p.is_meta for p in pruning.skeleton.parameters())
     again = pruning.prune(model, 2)
     assert all(torch.equal(t, again.model.state_dict()[n]) for n, t in step.model.state_dict().items())
 
@@ -462,7 +462,7 @@ def test_blocks_that_do_not_fit() -> None:
     ):
         Pruning.of(given, Net())
     steps = run(Pruning.of(given, Net(), short_blocks=True), Net(), range(5))
-    assert steps[-1].pruning.rate == 0.5 and steps[-1].masks
+    assert steps[-1].pruning.slice_ratio == 0.5 and steps[-1].masks
 
 
 def test_models_that_are_not_what_it_has_come_to() -> None:
@@ -470,7 +470,7 @@ def test_models_that_are_not_what_it_has_come_to() -> None:
     pruning = Pruning.of(config(), model)
     step = pruning.prune(model, 1)
     for call in (step.pruning.channel_regularize, step.pruning.slice_regularize, lambda m: step.pruning.prune(m, 2)):
-        with pytest.raises(pf.ParamsError, match="this Net is not what the pruning has come to; go on with the model"):
+        with pytest.raises(pf.ParamsError, match="the sizes of this Net are not those of the pruning; use the model"):
             call(model)
     with pytest.raises(pf.ParamsError, match=r"is wrapped: pass model\.module"):
         pruning.prune(nn.DataParallel(model), 1)

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn import sparse
 from prunefn.sparse import criteria, pattern, scope
-from prunefn.train import schedule
-from prunefn.train.loop import train
+from prunefn.train import schedule, train
 from prunefn.train.regularizers import Regularizer
 
 from .small import Recurrent, Tied, Traced, bits, close, cnn, mlp, randn, same, traced
-from .training import PLAIN, net, points
+from .training import PLAIN, SETUP, net
 
 # what stays dense for want of statistics or of a size that divides is said; test_effective.py has the tests of that
 pytestmark = [
@@ -314,7 +313,7 @@ def test_zeros_are_held_in_training() -> None:
     params = pf.params(model)
     masks = sparse.select(sparse.score(params, spec=spec), spec=spec, pattern=pattern.n_m(2, 4))
     zeroed = pf.to_module(sparse.apply_sparse(params, masks), spec=spec, model=model)
-    done = train(zeroed, points(), PLAIN, masks=masks, device="cpu").model
+    done = train(zeroed, SETUP, PLAIN, masks=masks).model
     after = pf.params(done)
     same(sparse.masks_of(after, spec=spec), masks)
     assert not torch.equal(after["0.weight"], params["0.weight"])
@@ -327,10 +326,9 @@ def test_masks_of_an_epoch() -> None:
     masks = sparse.renewed(schedule.cubic(0.5, 2), spec=spec, pattern=pattern.blocks(2, 2), scope=scope.global_())
     done = train(
         model,
-        points(),
+        SETUP,
         PLAIN.model_copy(update={"epochs": 3}),
         regularizer=Regularizer("blocks", masks=masks),
-        device="cpu",
     )
     zeros = sparse.masks_of(pf.params(done.model), spec=spec)
     assert sum(int((~m).sum()) for m in zeros.values()) == 4 * (23 // 2)

@@ -358,20 +358,17 @@ SHORT = Recipe(epochs=1, lr=3e-3, batch_size=128)
 def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = pf.data.open_data("digits", augment=False)
     calibration = list(torch.utils.data.DataLoader(digits.train, batch_size=400))
-    model = pf.train.train(cnn(), digits.train, SHORT, device="cpu").model.eval()
+    model = pf.train.train(cnn(), pf.train.Setup(digits.train, device="cpu"), SHORT).model.eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     passes: list[int] = []
     measure = collect._measure
     monkeypatch.setattr(collect, "_measure", lambda *given: passes.append(1) or measure(*given))
-    trial = pf.sweep.prune_trial(
-        model, digits.train, held_out=digits.held_out, calibration=calibration, recipe=SHORT, device="cpu"
-    )
+    setup = pf.train.Setup(digits.train, digits.held_out, device="cpu")
+    trial = pf.sweep.prune_trial(model, setup, calibration=calibration, recipe=SHORT)
     space = {"sparsity": [0.3, 0.5], "criterion": ["variance", "taylor"], "compensation": ["affine"], "lr": [0.001]}
     done = sweep(trial, space, folder=tmp_path, sampler="grid")
     assert len(done.finished) == 4 and len(passes) == len(calibration)
-    resumed = pf.sweep.prune_trial(
-        model, digits.train, held_out=digits.held_out, calibration=calibration, recipe=SHORT, device="cpu"
-    )
+    resumed = pf.sweep.prune_trial(model, setup, calibration=calibration, recipe=SHORT)
     assert sweep(resumed, space, folder=tmp_path, sampler="grid") == done and len(passes) == len(calibration)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
@@ -383,8 +380,8 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     small = pf.apply(pf.compensate(params, stats, mask, spec=spec, method=affine), mask, spec=spec)
     pruned = pf.to_module(small, spec=pf.shrink(spec, mask), model=model)
     recipe = SHORT.model_copy(update={"lr": 0.001})
-    tuned = pf.train.fine_tune(pruned, digits.train, recipe, held_out=digits.held_out, device="cpu").model
-    by_hand = pf.train.evaluate(tuned, digits.held_out, device="cpu")
+    tuned = pf.train.fine_tune(pruned, setup, recipe).model
+    by_hand = pf.train.evaluate(tuned, setup)
 
     same = next(t for t in done.finished if t.settings["criterion"] == "taylor" and t.settings["sparsity"] == 0.5)
     cost, dense = pf.cost(spec, mask), pf.train.evaluate(model, digits.held_out, device="cpu")
@@ -404,7 +401,8 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
 def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
     digits = pf.data.open_data("digits", augment=False)
     calibration = [next(iter(torch.utils.data.DataLoader(digits.train, batch_size=200)))]
-    trial = pf.sweep.prune_trial(cnn(), digits.train, held_out=digits.held_out, calibration=calibration, device="cpu")
+    setup = pf.train.Setup(digits.train, digits.held_out, device="cpu")
+    trial = pf.sweep.prune_trial(cnn(), setup, calibration=calibration)
     space = {"sparsity": [0.4], "criterion": ["magnitude"], "compensation": ["none"], "epochs": [0], "seed": [0, 1]}
     done = sweep(trial, space, folder=tmp_path, sampler="grid")
     files = [(tmp_path / "trials" / f"{t.number:04d}" / "pruned.safetensors").read_bytes() for t in done.finished]
@@ -413,7 +411,7 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match=r"dense\.json was measured on other parameters"):
         other = cnn()
         nn.init.zeros_(other[0].bias)
-        wrong = pf.sweep.prune_trial(other, digits.train, held_out=digits.held_out, calibration=calibration)
+        wrong = pf.sweep.prune_trial(other, setup, calibration=calibration)
         sweep(wrong, space, folder=tmp_path, sampler="grid")
 
 
@@ -437,7 +435,8 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
 )
 def test_a_space_that_networks_do_not_know_is_named(space: dict[str, Any], message: str, tmp_path: Path) -> None:
     x = torch.randn(4, 1, 8, 8)
-    trial = pf.sweep.prune_trial(cnn(), [(x, torch.zeros(4).long())], held_out=[], calibration=[x], device="cpu")
+    setup = pf.train.Setup([(x, torch.zeros(4).long())], [], device="cpu")
+    trial = pf.sweep.prune_trial(cnn(), setup, calibration=[x])
     with pytest.raises(PruneError) as error:
         sweep(trial, space, folder=tmp_path, trials=1)
     assert message in str(error.value)

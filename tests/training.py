@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import prunefn as pf
-from prunefn.train.recipe import Recipe
+from prunefn.train import Recipe, Setup
 
 
 def points(n: int = 203, seed: int = 0) -> TensorDataset:
@@ -53,6 +53,9 @@ ALL = Recipe(
 )
 """As many options at once as go together."""
 PLAIN = Recipe(epochs=2, lr=0.03, batch_size=16, grad_clip=None)
+SETUP = Setup(points(), device="cpu")
+MEASURED = SETUP._replace(held_out=points(61, 1))
+"""`SETUP` with held-out data."""
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, partial, reduce, wraps
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -19,6 +20,7 @@ from .plain import Kind
 from .words import call_text, said
 
 F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V", bound=Any)
 
 
 class Argument(NamedTuple):
@@ -113,6 +115,29 @@ def arguments_of(function: Callable[..., Any]) -> tuple[Argument, ...]:
     return tuple(a._replace(others=tuple(o for o in out if o is not a)) for a in out)
 
 
+def check_fields(value: V) -> V:
+    """Return a NamedTuple after a check of its fields by their annotations, with converted fields where the checks convert.
+
+    Raises:
+        PruneError: a field does not take its value.
+
+    >>> class Half(NamedTuple):
+    ...     keep: float
+    >>> check_fields(Half("0.5"))
+    Traceback (most recent call last):
+    prunefn.errors.PruneError: keep is '0.5'; write a finite number, such as 0.5
+    """
+    owner, fields, converted = type(value), value._asdict(), {}
+    for name, annotation in owner.__annotations__.items():
+        text = getattr(annotation, "__forward_arg__", None) or getattr(annotation, "__name__", str(annotation))
+        kind = NAMES.get(name) or _kind(text.removesuffix(" | None"), name, owner)
+        if kind is not None:
+            new = Argument(name, kind, text.endswith(" | None"), owner).read(fields[name], fields)
+            if new is not fields[name]:
+                converted[name] = new
+    return value._replace(**converted) if converted else value
+
+
 def _kind(text: str, name: str, function: Any) -> Kind | None:
     """Return the kind of an annotation: by a key of `KINDS`, else by the class that it names; None if there is no check.
 
@@ -132,7 +157,7 @@ def _kind(text: str, name: str, function: Any) -> Kind | None:
         return either(*kinds) if all(kinds) else None  # type: ignore[arg-type]
     first, *rest = text.split(".")
     try:
-        value = reduce(getattr, rest, function.__globals__[first])
+        value = reduce(getattr, rest, vars(sys.modules[function.__module__])[first])
     except (KeyError, AttributeError):
         return None
     return class_kind(value) if isinstance(value, type) and value is not Any else None

@@ -126,6 +126,10 @@ CLASSES: dict[str, tuple[str, type[PruneError]]] = {
     "LatencyTable": ("pf.latency_table(spec, params)", PruneError),
     "Predictor": ("what predicts a cost, such as pf.latency_table(spec, params)", PruneError),
     "Recipe": ("a recipe, such as train.Recipe(epochs=5)", PruneError),
+    "Setup": ("a setup, such as train.Setup(data, held_out)", PruneError),
+    "Trained": ("what train returned", PruneError),
+    "Distill": ("train.Distill(teacher)", PruneError),
+    "Phases": ("phases, such as train.Phases(pf.recipes.vbp, 0.5)", PruneError),
 }
 """Class → what the user should write for a value of it, and the error for other values."""
 

@@ -1,11 +1,11 @@
 """Pruning by a config, in three calls around a training loop: `channel_regularize`, `slice_regularize`, `prune(model, epoch)`.
 
-`Pruning` is a value, and so is what each call returns: no module, config or file is changed. `prune` returns a `Step` with the
-model to go on with, the next `Pruning`, the weight masks to hold, and whether the optimizer has to be made anew. Masks are a pure
-function of the parameters: under DistributedDataParallel, which keeps these equal, every rank finds the same, and nothing is
-communicated; call `prune(ddp.module, …)` and wrap the model of the step again.
+`Pruning` is an immutable value, and each call returns values: no module, config or file is changed. `prune` returns a `Step`: the
+model for the next epoch, the next `Pruning`, the weight masks to hold, and whether a new optimizer is needed. Masks are a pure
+function of the parameters. DistributedDataParallel keeps these equal, so every rank gets equal masks without communication; call
+`prune(ddp.module, …)` and wrap the model of the step again.
 
-Regularising: the losses are added to that of the task.
+Regularize: add the losses to that of the task.
 
 >>> import torch, prunefn as pf
 >>> from torch import nn
@@ -27,7 +27,7 @@ Regularising: the losses are added to that of the task.
 >>> pruning.channel_regularize(model).detach()  # reg · 16 scales of 1
 tensor(0.0016)
 
-Pruning: once an epoch; the state of the optimizer goes along, and what is masked stays zero.
+Prune once an epoch: the new optimizer gets the sliced state, and masked weights stay zero.
 
 >>> with torch.no_grad():
 ...     _ = model[1].weight.copy_(torch.arange(1, 9)), model[4].weight.copy_(torch.arange(9, 17))
@@ -49,11 +49,11 @@ epoch 1: channels removed; 12 of 16 channels and 50.1 % of the MACs are left
 epoch 2: channels removed, slices masked; 8 of 16 channels and 19.5 % of the MACs are left; 50.0 % of the eligible slices are zero
 epoch 3: nothing to prune; 8 of 16 channels and 19.5 % of the MACs are left; 50.0 % of the eligible slices are zero
 
-Loading: the state of the pruning says the sizes; `at_init` gives the model at them, and the weights fit.
+Load: the state of the pruning has the sizes; `at_init` returns a model of these sizes, which loads the weights.
 
 >>> weights, state = model.state_dict(), pruning.state_dict()  # tensors, for torch.save or safetensors
->>> again = Pruning.of(config, net(), state=state)
->>> small = again.at_init(net()).model
+>>> resumed = Pruning.of(config, net(), state=state)
+>>> small = resumed.at_init(net()).model
 >>> small.load_state_dict(weights)
 <All keys matched successfully>
 """

@@ -1,7 +1,7 @@
-"""`pruning_config.json`: channel and slice pruning by a file, read once, checked whole, and never written to.
+"""Config of channel and slice pruning: `pruning_config.json`, read and checked once, and never written.
 
-The file is an object with the keys `channel_sparsity_args` and `slice_sparsity_args`, both optional. What it says is a value,
-`Config`; what a run has reached is not in it, but in the values that `prunefn.pruning` returns.
+The file is an object with the keys `channel_sparsity_args` and `slice_sparsity_args`, at least one of them. It is read into an
+immutable `Config`; the state of a run is in the values that `prunefn.pruning` returns.
 
 >>> config = load({"channel_sparsity_args": {
 ...     "global_pruning": True, "block_size": 1, "start_epoch": 0, "end_epoch": 4, "epoch_rate": 2,
@@ -31,10 +31,10 @@ except ImportError as error:
     raise ImportError("the pruning config needs pydantic (the extra `cli`): pip install pydantic") from error
 
 Method = Literal["BNScalePruner", "GroupNormPruner", "MACAwareImportance", "Magnitude", "LAMP", "FPGM", "Random", "VBP"]
-"""How channels are scored: the scales of their norms; the norms of all coupled weights, or those with MACs; the criteria of
-`prunefn.criteria` of these names; `VBP` is their variance, which needs batches."""
+"""Score of a channel: the scale of its norm layer; the norm of all coupled weights, without or with MACs; the criteria of
+`prunefn.criteria` of these names; for `VBP`, its variance, which needs batches."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Epoch = Annotated[int, Field(ge=0)]
@@ -52,9 +52,9 @@ class Regularize(_Frozen):
 
     reg: NotNegative = 0.0
     mac_reg: NotNegative = 0.0
-    """Of what `MACAwareImportance` adds in proportion to a group's MACs."""
+    """Strength of the part that grows with a group's MACs, for `MACAwareImportance`."""
     gamma: NotNegative = 1.0
-    """Times `reg` for group norms."""
+    """Factor of `reg` for group norms."""
     alpha_shrinkage_reg: NotNegative = 4.0
     """The least important unit of a group shrinks up to 2 to this power times as fast as the most important."""
 
@@ -64,12 +64,12 @@ class MacParams(_Frozen):
 
     use_macs: bool = True
     type: Literal["Sum", "Mul"] = "Sum"
-    alpha: Share = 0.9
+    alpha: Fraction = 0.9
     beta: Annotated[float, Field(gt=0)] = 2.0
 
 
 class _Scheduled(_Frozen):
-    """Epochs at which something is pruned: those in [start_epoch, end_epoch) that epoch_rate divides."""
+    """Epochs that prune: those in [start_epoch, end_epoch) that epoch_rate divides."""
 
     is_prune: bool = True
     block_size: Count
@@ -78,7 +78,7 @@ class _Scheduled(_Frozen):
     epoch_rate: Count
 
     def fraction(self, epoch: int) -> float:
-        """(j + 1) / K once the pruning of this epoch is done: K epochs prune, and it is the j-th of them or comes after it.
+        """Return the fraction of the epochs that prune that are done after this one, in [0, 1].
 
         >>> args = SliceArgs(block_size=2, start_epoch=1, end_epoch=6, epoch_rate=2, prune_rate=0.5)
         >>> [args.fraction(e) for e in range(7)]
@@ -105,36 +105,36 @@ class ChannelArgs(_Scheduled):
     """`channel_sparsity_args`."""
 
     global_pruning: bool
-    """One ranking over all chosen groups; else one for each."""
+    """Whether all chosen groups are ranked together; otherwise each is ranked separately."""
     block_size: Count
-    """Kept counts are multiples of it."""
-    global_prune_rate: Share
-    """Share of the chosen channels that is gone after the last epoch that prunes."""
-    max_pruning_rate: Share = 1.0
-    """No group loses more than this share."""
-    mac_target: Share = 0.0
-    """Share of the MACs to keep, at which pruning stops; 0: none."""
+    """The kept number of channels of a group is a multiple of it."""
+    global_prune_rate: Fraction
+    """Ratio of the chosen channels that is removed after the last epoch that prunes."""
+    max_pruning_rate: Fraction = 1.0
+    """Largest ratio that a group may lose."""
+    mac_target: Fraction = 0.0
+    """Fraction of the MACs at which pruning stops; 0: no target."""
     prune_at_target: bool = False
-    """Prune as if the rate were 1 and mask only, until `mac_target` is met; then remove."""
+    """Whether to mask by a schedule up to 1 until `mac_target` is met, and then remove the masked channels."""
     reach_mac_target: bool = False
-    """Of no effect: what was reached is in the state of `Pruning`."""
+    """No effect: the state of `Pruning` has it."""
     log_str: str | None = None
-    """Of no effect."""
+    """No effect."""
     pruning_method: Method
     prune_channels_at_init: bool = False
-    """All at once, before training."""
+    """Whether all channels are pruned before training."""
     infer: bool = False
-    """All at once, and nothing else: no losses, no slices."""
+    """Whether to prune all channels at once, without losses and slices."""
     isomorphic: bool = False
-    """Under global_pruning: a ranking for each set of structurally identical groups."""
+    """Whether global_pruning ranks each set of structurally identical groups separately."""
     regularize: Regularize = Regularize()
     MAC_params: MacParams = MacParams()
     layers: tuple[str, ...] = ()
-    """Modules whose outputs may be pruned, with all that is coupled to them."""
+    """Modules whose outputs may be pruned, with the coupled tensors."""
     input_shape: Annotated[Shape | tuple[Shape, ...] | None, Field(union_mode="left_to_right")] = None
-    """[B, C, H, W] of the example input, or one for each of several."""
+    """Shape of the example input, such as [B, C, H, W]; or one shape for each of several inputs."""
     container: Literal["tuple"] | None = None
-    """Several inputs are one argument, a tuple; else an argument each."""
+    """With "tuple", several inputs are one argument; with null, one argument each."""
 
     @field_validator("layers")
     @classmethod
@@ -149,7 +149,7 @@ class ChannelArgs(_Scheduled):
             raise ValueError("layers|is []; name the modules whose outputs may be pruned, such as 'layer1.0.conv1'")
         if self.prune_at_target and not self.mac_target:
             raise ValueError(
-                "prune_at_target|is true, but mac_target is 0; set mac_target to the share of MACs to keep, such as 0.5"
+                "prune_at_target|is true, but mac_target is 0; set mac_target to the fraction of MACs to keep, such as 0.5"
             )
         if not self.prune_at_target and self.global_prune_rate == 1:
             raise ValueError(
@@ -166,16 +166,16 @@ class ChannelArgs(_Scheduled):
 
     @property
     def at_once(self) -> bool:
-        """Whether all goes before training."""
+        """Whether all channels are pruned before training."""
         return self.prune_channels_at_init or self.infer
 
-    def share(self, epoch: int) -> float:
-        """Share of the chosen channels that is gone once the pruning of this epoch is done; up to 1 under prune_at_target.
+    def ratio(self, epoch: int) -> float:
+        """Return the ratio of the chosen channels that is pruned after this epoch's step; up to 1 under prune_at_target.
 
         >>> args = load({"channel_sparsity_args": {
         ...     "global_pruning": True, "block_size": 1, "start_epoch": 0, "end_epoch": 4, "epoch_rate": 2,
         ...     "global_prune_rate": 0.5, "pruning_method": "LAMP", "layers": ["conv1"]}}).channel_sparsity_args
-        >>> [args.share(e) for e in range(5)]
+        >>> [args.ratio(e) for e in range(5)]
         [0.25, 0.25, 0.5, 0.5, 0.5]
         """
         total = 1.0 if self.prune_at_target else self.global_prune_rate
@@ -188,16 +188,16 @@ class SliceArgs(_Scheduled):
     block_size: Count
     """Weights in a slice."""
     prune_rate: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the slices of each layer that is zero after the last epoch that prunes."""
+    """Ratio of the slices of each layer that is zero after the last epoch that prunes."""
     pruning_gradually: bool = False
-    """The share grows from epoch to epoch; else it is the whole from the first."""
+    """Whether the ratio grows from epoch to epoch; otherwise the first epoch prunes all."""
     pruning_mode: Literal["Prune", "Unprune"] = "Prune"
-    """`Unprune`: no slice is pruned or held, and there is no loss."""
+    """`Unprune`: no slice is pruned or held, and the loss is 0."""
     disable_first_index: bool = False
-    """Slices at the first index of each kernel row stay."""
+    """Whether slices at the first index of each kernel row are kept."""
     pruning_method: Literal["L2_norm"] = "L2_norm"
     reg: NotNegative = 0.0
-    """Strength of the log-norm that `slice_regularize` adds."""
+    """Strength of the loss of `slice_regularize`."""
 
     @model_validator(mode="after")
     def _check(self) -> SliceArgs:
@@ -206,12 +206,12 @@ class SliceArgs(_Scheduled):
         return self
 
     @property
-    def on(self) -> bool:
-        """Whether slices are pruned at all."""
+    def enabled(self) -> bool:
+        """Whether slices are pruned."""
         return self.is_prune and self.pruning_mode == "Prune"
 
-    def rate(self, epoch: int) -> float:
-        """Share of the slices that is zero once the pruning of this epoch is done."""
+    def ratio(self, epoch: int) -> float:
+        """Return the ratio of the slices that is zero after this epoch's step."""
         done = self.fraction(epoch)
         return self.prune_rate * (done if self.pruning_gradually else float(done > 0))
 
@@ -232,36 +232,37 @@ class Config(_Frozen):
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
-    """Read a pruning config and check all of it. The file is only read.
+    """Read a pruning config, and check all of it.
 
     Args:
-        source: a JSON file, or what would be in it.
+        source: a JSON file, or its content.
 
     Returns:
-        A `Config`, immutable and hashable. A leading `module.` of layers is gone.
+        An immutable, hashable `Config`; a leading `module.` of layers is dropped.
 
     Raises:
-        PruneError: it is no JSON, or a key is unknown or missing, a value has the wrong type or is out of range, or nothing
-            would ever be pruned; a line for each, with key, value and what is allowed.
+        PruneError: the source is no JSON, a key is unknown or missing, a value has the wrong type or range, or nothing would
+            ever be pruned. The message has a line for each problem: key, value, and what is allowed.
         OSError: the file cannot be read.
     """
     mapping = isinstance(source, Mapping)
     what = "the pruning config" if mapping else str(source)
     try:
         text = json.dumps(source) if mapping else Path(source).read_text(encoding="utf-8")
-        data = json.loads(text, object_pairs_hook=_once)
+        data = json.loads(text, object_pairs_hook=_check_unique)
     except (TypeError, ValueError) as error:
         raise PruneError(f"{what} is not valid JSON: {error}") from error
     try:
         return Config.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        problems = list(dict.fromkeys(_problem(e, data) for e in error.errors()))
+        problems = list(dict.fromkeys(_describe_problem(e, data) for e in error.errors()))
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  {p}" for p in problems)
     raise PruneError(f"{what} has {count}:{lines}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict; a repeated key is an error."""
     out = dict(pairs)
     if len(out) < len(pairs):
         twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
@@ -269,7 +270,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-# ---- what pydantic says, in a line
+# ---- errors of pydantic, as one line each
 
 
 _MODELS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -292,8 +293,8 @@ _TYPES = {
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def _problem(error: Any, data: Any) -> str:
-    """One error of pydantic in a line: key, value, what is allowed."""
+def _describe_problem(error: Any, data: Any) -> str:
+    """Return an error of pydantic as a line: key, value, and what is allowed."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     loc = tuple(str(p) for p in error["loc"])
     if kind == "value_error":
@@ -306,26 +307,27 @@ def _problem(error: Any, data: Any) -> str:
     if kind == "missing":
         return f"{'.'.join(loc)} is missing"
     if loc[:2] == ("channel_sparsity_args", "input_shape"):  # pydantic reports each branch of the union
-        shape = _shown(data[loc[0]][loc[1]])
+        shape = _shorten(data[loc[0]][loc[1]])
         return (
             f"{'.'.join(loc[:2])} is {shape}; it must be [B, C, H, W], whole numbers above 0, or a list of such lists"
         )
-    return f"{'.'.join(loc)} is {_shown(value)}; it must be {_allowed(kind, value, context, loc, owner)}"
+    return f"{'.'.join(loc)} is {_shorten(value)}; it must be {_describe_allowed(kind, value, context, loc, owner)}"
 
 
-def _allowed(kind: str, value: Any, context: Mapping[str, Any], loc: tuple[str, ...], owner: Any) -> str:
+def _describe_allowed(kind: str, value: Any, context: Mapping[str, Any], loc: tuple[str, ...], owner: Any) -> str:
     if kind == "literal_error":
         field = owner.model_fields[loc[-1]].annotation if owner is not None else None
-        known = [
+        options = [
             k for k in (*get_args(field), *(x for a in get_args(field) for x in get_args(a))) if isinstance(k, str)
         ]
-        hint = nearest(value, known) if isinstance(value, str) and len(known) > 3 else ""
+        hint = nearest(value, options) if isinstance(value, str) and len(options) > 3 else ""
         return context["expected"] + (hint if "did you mean" in hint else "")
     if bounds := [f"{word} {context[k]}" for k, word in _BOUNDS.items() if k in context]:
         return bounds[0]
     return next((text for name, text in _TYPES.items() if kind.startswith(name)), kind.replace("_", " "))
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
+    """Return a value as JSON of at most 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

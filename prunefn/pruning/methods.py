@@ -1,4 +1,4 @@
-"""What a config names, as values: which groups, how they are scored, ranked and regularised."""
+"""Groups, criteria, scopes and losses that a config names, as values."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ BY_METHOD = {
     "VBP": "variance",
 }
 """`pruning_method` → the criterion's name."""
+NORMS = "normalized(magnitude(2.0, reduction=reduction.sum), normalizer.mean)"
+"""Σw² over all coupled tensors, divided by the mean of the group."""
 
 
-def sources(args: ChannelArgs) -> Choice:
-    """The groups that one of the layers puts out: an output dim of a weight or bias, or the channels of a norm, in it."""
+def match_layers(args: ChannelArgs) -> Choice:
+    """Return the predicate of the groups that one of the layers outputs.
+
+    A layer outputs a group by an output dim of its weight or bias, or as a norm over the group's channels."""
     layers = frozenset(args.layers)
 
     def chosen(group: Group) -> bool:
@@ -43,36 +47,36 @@ def sources(args: ChannelArgs) -> Choice:
 
 
 def check_layers(args: ChannelArgs, spec: Spec) -> None:
-    """Every layer has channels that may be pruned.
+    """Check that every layer has channels that may be pruned.
 
     Raises:
-        PruneError: names the layer, and says what there is or why not.
+        PruneError: names the first layer that does not exist or has none, and why.
     """
     modules = dict.fromkeys(t.rpartition(".")[0] for t in spec.axes)
-    where = sources(args)
+    where = match_layers(args)
     for layer in args.layers:
         if layer not in modules:
             raise PruneError(
                 f"channel_sparsity_args.layers: the model has no layer {layer!r} with parameters{nearest(layer, modules)}"
             )
-        if not any(sources(args.model_copy(update={"layers": (layer,)}))(g) for g in spec.groups.values()):
+        if not any(match_layers(args.model_copy(update={"layers": (layer,)}))(g) for g in spec.groups.values()):
             raise PruneError(
                 f"channel_sparsity_args.layers: the outputs of {layer!r} cannot be pruned; leave it out\n{spec.explain(layer)}"
             )
     if args.pruning_method == "BNScalePruner":
-        scored = criteria.bn_scale().score(collect_stats(_ones(spec), None, spec=spec))
+        scored = criteria.bn_scale().score(collect_stats(_make_ones(spec), None, spec=spec))
         if bare := [n for n, g in spec.groups.items() if where(g) and n not in scored]:
             raise PruneError(
                 f"channel_sparsity_args.pruning_method 'BNScalePruner' has no norm with a scale to score group {bare[0]!r} "
-                "by; leave its layers out, or take another method"
+                "by; leave its layers out, or use another method"
             )
 
 
 def check_blocks(args: SliceArgs, channel: ChannelArgs | None, spec: Spec, short_blocks: bool) -> None:
-    """The slices' blocks divide the filters now and after channels went.
+    """Check that the blocks of slices divide the filters, before and after channels are pruned.
 
     Raises:
-        PruneError: names the layer.
+        PruneError: names the first layer whose filters they do not divide.
     """
     for s in sliced(spec, block=args.block_size):
         n, out = spec.shape(s.name)[0], spec.axes[s.name][0]
@@ -82,7 +86,7 @@ def check_blocks(args: SliceArgs, channel: ChannelArgs | None, spec: Spec, short
                 "divides them, or Pruning.of(…, short_blocks=True)"
             )
         shrinks = channel is not None and any(
-            g in spec.groups and sources(channel)(spec.groups[g]) for g in leaves(out)
+            g in spec.groups and match_layers(channel)(spec.groups[g]) for g in leaves(out)
         )
         if channel is not None and shrinks and channel.block_size % s.block and not short_blocks:
             raise PruneError(
@@ -91,72 +95,66 @@ def check_blocks(args: SliceArgs, channel: ChannelArgs | None, spec: Spec, short
             )
 
 
-def criterion_of(args: ChannelArgs, seed: int) -> Criterion:
-    """How units are scored.
+def make_criterion(args: ChannelArgs, seed: int) -> Criterion:
+    """Return the criterion of a pruning method.
 
-    `GroupNormPruner`: Σw² over all coupled tensors, over the mean of the group. `MACAwareImportance`: the same, weighed against
-    the group's MACs as `MAC_params` says.
+    `GroupNormPruner` scores a unit by Σw² over all coupled tensors, divided by the mean of the group. `MACAwareImportance` weighs
+    that against the group's MACs by `MAC_params`.
     """
     if args.pruning_method not in ("GroupNormPruner", "MACAwareImportance"):
         return by_name.criterion_of(BY_METHOD[args.pruning_method].format(seed=seed))
-    norms, given = _norms_of_units(), args.MAC_params
-    if args.pruning_method == "GroupNormPruner" or not given.use_macs:
+    norms, macs = by_name.criterion_of(NORMS), args.MAC_params
+    if args.pruning_method == "GroupNormPruner" or not macs.use_macs:
         return norms
-    return (
-        criteria.mac_aware(norms, given.alpha) if given.type == "Sum" else criteria.mac_aware_product(norms, given.beta)
-    )
+    return criteria.mac_aware(norms, macs.alpha) if macs.type == "Sum" else criteria.mac_aware_product(norms, macs.beta)
 
 
-def _norms_of_units() -> Criterion:
-    """Score by Σw² over all coupled tensors, over the mean of the group."""
-    return by_name.criterion_of("normalized(magnitude(2.0, reduction=reduction.sum), normalizer.mean)")
-
-
-def scope_of(args: ChannelArgs) -> Scope:
-    """What is ranked against what."""
+def make_scope(args: ChannelArgs) -> Scope:
+    """Return the scope within which units are ranked."""
     if not args.global_pruning:
         return scopes.local()
     return scopes.isomorphic() if args.isomorphic else scopes.global_()
 
 
 def channel_loss(args: ChannelArgs, params: Params, spec: Spec, masked: Mask) -> Tensor:
-    """The loss of `Pruning.channel_regularize`, without the weights that a schedule would give it.
+    """Return the loss of `Pruning.channel_regularize`, a scalar.
 
     Args:
         args: of the config.
-        params: of the spec, with a gradient.
+        params: of the spec, tracked by autograd.
         spec: of the params.
-        masked: group → bool [units], False where channels are masked; these have no part in the scores.
+        masked: group → bool [units], False = masked; the scores ignore masked channels.
     """
-    where, given = sources(args), args.regularize
+    where, strength = match_layers(args), args.regularize
     if args.pruning_method == "BNScalePruner":
-        return given.reg * bn_l1(params, spec=spec, where=where) if given.reg else nothing(params)
-    factors = dict.fromkeys(spec.groups, given.reg * given.gamma)
+        return strength.reg * bn_l1(params, spec=spec, where=where) if strength.reg else zero_loss(params)
+    factors = dict.fromkeys(spec.groups, strength.reg * strength.gamma)
     if args.pruning_method == "MACAwareImportance":
         macs = {n: spec.macs_of(n) for n, g in spec.groups.items() if where(g)}
         most = max(1, *macs.values())
-        factors |= {n: factors[n] + given.mac_reg * m / most for n, m in macs.items()}
+        factors |= {n: factors[n] + strength.mac_reg * m / most for n, m in macs.items()}
     if not any(factors.values()):
-        return nothing(params)
-    scores = _norms({n: t.detach() for n, t in params.items()}, spec, masked)
-    return growing(params, scores, spec=spec, alpha=given.alpha_shrinkage_reg, where=where, weights=factors)
+        return zero_loss(params)
+    scores = _measure_norms({n: t.detach() for n, t in params.items()}, spec, masked)
+    return growing(params, scores, spec=spec, alpha=strength.alpha_shrinkage_reg, where=where, weights=factors)
 
 
-def _norms(params: Params, spec: Spec, masked: Mask) -> Scores:
-    """Σw² of each unit; masked ones count as the least of the others."""
+def _measure_norms(params: Params, spec: Spec, masked: Mask) -> Scores:
+    """Return Σw² of each unit; masked units get the smallest value of the others."""
     squares = criteria.magnitude(2.0, bias=True, reduction=reduction.sum)
     scores = score(collect_stats(params, None, spec=spec), criterion=squares)
-    live = {
+    active = {
         g: masked[g].to(s.device) if g in masked else torch.ones_like(s, dtype=torch.bool) for g, s in scores.items()
     }
-    return {g: s.where(live[g], s[live[g]].min()) for g, s in scores.items()}
+    return {g: s.where(active[g], s[active[g]].min()) for g, s in scores.items()}
 
 
-def nothing(params: Params) -> Tensor:
-    """A loss of zero, where the params are."""
+def zero_loss(params: Params) -> Tensor:
+    """Return a scalar zero on the device of the params."""
     return next(iter(params.values())).new_zeros((), dtype=torch.get_default_dtype())
 
 
-def _ones(spec: Spec) -> Params:
+def _make_ones(spec: Spec) -> Params:
+    """Return params of ones."""
     slots = spec.slots
     return {t: torch.ones(spec.shape(t)) for t in spec.axes if t not in slots}

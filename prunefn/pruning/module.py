@@ -1,4 +1,4 @@
-"""The original class without its weights, and back."""
+"""Models without their weights, and models rebuilt from params."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..spec.spec import Spec
 from ..types import Params
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and persistent buffers are on the meta device; tied ones stay tied.
+def strip_weights(model: nn.Module) -> nn.Module:
+    """Return a copy whose parameters and persistent buffers are on the meta device; tied ones stay tied.
 
-    Tensors that no state dict has (tables, grids) are copied with their values: nothing else knows them.
+    Tensors that are not in the state dict (tables, grids) keep their values: params do not have them.
     """
-    known = params_of(model)
+    names = params_of(model)
     memo = {
         id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
         if isinstance(t, nn.Parameter)
         else t.detach().to("meta")
         for n, t in own_tensors(model).items()
-        if n in known
+        if n in names
     }
     return copy.deepcopy(model, memo)
 
 
-def rebuilt(params: Params, spec: Spec, bones: nn.Module, like: nn.Module) -> nn.Module:
-    """The original class with these params, in the modes of another model, trainable where that is."""
-    module = to_module(params, spec=spec, model=_placed(bones, device_of(params)))
+def rebuild(params: Params, spec: Spec, skeleton: nn.Module, like: nn.Module) -> nn.Module:
+    """Return the class of the skeleton with these params, and with the modes and `requires_grad` flags of `like`."""
+    module = to_module(params, spec=spec, model=_move_tables(skeleton, device_of(params)))
     modes = {name: m.training for name, m in like.named_modules(remove_duplicate=False)}
     for name, m in module.named_modules(remove_duplicate=False):
         m.training = modes.get(name, like.training)
@@ -45,40 +45,40 @@ def rebuilt(params: Params, spec: Spec, bones: nn.Module, like: nn.Module) -> nn
     return module
 
 
-def live_params(model: nn.Module, spec: Spec) -> Params:
-    """The params with their gradients.
+def read_trainable(model: nn.Module, spec: Spec) -> Params:
+    """Return the params of a model as the tensors that autograd tracks.
 
     Raises:
         ParamsError: the model does not fit the spec.
     """
-    found = fitting(model, spec)
+    params = read_params(model, spec)
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    return {n: own.get(n, t) for n, t in found.items()}
+    return {n: own.get(n, t) for n, t in params.items()}
 
 
-def fitting(model: nn.Module, spec: Spec) -> Params:
-    """`pf.params` of a model that has the sizes of a spec.
+def read_params(model: nn.Module, spec: Spec) -> Params:
+    """Return `pf.params` of a model that has the sizes of a spec.
 
     Raises:
-        ParamsError: it has others.
+        ParamsError: it has other sizes.
     """
-    found = params_of(model)
+    params = params_of(model)
     try:
-        check_names(found, spec)
+        check_names(params, spec)
     except ParamsError as error:
-        wrapped = found and all(n.startswith("module.") for n in found)
+        wrapped = params and all(n.startswith("module.") for n in params)
         fix = (
             "it is wrapped: pass model.module, and wrap the model of the step again"
             if wrapped
-            else "go on with the model and the pruning of the last step"
+            else "use the model and the pruning of the last step"
         )
         raise ParamsError(
-            f"this {type(model).__name__} is not what the pruning has come to; {fix} ({error})"
+            f"the sizes of this {type(model).__name__} are not those of the pruning; {fix} ({error})"
         ) from error
-    return found
+    return params
 
 
-def _placed(bones: nn.Module, device: torch.device) -> nn.Module:
-    """With its tables on the device."""
-    strays = [b for b in bones.buffers() if not b.is_meta and b.device != device]
-    return copy.deepcopy(bones, {id(b): b.to(device) for b in strays}) if strays else bones
+def _move_tables(skeleton: nn.Module, device: torch.device) -> nn.Module:
+    """Return the skeleton with its tables on a device."""
+    tables = [b for b in skeleton.buffers() if not b.is_meta and b.device != device]
+    return copy.deepcopy(skeleton, {id(b): b.to(device) for b in tables}) if tables else skeleton

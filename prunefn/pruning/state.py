@@ -1,4 +1,4 @@
-"""The state of a pruning as a flat dict of tensors."""
+"""State of a `Pruning` as a flat dict of tensors."""
 
 from __future__ import annotations
 
@@ -16,43 +16,46 @@ from .channels import Channels
 
 NUMBERS = ("share", "rate", "reached")
 MASKS = ("there", "live", "slices")
+"""Keys of the stored state: numbers, and first parts of the keys of masks; `there` are kept units, `live` active ones."""
 
 
-def stored(channels: Channels, slices: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
-    """Numbers as tensors without dims, masks by group or parameter."""
+def store(channels: Channels, slices: Mapping[str, Tensor], slice_ratio: float) -> dict[str, Tensor]:
+    """Return the state: numbers as tensors without dims, masks by group or parameter."""
     out = {
-        "share": torch.tensor(channels.share, dtype=torch.float64),
-        "rate": torch.tensor(rate, dtype=torch.float64),
-        "reached": torch.tensor(channels.reached),
+        "share": torch.tensor(channels.ratio, dtype=torch.float64),
+        "rate": torch.tensor(slice_ratio, dtype=torch.float64),
+        "reached": torch.tensor(channels.finished),
     }
-    for what, masks in zip(MASKS, (channels.there, channels.live, slices), strict=True):
-        out |= {f"{what}.{name}": m.cpu().clone() for name, m in masks.items()}
+    for key, masks in zip(MASKS, (channels.kept, channels.active, slices), strict=True):
+        out |= {f"{key}.{name}": m.cpu().clone() for name, m in masks.items()}
     return out
 
 
-def restored(state: Mapping[str, Tensor], dense: Spec) -> dict[str, Any]:
-    """The fields of `Pruning` that the state says.
+def restore(state: Mapping[str, Tensor], dense: Spec) -> dict[str, Any]:
+    """Return the fields of a `Pruning` that a state has.
 
     Raises:
-        PruneError: it lacks something, or is of another model.
+        PruneError: a key is missing or unknown, or a mask does not fit the model.
+        MaskError: a mask of units does not fit the spec.
     """
     if missing := [n for n in NUMBERS if n not in state]:
         raise PruneError(f"the state has no {missing[0]!r}; it must be what Pruning.state_dict() returned")
-    masks: dict[str, Mask] = {what: {} for what in MASKS}
+    masks: dict[str, Mask] = {kind: {} for kind in MASKS}
     for key, t in state.items():
-        what, _, name = key.partition(".")
-        if what in masks:
-            masks[what][name] = t.clone()
+        kind, _, name = key.partition(".")
+        if kind in masks:
+            masks[kind][name] = t.clone()
         elif key not in NUMBERS:
             raise PruneError(f"the state has an unknown key {key!r}; it must be what Pruning.state_dict() returned")
-    there, live = masks["there"], masks["live"]
-    check_mask(there, dense)
-    check_mask(live, dense)
-    spec = shrink(dense, there)
+    kept, active = masks["there"], masks["live"]
+    check_mask(kept, dense)
+    check_mask(active, dense)
+    spec = shrink(dense, kept)
     for name, m in masks["slices"].items():
         if name not in spec.axes or tuple(m.shape) != spec.shape(name):
             raise PruneError(
-                f"the state has a mask of shape {tuple(m.shape)} for {name!r}, which does not fit this model"
+                f"the state has a mask of shape {tuple(m.shape)} for {name!r}, which does not fit this model; give "
+                "the state of a pruning of it"
             )
-    channels = Channels(dense, spec, there, live, float(state["share"]), bool(state["reached"]))
-    return {"channels": channels, "slices": masks["slices"], "rate": float(state["rate"])}
+    channels = Channels(dense, spec, kept, active, float(state["share"]), bool(state["reached"]))
+    return {"channels": channels, "slices": masks["slices"], "slice_ratio": float(state["rate"])}

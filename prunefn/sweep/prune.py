@@ -27,11 +27,10 @@ from ..spec.spec import Spec
 from ..stats import collect_stats
 from ..stats.fingerprint import Origin, difference, origin
 from ..train.checkpoint import save_checkpoint
-from ..train.feed import Source
-from ..train.measure import accelerator_of, evaluate
-from ..train.objective import Distill, Loss, Metrics, top1
-from ..train.phases import fine_tune, traced
+from ..train.loop import fine_tune
+from ..train.measure import evaluate, make_accelerator
 from ..train.recipe import Recipe
+from ..train.setup import Setup, trace_first
 from ..types import Batch, Compensation, Criterion, Params, Scope, Stats, Where
 from .settings import check, names, number, recipe_of
 from .space import Space, Value
@@ -43,38 +42,23 @@ CRITERION, COMPENSATION = "variance", "mean"
 """Where the settings do not say."""
 
 
-class Options(NamedTuple):
-    """Of training and measuring."""
-
-    loss: Loss | None = None
-    metrics: Metrics = top1
-    better: str | None = None
-    inputs: int = 1
-    classes: int | None = None
-    device: str | None = None
-
-
 class PruneTrial(NamedTuple):
     """A trial for `sweep`; see `prune_trial`."""
 
     model: nn.Module
     spec: Spec
-    data: Source
-    held_out: Source
+    setup: Setup
     calibration: Sequence[Batch]
     recipe: Recipe
     criteria: Mapping[str, Criterion]
     compensations: Mapping[str, Compensation]
     where: Where | str | None
     scope: Scope | None
-    distill: tuple[float, float] | None
-    options: Options
-    progress: bool = False
 
     @property
     def params(self) -> Params:
         """Of the model, where it is measured."""
-        device = accelerator_of(device=self.options.device).device
+        device = make_accelerator(device=self.setup.device).device
         return {n: t.to(device) for n, t in params_of(self.model).items()}
 
     def prepare(self, space: Space, folder: Path) -> Ready:
@@ -99,15 +83,14 @@ class PruneTrial(NamedTuple):
                     criterion=list(chosen.values()),
                     covariance=any("covariance" in m.needs for m in methods.values()),
                     where=self.where,
-                    progress=self.progress,
+                    progress=self.setup.progress,
                     resume=path,
                 )
         return Ready(self._replace(calibration=()), chosen, methods, dense, path if needed else None)
 
     def measured(self, model: nn.Module) -> dict[str, float]:
         """The metrics of a network."""
-        o = self.options
-        return evaluate(model, self.held_out, metrics=o.metrics, inputs=o.inputs, device=o.device)
+        return evaluate(model, self.setup)
 
     def _criterion(self, name: str) -> Criterion:
         return self.criteria[name] if name in self.criteria else criterion_of(name)
@@ -182,19 +165,15 @@ class Ready:
         return out | ({"points_lost": points_lost(metrics, self.dense)} if "top1" in metrics else {})
 
     def _tuned(self, model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
-        g = self.given
-        teacher = None if g.distill is None else Distill(g.model, *g.distill)
-        return fine_tune(
-            model, g.data, recipe, held_out=g.held_out, distill=teacher, folder=folder, **g.options._asdict()
-        ).model
+        setup = self.given.setup._replace(progress=False)  # the sweep shows its own bar
+        return fine_tune(model, setup, recipe, folder=folder).model
 
 
 @door
 def prune_trial(
     model: nn.Module,
-    data: Source,
+    setup: Setup,
     *,
-    held_out: Source,
     calibration: Sequence[Batch],
     spec: Spec | None = None,
     recipe: Recipe | None = None,
@@ -202,14 +181,6 @@ def prune_trial(
     compensations: Mapping[str, Compensation] | None = None,
     where: Where | str | None = None,
     scope: Scope | None = None,
-    distill: tuple[float, float] | None = None,
-    loss: Loss | None = None,
-    metrics: Metrics = top1,
-    better: str | None = None,
-    inputs: int = 1,
-    classes: int | None = None,
-    device: str | None = None,
-    progress: bool = False,
 ) -> PruneTrial:
     """A trial that prunes a network in one shot, trains it, and measures it.
 
@@ -220,42 +191,41 @@ def prune_trial(
 
     Args:
         model: the dense network; not changed.
-        data: what to train on, as for `train`.
-        held_out: what to measure on. A sweep chooses by it: take a part of the training data (`validation_share` of
-            `open_data`), and measure what was chosen on data that nothing was chosen by.
+        setup: data and options of training. A sweep chooses by the held-out data: take a part of the training data
+            (`validation_share` of `open_data`), and measure the chosen network on data that nothing was chosen by. To learn from
+            the dense network, give `loss=Distill(model)`. `progress` shows a bar while statistics are collected.
         calibration: batches for statistics, clean.
         spec: of the model; None: traced with the first calibration batch.
         recipe: what the settings do not say.
         criteria, compensations: more of them by names of your own, beside what the command line understands, such as
             "magnitude(1.0)".
         where, scope: as for `pipeline`.
-        distill: (alpha, temperature) to learn from the dense network; None: no teacher.
-        loss, metrics, better, inputs, classes, device: as for `train`.
-        progress: show a bar while statistics are collected.
+
+    Raises:
+        PruneError: the setup has no held-out data.
 
     >>> import tempfile, torch, prunefn as pf
     >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     >>> points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-    >>> trial = prune_trial(model, points, held_out=points, calibration=[x], device="cpu")
+    >>> setup = pf.train.Setup(points, held_out=points, device="cpu")
+    >>> trial = prune_trial(model, setup, calibration=[x])
     >>> space = {"sparsity": [0.25, 0.5], "criterion": ["variance", "magnitude"], "epochs": [0]}
     >>> done = pf.sweep.sweep(trial, space, folder=tempfile.mkdtemp(), sampler="grid")
     >>> sorted((t.settings["criterion"], t.results["macs_removed"]) for t in done.finished)
     [('magnitude', 0.25), ('magnitude', 0.5), ('variance', 0.25), ('variance', 0.5)]
     """
-    model = deepcopy(model).eval()
+    model, setup = deepcopy(model).eval(), Setup.of(setup)
+    if setup.held_out is None:
+        raise PruneError("a trial is measured on held-out data; give Setup(data, held_out)")
     return PruneTrial(
         model,
-        traced(model, calibration[0] if len(calibration) else None, inputs) if spec is None else spec,
-        data,
-        held_out,
+        trace_first(model, calibration, setup.inputs) if spec is None else spec,
+        setup,
         calibration,
         recipe or Recipe(),
         dict(criteria or {}),
         dict(compensations or {}),
         where,
         scope,
-        distill,
-        Options(loss, metrics, better, inputs, classes, device),
-        progress,
     )

@@ -1,4 +1,7 @@
-"""Training around pruning: pure losses, schedules and states of optimizers; and the loop, on accelerate, which is loaded when used."""
+"""Training around pruning: pure losses, schedules and optimizer states; and the training loop on accelerate, loaded on first use.
+
+`train`, `fine_tune` and `sparse_train` take plain data, or a `Setup` of data and options. `pat` runs `Phases` of pruning and training.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,24 @@ from . import schedule as schedule
 from .variances import site_variances as site_variances
 
 if TYPE_CHECKING:
+    from .aware import pat as pat
+    from .loop import fine_tune as fine_tune
+    from .loop import sparse_train as sparse_train
     from .loop import train as train
     from .measure import evaluate as evaluate
     from .objective import Distill as Distill
-    from .phases import fine_tune as fine_tune
-    from .phases import pat as pat
-    from .phases import sparse_train as sparse_train
+    from .phases import Phases as Phases
     from .recipe import Recipe as Recipe
     from .run import Result as Result
-    from .stage import Trained as Trained
+    from .setup import Setup as Setup
+    from .state import Trained as Trained
 
 __all__ = [
     "Distill",
+    "Phases",
     "Recipe",
     "Result",
+    "Setup",
     "Trained",
     "evaluate",
     "fine_tune",
@@ -41,14 +48,17 @@ __all__ = [
 ]
 
 _LOADED = {
-    "evaluate": "measure",
-    "train": "loop",
-    "Trained": "stage",
-    **dict.fromkeys(("fine_tune", "pat", "sparse_train"), "phases"),
     "Distill": "objective",
+    "Phases": "phases",
     "Recipe": "recipe",
     "Result": "run",
+    "Setup": "setup",
+    "Trained": "state",
+    "evaluate": "measure",
+    "pat": "aware",
+    **dict.fromkeys(("fine_tune", "sparse_train", "train"), "loop"),
 }
+"""Name → file of what needs the extra `train`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Batches for one of several processes: the global batch is cut into shares, and weights make their mean that of the whole."""
+"""Batches for one of several processes: each process gets a part of the global batch, weighted so that the mean is the global one."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from .. import trees
 from ..errors import BatchError
 
 Source = Dataset[Any] | Iterable[Any]
-"""A map-style dataset of (image, label), a DataLoader, or a list of batches; a batch is that of all processes."""
+"""A map-style dataset of (image, label), a DataLoader, or a list of batches; each batch is for all processes together."""
 
 
 class Part(NamedTuple):
-    """This process's share of a global batch."""
+    """Part of a global batch that one process reads."""
 
     batch: Any
     samples: int
-    """In the share; none where there are fewer samples than processes, and then the batch is one to go through the motions."""
+    """Number of samples that count; 0 where there are more processes than samples: `batch` then is a dummy of one sample."""
     total: int
-    """In the global batch."""
+    """Number of samples in the global batch."""
 
 
-class Shares(BatchSampler):
-    """The part of each batch of indices that one rank reads; where there is nothing for it, the first index."""
+class RankSampler(BatchSampler):
+    """Sampler of the part of each batch of indices that one rank reads; of the first index where its part is empty."""
 
     def __init__(self, batches: Iterable[list[int]], rank: int, world: int) -> None:
         self.batches, self.rank, self.world = batches, rank, world
         self.totals: deque[int] = deque()
-        """Sizes of the global batches that were handed out and not yet taken."""
+        """Sizes of the global batches whose indices were drawn, but whose part was not yet returned."""
 
     def __iter__(self) -> Iterator[list[int]]:
         self.totals.clear()
         for indices in self.batches:
             indices = list(indices)
             self.totals.append(len(indices))
-            start, stop = share(len(indices), self.rank, self.world)
+            start, stop = bounds(len(indices), self.rank, self.world)
             yield indices[start:stop] or indices[:1]
 
     def __len__(self) -> int:
@@ -49,7 +49,17 @@ class Shares(BatchSampler):
 
 
 class Feed:
-    """A source, read as often as one likes: an iterable of the parts of one rank."""
+    """Iterable of the parts of one rank; each iteration reads the source once.
+
+    Args:
+        source: the data.
+        batch: samples of a global batch, where the source is a dataset.
+        shuffle, drop_last, workers: as for a DataLoader, where the source is a dataset.
+        rank, world: number of this process and of all processes.
+
+    Raises:
+        BatchError: the source has no batch, or cannot be read once an epoch.
+    """
 
     def __init__(
         self,
@@ -63,17 +73,18 @@ class Feed:
         workers: int = 0,
     ) -> None:
         self.rank, self.world = rank, world
-        self.shares: Shares | None = None
+        self.sampler: RankSampler | None = None
         if isinstance(source, DataLoader):
             if source.batch_sampler is None:
                 raise BatchError("the DataLoader has no batches (batch_size=None); give it a batch size")
-            self.shares = Shares(source.batch_sampler, rank, world)
-            self.source: Any = _like(source, self.shares)
+            self.sampler = RankSampler(source.batch_sampler, rank, world)
+            self.source: Any = _copy_loader(source, self.sampler)
         elif isinstance(source, Dataset):
             order = RandomSampler(source) if shuffle else SequentialSampler(source)  # type: ignore[arg-type]
             drop_last = drop_last and len(order) >= batch
-            self.shares = Shares(BatchSampler(order, batch, drop_last), rank, world)
-            self.source = DataLoader(source, batch_sampler=self.shares, num_workers=workers, pin_memory=_pins())
+            self.sampler = RankSampler(BatchSampler(order, batch, drop_last), rank, world)
+            pin = torch.cuda.is_available()
+            self.source = DataLoader(source, batch_sampler=self.sampler, num_workers=workers, pin_memory=pin)
         elif isinstance(source, Sequence):
             self.source = source
         else:
@@ -82,14 +93,14 @@ class Feed:
                 "read once an epoch"
             )
         if not len(self.source):
-            raise BatchError("there is no training data: it has no batch")
+            raise BatchError("there is no data: the source has no batch; give at least one")
 
     def __len__(self) -> int:
         return len(self.source)
 
     def begin(self, seed: int, epoch: int) -> None:
-        """Seed generators that a DataLoader has of its own; what has none draws from torch's."""
-        owners = (self.source, *self._samplers()) if self.shares else ()
+        """Seed the generators of a DataLoader and its samplers; those without one draw from torch's global generator."""
+        owners = (self.source, *self._samplers()) if self.sampler else ()
         for generator in {id(g): g for o in owners if (g := getattr(o, "generator", None)) is not None}.values():
             generator.manual_seed(seed + epoch)
         for sampler in self._samplers():
@@ -97,31 +108,31 @@ class Feed:
                 set_epoch(epoch)
 
     def _samplers(self) -> list[Any]:
-        if self.shares is None:
+        if self.sampler is None:
             return []
-        return [self.shares.batches, getattr(self.shares.batches, "sampler", None)]
+        return [self.sampler.batches, getattr(self.sampler.batches, "sampler", None)]
 
     def __iter__(self) -> Iterator[Part]:
         for batch in self.source:
-            if self.shares is None:
-                yield _part(batch, self.rank, self.world)
+            if self.sampler is None:
+                yield _cut_part(batch, self.rank, self.world)
             else:
-                total = self.shares.totals.popleft()
-                start, stop = share(total, self.rank, self.world)
+                total = self.sampler.totals.popleft()
+                start, stop = bounds(total, self.rank, self.world)
                 yield Part(batch, stop - start, total)
 
 
-def share(n: int, rank: int, world: int) -> tuple[int, int]:
-    """(start, stop) of a rank's share of n samples; shares differ by one at most.
+def bounds(n: int, rank: int, world: int) -> tuple[int, int]:
+    """Return (start, stop) of a rank's part of n samples; the sizes of parts differ by one at most.
 
-    >>> [share(5, r, 3) for r in range(3)]
+    >>> [bounds(5, r, 3) for r in range(3)]
     [(0, 2), (2, 4), (4, 5)]
     """
     return (n * rank + world - 1) // world, (n * (rank + 1) + world - 1) // world
 
 
-def grouped(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
-    """Parts of one update each; the last may have fewer."""
+def group_parts(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+    """Yield the parts of one update each; the last list may be shorter."""
     group: list[Part] = []
     for part in parts:
         group.append(part)
@@ -132,42 +143,39 @@ def grouped(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
         yield group
 
 
-def samples(batch: Any) -> int:
-    """How many samples a batch has: the first dim of its first tensor."""
-    tensors = [t for t in trees.leaves(plain(batch)) if isinstance(t, Tensor) and t.ndim]
+def count_samples(batch: Any) -> int:
+    """Return the number of samples of a batch: the first dim of its first tensor."""
+    tensors = [t for t in trees.leaves(to_plain(batch)) if isinstance(t, Tensor) and t.ndim]
     if not tensors:
-        raise BatchError(f"a batch has no tensor with samples: {type(batch).__name__}")
+        raise BatchError(f"a batch is a {type(batch).__name__} without a tensor [samples, …]; give tuples of tensors")
     return len(tensors[0])
 
 
-def plain(batch: Any) -> Any:
-    """A nest that torch's pytree goes through: transformers' BatchEncoding is a mapping, but no dict."""
+def to_plain(batch: Any) -> Any:
+    """Return a batch as a nest that trees can walk: transformers' BatchEncoding is a mapping, but no dict."""
     return dict(batch) if isinstance(batch, Mapping) else batch
 
 
-def _part(batch: Any, rank: int, world: int) -> Part:
-    total = samples(batch)
-    start, stop = share(total, rank, world)
+def _cut_part(batch: Any, rank: int, world: int) -> Part:
+    """Return a rank's part of a batch in memory."""
+    total = count_samples(batch)
+    start, stop = bounds(total, rank, world)
     at = slice(start, stop) if stop > start else slice(0, 1)
 
     def cut(t: Any) -> Any:
         return t[at] if isinstance(t, Tensor) and t.ndim and len(t) == total else t
 
-    return Part(trees.map_leaves(cut, plain(batch)), stop - start, total)
+    return Part(trees.map_leaves(cut, to_plain(batch)), stop - start, total)
 
 
-def _like(loader: DataLoader[Any], shares: Shares) -> DataLoader[Any]:
-    """The same loader, for one rank."""
+def _copy_loader(loader: DataLoader[Any], sampler: RankSampler) -> DataLoader[Any]:
+    """Return a loader with the same options, and this sampler."""
     return DataLoader(
         loader.dataset,
-        batch_sampler=shares,
+        batch_sampler=sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
     )
-
-
-def _pins() -> bool:
-    return torch.cuda.is_available()

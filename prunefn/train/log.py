@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a bar, or about twenty lines an epoch; TensorBoard; rows of numbers."""
+"""Output of a training: a bar, or about twenty lines an epoch; TensorBoard; rows of numbers."""
 
 from __future__ import annotations
 
@@ -13,32 +13,40 @@ from tqdm import tqdm
 from .checkpoint import write_lines
 
 LINES = 20
-"""An epoch, where there is no terminal."""
+"""Lines an epoch, where there is no terminal."""
 
 
 class Log:
-    """Of one stage, by the rank that writes; other ranks say nothing."""
+    """Output of one stage, by the rank that writes.
 
-    def __init__(self, folder: Path | None, name: str, *, progress: bool, active: bool, done: int = 0) -> None:
+    Args:
+        folder: of the stage; None: no files.
+        name: of the stage.
+        progress: whether to show anything.
+        active: whether this is the rank that writes.
+        update: number of updates so far; TensorBoard drops later ones of an earlier process.
+    """
+
+    def __init__(self, folder: Path | None, name: str, *, progress: bool, active: bool, update: int = 0) -> None:
         self.folder, self.name = folder, name
         self.progress, self.active = progress and active, active
         self.writer: Any = None
         if folder is not None and active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "logs"), purge_step=done or None)
+            self.writer = SummaryWriter(str(folder / "logs"), purge_step=update or None)
         self.bar: tqdm | None = None
-        self.steps, self.every = 0, 1
+        self.title, self.steps, self.every = name, 0, 1
 
-    def epoch(self, number: int, epochs: int, steps: int, done: int) -> None:
-        """A new epoch of so many updates, some of which may be done."""
+    def start_epoch(self, number: int, epochs: int, steps: int, step: int) -> None:
+        """Start an epoch of `steps` updates, `step` of which are done."""
         self.title = f"{self.name} {number}/{epochs}"
         self.steps, self.every = steps, max(1, round(steps / LINES))
         if self.progress and sys.stderr.isatty():
-            self.bar = tqdm(total=steps, initial=done, desc=self.title, leave=False, mininterval=0.5)
+            self.bar = tqdm(total=steps, initial=step, desc=self.title, leave=False, mininterval=0.5)
 
-    def step(self, step: int, update: int, values: Mapping[str, float]) -> None:
-        """After an update; the values are only looked at when they are shown: see `wanted`."""
+    def show_step(self, step: int, update: int, values: Mapping[str, float]) -> None:
+        """Show the values of an update; call it only where `shows_step` is true."""
         if self.writer is not None:
             for key, value in values.items():
                 self.writer.add_scalar(f"{self.name}/{key}", value, update)
@@ -48,17 +56,17 @@ class Log:
         elif self.progress:
             tqdm.write(f"{self.title}, {step}/{self.steps}: {text}", file=sys.stderr)
 
-    def wanted(self, step: int) -> bool:
-        """Whether this update's numbers are shown; fetching them from a GPU makes it wait."""
+    def shows_step(self, step: int) -> bool:
+        """Return whether an update's numbers are shown: reading them waits for the GPU."""
         return self.active and (step % self.every == 0 or step == self.steps)
 
     def tick(self) -> None:
-        """An update is done."""
+        """Advance the bar by one update."""
         if self.bar is not None:
             self.bar.update()
 
-    def row(self, rows: list[dict[str, Any]]) -> None:
-        """The last row is new: show it, and write them all."""
+    def show_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Show the last row, and write all rows."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -1,119 +1,143 @@
-"""The loop: epochs of updates on accelerate, measured, checkpointed, resumed."""
+"""Training: the loop over epochs, and the defaults of fine-tuning and sparse training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..doors import door
 from ..errors import PruneError
 from .feed import Source
-from .objective import Distill, Loss, Metrics, Objective, top1
 from .recipe import Recipe
 from .regularizers import Regularizer
-from .seeds import apart
-from .stage import BUILD, Stage, State, Trained, WeightMasks
+from .seeds import isolate_rng
+from .setup import Setup
+from .stage import BUILD, Stage, Task
+from .state import Trained, WeightMasks
 
 
 @door
 def train(
-    model: nn.Module,
-    data: Source,
+    model: nn.Module | Trained,
+    data: Source | Setup,
     recipe: Recipe,
     *,
-    held_out: Source | None = None,
-    loss: Loss | None = None,
-    distill: Distill | None = None,
-    metrics: Metrics = top1,
-    better: str | None = None,
     regularizer: Regularizer | None = None,
     masks: WeightMasks | None = None,
-    state: State | None = None,
-    inputs: int = 1,
-    classes: int | None = None,
     keep: str = "best",
     folder: Path | str | None = None,
     name: str = "train",
-    device: str | None = None,
-    progress: bool = False,
 ) -> Trained:
-    """Train a copy of a module.
+    """Train a copy of a model.
 
-    Under torchrun, every process calls this with the same arguments; batches are cut into shares, and the result is that of one
-    process with the same batches, to rounding (dropout and mixing draw per process).
+    Under torchrun, every process makes the same call. Each batch is split between the processes, and the result is that of one
+    process to rounding; dropout and mixing draw separately in each process.
 
-    With a folder, training that was killed goes on from its last checkpoint, and ends with the same bits on a CPU as if it had
-    not been; training that is done is only read.
+    With a folder, a killed training resumes from its last checkpoint. On a CPU, the result is bit-identical to that of an
+    uninterrupted training. A finished training is only read from its folder.
 
     Args:
-        model: is not changed.
-        data: a map-style dataset of (image, label) that is shuffled every epoch, a DataLoader, or a list of batches.
-        recipe: learning rate, epochs and the like.
-        held_out: what is measured after every epoch; None: nothing is.
-        loss: (output, rest of the batch …) → mean; default: cross entropy, or the model's own loss.
-        distill: a teacher, explicitly; None: there is none.
-        metrics: (output, rest of the batch …) → name → mean.
-        better: the metric that is to be high, or "loss", which is to be low; default: top1 if it is there, else the loss.
-        regularizer: a penalty, or masks that are renewed every epoch: see `regularizers`.
-        masks: weights that stay exactly zero, and what the optimizer remembers of them.
-        state: of an optimizer before, by parameter: `Trained.state`, sliced where parameters were.
-        inputs: how many of a batch's elements the model takes.
-        classes: how many there are, where labels are mixed or smoothed; None: the dataset's `classes`, or what its labels say.
-        keep: "best" for the weights of the best epoch (where something is measured), "last" for the last.
-        folder: for checkpoints, `metrics.jsonl` and TensorBoard's logs; all processes must see it.
+        model: a module, which is not changed; or the result of another training, whose optimizer state and masks continue.
+        data: a map-style dataset of (image, label), a DataLoader or a list of batches; or a `Setup`, for held-out data, a loss, a
+            teacher, metrics or a device.
+        recipe: epochs, learning rate and the like.
+        regularizer: a penalty, or masks that are renewed every epoch; see `regularizers`.
+        masks: weights to hold at exactly zero, with their optimizer state; None: those of `model`, if it is a result.
+        keep: "best" for the weights of the best epoch, if held-out data are measured; "last" for those of the last one.
+        folder: for checkpoints, `metrics.jsonl` and TensorBoard logs; all processes must see it.
         name: of the stage, in logs.
-        device: "cpu" for the CPU; None: what there is.
-        progress: show a bar, or about twenty lines an epoch where there is no terminal.
 
     Raises:
-        PruneError: the folder is of a run with other settings, or the loss is not finite.
-        BatchError: the batches do not fit.
+        PruneError: the folder belongs to a training with other settings, or the loss is not finite.
+        BatchError: the batches do not fit the loss.
 
     >>> import torch
     >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-    >>> data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    >>> points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     >>> model = nn.Linear(4, 2)
     >>> _ = nn.init.zeros_(model.weight)
-    >>> done = train(model, data, Recipe(epochs=5, lr=0.1, batch_size=16), held_out=data, device="cpu")
+    >>> done = train(model, Setup(points, held_out=points, device="cpu"), Recipe(epochs=5, lr=0.1, batch_size=16))
     >>> done.metrics["top1"] > 0.9, float(model.weight.detach().abs().sum())
     (True, 0.0)
     """
     if keep not in ("best", "last"):
         raise PruneError(f"keep is {keep!r}; it must be 'best' or 'last'")
-    with apart(recipe.seed, BUILD):
-        objective = Objective(recipe, loss=loss, distill=distill, inputs=inputs)
-        stage = Stage(model, objective, regularizer, masks, state, device)
-        stage.held_out, stage.metrics, stage.better = held_out, metrics, better
-        stage.classes = classes or _classes(data, soft=objective.soft)
-        asked = {
-            **recipe.model_dump(),
-            "stage": name,
-            "distill": None if distill is None else [distill.alpha, distill.temperature],
-            "regularizer": stage.regularizer.name,
-            "processes": stage.accelerator.num_processes,
-        }
-        with stage.running(data, Path(folder) if folder is not None else None, name, asked, progress):
-            while stage.epoch < recipe.epochs and not stage.stale():
-                stage.one_epoch()
-        return stage.result(model, keep)
+    start = model if isinstance(model, Trained) else Trained(model)
+    if masks is not None:
+        start = start._replace(masks=masks)
+    place = None if folder is None else Path(folder)
+    task = Task(start, Setup.of(data), recipe, regularizer or Regularizer("none"), place, name)
+    with isolate_rng(recipe.seed, BUILD):
+        stage = Stage(task)
+        with stage.log:
+            while stage.epoch < recipe.epochs and not stage.is_stale():
+                stage.train_epoch()
+        return stage.result(keep)
 
 
-def _classes(data: Source, *, soft: bool) -> int:
-    """How many classes the labels of a dataset have; 0 where nobody asks.
+@door
+def fine_tune(
+    model: nn.Module | Trained,
+    data: Source | Setup,
+    recipe: Recipe | None = None,
+    *,
+    masks: WeightMasks | None = None,
+    keep: str = "best",
+    folder: Path | str | None = None,
+    name: str = "fine_tune",
+) -> Trained:
+    """Train a pruned model: `train` with the recipe of variance-based pruning by default.
 
-    Raises:
-        PruneError: it does not say.
+    Args:
+        model, data, masks, keep, folder, name: as for `train`.
+        recipe: None: `Recipe()`, ten epochs at 1.5e-5.
+
+    >>> import torch
+    >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    >>> points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    >>> fine_tune(nn.Linear(4, 2), points, Recipe(epochs=2, batch_size=16)).rows[-1]["update"]
+    4
     """
-    if not soft:
-        return 0
-    dataset = data.dataset if isinstance(data, DataLoader) else data
-    known = getattr(dataset, "classes", None)
-    if isinstance(known, Sequence):
-        return len(known)
-    tensors = getattr(dataset, "tensors", None)
-    if tensors:
-        return int(tensors[1].max()) + 1
-    raise PruneError("mixup, cutmix and label_smoothing need the number of classes: give classes=")
+    return train(model, data, recipe or Recipe(), masks=masks, keep=keep, folder=folder, name=name)
+
+
+@door
+def sparse_train(
+    model: nn.Module | Trained,
+    data: Source | Setup,
+    regularizer: Regularizer,
+    recipe: Recipe | None = None,
+    *,
+    masks: WeightMasks | None = None,
+    keep: str = "last",
+    folder: Path | str | None = None,
+    name: str = "sparse",
+) -> Trained:
+    """Train units towards zero before they are pruned: `train` with a regularizer.
+
+    Args:
+        model, data, masks, folder, name: as for `train`.
+        regularizer: for the spec of the model, such as `regularizers.l1_group(spec)` or `regularizers.gradual(spec)`.
+        recipe: None: 5 epochs at 1e-4.
+        keep: as for `train`; by default the last epoch, which is the sparsest.
+
+    >>> import torch, prunefn as pf
+    >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    >>> points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> penalty = pf.train.regularizers.lasso(pf.trace(model, (x,)), weight=0.1)
+    >>> small = sparse_train(model, points, penalty, Recipe(epochs=2, batch_size=16, lr=0.01)).model
+    >>> bool(small[0].weight.norm() < model[0].weight.norm())
+    True
+    """
+    return train(
+        model,
+        data,
+        recipe or Recipe(epochs=5, lr=1e-4),
+        regularizer=regularizer,
+        masks=masks,
+        keep=keep,
+        folder=folder,
+        name=name,
+    )

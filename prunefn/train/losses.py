@@ -1,4 +1,4 @@
-"""Losses around pruning, as functions of params or outputs: add them up, and differentiate by `torch.func.grad` or backward."""
+"""Losses around pruning as pure functions of params or outputs; add them, and differentiate by `torch.func.grad` or `backward`."""
 
 from __future__ import annotations
 
@@ -31,24 +31,26 @@ def distillation(
     alpha: float = 0.7,
     temperature: float = 2.0,
 ) -> Tensor:
-    """α · cross entropy + (1 − α) · T² · KL(teacher ‖ student), both at temperature T (Hinton et al., arXiv 1503.02531).
+    """Return α · cross entropy + (1 − α) · T² · KL(teacher ‖ student), the latter at temperature T (Hinton et al., arXiv 1503.02531).
 
     Args:
         student: logits.
-        teacher: logits; no gradient goes into them.
-        labels: [batch] classes, or [batch, classes] shares (mixup).
-        alpha: share of the labels, in [0, 1].
-        temperature: above zero.
+        teacher: logits; they are detached.
+        labels: [batch] classes, or [batch, classes] probabilities (mixup).
+        alpha: weight of the labels, in [0, 1].
+        temperature: T, above 0.
 
     Raises:
-        PruneError: alpha or temperature out of range.
+        PruneError: alpha or temperature is out of range.
 
     >>> y = torch.tensor([[2.0, 0.0]])
     >>> bool(distillation(y, y, torch.tensor([0])) == 0.7 * F.cross_entropy(y, torch.tensor([0])))
     True
     """
     if not 0 <= alpha <= 1 or not temperature > 0:
-        raise PruneError(f"distillation's alpha ({alpha}) must be in [0, 1], its temperature ({temperature}) above 0")
+        raise PruneError(
+            f"alpha is {alpha} and temperature {temperature}; alpha must be in [0, 1], temperature above 0"
+        )
     target = F.log_softmax(teacher.detach() / temperature, -1)
     soft = F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="batchmean", log_target=True)
     return alpha * F.cross_entropy(student, labels) + (1 - alpha) * temperature**2 * soft
@@ -56,12 +58,12 @@ def distillation(
 
 @door
 def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
-    """Σ over units of the L2 norm of all coupled weights: whole units go to zero (Yuan and Lin, 2006; DepGraph's sparse learning).
+    """Return Σ over units of the L2 norm of all coupled weights, which drives whole units to zero (Yuan and Lin, 2006; DepGraph).
 
     Args:
         params: of the spec.
-        spec: says what is coupled.
-        where: only groups that match.
+        spec: of the model.
+        where: groups to sum over; None: all.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
@@ -75,10 +77,16 @@ def group_lasso(params: Params, *, spec: Spec, where: Where | str | None = None)
 
 @door
 def l21(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
-    """Σ over the weights that produce a group of the L2 norms of their rows: `group_lasso` without coupling.
+    """Return Σ of the L2 norms of the rows of weights that produce a group: `group_lasso` without coupling.
 
     Args:
         params, spec, where: as for `group_lasso`.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.constant_(m.weight, w) for m, w in zip(model, (3.0, 4.0))]
+    >>> float(l21(pf.params(model), spec=pf.trace(model, (torch.randn(2, 1),))))  # 2 · 3
+    6.0
     """
     check_complete(params, spec)
     chosen = {g.name for g in spec.groups.values() if matches(where, g)}
@@ -93,13 +101,18 @@ def l21(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tens
 
 @door
 def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Tensor:
-    """Σ |γ| over the scales of norms of prunable channels: network slimming (Liu et al., ICCV 2017, arXiv 1708.06519).
+    """Return Σ |γ| over the scales of norms of prunable channels: network slimming (Liu et al., ICCV 2017, arXiv 1708.06519).
 
     Args:
         params, spec, where: as for `group_lasso`.
 
     Raises:
         PruneError: no chosen group has a norm with a scale.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1)).eval()
+    >>> float(bn_l1(pf.params(model), spec=pf.trace(model, (torch.randn(2, 1),))).detach())  # two scales of 1
+    2.0
     """
     check_complete(params, spec)
     names = dict.fromkeys(
@@ -113,7 +126,9 @@ def bn_l1(params: Params, *, spec: Spec, where: Where | str | None = None) -> Te
         and params[m.tensor].ndim == 1
     )
     if not names:
-        raise PruneError("bn_l1 finds no norm with a scale among the chosen groups; use group_lasso, or other groups")
+        raise PruneError(
+            "the chosen groups have no norm with a scale for bn_l1; choose others by where=, or use group_lasso"
+        )
     return _total(params[n].abs().sum() for n in names)
 
 
@@ -127,21 +142,29 @@ def growing(
     where: Where | str | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """½ Σ γ ‖w‖² over units, γ = 2^{α (g_max − g) / (g_max − g_min)} with g = √score: unimportant units shrink up to 2^α times as fast.
+    """Return ½ Σ γ ‖w‖² over units, with γ = 2^{α (g_max − g) / (g_max − g_min)} and g = √score.
 
-    Its gradient is γ w on rows, columns and norms; multiply the loss by a rate such as 5e-4. After DepGraph (Fang et al., CVPR
+    Units of low scores shrink up to 2^α times as fast as others: the gradient is γ w on rows, columns and norms. Multiply the loss by a
+    weight such as 5e-4. After DepGraph (Fang et al., CVPR
     2023) and GReg (Wang et al., ICLR 2021).
 
     Args:
         params: of the spec.
-        scores: group → [units], zero or more; no gradient goes through them.
-        spec: says what is coupled.
-        alpha: 0 is plain weight decay on the chosen groups.
-        where: only groups that match; groups without scores are left out.
+        scores: group → [units], not negative; they are detached.
+        spec: of the params.
+        alpha: growth of the exponent; 0 is weight decay on the chosen groups.
+        where: groups to sum over, among those with scores; None: all.
         weights: group → factor of its terms; default 1.
 
     Raises:
-        PruneError: a score is negative, or there is not one for each unit.
+        PruneError: a score is negative, or a group does not have one score for each unit.
+
+    >>> import prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.ones_(m.weight) for m in model]
+    >>> spec, scores = pf.trace(model, (torch.randn(2, 1),)), {"0": torch.tensor([0.0, 1.0])}
+    >>> float(growing(pf.params(model), scores, spec=spec, alpha=1.0).detach())  # ½ (2 · 2 + 1 · 2)
+    3.0
     """
     terms = []
     for name, squares in group_squares(params, spec, where).items():
@@ -173,10 +196,10 @@ def slice_log_norm(
     short_blocks: bool = False,
     weights: Sequence[str] | str | None = None,
 ) -> Tensor:
-    """Σ log ‖slice‖₂ over the eligible slices of all convolutions: whole slices go to zero, the smallest first.
+    """Return Σ log ‖slice‖₂ over the eligible slices of all convolutions, which drives whole slices to zero, the smallest first.
 
-    The gradient is w / ‖slice‖², so that a slice loses the same share of its square at every step, whatever its size; what is zero
-    already adds nothing. Multiply the loss by a rate such as 1e-4.
+    The gradient is w / ‖slice‖², so every slice loses an equal amount of its square in each step. Slices of zeros add nothing. Multiply
+    the loss by a weight such as 1e-4.
 
     Args:
         params: of the spec.
@@ -204,36 +227,36 @@ def slice_log_norm(
 
 @door
 def variance_concentration(variances: Mapping[str, Tensor]) -> Tensor:
-    """Σ over sites of the entropy H = −Σ p log p of p = σ² / Σσ²: lowered, the variance gathers in few units.
+    """Return Σ over sites of the entropy H = −Σ p log p of p = σ² / Σσ²; lowering it concentrates the variance in few units.
 
     Args:
-        variances: site → [units], with a gradient: of the same forward pass as the loss, so that no BatchNorm runs twice;
-            such as those of `site_variances`.
+        variances: site → [units], differentiable, such as those of `site_variances`; take them from the forward pass of the loss,
+            so that no BatchNorm runs twice.
 
     Raises:
-        StatsError: they carry no gradient, so that the loss would do nothing.
+        StatsError: the variances have no gradient.
 
     >>> s = torch.tensor([1.0, 1.0], requires_grad=True)
     >>> variance_concentration({"a": s}).detach()  # log 2
     tensor(0.6931)
     """
     if not any(v.requires_grad for v in variances.values()):
-        raise StatsError("the variances carry no gradient; take them from the forward pass that the loss belongs to")
+        raise StatsError(
+            "the variances have no gradient; take them from the forward pass of the loss, such as site_variances"
+        )
     terms = []
     for v in variances.values():
         p = v / v.sum().clamp_min(torch.finfo(v.dtype).tiny)
-        some = torch.where(
-            p > 0, p, 1.0
-        )  # units that never vary count nothing, and have no gradient instead of an infinite one
-        terms.append(-(some * some.log()).sum())
+        positive = torch.where(p > 0, p, 1.0)  # constant units: 0 log 0 = 0, with gradient 0 instead of an infinite one
+        terms.append(-(positive * positive.log()).sum())
     return _total(terms)
 
 
 def check_complete(params: Params, spec: Spec) -> None:
-    """All parameters of the spec are there, at its sizes; cheap enough for every step of a training.
+    """Check that the params have all parameters of the spec, at its sizes; cheap enough for every step of a training.
 
     Raises:
-        ParamsError: names the first that is not.
+        ParamsError: one is missing or has another shape; names the first one.
     """
     for name, shape in _shapes(spec):
         if name not in params or params[name].shape != shape:
@@ -242,27 +265,28 @@ def check_complete(params: Params, spec: Spec) -> None:
 
 @lru_cache(maxsize=64)
 def _shapes(spec: Spec) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return (name, shape) of all parameters."""
     return tuple((n, spec.shape(n)) for n in sorted(spec.parameters))
 
 
 def group_squares(params: Params, spec: Spec, where: Where | str | None) -> dict[str, Tensor]:
-    """Group → [tensors, units]: sums of squares of all effective tensors, biases too."""
+    """Return group → [tensors, units]: sums of squares of all effective tensors, including biases."""
     check_complete(params, spec)
     value = reader(params, spec=spec)
-    found = member_sums(spec, lambda t: value(t).square())
-    return {g: s for g, s in found.items() if matches(where, spec.groups[g])}
+    sums = member_sums(spec, lambda t: value(t).square())
+    return {g: s for g, s in sums.items() if matches(where, spec.groups[g])}
 
 
 def _norm(squares: Tensor) -> Tensor:
-    """Square root with a gradient of zero, not of infinity, at zero."""
+    """Return the square root, with gradient 0 instead of infinity at 0."""
     zero = squares == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
-    """The sum; zero of nothing."""
-    found = list(terms)
-    return torch.stack(found).sum() if found else torch.zeros(())
+    """Return the sum of scalars; 0 if there are none."""
+    values = list(terms)
+    return torch.stack(values).sum() if values else torch.zeros(())
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Means over held-out data, in one process or many."""
+"""Means of metrics over held-out data, in one process or many."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from torch import Tensor, nn
 
 from .. import trees
 from ..doors import door
-from .feed import Feed, Source, plain
-from .objective import Metrics, call, top1
+from ..errors import PruneError
+from .feed import Feed, Source, to_plain
+from .objective import call
+from .setup import Setup
 
 TIMEOUT = timedelta(seconds=50)
 """A process that waits longer than this for another one ends with an error."""
 
 
-def accelerator_of(precision: str = "no", device: str | None = None) -> Accelerator:
-    """accelerate for this process: of a single one, or of one that torchrun started.
+def make_accelerator(precision: str = "no", device: str | None = None) -> Accelerator:
+    """Return accelerate's view of this process: a single one, or one of those that torchrun started.
 
     Args:
         precision: "no", "bf16" or "fp16".
-        device: "cpu" for the CPU; None: what there is.
+        device: "cpu" for the CPU; None: a GPU if there is one.
     """
     AcceleratorState._reset_state(reset_partial_state=False)  # two stages may differ in precision
     return Accelerator(
@@ -37,26 +39,41 @@ def accelerator_of(precision: str = "no", device: str | None = None) -> Accelera
 
 @door
 def evaluate(
-    model: nn.Module,
-    data: Source,
-    *,
-    metrics: Metrics = top1,
-    batch: int = 256,
-    inputs: int = 1,
-    accelerator: Accelerator | None = None,
-    device: str | None = None,
+    model: nn.Module, data: Source | Setup, *, batch_size: int = 256, device: str | None = None
 ) -> dict[str, float]:
-    """Means over all samples of the data, in eval mode; under torchrun, every process measures its share.
+    """Measure a model: the mean of each metric over all samples, in eval mode.
+
+    Under torchrun, every process measures its part of each batch.
 
     Args:
-        model: comes back in the mode it was in, on the device it was on.
-        data, metrics, inputs, device: as for `train`.
-        batch: samples at once, of all processes.
-        accelerator: of a training that goes on; None: one of its own.
+        model: returned to its modes and device afterwards.
+        data: what to measure on; or a `Setup`, whose `held_out` is measured by its metrics.
+        batch_size: samples at once, of all processes together.
+        device: "cpu" for the CPU; None: that of the setup, or a GPU if there is one.
+
+    Returns:
+        Metric → mean; by default top1 in [0, 1] and the cross entropy.
+
+    Raises:
+        PruneError: the setup has no held-out data.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> evaluate(nn.Identity(), [(x, torch.tensor([0, 0]))], device="cpu")["top1"]
+    0.5
     """
-    at = accelerator or accelerator_of(device=device)
+    setup = Setup.of(data)
+    if setup is not data:
+        setup = setup._replace(held_out=setup.data)
+    return measure(model, setup, make_accelerator(device=device or setup.device), batch_size)
+
+
+def measure(model: nn.Module, setup: Setup, accelerator: Accelerator, batch_size: int = 256) -> dict[str, float]:
+    """Return the mean of each metric over the held-out data, measured in the processes of an accelerator."""
+    if setup.held_out is None:
+        raise PruneError("the setup has no held-out data to measure on; write Setup(data, held_out)")
+    at = accelerator
     home = next(model.parameters(), torch.zeros(())).device
-    feed = Feed(data, batch=batch, shuffle=False, rank=at.process_index, world=at.num_processes)
+    feed = Feed(setup.held_out, batch=batch_size, shuffle=False, rank=at.process_index, world=at.num_processes)
     modes = {m: m.training for m in model.modules()}
     sums: dict[str, Tensor] = {}
     total = 0
@@ -64,9 +81,9 @@ def evaluate(
     try:
         for part in feed:
             with torch.no_grad(), at.autocast():
-                output, rest = call(model, moved(part.batch, at.device), inputs)
-                found = metrics(output, *rest)
-            for key, value in found.items():
+                output, rest = call(model, to_device(part.batch, at.device), setup.inputs)
+                means = setup.metrics(output, *rest)
+            for key, value in means.items():
                 sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * part.samples
             total += part.total
     finally:
@@ -79,6 +96,6 @@ def evaluate(
     return {n: float(v) / total for n, v in zip(names, together.cpu(), strict=True)}
 
 
-def moved(value: Any, device: torch.device | str) -> Any:
-    """A nest with its tensors on a device."""
-    return trees.map_tensors(lambda t: t.to(device, non_blocking=True), plain(value))
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Return a nest with its tensors on a device."""
+    return trees.map_tensors(lambda t: t.to(device, non_blocking=True), to_plain(value))

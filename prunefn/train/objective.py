@@ -1,4 +1,4 @@
-"""What a batch's loss is: labels or soft labels, a teacher or none, mixed images."""
+"""Losses of a batch: labels or soft labels, with or without a teacher, mixed images; and metrics."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from .losses import distillation
 from .recipe import Recipe
 
 Loss = Callable[..., Tensor]
-"""(output, the rest of the batch …) → mean over the batch."""
+"""(output, *rest of the batch) → mean over the batch."""
 Metrics = Callable[..., Mapping[str, Tensor]]
-"""(output, the rest of the batch …) → name → mean over the batch."""
+"""(output, *rest of the batch) → name → mean over the batch."""
 
 
 class Distill(NamedTuple):
-    """Learn from a teacher, too: see `losses.distillation`."""
+    """Loss of a `Setup` that also learns from a teacher: see `losses.distillation`.
+
+    >>> Distill(nn.Linear(4, 2)).alpha
+    0.7
+    """
 
     teacher: nn.Module
-    """The dense network, as a rule; a copy in eval mode is used."""
+    """Usually the dense network; a copy in eval mode is used."""
     alpha: float = 0.7
+    """Weight of the labels, in [0, 1]."""
     temperature: float = 2.0
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
-    """(the model's output, the rest of the batch); a dict goes in as keyword arguments, and is itself the rest."""
+    """Return the model's output and the rest of the batch.
+
+    The values of a dict are keyword arguments, and the dict itself is the rest.
+    """
     if isinstance(batch, Mapping):
         return model(**batch), (batch,)
     if isinstance(batch, Tensor):
@@ -38,74 +46,98 @@ def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any,
 
 
 def cross_entropy(output: Any, *rest: Any) -> Tensor:
-    """Of logits and labels; of a model that says its own loss (transformers with `labels`), that one.
+    """Return the cross entropy of logits and labels, or the loss that the model's output carries (transformers with `labels`).
 
     Raises:
-        BatchError: there are no labels.
+        BatchError: there are no labels or no logits.
     """
     if isinstance(getattr(output, "loss", None), Tensor):
         return output.loss
-    return F.cross_entropy(*_labelled(output, rest))
+    return F.cross_entropy(*_read_labels(output, rest))
 
 
 def top1(output: Any, *rest: Any) -> dict[str, Tensor]:
-    """Share of samples whose highest logit is the label, and the loss; the loss alone where the model says its own."""
+    """Return the fraction of samples whose highest logit is the label, and the loss.
+
+    A model whose output carries a loss gives the loss alone.
+
+    >>> metrics = top1(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+    >>> float(metrics["top1"])
+    0.5
+    """
     if isinstance(getattr(output, "loss", None), Tensor):
         return {"loss": output.loss.float()}
-    logits, labels = _labelled(output, rest)
+    logits, labels = _read_labels(output, rest)
     return {"top1": (logits.argmax(1) == labels).double().mean(), "loss": F.cross_entropy(logits.float(), labels)}
 
 
-def _labelled(output: Any, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def _read_labels(output: Any, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Return logits [batch, classes] and labels."""
     if not rest or not isinstance(rest[0], Tensor):
-        raise BatchError("the batches have no labels; give tuples of (input, label), or a loss of your own")
+        raise BatchError("the batches have no labels; give tuples of (input, label), or Setup(data, loss=…, metrics=…)")
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise BatchError(f"the model returns {type(output).__name__}, no logits; give a loss and metrics of your own")
+        raise BatchError(
+            f"the model returns {type(output).__name__}, without logits; give Setup(data, loss=…, metrics=…)"
+        )
     return logits, rest[0]
 
 
-class Objective:
-    """A batch's mean loss, as the recipe says."""
+def is_soft(recipe: Recipe) -> bool:
+    """Return whether the recipe mixes or smooths labels."""
+    return recipe.mixup > 0 or recipe.cutmix > 0 or recipe.label_smoothing > 0
 
-    def __init__(
-        self, recipe: Recipe, *, loss: Loss | None = None, distill: Distill | None = None, inputs: int = 1
-    ) -> None:
-        self.recipe, self.loss, self.distill, self.inputs = recipe, loss, distill, inputs
-        self.soft = recipe.mixup > 0 or recipe.cutmix > 0 or recipe.label_smoothing > 0
-        if loss is not None and (self.soft or distill is not None):
+
+class BatchLoss(NamedTuple):
+    """Mean loss of a batch by a recipe and the loss of a setup."""
+
+    recipe: Recipe
+    loss: Loss | Distill | None
+    inputs: int
+    classes: int
+    """Number of classes; 0 where no labels are mixed or smoothed."""
+
+    def check(self) -> BatchLoss:
+        """Return the loss itself.
+
+        Raises:
+            BatchError: the recipe has soft labels, and the loss takes none.
+        """
+        if is_soft(self.recipe) and self.loss is not None and not isinstance(self.loss, Distill):
             raise BatchError(
-                "mixup, cutmix, label_smoothing and distillation have losses of their own; leave out loss="
+                "mixup, cutmix and label_smoothing make soft labels with their own cross entropy; leave out loss=, or set "
+                "them to 0"
             )
+        return self
 
-    def __call__(self, model: nn.Module, batch: Any, classes: int) -> Tensor:
-        """The loss; random numbers come from torch's and NumPy's global generators."""
-        if self.soft:
-            batch = self._mixed(batch, classes)
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss; random numbers come from the global generators of torch and NumPy."""
+        if is_soft(self.recipe):
+            batch = self._mix(batch)
         output, rest = call(model, batch, self.inputs)
-        if self.distill is not None:
+        if isinstance(self.loss, Distill):
             with torch.no_grad():
-                taught, _ = call(self.distill.teacher, batch, self.inputs)
-            logits, labels = _labelled(output, rest)
-            teacher, _ = _labelled(taught, rest)
-            return distillation(logits, teacher, labels, alpha=self.distill.alpha, temperature=self.distill.temperature)
-        if self.loss is not None:
-            return self.loss(output, *rest)
-        return cross_entropy(output, *rest)
+                target, _ = call(self.loss.teacher, batch, self.inputs)
+            logits, labels = _read_labels(output, rest)
+            teacher, _ = _read_labels(target, rest)
+            return distillation(logits, teacher, labels, alpha=self.loss.alpha, temperature=self.loss.temperature)
+        return (self.loss or cross_entropy)(output, *rest)
 
-    def _mixed(self, batch: Any, classes: int) -> tuple[Any, ...]:
-        """Images mixed by timm, and soft labels; where the batch is odd, its last image stays as it is."""
+    def _mix(self, batch: Any) -> tuple[Any, ...]:
+        """Return images mixed by timm, and soft labels [batch, classes].
+
+        timm mixes pairs, so the last image of an odd batch is not mixed.
+        """
         from timm.data.mixup import Mixup, mixup_target
 
         if isinstance(batch, Mapping | Tensor) or len(batch) < 2:
             raise BatchError("mixup, cutmix and label_smoothing need batches of (image, label)")
         images, labels, *rest = batch
-        target = mixup_target(labels, classes, 1.0, self.recipe.label_smoothing)
+        recipe = self.recipe
+        target = mixup_target(labels, self.classes, 1.0, recipe.label_smoothing)
         even = len(images) - len(images) % 2
-        if even and (self.recipe.mixup or self.recipe.cutmix):
-            mix = Mixup(
-                self.recipe.mixup, self.recipe.cutmix, label_smoothing=self.recipe.label_smoothing, num_classes=classes
-            )
+        if even and (recipe.mixup or recipe.cutmix):
+            mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=self.classes)
             mixed, soft = mix(images[:even].clone(), labels[:even])
             images, target = torch.cat([mixed, images[even:]]), torch.cat([soft, target[even:]])
         return images, target, *rest

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy over the epochs, what is left, what was chosen by, what was lost."""
+"""Pictures of a run: accuracy over the epochs, remaining widths, scores, residuals, norms."""
 
 from __future__ import annotations
 
@@ -18,58 +18,60 @@ from ..types import Mask, Params, Residual
 def pictures(
     rows: Sequence[dict[str, Any]], spec: Spec, mask: Mask, folder: Path, dense: Params | None = None
 ) -> list[Path]:
-    """Write the pictures that there are data for, and no others.
+    """Write the pictures for which there are data.
 
-    `accuracy.png` where a top-1 was measured; `widths.png` and `layers.png` where something was removed; `scores.png` in the
-    folder of each round; `residuals.png` where something was compensated; `norms.png` where something was trained; `spec.svg`.
+    `accuracy.png` needs measured top-1; `widths.png` and `layers.png` a mask; `scores.png` in the folder of a round its scores;
+    `residuals.png` compensation; `norms.png` checkpoints. `spec.svg` is always written.
 
     Args:
-        rows: what was measured.
-        spec, mask: of the dense network, and over its groups.
+        rows: of metrics.
+        spec: of the dense network.
+        mask: over the groups of the dense network.
         folder: of the run.
-        dense: the dense network's, which the norms begin with.
+        dense: params of the dense network, whose norms come first; None: without them.
 
     Returns:
-        What was written.
+        Paths of the pictures.
     """
-    wanted: dict[str, Callable[[Path], None]] = {"spec.svg": spec.picture}
+    drawings: dict[str, Callable[[Path], None]] = {"spec.svg": spec.picture}
     if any("top1" in r for r in rows):
-        wanted["accuracy.png"] = partial(_accuracy, rows)
+        drawings["accuracy.png"] = partial(_draw_accuracy, rows)
     if mask:
         after = {g: int(m.sum()) for g, m in mask.items()}
-        wanted["widths.png"] = partial(plots.widths, {g: spec.sizes[g] for g in mask}, after)
-        wanted["layers.png"] = partial(plots.layers, spec, shrink(spec, mask))
+        drawings["widths.png"] = partial(plots.widths, {g: spec.sizes[g] for g in mask}, after)
+        drawings["layers.png"] = partial(plots.layers, spec, shrink(spec, mask))
     lost: dict[str, Mapping[str, Residual]] = {}
-    for number, state in _rounds(folder).items():
+    for number, state in _read_rounds(folder).items():
         if scores := state.get("scores"):
             draw = partial(plots.scores, scores, state["mask"], title=f"Scores in round {number}")
-            wanted[f"round_{number}/scores.png"] = draw
-        if found := state.get("residuals"):
-            lost[f"round {number}"] = {site: Residual(*r) for site, r in found.items()}
+            drawings[f"round_{number}/scores.png"] = draw
+        if stored := state.get("residuals"):
+            lost[f"round {number}"] = {site: Residual(*r) for site, r in stored.items()}
     if lost:
-        wanted["residuals.png"] = partial(plots.residuals, lost)
+        drawings["residuals.png"] = partial(plots.residuals, lost)
     if any(folder.glob("*/last.safetensors")):
-        wanted["norms.png"] = partial(_norms, folder, spec, dense)
-    for name, draw in wanted.items():
+        drawings["norms.png"] = partial(_draw_norms, folder, spec, dense)
+    for name, draw in drawings.items():
         draw(folder / name)
-    return [folder / name for name in wanted]
+    return [folder / name for name in drawings]
 
 
-def _rounds(folder: Path) -> dict[int, Any]:
-    """Number of the round → what it wrote."""
+def _read_rounds(folder: Path) -> dict[int, Any]:
+    """Return number of the round → what is in its file, without params."""
     files = {int(p.parent.name.partition("_")[2]): p for p in folder.glob(f"round_*/{PRUNED}")}
     return {n: {k: v for k, v in read_nest(files[n]).items() if k != "params"} for n in sorted(files)}
 
 
-def _norms(folder: Path, spec: Spec, dense: Params | None, path: Path) -> None:
-    there = of_run(folder)
-    chosen = {name: there[name] for name in thinned(list(there), MOST - 1)}
+def _draw_norms(folder: Path, spec: Spec, dense: Params | None, path: Path) -> None:
+    """Draw the norms of units over the checkpoints of a run."""
+    checkpoints = of_run(folder)
+    chosen = {name: checkpoints[name] for name in thinned(list(checkpoints), MOST - 1)}
     first = {} if dense is None else {"dense": group_norms(dense, spec=spec)}
     plots.norms({**first, **analyze(chosen, spec=spec)}, path)
 
 
-def _accuracy(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Top-1 over all epochs of all phases; a line falls where something is removed."""
+def _draw_accuracy(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw top-1 over the epochs of all phases, with the remaining MACs at each pruning."""
     figure = plots.canvas(8.0, 4.4)
     axes = figure.add_subplot(1, 1, 1)
     epoch, colours, lines = 0, iter(plots.COLOURS * 9), {}
@@ -90,9 +92,9 @@ def _accuracy(rows: Sequence[dict[str, Any]], path: Path) -> None:
             {"linestyle": "none", "marker": "D"} if name.startswith("dense") else {"marker": "o", "linewidth": 1.6}
         )
         axes.plot(*zip(*points, strict=True), label=name, color=next(colours), markersize=5, **style)
-    for at, top1, share in cuts:
+    for at, top1, fraction in cuts:
         axes.annotate(
-            f"{100 * share:.0f} %", (at, top1), (4, -11), textcoords="offset points", fontsize=8, color=plots.INK
+            f"{100 * fraction:.0f} %", (at, top1), (4, -11), textcoords="offset points", fontsize=8, color=plots.INK
         )
     axes.margins(0.06, 0.12)
     axes.locator_params(axis="x", integer=True)

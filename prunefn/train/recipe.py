@@ -1,4 +1,4 @@
-"""How a stage of training goes: one frozen, validated value that is written into the run's folder as JSON."""
+"""Recipe of a training: one frozen, validated value, stored in the folder of a run as JSON."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Recipe(BaseModel):
-    """Options of a stage. The rate rises linearly in the warm-up and falls along a cosine, batch by batch, or
-    in steps.
+    """Epochs, optimizer, learning rate and the like of a training.
 
-    The defaults are those of variance-based pruning's fine-tuning (AdamW, 1.5e-5, weight decay .01, clip 5). For a ResNet,
+    The learning rate rises linearly in the warm-up, and then falls along a cosine, update by update, or in steps.
+
+    The defaults are those of variance-based pruning's fine-tuning (AdamW, lr 1.5e-5, weight decay 0.01, clipping at 5). For a ResNet,
     `optimizer="sgd", lr=0.01, weight_decay=1e-4` is better.
 
     Raises:
-        pydantic.ValidationError: an unknown option, or a value out of its range; names both.
+        pydantic.ValidationError: an option is unknown, or its value out of range; names both.
 
     >>> Recipe(epochs=3, optimizer="sgd", lr=0.01).momentum
     0.9

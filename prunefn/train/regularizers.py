@@ -1,6 +1,7 @@
-"""Sparse training: what makes units, or weights, small before they are removed.
+"""Regularizers of sparse training: they make units or weights small before these are removed.
 
-Each is a value for `sparse_train`: a penalty on the parameters, masks on the weights that are renewed every epoch, or both.
+A regularizer is a value for `sparse_train` and `train`: a penalty on the parameters, weight masks that are renewed every epoch, or
+both.
 """
 
 from __future__ import annotations
@@ -25,48 +26,83 @@ __all__ = ["Regularizer", "concentration", "gradual", "growing", "l1_group", "la
 
 
 Variances = Mapping[str, Tensor]
-"""Site → variance of its input in this update [units], with a gradient; empty where no sites are watched."""
+"""Site → variance of its input in this update [units], differentiable; empty if no sites are watched."""
 
 
 class Regularizer(NamedTuple):
-    """How a training becomes sparse."""
+    """Penalty and masks of a sparse training.
+
+    >>> halve = Regularizer("l2", lambda params, _: 1e-3 * sum(p.square().sum() for p in params.values()))
+    >>> halve.masks is None
+    True
+    """
 
     name: str
     penalty: Callable[[Mapping[str, Tensor], Variances], Tensor] | None = None
-    """(parameters, variances) → what is added to the loss."""
+    """(parameters, variances) → scalar that is added to the loss."""
     masks: Callable[[int, Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     """(epoch, parameters) → parameter → bool of its shape, True = kept."""
     sites: Mapping[str, tuple[str, int]] = {}
-    """Site → (the module whose input is measured, the dim of its units)."""
+    """Site → (path of the module whose input is measured, dim of its units)."""
 
 
 @door
 def l1_group(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
-    """weight · Σ of the L2 norms of output rows: `losses.l21`."""
+    """Return weight · Σ of the L2 norms of output rows: `losses.l21`.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.constant_(m.weight, w) for m, w in zip(model, (3.0, 4.0))]
+    >>> regularizer = l1_group(pf.trace(model, (torch.randn(2, 1),)), weight=0.5)
+    >>> float(regularizer.penalty(pf.params(model), {}))
+    3.0
+    """
     return Regularizer("l1_group", lambda params, _: weight * losses.l21(dict(params), spec=spec, where=where))
 
 
 @door
 def lasso(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
-    """weight · Σ of the L2 norms of units with all that is coupled: `losses.group_lasso`."""
+    """Return weight · Σ of the L2 norms of units with their coupled weights: `losses.group_lasso`.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.constant_(m.weight, w) for m, w in zip(model, (3.0, 4.0))]
+    >>> regularizer = lasso(pf.trace(model, (torch.randn(2, 1),)), weight=0.5)
+    >>> float(regularizer.penalty(pf.params(model), {}))
+    5.0
+    """
     return Regularizer("lasso", lambda params, _: weight * losses.group_lasso(dict(params), spec=spec, where=where))
 
 
 @door
 def slimming(spec: Spec, *, weight: float = 1e-4, where: Where | str | None = None) -> Regularizer:
-    """weight · Σ |γ| of the norms: `losses.bn_l1`."""
+    """Return weight · Σ |γ| over the scales of norms: `losses.bn_l1`.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1)).eval()
+    >>> regularizer = slimming(pf.trace(model, (torch.randn(2, 1),)), weight=0.5)
+    >>> float(regularizer.penalty(pf.params(model), {}))  # two scales of 1
+    1.0
+    """
     return Regularizer("slimming", lambda params, _: weight * losses.bn_l1(dict(params), spec=spec, where=where))
 
 
 @door
 def growing(spec: Spec, *, weight: float = 5e-4, alpha: float = 4.0, where: Where | str | None = None) -> Regularizer:
-    """weight · `losses.growing`, with the mean square of each unit's coupled weights as its score (DepGraph's sparse learning).
+    """Return weight · `losses.growing`, scored by the mean square of each unit's coupled weights (DepGraph's sparse learning).
 
     Args:
-        spec: of the model that is trained.
+        spec: of the model.
         weight: of the penalty in the loss.
-        alpha: base of the growth, as for `losses.growing`.
-        where: which groups; default all.
+        alpha: as for `losses.growing`.
+        where: groups to shrink; None: all.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = [torch.nn.init.ones_(m.weight) for m in model]
+    >>> regularizer = growing(pf.trace(model, (torch.randn(2, 1),)), weight=0.5, alpha=0.0)
+    >>> float(regularizer.penalty(pf.params(model), {}))  # 0.5 · ½ · 4
+    1.0
     """
 
     def penalty(params: Mapping[str, Tensor], _: Variances) -> Tensor:
@@ -79,16 +115,21 @@ def growing(spec: Spec, *, weight: float = 5e-4, alpha: float = 4.0, where: Wher
 
 @door
 def concentration(spec: Spec, *, weight: float = 1e-3, where: Where | str | None = None) -> Regularizer:
-    """weight · `losses.variance_concentration` of the inputs of layers, measured in the same pass as the loss.
+    """Return weight · `losses.variance_concentration` of the inputs of layers, measured in the forward pass of the loss.
 
     Raises:
-        PruneError: a site is not the input of a module of its own (its weight is computed, or used by a function).
+        PruneError: the input of a site is not that of a module: its weight is computed, or used by a function.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> list(concentration(pf.trace(model, (torch.randn(2, 4),))).sites.values())
+    [('2', -1)]
     """
     sites = {}
     for s in sites_of(spec, where):
         if s.weight not in spec.parameters:
             raise PruneError(
-                f"site {s.name!r} has no module whose input can be watched; leave its groups out by `where`"
+                f"site {s.name!r} has no module whose input can be watched; leave its groups out by where="
             )
         sites[s.name] = s.weight.rpartition(".")[0], s.values[0][1]
     return Regularizer(
@@ -100,29 +141,33 @@ def concentration(spec: Spec, *, weight: float = 1e-3, where: Where | str | None
 def gradual(
     spec: Spec, *, target: float = 0.5, initial: float = 0.0, epochs: int = 5, where: Where | str | None = None
 ) -> Regularizer:
-    """Weights of the lowest magnitude are zero: s_f + (s_i − s_f)(1 − e / (E − 1))³ of them in epoch e (Zhu and Gupta, arXiv 1710.01878).
+    """Return masks of the smallest weights: a ratio of s_f + (s_i − s_f)(1 − e / (E − 1))³ in epoch e (Zhu and Gupta, arXiv 1710.01878).
 
-    All weights of the chosen groups' contractions are ranked together; masks are drawn anew each epoch, and the last ones are
-    left in the weights. Other patterns, scopes and schedules: `sparse.renewed`.
+    All weights of the chosen groups' contractions are ranked together. Masks are selected again every epoch, so weights may return;
+    those of the last epoch stay zero. For other patterns, scopes and schedules, use `sparse.renewed`.
 
     Args:
-        spec: of the network.
-        target: s_f, share of weights that are zero at the end.
-        initial: s_i, in the first epoch.
-        epochs: E.
-        where: only groups that match.
+        spec: of the model.
+        target: s_f, sparsity after the last epoch.
+        initial: s_i, sparsity in the first epoch.
+        epochs: E, number of epochs.
+        where: groups whose weights are masked; None: all.
 
     Raises:
-        PruneError: a share is not in [0, 1), or the start is above the target.
+        PruneError: it does not hold that 0 ≤ initial ≤ target < 1.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> masks = gradual(pf.trace(model, (torch.randn(2, 2),)), target=0.5, epochs=3).masks
+    >>> [sum(int((~m).sum()) for m in masks(epoch, pf.params(model)).values()) for epoch in range(3)]  # of 8 weights
+    [0, 3, 4]
     """
     if not 0 <= initial <= target < 1:
-        raise PruneError(
-            f"gradual goes from {initial} to {target} of the weights; it must hold that 0 ≤ initial ≤ target < 1"
-        )
+        raise PruneError(f"initial is {initial} and target is {target}; it must hold that 0 ≤ initial ≤ target < 1")
     own = {m.tensor for g in spec.groups.values() if matches(where, g) for m in g.members if m.role in ("in", "out")}
     names = [n for n in weights(spec) if n in own]
-    shares, first = cubic(target, max(1, epochs - 1), initial=initial), int(epochs == 1)
-    masks = renewed(lambda epoch: shares(epoch + first), spec=spec, scope=global_(), weights=names)
+    ratios, first = cubic(target, max(1, epochs - 1), initial=initial), int(epochs == 1)
+    masks = renewed(lambda epoch: ratios(epoch + first), spec=spec, scope=global_(), weights=names)
     return Regularizer("gradual", masks=masks)
 
 

@@ -1,4 +1,4 @@
-"""A run of several phases: its parameters, masks and rows, and its folder."""
+"""A run of several phases: what its phases do, and its folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import nn
 
 from ..checkpoints.checkpoint import save
@@ -22,40 +23,24 @@ from ..pipelines import Prune
 from ..report.page import page, versions
 from ..spec.spec import Spec
 from ..types import Batch, Mask, Params, Pruned
-from .checkpoint import load_checkpoint, save_checkpoint, write_json, write_lines
-from .feed import Source
+from .checkpoint import SETTINGS, load_checkpoint, save_checkpoint, write_json, write_lines
 from .loop import train
-from .measure import accelerator_of, evaluate
-from .objective import Distill, Loss, Metrics, top1
+from .measure import measure
+from .objective import Distill
 from .optimizer import slice_state, weight_masks
+from .phases import Phases
 from .picture import pictures
 from .recipe import Recipe
 from .regularizers import Regularizer
-from .stage import State
+from .setup import Setup
+from .state import Trained
 
 PRUNED = "pruned.safetensors"
-"""In the folder of a round: the parameters, the mask of this round and that of all so far, scores and residuals."""
-Attempt = Callable[[Prune], Pruned]
-Wanted = Callable[[Spec, Spec, Mask, Attempt], tuple[Pruned, bool]]
-"""(dense spec, spec now, mask so far, how to try a pipeline) → (what the step gives, whether it is the last one)"""
-
-
-class Shared(NamedTuple):
-    """What all stages share."""
-
-    data: Source
-    held_out: Source
-    loss: Loss | None = None
-    metrics: Metrics = top1
-    better: str | None = None
-    inputs: int = 1
-    classes: int | None = None
-    device: str | None = None
-    progress: bool = False
+"""File in the folder of a round: parameters, mask of this round and of all rounds so far, scores, residuals."""
 
 
 class Result(NamedTuple):
-    """What a run gives."""
+    """Result of pruning-aware training."""
 
     model: nn.Module
     """The original class at the new sizes, in eval mode."""
@@ -65,188 +50,218 @@ class Result(NamedTuple):
     mask: Mask
     """Over the dense network's groups."""
     rows: list[dict[str, Any]]
-    """What was measured: a row for the dense network, each epoch, each pruning."""
+    """A row of metrics for the dense network, each epoch and each pruning."""
     summary: dict[str, int | float]
-    """macs, params, and the dense network's; the metrics, and the dense network's; macs_removed, a share."""
+    """macs, params and metrics, of the pruned and of the dense network; macs_removed, a fraction."""
 
 
-class Run:
-    """Where a run is: parameters, what is removed, what was measured."""
+class RunState(NamedTuple):
+    """State of a run between two phases."""
 
-    def __init__(
-        self, dense: nn.Module, spec: Spec, shared: Shared, folder: Path | None, asked: Mapping[str, Any]
-    ) -> None:
-        self.dense, self.spec0, self.shared, self.folder, self.asked = dense, spec, shared, folder, asked
-        self.params: Params = params_of(dense)
-        self.now = spec
-        """The spec of what is left; under a mask, of what would be."""
-        self.mask: Mask = {}
-        self.masked = False
-        self.state: State = {}
-        self.optimizer = ""
-        """Whose state it is; one of another kind starts anew."""
-        self.rows: list[dict[str, Any]] = []
-        self.at = accelerator_of(device=shared.device)
+    params: Params
+    spec: Spec
+    """Of the remaining units; `params` fit it, unless they are masked."""
+    mask: Mask
+    """Over the dense network's groups."""
+    masked: bool = False
+    """Whether `params` have the dense shapes, with zeros for removed units."""
+    optimizer: Mapping[str, Mapping[str, Any]] = {}
+    """Parameter → what the optimizer stores for it."""
+    optimizer_name: str = ""
+    """The optimizer whose state it is."""
+    rows: tuple[dict[str, Any], ...] = ()
+    done: bool = False
+    """Whether the last round of pruning is done."""
 
-    @property
-    def module(self) -> nn.Module:
-        """A network with the parameters as they are."""
-        return to_module(self.params, spec=self.spec0 if self.masked else self.now, model=self.dense)
 
-    def begin(self) -> None:
-        """Write what is asked, or check that it was; measure the dense network."""
+class Run(NamedTuple):
+    """What all phases of a run share; each phase is a method from state to state."""
+
+    dense: nn.Module
+    spec: Spec
+    """Of the dense network."""
+    setup: Setup
+    phases: Phases
+    calibration: Sequence[Batch]
+    folder: Path | None
+    accelerator: Accelerator
+
+    def start(self) -> RunState:
+        """Write the settings, or compare them with those of the folder; measure the dense network.
+
+        Raises:
+            PruneError: the folder belongs to a run with other settings.
+        """
         if self.folder is not None:
-            path = self.folder / "config.json"
-            if self._there(path):
+            path, settings = self.folder / "config.json", self.phases.settings()
+            if self._exists(path):
                 before = json.loads(path.read_text(encoding="utf-8"))
-                for key, value in json.loads(json.dumps(self.asked)).items():
+                for key, value in json.loads(json.dumps(settings)).items():
                     if before.get(key) != value:
                         raise PruneError(
                             f"{path} belongs to a run with {key}={before.get(key)!r}, now it is {value!r}; use another folder"
                         )
-            elif self.at.is_main_process:
-                write_json(self.folder / "spec.json", self.spec0.to_dict())
-                write_json(path, {**self.asked, "versions": versions()})
-        self._note("dense", self.dense, self.spec0)
+            elif self.accelerator.is_main_process:
+                write_json(self.folder / "spec.json", self.spec.to_dict())
+                write_json(path, {**settings, "versions": versions()})
+        return self._measure(RunState(params_of(self.dense), self.spec, {}), "dense", self.dense)
 
-    def train(
-        self,
-        name: str,
-        recipe: Recipe,
-        *,
-        regularizer: Regularizer | None = None,
-        distill: tuple[float, float] | None = None,
-        carry: bool = True,
-        keep: str = "last",
-    ) -> None:
-        """A stage of training."""
-        s = self.shared
-        state = self.state if carry and recipe.optimizer == self.optimizer else None
-        self.optimizer = recipe.optimizer
-        done = train(
-            self.module,
-            s.data,
-            recipe,
-            held_out=s.held_out,
-            loss=s.loss,
-            distill=None if distill is None else Distill(self.dense, *distill),
-            metrics=s.metrics,
-            better=s.better,
-            regularizer=regularizer,
-            masks=weight_masks(self.mask, spec=self.spec0) if self.masked else None,
-            state=state,
-            inputs=s.inputs,
-            classes=s.classes,
-            keep=keep,
-            folder=None if self.folder is None else self.folder / name,
-            name=name,
-            device=s.device,
-            progress=s.progress,
-        )
-        self.params, self.state = params_of(done.model), done.state
-        self.rows += [{"phase": name, **r} for r in done.rows]
-        if done.best is not None and keep == "best":
-            self.rows.append({"phase": f"{name}, best", **done.metrics})
-        self._write()
+    def train_sparse(self, state: RunState) -> RunState:
+        """Train with the regularizer of the sparse phase, if there is one."""
+        regularizer = self.phases.make_regularizer(self.spec)
+        if self.phases.sparse is None or regularizer is None:
+            return state
+        return self._train(state, "sparse", self.phases.sparse[1], regularizer=regularizer)
 
-    def prune_step(
-        self,
-        number: int,
-        wanted: Wanted,
-        calibration: Sequence[Batch],
-        masked: bool,
-        whole: bool,
-    ) -> bool:
-        """Prune once; whether that was the last time."""
-        small = apply(self.params, self.mask, spec=self.spec0) if self.masked else self.params
+    def train_between(self, state: RunState, number: int) -> RunState:
+        """Train after a round of pruning."""
+        return self._train(state, f"round_{number}", self.phases.between, carry=self.phases.carry)
+
+    def fine_tune(self, state: RunState) -> RunState:
+        """Train after the last round, and keep the best epoch."""
+        return self._train(state, "tuning", self.phases.tuning, carry=False, keep="best")
+
+    def prune(self, state: RunState, number: int) -> RunState:
+        """Collect statistics, remove units, and measure; a round whose file is in the folder is read instead."""
+        dense_shapes = self.phases.masked
+        small = apply(state.params, state.mask, spec=self.spec) if state.masked else state.params
         path = None if self.folder is None else self.folder / f"round_{number}" / PRUNED
-        if path is not None and self._there(path):
-            state = load_checkpoint(path)
-            params, mask, last = state["params"], state["mask"], state["last"]
+        if path is not None and self._exists(path):
+            stored = load_checkpoint(path)
+            params, mask, last = stored["params"], stored["mask"], stored["last"]
         else:
-            batches = calibration if whole else calibration[self.at.process_index :: self.at.num_processes]
-            sync = not whole and self.at.num_processes > 1
-            device = self.at.device
-            here = {n: t.to(device) for n, t in small.items()}
-
-            def attempt(make: Prune) -> Pruned:
-                return make(here, batches, spec=self.now, progress=self.shared.progress, sync=sync)
-
-            pruned, last = wanted(self.spec0, self.now, self.mask, attempt)
+            pruned, last = self.phases.prune_round(
+                number, self.spec, state.spec, state.mask, self._pruner(small, state)
+            )
             params = {n: t.to(small[n].device if n in small else "cpu") for n, t in pruned.params.items()}
             mask = {g: m.cpu() for g, m in pruned.mask.items()}
             self._agree(number, mask)
-            if path is not None and self.at.is_main_process:
-                whole_mask, info = compose(self.mask, mask), pruned.info
-                state = {"asked": {}, "params": params, "mask": mask, "whole_mask": whole_mask, "last": last}
-                state["scores"] = {g: s.cpu() for g, s in info.scores.items()}
-                state["residuals"] = {site: tuple(r) for site, r in info.residuals.items()}
-                save_checkpoint(path, state)
-        if not masked:
-            self.state = slice_state(self.state, mask, spec=self.now)
-        self.mask, self.now = compose(self.mask, mask), shrink(self.now, mask)
-        self.masked, self.params = masked, params
-        if masked:
-            self.params = expand(params, self.mask, spec=self.spec0)
-        self._note(f"prune {number}", self.module, self.now, round=number)
-        return last
+            if path is not None and self.accelerator.is_main_process:
+                info: dict[str, Any] = {
+                    "scores": {g: s.cpu() for g, s in pruned.info.scores.items()},
+                    "residuals": {site: tuple(r) for site, r in pruned.info.residuals.items()},
+                }
+                whole = compose(state.mask, mask)
+                head = {SETTINGS: {}, "params": params, "mask": mask, "whole_mask": whole, "last": last}
+                save_checkpoint(path, {**head, **info})
+        if not dense_shapes:
+            state = state._replace(optimizer=slice_state(state.optimizer, mask, spec=state.spec))
+        whole = compose(state.mask, mask)
+        if dense_shapes:
+            params = expand(params, whole, spec=self.spec)
+        state = state._replace(
+            params=params, spec=shrink(state.spec, mask), mask=whole, masked=dense_shapes, done=bool(last)
+        )
+        return self._measure(state, f"prune {number}", self._module(state), round=number)
 
-    def remove(self) -> None:
-        """From zeros to smaller tensors."""
-        self.params = apply(self.params, self.mask, spec=self.spec0)
-        self.masked, self.state = False, {}
-        self._note("removed", self.module, self.now)
+    def remove_masked(self, state: RunState) -> RunState:
+        """Replace masked units by smaller tensors, where the phases mask, and measure."""
+        if not self.phases.masked:
+            return state
+        params = apply(state.params, state.mask, spec=self.spec)
+        state = state._replace(params=params, masked=False, optimizer={})
+        return self._measure(state, "removed", self._module(state))
 
-    def end(self) -> Result:
-        """Write what came out."""
-        model = self.module.eval()
-        metrics = {k: v for k, v in self.rows[-1].items() if k in self.rows[0] and isinstance(v, float)}
-        summary = summarize(cost(self.spec0), cost(self.now), metrics, self.rows[0])
-        if self.folder is not None and self.at.is_main_process:
+    def finish(self, state: RunState) -> Result:
+        """Write the pruned network, its summary, pictures and report."""
+        model, rows, dense = self._module(state).eval(), state.rows, state.rows[0]
+        metrics = {k: v for k, v in rows[-1].items() if k in dense and isinstance(v, float)}
+        summary = summarize(cost(self.spec), cost(state.spec), metrics, dense)
+        if self.folder is not None and self.accelerator.is_main_process:
             save(model, self.folder / "final.safetensors")
-            save_checkpoint(self.folder / "mask.safetensors", {"mask": self.mask})
+            save_checkpoint(self.folder / "mask.safetensors", {"mask": state.mask})
             write_json(self.folder / "summary.json", summary)
-            pictures(self.rows, self.spec0, self.mask, self.folder, params_of(self.dense))
+            pictures(rows, self.spec, state.mask, self.folder, params_of(self.dense))
             page(self.folder)
-        self.at.wait_for_everyone()
-        return Result(model, params_of(model), self.now, self.mask, self.rows, summary)
+        self.accelerator.wait_for_everyone()
+        return Result(model, params_of(model), state.spec, state.mask, list(rows), summary)
 
-    # ---- what all stages do
+    # ---- what the phases share
 
-    def _note(self, phase: str, model: nn.Module, spec: Spec, **more: Any) -> None:
-        """Measure a network and add the row."""
-        s = self.shared
-        found = evaluate(model, s.held_out, metrics=s.metrics, inputs=s.inputs, accelerator=self.at)
-        c = cost(spec)
-        self.rows.append({"phase": phase, **more, "macs": c.macs, "params": c.params, **found})
-        self._write()
-        if s.progress and self.at.is_main_process:
-            values = ", ".join(f"{k} {v:.4g}" for k, v in found.items())
+    def _module(self, state: RunState) -> nn.Module:
+        """Return a network with the state's parameters."""
+        return to_module(state.params, spec=self.spec if state.masked else state.spec, model=self.dense)
+
+    def _train(
+        self,
+        state: RunState,
+        name: str,
+        recipe: Recipe | None,
+        *,
+        regularizer: Regularizer | None = None,
+        carry: bool = True,
+        keep: str = "last",
+    ) -> RunState:
+        """Train by a recipe, with the teacher after the sparse phase; without a recipe, return the state itself."""
+        if recipe is None:
+            return state
+        setup, distill = self.setup, self.phases.distill
+        if distill is not None and name != "sparse":
+            setup = setup._replace(loss=Distill(self.dense, *distill))
+        carried = state.optimizer if carry and recipe.optimizer == state.optimizer_name else {}
+        held = weight_masks(state.mask, spec=self.spec) if state.masked else {}
+        done = train(
+            Trained(self._module(state), optimizer=carried, masks=held),
+            setup,
+            recipe,
+            regularizer=regularizer,
+            keep=keep,
+            folder=None if self.folder is None else self.folder / name,
+            name=name,
+        )
+        rows = [{"phase": name, **r} for r in done.rows]
+        if done.best is not None and keep == "best":
+            rows.append({"phase": f"{name}, best", **done.metrics})
+        state = state._replace(params=params_of(done.model), optimizer=done.optimizer, optimizer_name=recipe.optimizer)
+        return self._add_rows(state, rows)
+
+    def _pruner(self, params: Params, state: RunState) -> Callable[[Prune], Pruned]:
+        """Return a function that runs a pipeline on this process's calibration batches."""
+        at, whole = self.accelerator, self.phases.whole
+        batches = self.calibration if whole else self.calibration[at.process_index :: at.num_processes]
+        sync = not whole and at.num_processes > 1
+        here = {n: t.to(at.device) for n, t in params.items()}
+
+        def run(prune: Prune) -> Pruned:
+            return prune(here, batches, spec=state.spec, progress=self.setup.progress, sync=sync)
+
+        return run
+
+    def _measure(self, state: RunState, phase: str, model: nn.Module, **more: Any) -> RunState:
+        """Add a row with costs and metrics."""
+        metrics = measure(model, self.setup, self.accelerator)
+        c = cost(state.spec)
+        if self.setup.progress and self.accelerator.is_main_process:
+            values = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             print(f"{phase}: {c.macs / 1e6:.4g} M MACs, {c.params / 1e6:.4g} M params, {values}", flush=True)
+        return self._add_rows(state, [{"phase": phase, **more, "macs": c.macs, "params": c.params, **metrics}])
 
-    def _write(self) -> None:
-        if self.folder is not None and self.at.is_main_process:
-            write_lines(self.folder / "metrics.jsonl", self.rows)
+    def _add_rows(self, state: RunState, rows: Sequence[dict[str, Any]]) -> RunState:
+        """Add rows, and write all rows."""
+        state = state._replace(rows=(*state.rows, *rows))
+        if self.folder is not None and self.accelerator.is_main_process:
+            write_lines(self.folder / "metrics.jsonl", list(state.rows))
+        return state
 
-    def _there(self, path: Path) -> bool:
-        """Whether a file was there when the first process looked: the others may be later."""
-        there = [path.exists()]
-        if self.at.num_processes > 1:
-            dist.broadcast_object_list(there, src=0)
-        return there[0]
+    def _exists(self, path: Path) -> bool:
+        """Return whether the first process sees a file: later processes could see one that it has just written."""
+        exists = [path.exists()]
+        if self.accelerator.num_processes > 1:
+            dist.broadcast_object_list(exists, src=0)
+        return exists[0]
 
     def _agree(self, number: int, mask: Mask) -> None:
-        """All processes have the same mask.
+        """Check that all processes have the same mask.
 
         Raises:
-            PruneError: on all of them, if not.
+            PruneError: in all processes, if they have not.
         """
-        if self.at.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             return
-        mine = sha256(b"".join(g.encode() + m.numpy().tobytes() for g, m in sorted(mask.items()))).hexdigest()
-        all_of_them: list[Any] = [None] * self.at.num_processes
-        dist.all_gather_object(all_of_them, mine)
-        if len(set(all_of_them)) > 1:
+        digest = sha256(b"".join(g.encode() + m.numpy().tobytes() for g, m in sorted(mask.items()))).hexdigest()
+        digests: list[Any] = [None] * self.accelerator.num_processes
+        dist.all_gather_object(digests, digest)
+        if len(set(digests)) > 1:
             raise PruneError(
-                f"round {number}: the processes chose different units; are their devices and data the same?"
+                f"round {number}: the processes chose different units; give all of them the same data and kind of device"
             )

@@ -1,7 +1,7 @@
-"""Schedules: how much is removed after each step of an iterative pruning, as a share of the dense network.
+"""Schedules of iterative pruning: step → ratio of the dense network that is removed after it.
 
-A schedule is a value; call it with the number of steps done: `schedule(0)` is what was removed before, `schedule(steps)` the
-whole.
+A schedule is a value. Call it with the number of finished steps: `schedule(0)` is the ratio before the first step,
+`schedule(steps)` the final one.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ __all__ = ["Schedule", "cubic", "epochs", "geometric", "linear", "multiples", "o
 
 
 MOST = 2**53
-"""Steps of a schedule: above, a float does not tell them apart."""
+"""Largest number of steps: floats are exact up to it."""
 
 MOST_ROUNDS = 10_000
-"""Of pruning with training in between: each of them is work."""
+"""Largest number of rounds of pruning and training, each of which takes real time."""
 
 
 class Schedule(NamedTuple):
-    """How much is removed by when."""
+    """Ratio removed after each step."""
 
     name: str
     steps: int
-    """Of pruning."""
-    share: Callable[[int], float]
-    """Steps done → share of the final ratio's units or MACs that is removed, from 0 to the ratio."""
+    """Number of steps."""
+    curve: Callable[[int], float]
+    """Number of finished steps, in [0, steps] → ratio removed."""
 
     def __call__(self, step: int) -> float:
-        """The share removed after so many steps; before the first none, after the last the whole."""
-        return self.share(min(max(step, 0), self.steps))
+        """Return the ratio removed after a number of steps, which is clipped to [0, steps]."""
+        return self.curve(min(max(step, 0), self.steps))
 
 
 @door
 def one_shot(ratio: float) -> Schedule:
-    """All at once.
+    """Return the schedule that removes everything in one step.
 
     >>> one_shot(0.5)(0), one_shot(0.5)(1)
     (0.0, 0.5)
@@ -49,7 +49,7 @@ def one_shot(ratio: float) -> Schedule:
 
 @door
 def linear(ratio: float, steps: int) -> Schedule:
-    """The same share of the dense network at each step: ratio · t / steps.
+    """Return the schedule that removes an equal part of the dense network in each step: ratio · t / steps.
 
     >>> [round(linear(0.6, 3)(t), 2) for t in range(4)]
     [0.0, 0.2, 0.4, 0.6]
@@ -60,7 +60,7 @@ def linear(ratio: float, steps: int) -> Schedule:
 
 @door
 def geometric(ratio: float, steps: int) -> Schedule:
-    """The same share of what is left at each step: 1 − (1 − ratio)^{t / steps}.
+    """Return the schedule that removes an equal ratio of the rest in each step: 1 − (1 − ratio)^{t / steps}.
 
     >>> [round(geometric(0.35, 5)(t), 4) for t in range(6)]
     [0.0, 0.0825, 0.1583, 0.2278, 0.2915, 0.35]
@@ -71,37 +71,39 @@ def geometric(ratio: float, steps: int) -> Schedule:
 
 @door
 def cubic(ratio: float, steps: int, *, initial: float = 0.0) -> Schedule:
-    """Fast at first, slow at the end: s_f + (s_i − s_f)(1 − t / steps)³ (Zhu and Gupta, arXiv 1710.01878).
+    """Return the schedule with large steps first and small ones last: s_f + (s_i − s_f)(1 − t / steps)³ (Zhu and Gupta, arXiv 1710.01878).
 
     Args:
-        ratio: s_f, removed at the end.
-        steps: of pruning.
-        initial: s_i, removed before the first step.
+        ratio: s_f, after the last step.
+        steps: number of steps.
+        initial: s_i, before the first step.
+
+    Raises:
+        PruneError: a number is out of range.
 
     >>> [round(cubic(0.8, 4)(t), 4) for t in range(5)]
     [0.0, 0.4625, 0.7, 0.7875, 0.8]
     """
     _check(ratio, steps)
     if not 0 <= initial <= ratio:
-        raise PruneError(f"the schedule starts at {initial}; it must be between 0 and the ratio, {ratio}")
+        raise PruneError(f"the schedule starts at {initial}; initial must be in [0, {ratio}], up to the ratio")
     return Schedule("cubic", steps, partial(_cubic, ratio=ratio, steps=steps, initial=initial))
 
 
 @door
 def epochs(ratio: float, start: int, end: int, period: int = 1) -> Schedule:
-    """By epoch: of the K epochs i in [start, end) with i % period = 0, the j-th (from 0) brings the share to ratio · (j + 1) / K.
+    """Return the schedule by epochs: of the K epochs i in [start, end) with i % period = 0, the j-th from 0 ends at ratio · (j + 1) / K.
 
-    Call it with the number of the epoch: what is removed once that epoch's pruning is done. Nothing before `start`, everything
-    from `end` on.
+    Call it with the number of an epoch, from 0, for the ratio after that epoch's step.
 
     Args:
-        ratio: share removed in the end, in [0, 1).
-        start: first epoch at which something may go.
-        end: epoch from which on nothing more goes.
-        period: epochs from one pruning to the next.
+        ratio: after the last step, in [0, 1].
+        start: first epoch that may prune.
+        end: first epoch after the last one that may prune.
+        period: epochs from one step to the next.
 
     Raises:
-        PruneError: no epoch in the range is a multiple of the period.
+        PruneError: a number is out of range, or no epoch in [start, end) is a multiple of the period.
 
     >>> [round(epochs(0.6, 2, 8, 2)(e), 2) for e in range(10)]
     [0.0, 0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6]
@@ -126,7 +128,9 @@ def multiples(start: int, end: int, period: int) -> int:
 
 def _check(ratio: float, steps: int) -> None:
     if not 0 <= ratio <= 1:
-        raise PruneError(f"the schedule's ratio is {ratio}; it is the share removed at the end and must be in [0, 1]")
+        raise PruneError(
+            f"the schedule's ratio is {ratio}; it is the fraction removed at the end, and must be in [0, 1]"
+        )
     if not 1 <= steps <= MOST:
         raise PruneError(f"the schedule has {steps} steps; it must have at least one, and at most {MOST}")
 

@@ -1,7 +1,7 @@
-"""Randomness as a function of where training is: epoch, update and rank give the seed, so that nothing has to be remembered.
+"""Random numbers as a function of epoch, update and rank, so that checkpoints need no state of generators.
 
-Reading the data draws from the global generators, seeded once an epoch; each update draws from generators of its own. So a run
-that goes on in the middle of an epoch reads what it has done again, without training, and has the same numbers ahead of it.
+Reading the data draws from the global generators, seeded once an epoch. Each update draws from generators seeded for it alone. A
+run that resumes within an epoch reads the earlier batches again without training on them, and then draws the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def seed_all(*key: int) -> None:
-    """Seed Python, NumPy and torch by some numbers; near keys give unrelated seeds."""
+    """Seed Python, NumPy and torch by a key of numbers; similar keys give unrelated seeds."""
     seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -23,11 +23,11 @@ def seed_all(*key: int) -> None:
 
 
 @contextmanager
-def apart(*key: int) -> Iterator[None]:
-    """Within, generators seeded by the key; afterwards, the global ones are as they were.
+def isolate_rng(*key: int) -> Iterator[None]:
+    """Seed the global generators by a key within a `with` block, and restore their state afterwards.
 
-    >>> with apart(0, 1): a = torch.rand(())
-    >>> with apart(0, 1): b = torch.rand(())
+    >>> with isolate_rng(0, 1): a = torch.rand(())
+    >>> with isolate_rng(0, 1): b = torch.rand(())
     >>> bool(a == b)
     True
     """

@@ -1,4 +1,4 @@
-"""Variances of what layers read, with a gradient: for `losses.variance_concentration`."""
+"""Differentiable variances of the inputs of layers, for `losses.variance_concentration`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..where import sites_of
 def site_variances(
     params: Params, *inputs: Any, spec: Spec, where: Where | str | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Run the network, and measure the inputs of its sites on the way, differentiably.
+    """Run the network, and measure the variances of the inputs of its sites, differentiably.
 
     Args:
-        params, inputs, spec: as for `forward`; buffers are read, not updated.
+        params, inputs, spec: as for `forward`; buffers are not updated.
         where: only sites of groups that match.
 
     Returns:
-        (output, site → variance [units] over samples and positions; the mean over calls where there are several).
+        (output, site → variance [units] over samples and positions, averaged over the calls of a layer).
 
     >>> import prunefn as pf
     >>> from prunefn.train import losses
@@ -49,8 +49,8 @@ def site_variances(
         return result(spec, env), tuple(graph.call_function(variance_along, (env[v], dim)) for v, dim in values)
 
     flat = flat_inputs(spec, inputs, {})
-    out, found = compiled(spec, params, ("variances", tuple(values)), emit)(params, flat)
-    by_value = dict(zip(values, found, strict=True))
+    out, variances = compiled(spec, params, ("variances", tuple(values)), emit)(params, flat)
+    by_value = dict(zip(values, variances, strict=True))
     return trees.unflatten(out, spec.program.out_spec), {
         s.name: torch.stack([by_value[v] for v in s.values]).mean(0) for s in sites
     }
@@ -58,28 +58,34 @@ def site_variances(
 
 @fx.wrap
 def variance_along(x: Tensor, dim: int) -> Tensor:
-    """Variance [units] of a value over all dims but one, in float32 at least."""
+    """Return the variance [units] over all dims but one, in float32 or more."""
     wide = x if x.dtype == torch.float64 else x.float()
     return wide.var([d for d in range(x.ndim) if d != dim % x.ndim], correction=0)
 
 
 def watch(module: nn.Module, sites: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
-    """A dict that every forward pass fills with the variances of some modules' inputs.
+    """Return a dict that every forward pass fills with the variances of some modules' inputs.
+
+    Args:
+        module: gets a hook on each of these modules.
+        sites: site → (path of the module, dim of the units).
 
     Raises:
-        PruneError: there is no such module; names the site.
+        PruneError: a module does not exist; names the site.
     """
-    found: dict[str, Tensor] = {}
+    variances: dict[str, Tensor] = {}
     modules = dict(module.named_modules(remove_duplicate=False))
 
     def hook(site: str, dim: int) -> Callable[[nn.Module, Any], None]:
         def measure(_: nn.Module, args: Any) -> None:
-            found[site] = variance_along(args[0], dim)
+            variances[site] = variance_along(args[0], dim)
 
         return measure
 
     for site, (path, dim) in sites.items():
         if path not in modules:
-            raise PruneError(f"site {site!r}: the model has no module {path!r} whose input can be watched")
+            raise PruneError(
+                f"site {site!r}: the model has no module {path!r} to watch; leave its groups out by where="
+            )
         modules[path].register_forward_pre_hook(hook(site, dim))
-    return found
+    return variances

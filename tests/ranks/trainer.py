@@ -16,11 +16,9 @@ import torch
 from torch import nn
 
 import prunefn as pf
-from prunefn.train import Distill, regularizers, schedule
-from prunefn.train.loop import train
-from prunefn.train.phases import pat
+from prunefn.train import Distill, Phases, Setup, pat, regularizers, schedule, train
 
-from ..training import ALL, PLAIN, calibration, net, points
+from ..training import ALL, MEASURED, PLAIN, calibration, net, points
 
 
 def deadly(after: int) -> None:
@@ -39,47 +37,39 @@ def deadly(after: int) -> None:
 def stage(folder: Path) -> nn.Module:
     """Everything at once."""
     model = net()
-    done = train(
-        model, points(), ALL, held_out=points(61, 1), distill=Distill(model), folder=folder, name="stage", device="cpu"
-    )
-    return done.model
+    setup = MEASURED._replace(loss=Distill(model))
+    return train(model, setup, ALL, folder=folder, name="stage").model
 
 
 def phases(folder: Path) -> nn.Module:
     """All three phases."""
-    done = pat(
-        net(drop=0.0),
-        points(),
-        held_out=points(61, 1),
-        calibration=calibration(),
-        prune=lambda ratio: pf.recipes.vbp(ratio, where=None, recalibrate=True),
-        schedule=schedule.geometric(0.5, 2),
+    plan = Phases(
+        lambda ratio: pf.recipes.vbp(ratio, where=None, recalibrate=True),
+        schedule.geometric(0.5, 2),
         sparse=(lambda spec: regularizers.l1_group(spec, weight=1e-3), PLAIN),
         between=PLAIN,
         tuning=PLAIN,
         distill=(0.7, 2.0),
-        folder=folder,
-        device="cpu",
     )
-    return done.model
+    return pat(net(drop=0.0), MEASURED, plan, calibration=calibration(), folder=folder).model
 
 
 def shared(folder: Path) -> nn.Module:
     """Phases that do not depend on how batches are shared: no BatchNorm, no dropout."""
-    done = pat(
-        net(norm=False, drop=0.0).double(),
+    setup = Setup(
         [(x.double(), y) for x, y in ((points()[i : i + 15]) for i in range(0, 203, 15))],
-        held_out=[(x.double(), y) for x, y in ((points(61, 1)[i : i + 9]) for i in range(0, 61, 9))],
-        calibration=[(x.double(), y) for x, y in calibration()],
-        prune=lambda ratio: pf.recipes.corp(ratio, where=None),
-        schedule=schedule.linear(0.5, 2),
+        [(x.double(), y) for x, y in ((points(61, 1)[i : i + 9]) for i in range(0, 61, 9))],
+        device="cpu",
+    )
+    plan = Phases(
+        lambda ratio: pf.recipes.corp(ratio, where=None),
+        schedule.linear(0.5, 2),
         sparse=(lambda spec: regularizers.lasso(spec, weight=1e-3), PLAIN),
         between=PLAIN.model_copy(update={"accumulate": 3}),
         tuning=PLAIN,
-        folder=folder,
-        device="cpu",
     )
-    return done.model
+    batches = [(x.double(), y) for x, y in calibration()]
+    return pat(net(norm=False, drop=0.0).double(), setup, plan, calibration=batches, folder=folder).model
 
 
 def mortal(folder: Path) -> nn.Module:
@@ -92,7 +82,7 @@ def mortal(folder: Path) -> nn.Module:
             os._exit(3)
         return torch.nn.functional.cross_entropy(output, labels)
 
-    return train(net(), points(), PLAIN, loss=loss, folder=folder, device="cpu").model
+    return train(net(), Setup(points(), loss=loss, device="cpu"), PLAIN, folder=folder).model
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ def run(job: Job) -> Result:
     The folder gets finetuned.safetensors (the best epoch), metrics.yaml (with a teacher, also whether the goal is met beside it:
     40 % fewer MACs for at most 1.5 points), and in train/ what training writes. Stopped at any moment, the same command goes on.
     """
-    from ...train import evaluate, train
-    from ...train.objective import Distill
+    from ...train import Distill, Setup, evaluate, train
 
     config, out = job.config, job.folder
     data = data_of(config)
@@ -51,19 +50,16 @@ def run(job: Job) -> Result:
         dense = dense._replace(model=load(dense.model, config.distill.teacher))
         teacher = Distill(dense.model, alpha, config.distill.temperature)
     before = evaluate(network.model, data.held_out, device=config.device)
-    done = train(
-        network.model,
+    setup = Setup(
         learnt(data, config),
-        config.finetune.recipe(config.seed),
-        held_out=chooser(data),
-        distill=teacher,
-        masks=masks,
+        chooser(data),
+        loss=teacher,
         classes=len(data.classes),
-        folder=out / "train",
-        name="finetune",
         device=config.device,
         progress=not job.quiet,
     )
+    recipe = config.finetune.recipe(config.seed)
+    done = train(network.model, setup, recipe, masks=masks, folder=out / "train", name="finetune")
     after = evaluate(done.model, data.held_out, device=config.device)["top1"]
     result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": done.best}
     result |= {"flops_g": cost(spec).macs / 1e9, "params_m": cost(spec).params / 1e6, "sparsity": zeros_in(done.model)}

@@ -21,20 +21,23 @@ def run(job: Job) -> Result:
     report.html. Stopped at any moment, the same command goes on. On several GPUs:
     torchrun --nproc-per-node 8 -m prunefn pat …
     """
-    from ...train import pat
+    from ...train import Phases, Setup, pat
 
     config = job.config
     data = data_of(config)
     network = network_of(config, data)
     c, p, seed = config, config.pat, config.seed
     share, of = share_of(p, c.prune)
-    done = pat(
-        network.model,
+    setup = Setup(
         learnt(data, config),
-        held_out=data.held_out,
-        calibration=calibration(config, c.prune.images, c.prune.batch_size),
-        prune=maker_of(c.prune),
-        schedule=schedule_of(p.schedule, share, p.steps),
+        data.held_out,
+        classes=len(data.classes),
+        device=c.device,
+        progress=not job.quiet,
+    )
+    phases = Phases(
+        maker_of(c.prune),
+        schedule_of(p.schedule, share, p.steps),
         budget=budget_of(of),
         sparse=(regularizer_of(p.regularizer), c.sparse.recipe(seed)) if c.sparse.epochs else None,
         between=c.between.recipe(seed) if c.between.epochs else None,
@@ -43,11 +46,9 @@ def run(job: Job) -> Result:
         masked=p.masked,
         target=p.target,
         carry=p.carry,
-        classes=len(data.classes),
-        folder=job.folder,
-        device=c.device,
-        progress=not job.quiet,
     )
+    batches = calibration(config, c.prune.images, c.prune.batch_size)
+    done = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
     result: Result = {**done.summary, **goal(done.summary)}
     if main_process():
         write_yaml(job.folder / "metrics.yaml", goal(done.summary))

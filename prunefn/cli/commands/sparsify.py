@@ -87,20 +87,18 @@ def _training_between(job: Job, data: Data | None, network: Network) -> Callable
     config = job.config
 
     def between(step: int, now: Params, masks: sparse.Masks) -> Params:
-        from ...train import train
+        from ...train import Setup, train
 
         if data is None or not config.between.epochs:
             return now
+        setup = Setup(learnt(data, config), classes=len(data.classes), device=config.device, progress=not job.quiet)
         done = train(
             to_module(moved(now, "cpu"), spec=network.spec(), model=network.model),
-            learnt(data, config),
+            setup,
             config.between.recipe(config.seed + step),
             masks=masks,
-            classes=len(data.classes),
             folder=job.folder / f"round_{step}",
             name=f"round_{step}",
-            device=config.device,
-            progress=not job.quiet,
         )
         return moved(params_of(done.model), device_of(config))
 

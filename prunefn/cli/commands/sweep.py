@@ -25,26 +25,31 @@ def run(job: Job) -> Result:
     The folder gets trials.csv, final_comparison.csv, pareto.png, importance.png, report.html, and each trial's pruned model.
     """
     from ... import sweep as sweeps
+    from ...train import Distill, Setup
 
     config, s = job.config, job.config.sweep
     space = {name: _values(within) for name, within in s.space.items()}
     data = data_of(config)
     network = network_of(config, data)
     p = config.prune
+    alpha, temperature = config.distill.alpha, config.distill.temperature
+    setup = Setup(
+        learnt(data, config),
+        chooser(data),
+        loss=None if alpha is None else Distill(network.model, alpha, temperature),
+        classes=len(data.classes),
+        device=config.device,
+        progress=not job.quiet,
+    )
     trial = sweeps.prune_trial(
         network.model,
-        learnt(data, config),
-        held_out=chooser(data),
+        setup,
         calibration=calibration(config, p.images, p.batch_size),
         recipe=config.finetune.recipe(config.seed),
         criteria={t: criterion_of(t) for t in _texts(space, "criterion")},
         compensations={t: compensation_of(t) for t in _texts(space, "compensation")},
         where=where_of("hidden" if p.where is None else p.where),
         scope=None if p.scope is None else scope_of(p.scope),
-        distill=None if config.distill.alpha is None else (config.distill.alpha, config.distill.temperature),
-        classes=len(data.classes),
-        device=config.device,
-        progress=not job.quiet,
     )
     done = sweeps.sweep(
         trial,

@@ -19,21 +19,19 @@ def run(job: Job) -> Result:
     The folder gets best_model.safetensors (the best epoch on held-out images), metrics.yaml, and in train/ checkpoints,
     metrics.jsonl and TensorBoard's logs. Stopped at any moment, the same command goes on from there.
     """
-    from ...train import evaluate, train
+    from ...train import Setup, evaluate, train
 
     config = job.config
     data = data_of(config)
     network = network_of(config, data)
-    done = train(
-        network.model,
+    setup = Setup(
         learnt(data, config),
-        config.train.recipe(config.seed),
-        held_out=chooser(data),
+        chooser(data),
         classes=len(data.classes),
-        folder=job.folder / "train",
         device=config.device,
         progress=not job.quiet,
     )
+    done = train(network.model, setup, config.train.recipe(config.seed), folder=job.folder / "train")
     found = done.metrics if data.validation is None else evaluate(done.model, data.held_out, device=config.device)
     result: Result = {"accuracy": found.get("top1"), "epochs": len(done.rows), "best_epoch": done.best}
     if main_process():
