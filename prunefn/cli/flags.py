@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..files.yaml_text import read_yaml
+from ..settings import section_of
 from .sections import Config
 
 SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data.name": "--data"}
@@ -49,13 +49,13 @@ def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]
     top = [
         Flag(name, field, (f"--{name}",), "Every command")
         for name, field in Config.model_fields.items()
-        if section_class(field) is None
+        if section_of(field) is None
     ]
     out: list[Flag] = []
     short: set[str] = set(Config.model_fields)
     for section in sorted(sections, key=lambda s: own.index(s) if s in own else len(own)):
         field = Config.model_fields[section]
-        inner = section_class(field)
+        inner = section_of(field)
         assert inner is not None
         title = f"{section}: {(inner.__doc__ or '').strip().splitlines()[0]}"
         for name, option in inner.model_fields.items():
@@ -69,12 +69,6 @@ def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]
                 names.insert(0, SHORT[path])
             out.append(Flag(path, option, tuple(names), title))
     return out + top
-
-
-def section_class(field: FieldInfo) -> type[BaseModel] | None:
-    """What a field holds, if that is a section."""
-    kind = field.annotation
-    return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
 
 
 def parameters(flag: Flag) -> list[inspect.Parameter]:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from ..errors import PruneError
 from ..files.yaml_text import read_yaml, read_yaml_file
+from ..settings import section_of, validated
 from .sections import Config
 
 AMOUNTS = {"ratio", "macs", "params", "activations"}
 """Options of `prune` that say how much goes."""
-
-SHARES = {*AMOUNTS, "share", "target", "max_ratio", "validation_share", "min_macs_removed"}
 
 
 def shipped() -> dict[str, str]:
@@ -61,9 +59,9 @@ def resolve(sources: Iterable[str], flags: Mapping[str, Any]) -> Config:
     merged: dict[str, Any] = {}
     for source in sources:
         found = read(source)
-        _valid(found, source)
+        validated(Config, found, source)
         merged = merge(merged, found)
-    return _valid(merge(merged, flags), "")
+    return validated(Config, merge(merged, flags))
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,40 +84,8 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _valid(values: Mapping[str, Any], where: str) -> Config:
-    try:
-        return Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise PruneError("\n".join((f"{where}: " if where else "") + _problem(e) for e in error.errors())) from None
-
-
-def _problem(error: Any) -> str:
-    at = [str(part) for part in error["loc"]]
-    name = ".".join(p for p in at if p.isidentifier() or p.isdigit())
-    if error["type"] == "extra_forbidden":
-        known = _keys(at[:-1])
-        near = difflib.get_close_matches(at[-1], known, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
-        return f"there is no option {name!r}{hint}"
-    said = error["msg"].removeprefix("Value error, ")
-    hint = "; it is a share: 0.5 is half" if at[-1] in SHARES and error["type"] != "value_error" else ""
-    return f"{name} is {error['input']!r}: {said[0].lower()}{said[1:]}{hint}"
-
-
-def _keys(section: list[str]) -> list[str]:
-    fields = Config.model_fields
-    for part in section:
-        inner = fields[part].annotation if part in fields else None
-        fields = getattr(inner, "model_fields", {})
-    return list(fields)
-
-
 def text_of(config: Config, sections: Iterable[str]) -> str:
     """YAML of what a command reads, defaults included."""
-    top = [n for n in Config.model_fields if n not in _keys_of_sections()]
+    top = [n for n, field in Config.model_fields.items() if section_of(field) is None]
     chosen = {n: v for n, v in config.model_dump(mode="json").items() if n in top or n in sections}
     return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
-
-
-def _keys_of_sections() -> list[str]:
-    return [n for n, f in Config.model_fields.items() if hasattr(f.annotation, "model_fields")]

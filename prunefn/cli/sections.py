@@ -3,7 +3,7 @@
 An option is a field of a section: its type is checked, its docstring (or description) is the help. The flag, the key
 in YAML and the check of values follow from it; a command reads `config.section.option`.
 
->>> class Noise(Section):
+>>> class Noise(Settings):
 ...     strength: float = Field(default=0.1, ge=0, description="standard deviation of what is added to the inputs")
 >>> Noise(strength=0.2).strength
 0.2
@@ -19,28 +19,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
 from ..report.goal import Goal
+from ..settings import Field, Settings, field_validator, model_validator
 from ..train.recipe import Recipe
 from ..train.schedule import MOST_ROUNDS
 
 
-class Section(BaseModel):
-    """Options that belong together; unknown ones are errors."""
+class Named(Settings):
+    """A section whose name may stand for it: `data: digits` is `data: {name: digits}`."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    name: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """`data: digits` stands for `data: {name: digits}`."""
-        return {"name": value} if isinstance(value, str) and "name" in cls.model_fields else value
+        return {"name": value} if isinstance(value, str) else value
 
 
-class Model(Section):
+class Model(Named):
     """The network."""
 
     name: str = ""
@@ -48,7 +44,7 @@ class Model(Section):
     for in prunefn.nets, timm and torchvision"""
     checkpoint: str | None = None
     """safetensors or a state dict of torch.save, dense or pruned"""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """keyword arguments for building it, as {key: value}; the number of classes and of colours is that of the data"""
     pretrained: bool = False
     """with the weights that its library has for it, which it may download"""
@@ -56,7 +52,7 @@ class Model(Section):
     """channels, height, width; by default those of the data, or what the model says"""
 
 
-class Data(Section):
+class Data(Named):
     """Images with labels."""
 
     name: str = ""
@@ -122,7 +118,7 @@ class Finetune(Training):
     hold_zeros: bool = Field(default=False, description="weights that are zero stay zero, as sparsify left them")
 
 
-class Distill(Section):
+class Distill(Settings):
     """Learning from the dense network."""
 
     alpha: float | None = Field(default=None, ge=0, le=1)
@@ -133,7 +129,7 @@ class Distill(Section):
     """checkpoint of the dense network, for finetune; pat knows its own"""
 
 
-class Prune(Section):
+class Prune(Settings):
     """Which units go, and what makes up for them."""
 
     recipe: str = "vbp"
@@ -156,7 +152,7 @@ class Prune(Section):
     where: str | None = None
     """groups that may shrink: hidden, residual, heads, head_dim, groups, a glob, or kind("hidden") & ~module("blocks.0"); all: every
     group"""
-    freeze: list[str] = []
+    freeze: tuple[str, ...] = ()
     """tensors or modules that stay as they are"""
     round_to: int = Field(default=1, ge=1)
     """sizes are multiples of this"""
@@ -176,13 +172,15 @@ class Prune(Section):
     @field_validator("ratio")
     @classmethod
     def _in_range(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
-        shares = value.values() if isinstance(value, dict) else [value]
-        if wrong := [s for s in shares if s is not None and not 0 <= s < 1]:
-            raise ValueError(f"a share of the units that goes must be in [0, 1), not {wrong[0]}")
+        ratios = value.values() if isinstance(value, dict) else [value]
+        if any(r is not None and not 0 <= r < 1 for r in ratios):
+            raise ValueError(
+                "it is the fraction of the units to remove and must be at least 0 and below 1 (0.5 is half)"
+            )
         return value
 
 
-class Sparsify(Section):
+class Sparsify(Settings):
     """Which weights become zero."""
 
     share: float = Field(default=0.5, ge=0, lt=1)
@@ -193,7 +191,7 @@ class Sparsify(Section):
     """layerwise, rows, global, lamp, erk"""
     pattern: str = "unstructured"
     """unstructured, n_m(2, 4), blocks(4, 4), slices(4)"""
-    weights: list[str] = []
+    weights: tuple[str, ...] = ()
     """globs of weights; by default all of convolutions and linear layers"""
     ridge: float | None = Field(default=None, gt=0)
     """reconstruct what is kept by least squares, with this ridge, such as 0.01"""
@@ -207,7 +205,7 @@ class Sparsify(Section):
     """images of a batch of statistics"""
 
 
-class Pat(Section):
+class Pat(Settings):
     """Pruning-aware training: sparse training, rounds of pruning and training, fine-tuning."""
 
     share: float | None = Field(default=None, gt=0, le=1)
@@ -228,18 +226,18 @@ class Pat(Section):
     """the optimizer remembers over rounds"""
 
 
-class Export(Section):
+class Export(Settings):
     """Files for other runtimes."""
 
-    formats: list[Literal["onnx", "program", "aoti", "torchscript", "state_dict"]] = ["onnx", "program"]
+    formats: tuple[Literal["onnx", "program", "aoti", "torchscript", "state_dict"], ...] = ("onnx", "program")
     """each is compared with the network before it gets its name"""
-    batches: list[int] = [1, 2, 5]
+    batches: tuple[int, ...] = (1, 2, 5)
     """sizes at which it is compared"""
     limit: float = Field(default=1e-4, gt=0)
     """largest difference allowed"""
 
 
-class Profile(Section):
+class Profile(Settings):
     """Times."""
 
     batch_size: int = Field(default=1, ge=1)
@@ -248,10 +246,12 @@ class Profile(Section):
     """that are timed, all networks in turns"""
 
 
-class Sweep(Section):
+class Sweep(Settings):
     """Many prunings, each fine-tuned."""
 
-    space: dict[str, Any] = {"sparsity": [0.3, 0.4, 0.5, 0.6], "lr": [0.001, 0.01, 0.05], "epochs": [20, 30, 40]}
+    space: dict[str, Any] = Field(
+        default={"sparsity": [0.3, 0.4, 0.5, 0.6], "lr": [0.001, 0.01, 0.05], "epochs": [20, 30, 40]}
+    )
     """setting → list of choices, or {low, high, log, step}: sparsity (of the MACs), criterion, compensation, lr, epochs, …"""
     sampler: Literal["grid", "tpe", "nsga2", "random"] = "tpe"
     """how trials are chosen"""
@@ -267,7 +267,7 @@ class Sweep(Section):
     """the goal: at most so many points of accuracy lost"""
 
 
-class Config(Section):
+class Config(Settings):
     """All that commands can be told. A file may have sections that a command does not read."""
 
     seed: int = 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
-
 from ..errors import PruneError, nearest
+from ..settings import validated
 from ..train.recipe import Recipe
 from .space import Space, Value
 
@@ -54,11 +53,7 @@ def recipe_of(base: Recipe, settings: Mapping[str, Value]) -> Recipe:
     0.01
     """
     given = {k: v for k, v in settings.items() if k not in OWN}
-    try:
-        return Recipe(**{**base.model_dump(), **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PruneError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
+    return validated(Recipe, {**base.model_dump(), **given})
 
 
 def number(settings: Mapping[str, Value], name: str) -> float:
