@@ -26,6 +26,7 @@ from .trust import check_options
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
+    "small_resnet": (nets.small_resnet, (1, 8, 8)),
     "small_resnet18": (nets.small_resnet18, (3, 32, 32)),
     "small_vit": (nets.small_vit, (1, 8, 8)),
 }
