@@ -18,13 +18,13 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import trees
-from ..errors import BatchError, ParamsError
+from ..errors import BatchError
 from ..parameters.effective import computed_values, effective, exposed, reader
 from ..parameters.transforms import tied_names
 from ..program.batches import device_of, inputs_of
 from ..program.run import forward
 from ..spec.axis import Leaf
-from ..spec.spec import Spec
+from ..spec.spec import Spec, check_eval_mode
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 
@@ -78,10 +78,7 @@ class Objective(NamedTuple):
             BatchError: the batch has no labels, but the loss needs them.
             ParamsError: the spec was traced in train mode.
         """
-        if spec.train:
-            raise ParamsError(
-                f"criterion {self.criterion!r} needs a spec that was traced in eval mode: trace(model, args)"
-            )
+        check_eval_mode(spec, f"criterion {self.criterion!r}")
         device = device_of(params)
         inputs, names = inputs_of(batch, spec=spec, device=device), [i.name for i in spec.program.inputs]
         if isinstance(batch, Mapping):

@@ -27,7 +27,7 @@ from ..spec.parts import Geometry, Site
 from ..spec.spec import Spec
 from ..types import Batch, Criterion, Moments, Params, Stats, Where
 from ..where import sites_of
-from .fingerprint import fingerprint, taken
+from .fingerprint import fingerprint, spec_of, taken
 from .moments import merge_moments, site_moments, tap_means
 from .saved import Plan, resumed
 
@@ -329,9 +329,8 @@ def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
     Raises:
         StatsError: the statistics are empty, or of another spec or other parameters; names a parameter that differs.
     """
-    if stats.spec is None:
-        raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
-    if stats.spec is not spec and stats.spec != spec:
+    own = spec_of(stats)
+    if own is not spec and own != spec:
         raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")
     if not stats.fingerprints:
         return
