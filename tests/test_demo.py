@@ -92,7 +92,7 @@ def studies(small: None) -> dict[str, study.Study]:
 
 @cache
 def data() -> pf.data.Data:
-    return pf.data.open_data("digits", validation_share=command.VALIDATION)
+    return pf.data.open_data("digits", validation_fraction=command.VALIDATION)
 
 
 def untimed(name: str, seed: int) -> study.Study:

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ..command import ended
+from ..command import report_errors
 from ..errors import device_of, need
 
 VALIDATION = 0.1
@@ -40,9 +40,9 @@ def demo(
 
     device_of(device)
     call = ["prunefn", "demo", "--seed", str(seed), "--out", str(out), "--device", device, "--threads", str(threads)]
-    with ended(False), fixed_threads(threads):
+    with report_errors(False), fixed_threads(threads):
         check_folder(out)
-        data = open_data("digits", validation_share=VALIDATION)
+        data = open_data("digits", validation_fraction=VALIDATION)
         studies = [study(network, data, seed=seed, device=device) for network in networks()]
         files = write(studies, Run(shlex.join(call), seed, device, threads), out)
         console = Console()
