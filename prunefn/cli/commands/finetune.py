@@ -9,9 +9,11 @@ from ... import sparse
 from ...checkpoints.checkpoint import load, save
 from ...costs.analytic import cost
 from ...costs.summary import summarize
+from ...data.value import Data
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
+from ..networks import Network
 from ..resources import data_of, network_of, selection_images, training_images, write_yaml, zero_fraction
 from ..sections import Config
 from .prune import goal_metrics
@@ -42,14 +44,9 @@ def run(job: Job) -> Result:
     masks = sparse.masks_of(params_of(network.model), spec=spec) if config.finetune.hold_zeros else None
     if masks is None and zeros > MANY:
         job.note(f"{zeros:.1%} of the weights are zero; they are trained like all others without --hold-zeros")
-    teacher, dense = None, None
     alpha = alpha_of(config)
-    if alpha is not None:
-        if config.distill.teacher is None:
-            raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
-        dense = network_of(config, data, dense=True)
-        dense = dense._replace(model=load(dense.model, config.distill.teacher))
-        teacher = Distill(dense.model, alpha, config.distill.temperature)
+    dense = None if alpha is None else _teacher(config, data)
+    teacher = None if dense is None or alpha is None else Distill(dense.model, alpha, config.distill.temperature)
     before = evaluate(network.model, data.held_out, device=config.device)
     trained = train(
         network.model,
@@ -83,6 +80,18 @@ def run(job: Job) -> Result:
             job.note("no epoch is better than the start; try another --lr, --epochs or a teacher")
         job.show(f"Written to {out}: {TUNED}, metrics.yaml, train/")
     return result
+
+
+def _teacher(config: Config, data: Data) -> Network:
+    """Return the dense network with the weights of the teacher.
+
+    Raises:
+        PruneError: the config names no teacher.
+    """
+    if config.distill.teacher is None:
+        raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
+    dense = network_of(config, data, dense=True)
+    return dense._replace(model=load(dense.model, config.distill.teacher))
 
 
 def alpha_of(config: Config) -> float | None:
