@@ -22,7 +22,7 @@ from torch import nn
 
 import prunefn as pf
 from prunefn import export
-from prunefn.export.verify import BATCHES, LIMIT
+from prunefn.export.verify import ATOL, BATCHES
 from prunefn.trees import tensors
 from prunefn.types import Where
 from tests.zoo import randomize
@@ -36,7 +36,7 @@ TEXT = (
     "Largest difference of any output to `forward`, by batch size, of what was read back from the file, beside the largest output; "
     "random weights and running statistics that leave no branch dead, half of each group of hidden units removed (of YOLO, "
     "whose class cuts its layers into equal halves, half of every group but heads). A file that differs by more than the limit, "
-    f"{LIMIT:g} times the largest output (but not less than {LIMIT:g}), is not written. Images of 224 pixels (YOLO: 160), 32 "
+    f"{ATOL:g} times the largest output (but not less than {ATOL:g}), is not written. Images of 224 pixels (YOLO: 160), 32 "
     "tokens. Seconds of CPU time, compilers included, with one thread: the export and the comparison. "
     "ONNX: torch's exporter over torch.export, read by ONNX Runtime."
 )

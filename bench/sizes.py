@@ -55,7 +55,9 @@ def llama() -> nn.Module:
 def t5() -> nn.Module:
     """Return an encoder with a decoder."""
     size = {"d_model": 256, "d_kv": 64, "d_ff": 1024, "num_layers": 3, "num_heads": 4}
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=1000, decoder_start_token_id=0, **size))
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=1000, decoder_start_token_id=0, **size)
+    )
 
 
 def whisper() -> nn.Module:
@@ -63,7 +65,13 @@ def whisper() -> nn.Module:
     size = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = transformers.WhisperConfig(
-        vocab_size=1000, d_model=256, encoder_ffn_dim=1024, decoder_ffn_dim=1024, max_source_positions=200, **size, **tokens
+        vocab_size=1000,
+        d_model=256,
+        encoder_ffn_dim=1024,
+        decoder_ffn_dim=1024,
+        max_source_positions=200,
+        **size,
+        **tokens,
     )
     return transformers.WhisperForConditionalGeneration(config)
 
@@ -78,10 +86,17 @@ def conformer() -> nn.Module:
 
 def detr() -> nn.Module:
     """Return a detector whose queries attend to a map of any size."""
-    backbone = transformers.ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 128], depths=[1, 1, 1, 1], out_features=["stage4"])
+    backbone = transformers.ResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128, 128], depths=[1, 1, 1, 1], out_features=["stage4"]
+    )
     size = {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
     config = transformers.DetrConfig(
-        backbone_config=backbone, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, num_queries=20, **size
+        backbone_config=backbone,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        num_queries=20,
+        **size,
     )
     return transformers.DetrForObjectDetection(config)
 
@@ -126,7 +141,10 @@ class Yolo(nn.Module):
         p3 = self.s3(self.s2(self.stem(x)))
         first, second = self.s4(p3).chunk(2, 1)
         p4 = self.merge(torch.cat([first, second, self.inner(second)], 1))
-        return [h(p).flatten(2) for h, p in zip(self.heads, (self.lateral(torch.cat([p3, self.up(p4)], 1)), p4), strict=True)]
+        return [
+            h(p).flatten(2)
+            for h, p in zip(self.heads, (self.lateral(torch.cat([p3, self.up(p4)], 1)), p4), strict=True)
+        ]
 
 
 class PointNet(nn.Module):
@@ -203,7 +221,10 @@ def rows(name: str, rounds: int) -> Iterator[Row]:
     if hasattr(model, "config"):
         model.config.use_cache = False
     first = case.inputs(*case.sizes[0])
-    both = {"trace": lambda: pf.trace(model, first, dynamic=case.dynamic, check=False), "export": lambda: _export(model, first, case)}
+    both = {
+        "trace": lambda: pf.trace(model, first, dynamic=case.dynamic, check=False),
+        "export": lambda: _export(model, first, case),
+    }
     yield ratio_row("trace / export", name, interleaved(both, rounds=max(2, rounds // 3), text=f"trace {name}"), 1.3)
     spec, params = pf.trace(model, first, dynamic=case.dynamic), pf.params(model)
     varying = ", ".join(spec.program.free)
@@ -245,7 +266,9 @@ def _export(model: nn.Module, inputs: Inputs, case: Case) -> Any:
     for t, names in zip(trees.tensors(inputs), names_of(model, (), inputs, case.dynamic), strict=True):
         shapes[t] = {d: Dim.AUTO for d, name in enumerate(names) if name is not None}
     with torch.no_grad():
-        return torch.export.export(model, (), inputs, dynamic_shapes=shapes.dynamic_shapes(model, (), inputs), strict=False)
+        return torch.export.export(
+            model, (), inputs, dynamic_shapes=shapes.dynamic_shapes(model, (), inputs), strict=False
+        )
 
 
 def main() -> None:

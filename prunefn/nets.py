@@ -8,12 +8,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ._extras import needs
 from .doors import door
+from .errors import PruneError
 
-__all__ = ["small_resnet18", "small_vit"]
+__all__ = ["small_resnet", "small_resnet18", "small_vit"]
+
+STAGES = 4
+"""Stages of torchvision's ResNet."""
+
+
+@door
+def small_resnet(
+    num_classes: int = 10, in_chans: int = 1, widths: Sequence[int] = (32, 64), depth: int = 2
+) -> nn.Module:
+    """Return torchvision's ResNet with basic blocks and a stem for small images: 3 × 3, stride 1, no pooling.
+
+    Args:
+        num_classes: number of outputs.
+        in_chans: channels of an image.
+        widths: channels of each stage, one to four; from the second on, a stage halves the resolution.
+        depth: number of blocks of a stage.
+
+    Raises:
+        PruneError: there is no stage, or more than four.
+
+    >>> network = small_resnet(widths=(8, 16))
+    >>> network.layer2[0].conv1, network.fc.in_features
+    (Conv2d(8, 16, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), bias=False), 16)
+    """
+    if not 1 <= len(widths) <= STAGES:
+        raise PruneError(f"widths={tuple(widths)}: give the channels of one to {STAGES} stages")
+    with needs("vision", "small_resnet"):
+        from torchvision.models import ResNet
+        from torchvision.models.resnet import BasicBlock
+    model = ResNet(BasicBlock, [depth] * STAGES, num_classes=num_classes)
+    model.inplanes = widths[0]
+    model.conv1 = nn.Conv2d(in_chans, widths[0], kernel_size=3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(widths[0])
+    model.maxpool = nn.Identity()  # type: ignore[assignment]
+    for i in range(STAGES):
+        stage = (
+            model._make_layer(BasicBlock, widths[i], depth, 1 if i == 0 else 2) if i < len(widths) else nn.Identity()
+        )
+        setattr(model, f"layer{i + 1}", stage)
+    model.fc = nn.Linear(widths[-1], num_classes)
+    return model
 
 
 @door
@@ -25,19 +69,7 @@ def small_resnet18(num_classes: int = 10, in_chans: int = 3, width: int = 64) ->
         in_chans: channels of an image.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
     """
-    with needs("vision", "small_resnet18"):
-        from torchvision.models import ResNet
-        from torchvision.models.resnet import BasicBlock
-    model = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=num_classes)
-    model.inplanes = width
-    model.conv1 = nn.Conv2d(in_chans, width, kernel_size=3, padding=1, bias=False)
-    model.bn1 = nn.BatchNorm2d(width)
-    model.maxpool = nn.Identity()  # type: ignore[assignment]
-    for i in range(4):
-        stage = model._make_layer(BasicBlock, width << i, 2, stride=1 if i == 0 else 2)
-        setattr(model, f"layer{i + 1}", stage)
-    model.fc = nn.Linear(width << 3, num_classes)
-    return model
+    return small_resnet(num_classes, in_chans, [width << i for i in range(STAGES)], depth=2)
 
 
 @door

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 SPACE: dict[str, Any] = {
-    "sparsity": {"low": 0.0, "high": 0.9},
+    "macs_ratio": {"low": 0.0, "high": 0.9},
     "width": {"low": 1, "high": 9},
     "kind": ["a", "b"],
 }
-GRID: dict[str, Any] = {"sparsity": [0.1, 0.2, 0.4, 0.8], "kind": ["a", "b", "c"]}
+GRID: dict[str, Any] = {"macs_ratio": [0.1, 0.2, 0.4, 0.8], "kind": ["a", "b", "c"]}
 
 
 def smooth(settings: Mapping[str, Any], folder: Path) -> dict[str, float]:
-    """A hill: best at half, and one kind is better than the others; less sparsity costs more."""
-    s, w = settings["sparsity"], settings.get("width", 3)
+    """A hill: best at half, and one kind is better than the others; a lower ratio costs more."""
+    s, w = settings["macs_ratio"], settings.get("width", 3)
     top1 = 0.9 - (s - 0.5) ** 2 - 0.01 * abs(w - 3) + 0.05 * (settings["kind"] == "b")
     return {"top1": top1, "macs": 1e6 * (1 - s), "macs_removed": s, "points_lost": 100 * (0.95 - top1)}
 

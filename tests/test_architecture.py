@@ -30,6 +30,7 @@ ROOMS = (
         "files",
         "drawing",
         "tables",
+        "settings",
     ),  # the ground
     *("spec", "types", "doors", "program", "tracing", "where", "parameters", "stats", "criteria", "selection"),
     *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "recipes"),

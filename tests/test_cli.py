@@ -21,7 +21,7 @@ typer_testing = pytest.importorskip("typer.testing")
 
 import prunefn.cli  # noqa: E402
 from prunefn.by_name import tables as words  # noqa: E402
-from prunefn.cli.layers import merge, resolve, shipped  # noqa: E402
+from prunefn.cli.layers import merge, resolve, shipped_configs  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402
 from prunefn.cli.streams import Stopped  # noqa: E402
@@ -79,11 +79,12 @@ def test_flags_win_over_files_and_files_over_defaults(tmp_path: Path) -> None:
 def test_every_key_is_a_flag() -> None:
     """Of the sections that a command reads, under the name of the section."""
     from prunefn.cli.commands import pat
-    from prunefn.cli.flags import flags_of, section_class
+    from prunefn.cli.flags import flags_of
+    from prunefn.settings import section_of
 
     flags = {f.path: f.names for f in flags_of(pat.COMMAND.sections, pat.COMMAND.own)}
     for section in pat.COMMAND.sections:
-        inner = section_class(Config.model_fields[section])
+        inner = section_of(Config.model_fields[section])
         assert inner is not None
         for name, field in inner.model_fields.items():
             assert f"--{section}.{name.replace('_', '-')}" in flags[f"{section}.{name}"]
@@ -91,28 +92,31 @@ def test_every_key_is_a_flag() -> None:
     assert {"seed", "device", "out"} <= set(flags)
 
 
-@pytest.mark.parametrize("name", list(shipped()))
+@pytest.mark.parametrize("name", list(shipped_configs()))
 def test_configs_that_come_with_the_package_are_valid(name: str) -> None:
     assert resolve([name], {}).model.name
     for command in ("train", "prune", "sparsify", "pat", "finetune", "export", "profile"):
         steps = run(command, "-c", name, "--dry-run", "--json").json["steps"]
         assert len(steps) >= 2 and all(steps)
-    assert run("config", name).stdout == shipped()[name]
+    assert run("config", name).stdout == shipped_configs()[name]
 
 
 def test_schema_is_that_of_the_config() -> None:
     schema = run("config", "--schema").json
     assert set(schema["properties"]) == set(Config.model_fields)
-    assert schema["$defs"]["Prune"]["properties"]["ratio"]["description"].startswith("share of the units removed")
+    assert schema["$defs"]["Prune"]["properties"]["ratio"]["description"].startswith("fraction of the units to remove")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{prune: {criterio: x}}", "there is no option 'prune.criterio'; did you mean criterion"),
-        ("{prun: {}}", "there is no option 'prun'; did you mean prune?"),
-        ("{prune: {ratio: 2}}", "prune.ratio is 2: a share of the units that goes must be in [0, 1), not 2"),
-        ("{train: {epochs: -1}}", "train.epochs is -1: input should be greater than or equal to 0"),
+        ("{prune: {criterio: x}}", "prune.criterio is no option of prune; did you mean 'criterion'"),
+        ("{prun: {}}", "prun is no option; did you mean 'prune'"),
+        (
+            "{prune: {ratio: 2}}",
+            "prune.ratio is 2; it is the fraction of the units to remove and must be at least 0 and below 1",
+        ),
+        ("{train: {epochs: -1}}", "train.epochs is -1; it must be at least 0"),
         ("[1, 2]", "is a list; a config has sections"),
         ("{a: [", "is no YAML"),
     ],
@@ -251,7 +255,7 @@ def test_a_function_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             ["finetune", "timm/resnet10t", "--data", "digits"],
-            "finetune goes on from a checkpoint; give --checkpoint",
+            "finetune needs a checkpoint; give --checkpoint",
             1,
         ),
         (["report", "."], "has no files of a run", 1),
@@ -349,12 +353,12 @@ def test_pat_in_three_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"final.safetensors", "report.html", "round_1", "round_2", "sparse", "tuning"} <= {
         p.name for p in folder.iterdir()
     }
-    assert run(*asked, "--of", "macs", "--share", "0.2", "--json").json == found  # the same in other words
+    assert run(*asked, "--of", "macs", "--ratio", "0.2", "--json").json == found  # the same in other words
     before = (folder / "config.yaml").read_text()
     assert "belongs to a run with" in run(*asked, "--ratio", "0.3", code=1).stderr
     assert (folder / "config.yaml").read_text() == before
     both = ["--macs", "0.8", "--params", "0.8"]
-    assert "give --share, and --of macs or --of params" in run(*asked, *both, "--dry-run", code=1).stderr
+    assert "give --ratio, and --of macs or --of params" in run(*asked, *both, "--dry-run", code=1).stderr
 
 
 def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,17 +369,17 @@ def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.
     norms = run("analyze", *VIT, "runs/train/train", "--json").json
     assert list(norms) == ["epoch 1", "epoch 2"] and (tmp_path / "runs/analyze/norms.png").exists()
     run("prune", *VIT, *checkpoint, "--ratio", "0.3")
-    run("sparsify", *VIT, *checkpoint, "--share", "0.25")
+    run("sparsify", *VIT, *checkpoint, "--ratio", "0.25")
     compared = run("report", "runs", "--json").json
     assert set(compared["goal_met"]) == {"prune", "sparsify"} and (tmp_path / "runs/report.html").exists()
     rows = [line.split(",") for line in (tmp_path / "runs/final_comparison.csv").read_text().splitlines()]
-    assert rows[0] == ["Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met"]
+    assert rows[0] == ["Method", "Params_Removed", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met"]
     by_name = {r[0]: r for r in rows[1:]}
     summary = json.loads((tmp_path / "runs/prune/summary.json").read_text())
     assert float(by_name["prune"][2]) == pytest.approx(100 * summary["macs_removed"], abs=0.01)
     assert float(by_name["sparsify"][2]) == 0 and float(by_name["sparsify"][1]) > 0.2
 
-    space = "{sparsity: [0.1, 0.2], criterion: ['magnitude(1.0)', fisher], epochs: [0]}"
+    space = "{macs_ratio: [0.1, 0.2], criterion: ['magnitude(1.0)', fisher], epochs: [0]}"
     asked = ["sweep", *VIT, *checkpoint, "--sampler", "grid", "--space", space, "--prune.images", "64"]
     found = run(*asked, "--json").json
     assert found["finished"] == 4 and found["failed"] == 0 and found["best"] is None
@@ -411,7 +415,10 @@ def test_what_somebody_may_not_have_meant(tmp_path: Path, monkeypatch: pytest.Mo
     assert "teacher: t.safetensors, alpha 0.7" in run(*named).json["steps"]
     assert "there is a config of that name: -c digits_vit" in run("prune", "digits_vit", "--dry-run", code=1).stderr
     assert "did you mean 'deit_tiny_vbp'?" in run("prune", "-c", "deit_tiny_vpb", code=2).stderr
-    assert "it is a share: 0.5 is half" in run("prune", "small_vit", "--macs", "50", code=2).stderr
+    assert (
+        'prune.macs is "50"; it must be at most 1 (0.5 is half)'
+        in run("prune", "small_vit", "--macs", "50", code=2).stderr
+    )
 
 
 def test_a_model_that_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +454,7 @@ def test_a_language_model_is_built_to_be_traced() -> None:
 def test_images_set_apart_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is reported is of images that nothing was chosen by."""
     monkeypatch.chdir(tmp_path)
-    apart = ["--data.validation-share", "0.3"]
+    apart = ["--data.validation-fraction", "0.3"]
     trained = run("train", *VIT, *SHORT, "--epochs", "2", *apart, "--json").json
     rows = [json.loads(line) for line in (tmp_path / "runs/train/train/metrics.jsonl").read_text().splitlines()]
     asked = ["eval", *VIT, *SHORT, "--checkpoint", "runs/train/best_model.safetensors", "--json"]
@@ -555,7 +562,7 @@ def test_every_command_ends_in_a_line(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    for place in ("prunefn.cli.networks.torch.manual_seed", "prunefn.cli.commands.config.shipped"):
+    for place in ("prunefn.cli.networks.torch.manual_seed", "prunefn.cli.commands.config.shipped_configs"):
         monkeypatch.setattr(place, raises)
     monkeypatch.setattr("prunefn.cli.commands.report.is_results", raises)
     monkeypatch.setattr("prunefn.cli.demo.study.study", raises)
@@ -600,7 +607,7 @@ def test_streams_of_the_process(how: str, code: int, message: str, tmp_path: Pat
     """A process of each kind; what it prints is more than a pipe holds."""
     setup = {"closed": "os.close(0); os.close(1)", "full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"}
     setup["pipe"] = "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
-    then = {"term": "prunefn.cli.commands.config.shipped = lambda: os.kill(os.getpid(), signal.SIGTERM)"}
+    then = {"term": "prunefn.cli.commands.config.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGTERM)"}
     text = SHELL.format(setup=setup.get(how, ""), then=then.get(how, ""), args=["config"])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONIOENCODING": "ascii", "COLUMNS": "20"} if how == "ascii" else {}
@@ -672,7 +679,7 @@ def test_torchrun_gives_what_one_process_gives(folder: Path, tmp_path: Path) -> 
         *small,
         "--steps",
         "1",
-        "--share",
+        "--ratio",
         "0.3",
         "--device",
         "cpu",

@@ -83,8 +83,11 @@ def test_golden_schedule() -> None:
 
 
 CHANNEL_PROBLEMS: list[tuple[dict[str, Any], str]] = [
-    ({"block_sise": 4}, "block_sise is no key of channel_sparsity_args; did you mean 'block_size'?"),
-    ({"regularize": {"regg": 1}}, "regularize.regg is no key of channel_sparsity_args.regularize; did you mean 'reg'"),
+    ({"block_sise": 4}, "block_sise is no option of channel_sparsity_args; did you mean 'block_size'?"),
+    (
+        {"regularize": {"regg": 1}},
+        "regularize.regg is no option of channel_sparsity_args.regularize; did you mean 'reg'",
+    ),
     ({"MAC_params": {"type": "Max"}}, "MAC_params.type is \"Max\"; it must be 'Sum' or 'Mul'"),
     ({"MAC_params": 3}, "MAC_params is 3; it must be an object"),
     ({"start_epoch": "3"}, 'start_epoch is "3"; it must be a whole number'),

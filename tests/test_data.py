@@ -183,7 +183,7 @@ def test_augmentation_draws_from_the_global_generator_and_opening_does_not(tmp_p
     write_idx(tmp_path, train=400)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    data = open_data("mnist", folder=tmp_path, validation_share=0.1)
+    data = open_data("mnist", folder=tmp_path, validation_fraction=0.1)
     assert torch.equal(torch.get_rng_state(), state)
     first = [data.train[i][0] for i in range(20)]
     torch.manual_seed(5)
@@ -194,7 +194,7 @@ def test_augmentation_draws_from_the_global_generator_and_opening_does_not(tmp_p
 
 def test_validation_is_taken_out_of_train_equally_from_every_class_and_not_augmented() -> None:
     plain = open_data("digits", augment=False)
-    data = open_data("digits", validation_share=0.25)
+    data = open_data("digits", validation_fraction=0.25)
     assert data.validation is not None
     assert plain.validation is None
     assert sorted([*data.train.indices, *data.validation.indices]) == list(range(len(plain.train)))
@@ -202,7 +202,7 @@ def test_validation_is_taken_out_of_train_equally_from_every_class_and_not_augme
     assert np.all(abs(part - whole / 4) <= 1)
     for place, index in enumerate(data.validation.indices[:20]):
         assert torch.equal(data.validation[place][0], plain.train[index][0])
-    other = open_data("digits", validation_share=0.25, seed=1)
+    other = open_data("digits", validation_fraction=0.25, seed=1)
     assert other.validation.indices != data.validation.indices
 
 
@@ -300,7 +300,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DISTRIBUTION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_fashion_mnist_of_the_distribution() -> None:
     assert fashion_mnist_folder() == DISTRIBUTION
-    data = open_data("fashion_mnist", validation_share=0.1)
+    data = open_data("fashion_mnist", validation_fraction=0.1)
     assert data.validation is not None
     assert [len(d) for d in (data.train, data.validation, data.held_out)] == [54_000, 6_000, 10_000]
     assert data.classes[data.held_out[0][1]] == "Ankle boot"
@@ -381,7 +381,7 @@ def test_images_of_a_folder_at_the_size_and_normalisation_asked_for(photos: Path
 
 
 def test_augmented_images_of_a_folder_follow_the_global_seeds(photos: Path) -> None:
-    data = open_data(photos, image_size=32, validation_share=0.25)
+    data = open_data(photos, image_size=32, validation_fraction=0.25)
     assert data.validation is not None
 
     def epoch(seed: int) -> list[torch.Tensor]:
@@ -539,10 +539,10 @@ def test_unknown_names_give_the_nearest() -> None:
 
 
 def test_options_that_do_not_fit_are_refused(photos: Path, tmp_path: Path) -> None:
-    with refuses("validation_share=1.0", "below 1"):
-        open_data("digits", validation_share=1.0)
-    with refuses("validation_share=0.001", "class 0"):
-        open_data("digits", validation_share=0.001)
+    with refuses("validation_fraction=1.0", "below 1"):
+        open_data("digits", validation_fraction=1.0)
+    with refuses("validation_fraction=0.001", "class 0"):
+        open_data("digits", validation_fraction=0.001)
     with refuses("image_size is 0; it must be 1 or more"):
         open_data("digits", image_size=0)
     with refuses("folder=", "scikit-learn"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 import prunefn as pf
 from prunefn.data import digits
@@ -18,27 +20,30 @@ from prunefn.data import digits
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+pytest.importorskip("accelerate")
+pytest.importorskip("torchvision")
 
 import prunefn.cli  # noqa: E402
 import prunefn.cli.errors  # noqa: E402
 from prunefn import tables  # noqa: E402
-from prunefn.cli.demo import command, latency, models, study, write  # noqa: E402
-from prunefn.cli.demo.train import Recipe, augment, train  # noqa: E402
+from prunefn.cli.demo import command, study, write  # noqa: E402
 from prunefn.report import axes, plots  # noqa: E402
 
 FILES = ["accuracy_macs.png", "axes_resnet.png", "axes_vit.png", "kept.png", "report.md"]
 FILES += ["resnet.safetensors", "vit.safetensors"]
-WHOLE = {"VIT": study.VIT, "RESNET": study.RESNET}
+VIT, RESNET = WHOLE = study.networks()
 SMALL = {
-    "VIT": study.VIT._replace(
-        build=partial(models.Vit, dim=16, depth=2, heads=2, hidden=96),
-        recipe=study.VIT.recipe._replace(epochs=4),
-        enough=0.15,
+    "VIT": VIT._replace(
+        build=partial(pf.nets.small_vit, dim=16, depth=2, heads=2, mlp_ratio=6.0),
+        recipe=VIT.recipe.model_copy(
+            update={"epochs": 8, "warmup": 1.0, "lr": 6e-3, "cutmix": 0.0, "mixup": 0.0, "batch_size": 32}
+        ),
+        min_top1=0.15,
     ),
-    "RESNET": study.RESNET._replace(
-        build=partial(models.ResNet, widths=(16, 32), depth=1),
-        recipe=study.RESNET.recipe._replace(epochs=3),
-        enough=0.5,
+    "RESNET": RESNET._replace(
+        build=partial(pf.nets.small_resnet, widths=(16, 32), depth=1),
+        recipe=RESNET.recipe.model_copy(update={"epochs": 3}),
+        min_top1=0.5,
     ),
 }
 
@@ -63,9 +68,8 @@ def run(*args: str) -> Done:
 def small() -> Iterator[None]:
     """The command with networks and recipes of a second or two."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, network in SMALL.items():
-            patch.setattr(study, name, network)
-        patch.setattr(study, "latencies", partial(latency.latencies, seconds=0.1))
+        patch.setattr(study, "networks", lambda: tuple(SMALL.values()))
+        patch.setattr(study, "ROUNDS", 2)
         patch.setattr(study, "SWEEP", (0.8, 0.6))
         yield
 
@@ -86,10 +90,19 @@ def studies(small: None) -> dict[str, study.Study]:
     return {name: untimed(name, 1) for name in SMALL}
 
 
+@cache
+def data() -> pf.data.Data:
+    return pf.data.open_data("digits", validation_fraction=command.VALIDATION)
+
+
 def untimed(name: str, seed: int) -> study.Study:
+    def timed(networks: dict[str, object], **_: object) -> SimpleNamespace:
+        timing = study.Timing(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1)
+        return SimpleNamespace(networks=[SimpleNamespace(name=n, timing=timing) for n in networks])
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "latencies", lambda networks, _: dict.fromkeys(networks, latency.Latency(1.0, 1.0, 1.0)))
-        return study.study(SMALL[name], digits(), seed=seed)
+        patch.setattr(pf, "profile", timed)
+        return study.study(SMALL[name], data(), seed=seed)
 
 
 def cells(markdown: str) -> list[dict[str, str]]:
@@ -122,7 +135,7 @@ def test_demo_writes_its_files_and_nothing_else(done: Done) -> None:
     assert f"prunefn demo --seed 3 --out {done.out} --device cpu --threads 1" in report
     for version in (pf.__version__, torch.__version__, "seed 3"):
         assert version in report
-    for method in study.RESNET.methods:
+    for method in RESNET.methods:
         assert method.name in done.stdout
 
 
@@ -138,7 +151,7 @@ def test_demo_pictures_show_something(done: Done) -> None:
 def test_demo_table_agrees_with_itself(done: Done) -> None:
     rows = cells((done.out / "report.md").read_text())
     assert [r["method"] for r in rows].count("dense") == 2
-    assert len(rows) == 2 + len(study.VIT.methods) + len(study.RESNET.methods)
+    assert len(rows) == 2 + len(VIT.methods) + len(RESNET.methods)
     dense = rows[0]
     for row in rows:
         dense = row if row["method"] == "dense" else dense
@@ -154,12 +167,13 @@ def test_demo_table_agrees_with_itself(done: Done) -> None:
 
 @pytest.mark.parametrize("name", ["VIT", "RESNET"])
 def test_demo_parameters_load_back_to_the_reported_top1(done: Done, name: str) -> None:
-    network, split = SMALL[name], digits()
-    spec = pf.trace(network.build().eval(), (split.images[:2],))
+    network = SMALL[name]
+    spec = pf.trace(network.build().eval(), (torch.zeros(2, 1, 8, 8),))
+    images, labels = default_collate([data().held_out[i] for i in range(599)])
     params, shrunk, masks = pf.load_params(done.out / f"{network.name.lower()}.safetensors", spec=spec)
     (mask,) = masks
-    guess = pf.forward(params, split.held_out_images, spec=shrunk).argmax(1)
-    top1 = int((guess == split.held_out_labels).sum()) / len(guess)
+    guess = pf.forward(params, images, spec=shrunk).argmax(1)
+    top1 = int((guess == labels).sum()) / len(guess)
     row = next(
         r
         for r in cells((done.out / "report.md").read_text().partition(f"## {network.name}")[2])
@@ -176,22 +190,21 @@ def test_demo_loading_example_runs(done: Done, small: None, monkeypatch: pytest.
     assert code is not None
     names: dict = {}
     exec(code.group(1), names)
-    top1 = float((names["guess"] == names["split"].held_out_labels).double().mean())
-    assert f"# {top1:.4f}" in code.group(1)
+    assert len(names["data"].held_out) == 599 and f"# {names['top1']:.4f}" in code.group(1)
 
 
 @pytest.mark.parametrize("name", ["VIT", "RESNET"])
 def test_demo_same_seed_same_numbers(studies: dict[str, study.Study], name: str) -> None:
     first, again = studies[name], untimed(name, 1)
     assert write.table(first, exact=True) == write.table(again, exact=True)
-    assert first.sweep == again.sweep and first.from_mean == again.from_mean
+    assert first.curves == again.curves and first.mean_fraction == again.mean_fraction
     for a, b in zip(first.pruned, again.pruned, strict=True):
         assert all(torch.equal(t, b.params[n]) for n, t in a.params.items())
 
 
 def test_demo_other_seed_other_weights(studies: dict[str, study.Study]) -> None:
     other = untimed("RESNET", 2).dense.params
-    assert not torch.equal(studies["RESNET"].dense.params["stem.weight"], other["stem.weight"])
+    assert not torch.equal(studies["RESNET"].dense.params["conv1.weight"], other["conv1.weight"])
 
 
 def test_demo_prunes_as_asked(studies: dict[str, study.Study]) -> None:
@@ -204,15 +217,15 @@ def test_demo_prunes_as_asked(studies: dict[str, study.Study]) -> None:
         of = {r.name: r for r in s.pruned}
         pairs = zip(of["variance"].mask.values(), of["variance + mean"].mask.values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-        for points in s.sweep.values():
-            shares = [p.macs / s.dense.cost.macs for p in points]
-            assert all(share <= keep for share, keep in zip(shares, study.SWEEP, strict=True))
-        assert 0 < s.from_mean < 1
+        for points in s.curves.values():
+            kept = [macs / s.dense.cost.macs for macs, _ in points]
+            assert all(k <= most for k, most in zip(kept, study.SWEEP, strict=True))
+        assert 0 < s.mean_fraction < 1
 
 
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(KeyError), command.steady(before + 1):
+    with pytest.raises(KeyError), command.fixed_threads(before + 1):
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
@@ -242,7 +255,8 @@ def test_demo_unwritable_folder(tmp_path: Path) -> None:
 
 
 def test_demo_too_little_accuracy(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "VIT", SMALL["VIT"]._replace(enough=0.95, recipe=SMALL["VIT"].recipe._replace(epochs=1)))
+    recipe = SMALL["VIT"].recipe.model_copy(update={"epochs": 1})
+    monkeypatch.setattr(study, "networks", lambda: (SMALL["VIT"]._replace(min_top1=0.95, recipe=recipe),))
     done = run("demo", "--out", str(tmp_path))
     assert done.code == 1
     assert re.search(r"the dense ViT gets \d+ of 599 .* at least 95%", done.stderr)
@@ -305,48 +319,55 @@ def test_digits_are_split_within_each_class() -> None:
 
 def test_networks_have_the_axes_that_they_should() -> None:
     image = torch.zeros(2, 1, 8, 8)
-    vit, resnet = (pf.trace(n.build().eval(), (image,)) for n in WHOLE.values())
+    vit, resnet = (pf.trace(n.build().eval(), (image,)) for n in WHOLE)
     assert vit.einops("blocks.1.attn.qkv.weight") == "(3 heads_1 head_dim_1) residual"
-    assert [g.name for g in vit.groups.values() if g.kind == "hidden"] == [f"blocks.{i}.mlp.fc1" for i in range(3)]
-    assert [g.name for g in resnet.groups.values() if g.kind == "hidden"] == [f"blocks.{i}.conv1" for i in range(4)]
+    assert [g.name for g in vit.groups.values() if g.kind == "hidden"] == [f"blocks.{i}.mlp.fc1" for i in range(2)]
+    assert [g.name for g in resnet.groups.values() if g.kind == "hidden"] == [
+        f"layer{i}.{j}.conv1" for i in (1, 2) for j in range(2)
+    ]
     assert not vit.unknown and not resnet.unknown
 
 
-def test_augmentation_moves_by_a_pixel_at_most() -> None:
-    image = torch.zeros(64, 1, 8, 8)
-    image[:, 0, 3, 4] = 1.0
-    recipe = Recipe(torch.optim.SGD, 1, 1, noise=0.0, shifted=1.0)
-    moved = augment(image, recipe, -1.0, torch.Generator().manual_seed(0))
-    rows, columns = (moved == 1.0).nonzero()[:, 2:].unbind(1)
-    assert len(rows) == 64 and set(rows.tolist()) == {2, 3, 4} and set(columns.tolist()) == {3, 4, 5}
-    assert torch.equal(augment(image, recipe._replace(shifted=0.0), -1.0, torch.Generator()), image)
-    assert not torch.equal(augment(image, recipe._replace(noise=0.1), -1.0, torch.Generator()), image)
-
-
 def test_training_learns_and_ends_in_eval_mode() -> None:
-    split = digits()
-    model = train(SMALL["RESNET"].build, split, SMALL["RESNET"].recipe, seed=0, name="x")
+    model = study.trained(SMALL["RESNET"], data(), seed=0)
     assert not model.training
-    with torch.no_grad():
-        assert float((model(split.held_out_images).argmax(1) == split.held_out_labels).double().mean()) > 0.8
+    assert pf.train.evaluate(model, data().held_out, device="cpu")["top1"] > 0.8
 
 
-def test_explained_by_hand() -> None:
+def test_held_out_images_are_read_when_nothing_is_left_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither training nor pruning sees them, and the epoch is that of least validation loss."""
+    steps: list[str] = []
+    parts = data()
+
+    class Watched(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(parts.held_out)  # type: ignore[arg-type]
+
+        def __getitem__(self, index: int) -> object:
+            steps.append("held out")
+            return parts.held_out[index]
+
+    def prune(*args: object, **options: object) -> object:
+        steps.append("prune")
+        return vbp(*args, **options)
+
+    vbp = pf.recipes.vbp
+    monkeypatch.setattr(pf.recipes, "vbp", prune)
+    monkeypatch.setattr(study, "ROUNDS", 2)
+    monkeypatch.setattr(study, "SWEEP", (0.6,))
+    study.study(SMALL["RESNET"], parts._replace(held_out=Watched()), seed=0)
+    assert steps.count("held out") == 599 and "prune" not in steps[steps.index("held out") :]
+
+
+def test_mean_fraction_by_hand() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Identity(), torch.nn.Linear(2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0], [2.0]]))
         model[0].bias.copy_(torch.tensor([3.0, 0.0]))
     spec = pf.trace(model, (torch.zeros(2, 1),))
     stats = pf.collect_stats(pf.params(model), [torch.tensor([[-1.0], [0.0], [1.0]])], spec=spec)
-    assert study.explained(stats, {"0": torch.tensor([False, True])}) == pytest.approx(9 / 10)  # mean 3, variance 1
-    assert study.explained(stats, {"0": torch.tensor([True, True])}) == 0.0
-
-
-def test_latencies_measure_every_network() -> None:
-    model = torch.nn.Linear(4, 2)
-    spec, params = pf.trace(model, (torch.zeros(2, 4),)), pf.params(model)
-    times = latency.latencies({"a": (params, spec), "b": (params, spec)}, torch.zeros(8, 4), seconds=0.0)
-    assert list(times) == ["a", "b"] and all(0 < t.low <= t.median <= t.high for t in times.values())
+    assert study.mean_fraction(stats, {"0": torch.tensor([False, True])}) == pytest.approx(9 / 10)  # mean 3, variance 1
+    assert study.mean_fraction(stats, {"0": torch.tensor([True, True])}) == 0.0
 
 
 def test_tables() -> None:
@@ -375,9 +396,7 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_whole_demo(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, network in WHOLE.items():
-        monkeypatch.setattr(study, name, network)
+def test_whole_demo(seed: int, tmp_path: Path) -> None:
     done = run("demo", "--seed", str(seed), "--out", str(tmp_path))
     assert done.code == 0, done.stderr
     dense = [float(r["top-1 (%)"]) for r in cells((tmp_path / "report.md").read_text()) if r["method"] == "dense"]

@@ -105,7 +105,7 @@ def test_state_dict_of_the_original_class(tmp_path: Path) -> None:
     torch.testing.assert_close(pf.load(fresh, path)(x), pf.forward(params, x, spec=spec))
     before = path.read_bytes()
     with pytest.raises(pf.PruneError, match="the state dict file differs from forward"):
-        export.state_dict(params, path, spec=spec, model=model, limit=-1.0)
+        export.state_dict(params, path, spec=spec, model=model, atol=-1.0)
     assert path.read_bytes() == before and model.blocks[0].mlp.fc1.out_features == 768
 
 
@@ -118,7 +118,7 @@ def test_the_limit_grows_with_the_outputs() -> None:
     def run(inputs: Any) -> list[Tensor]:
         return [pf.forward(large, *inputs, spec=spec)]
 
-    found, limit = verify.verified(run, large, spec, kind="ONNX", batches=(1,), limit=1e-4)
+    found, limit = verify.verified(run, large, spec, kind="ONNX", batches=(1,), atol=1e-4)
     assert found == {1: 0.0} and scale > 10 and limit == pytest.approx(1e-4 * scale)
 
 
@@ -139,7 +139,7 @@ def test_what_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         pf.PruneError, match=r"the exported program file differs from forward by .* at batch 1 .*nothing was written"
     ):
-        export.program(params, path, spec=spec, limit=-1.0)
+        export.program(params, path, spec=spec, atol=-1.0)
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["a.pt2"]
     wrong = {n: t + 1 for n, t in params.items()}
     monkeypatch.setattr(verify, "graph_module", lambda p, s: pf.to_module(wrong, spec=s))
@@ -158,7 +158,7 @@ def test_what_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_files_that_do_something_else(found: Any, text: str) -> None:
     params, spec = cnn()
     with pytest.raises(pf.PruneError, match=text):
-        verify.verified(found, params, spec, kind="ONNX", batches=(1, 2), limit=1e-4)
+        verify.verified(found, params, spec, kind="ONNX", batches=(1, 2), atol=1e-4)
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

@@ -451,7 +451,9 @@ def test_the_page_of_a_folder_without_a_run(tmp_path: Path) -> None:
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     rows = "".join(f"trial {i},0.5,0.41,{i / 100},True\n" for i in range(ROWS + 3))
-    (tmp_path / "final_comparison.csv").write_text("Method,Sparsity,FLOPs_Reduction,Accuracy_Drop,Goal_Met\n" + rows)
+    (tmp_path / "final_comparison.csv").write_text(
+        "Method,Params_Removed,FLOPs_Reduction,Accuracy_Drop,Goal_Met\n" + rows
+    )
     (tmp_path / "all trials.csv").write_text('a,b\n"x, y",2\n')
     for name in ("pareto.png", "z_other.png"):
         plots.pareto([("a", 1, 0.5)], tmp_path / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Sample(nn.Module):
         return self.c(h.relu())
 
 
-@lru_cache(maxsize=None)
+@cache
 def padded(name: str) -> tuple[pf.Spec, pf.Params, Any, Batches]:
     """Return a network with a padded batch, and the same samples one by one without padding."""
     torch.manual_seed(0)
@@ -137,11 +137,15 @@ def test_padding_on_the_left() -> None:
     spec, params, (x, _), _ = padded("sample")
     left = mask().flip(1)
     together = pf.collect_stats(params, [(x, left)], spec=spec)
-    apart = pf.collect_stats(params, [(x[i : i + 1, -n:], left[i : i + 1, -n:]) for i, n in enumerate(LENGTHS)], spec=spec)
+    apart = pf.collect_stats(
+        params, [(x[i : i + 1, -n:], left[i : i + 1, -n:]) for i, n in enumerate(LENGTHS)], spec=spec
+    )
     assert difference(together, apart) <= 1e-12
 
 
-@pytest.mark.parametrize("criterion", [pf.criteria.taylor(), pf.criteria.fisher(), pf.criteria.hessian()], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "criterion", [pf.criteria.taylor(), pf.criteria.fisher(), pf.criteria.hessian()], ids=lambda c: c.name
+)
 def test_gradients_of_padded_batches(criterion: pf.Criterion) -> None:
     spec, params, (x, kept), parts = padded("bert")
     labels = torch.randint(0, 7, (N, LONGEST), generator=torch.Generator().manual_seed(1))
@@ -168,7 +172,9 @@ def test_a_sequential_pipeline_ignores_padding() -> None:
 def test_weights_of_the_user() -> None:
     spec, params, (x, kept), _ = padded("sample")
     plain = torch.ones_like(kept)
-    doubled = pf.collect_stats(params, [(x, plain)], spec=spec, covariance=True, weights=lambda batch: 2.0 * torch.ones(N))
+    doubled = pf.collect_stats(
+        params, [(x, plain)], spec=spec, covariance=True, weights=lambda batch: 2.0 * torch.ones(N)
+    )
     once = pf.collect_stats(params, [(x, plain)], spec=spec, covariance=True)
     for name, m in once.sites.items():
         other = doubled.sites[name]
@@ -181,7 +187,9 @@ def test_weights_of_the_user() -> None:
     assert difference(by_name, pf.collect_stats(params, [(x, kept)], spec=spec)) == 0
     fractions = torch.rand(N, LONGEST, generator=torch.Generator().manual_seed(3)).double()
     some = pf.collect_stats(params, [(x, plain)], spec=spec, weights=lambda batch: fractions)
-    h = pf.collect_stats(params, [(x[i : i + 1, j : j + 1], plain[:1, :1]) for i in range(N) for j in range(LONGEST)], spec=spec)
+    h = pf.collect_stats(
+        params, [(x[i : i + 1, j : j + 1], plain[:1, :1]) for i in range(N) for j in range(LONGEST)], spec=spec
+    )
     assert some.sites["b"].count == pytest.approx(float(fractions.sum()), rel=1e-12)
     assert h.sites["b"].count == N * LONGEST
     values = torch.relu(x @ params["a.weight"].T + params["a.bias"])
@@ -219,5 +227,5 @@ def test_what_is_no_weight_is_refused() -> None:
             pf.collect_stats(params, [(x, kept)], spec=spec, weights=weights)
     spec, params, (x, _), _ = padded("speech")
     scattered = lambda batch: (torch.arange(LONGEST) % 2).expand(N, -1)  # noqa: E731
-    with pytest.raises(pf.StatsError, match="cannot be followed to value.*weights=False"):
+    with pytest.raises(pf.StatsError, match=r"cannot be followed to value.*weights=False"):
         pf.collect_stats(params, [(x, torch.full((N,), LONGEST))], spec=spec, weights=scattered)

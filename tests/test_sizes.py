@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import pytest
@@ -157,7 +157,7 @@ CASES = {
 every = pytest.mark.parametrize("name", CASES)
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced(name: str) -> Traced:
     torch.manual_seed(0)
     case = CASES[name]
@@ -214,7 +214,9 @@ def test_costs_are_polynomials_in_the_sizes(name: str) -> None:
                 pf.forward(less, **t.case.inputs(**sizes), spec=small)
             samples = sizes.get("batch", 1)
             assert pf.cost(t.spec, mask, sizes=own).macs == counter.get_total_flops() // 2 // samples
-        at = pf.trace(t.model, t.case.inputs(**{**sizes, "batch": 2} if "batch" in sizes else sizes), dynamic=t.case.dynamic)
+        at = pf.trace(
+            t.model, t.case.inputs(**{**sizes, "batch": 2} if "batch" in sizes else sizes), dynamic=t.case.dynamic
+        )
         assert pf.cost(t.spec, mask, sizes=own) == pf.cost(at, mask) == pf.cost(t.spec.at(own), mask)
         assert at.fits(t.spec)
 
@@ -353,7 +355,9 @@ def test_two_lengths_have_two_names() -> None:
     x, memory = torch.randn(3, 4, 8), torch.randn(3, 11, 8)
     assert torch.allclose(pf.forward(pf.params(layer), x, memory, spec=spec), layer(x, memory), atol=1e-6)
     macs = pf.cost(spec, sizes={"memory_length": 14}).macs - pf.cost(spec).macs
-    assert macs == 7 * (2 * 8 * 8 + 2 * 5 * 8)  # keys and values of seven more positions, and five queries that read them
+    assert macs == 7 * (
+        2 * 8 * 8 + 2 * 5 * 8
+    )  # keys and values of seven more positions, and five queries that read them
 
 
 def test_sizes_of_axes() -> None:

@@ -168,7 +168,9 @@ def test_plain_data_is_enough_for_costs(name: str) -> None:
     left = {g: int(mask[g].sum()) for g in spec.groups}
     for sizes, cost in ((dict(spec.sizes), pf.cost(spec)), (left, pf.cost(spec, mask))):
         for quantity, terms in data["polynomials"].items():
-            total = sum(t["times"] * prod(evaluate(a, {**data["input_sizes"], **sizes}) for a in t["axes"]) for t in terms)
+            total = sum(
+                t["times"] * prod(evaluate(a, {**data["input_sizes"], **sizes}) for a in t["axes"]) for t in terms
+            )
             assert total == getattr(cost, quantity)
     assert data["costs"] == pf.cost(spec)._asdict()
 

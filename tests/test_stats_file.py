@@ -96,7 +96,7 @@ def test_statistics_of_weights_alone(tmp_path: Path) -> None:
 
 
 def test_empty_statistics_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(pf.StatsError, match="the statistics are empty, there is nothing to save"):
+    with pytest.raises(pf.StatsError, match="the statistics are empty; use collect_stats"):
         pf.save_stats(pf.Stats(), tmp_path / "stats")
 
 

@@ -24,7 +24,7 @@ from prunefn.stats import collect
 from prunefn.sweep import Goal, Sweep, Trial, read_sweep, sweep, write_results
 from prunefn.sweep.places import DEATHS, mend
 from prunefn.sweep.run import Job, _run
-from prunefn.sweep.store import Place, opened
+from prunefn.sweep.store import Place, open_study
 from prunefn.train import Recipe
 
 from . import sweeps
@@ -85,10 +85,10 @@ def test_a_wrong_space_is_named(space: Any, message: str, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ({"sampler": "tpee"}, "no sampler 'tpee'; did you mean 'tpe'"),
-        ({"sampler": "grid"}, "a grid needs choices, but 'sparsity' is the range"),
-        ({"trials": None}, "say how many trials="),
-        ({"trials": 0}, "trials=0"),
-        ({"workers": 0}, "workers=0"),
+        ({"sampler": "grid"}, "a grid needs choices, but 'macs_ratio' is the range"),
+        ({"trials": None}, "give the number of trials by trials="),
+        ({"trials": 0}, "trials is 0; it must be 1 or more"),
+        ({"workers": 0}, "workers is 0; it must be 1 or more"),
         ({"objectives": {}}, "there is no objective"),
         ({"objectives": {"top1": "max"}}, "'top1' is 'max'"),
         ({"workers": 2, "trial": lambda settings, folder: {}}, "cannot be pickled"),
@@ -110,8 +110,8 @@ def test_a_grid_is_covered_exactly_and_once(tmp_path: Path) -> None:
     assert len(first.finished) == 5
     done = sweep(sweeps.smooth, sweeps.GRID, folder=tmp_path, sampler="grid")
     assert done.trials[:5] == first.trials  # not run again, to the second
-    points = Counter((t.settings["sparsity"], t.settings["kind"]) for t in done.finished)
-    assert points == Counter((s, k) for s in sweeps.GRID["sparsity"] for k in sweeps.GRID["kind"])
+    points = Counter((t.settings["macs_ratio"], t.settings["kind"]) for t in done.finished)
+    assert points == Counter((s, k) for s in sweeps.GRID["macs_ratio"] for k in sweeps.GRID["kind"])
     assert sweep(interrupted_at(*range(12)), sweeps.GRID, folder=tmp_path, sampler="grid") == done
 
 
@@ -162,15 +162,15 @@ def test_trials_that_raise_are_kept_and_the_sweep_goes_on(tmp_path: Path) -> Non
         if settings["kind"] == "c" and broken["c"]:
             raise broken["c"]
         if settings["kind"] == "b":
-            return {"top1": float("nan") if settings["sparsity"] > 0.1 else 1.0, "macs": 1.0}
-        return {"top1": 0.5} if settings["sparsity"] > 0.4 else {"top1": 0.5, "macs": 1.0}
+            return {"top1": float("nan") if settings["macs_ratio"] > 0.1 else 1.0, "macs": 1.0}
+        return {"top1": 0.5} if settings["macs_ratio"] > 0.4 else {"top1": 0.5, "macs": 1.0}
 
     options: dict[str, Any] = {"sampler": "grid", "storage": f"journal://{tmp_path}/log"}
     done = sweep(trial, sweeps.GRID, folder=tmp_path, **options)
-    errors = {(t.settings["kind"], t.settings["sparsity"]): t.error for t in done.failed}
+    errors = {(t.settings["kind"], t.settings["macs_ratio"]): t.error for t in done.failed}
     assert len(done.trials) == 12 and len(done.finished) == 4
-    assert all(errors["c", s] == "ZeroDivisionError: all is lost" for s in sweeps.GRID["sparsity"])
-    assert "top1=nan" in errors["b", 0.8] and "gave no 'macs'" in errors["a", 0.8]
+    assert all(errors["c", s] == "ZeroDivisionError: all is lost" for s in sweeps.GRID["macs_ratio"])
+    assert "top1=nan" in errors["b", 0.8] and "returned no 'macs'" in errors["a", 0.8]
     number = done.failed[0].number
     assert "Traceback" in (tmp_path / "trials" / f"{number:04d}" / "error.txt").read_text()
     assert sum(r["state"] == "failed" and bool(r["error"]) for r in rows(tmp_path / "trials.csv")) == 8
@@ -183,10 +183,10 @@ def test_trials_that_raise_are_kept_and_the_sweep_goes_on(tmp_path: Path) -> Non
 
 
 def test_another_sweep_in_the_same_folder_is_an_error_that_names_both(tmp_path: Path) -> None:
-    space = {"sparsity": [0.1, 0.2], "kind": ["a"]}
+    space = {"macs_ratio": [0.1, 0.2], "kind": ["a"]}
     sweep(sweeps.smooth, space, folder=tmp_path, sampler="grid")
-    with pytest.raises(PruneError, match=r"space=\{'sparsity': \[0.1, 0.2\].*now it is \{'sparsity': \[0.1, 0.3\]"):
-        sweep(sweeps.smooth, space | {"sparsity": [0.1, 0.3]}, folder=tmp_path, sampler="grid")
+    with pytest.raises(PruneError, match=r"space=\{'macs_ratio': \[0.1, 0.2\].*now it is \{'macs_ratio': \[0.1, 0.3\]"):
+        sweep(sweeps.smooth, space | {"macs_ratio": [0.1, 0.3]}, folder=tmp_path, sampler="grid")
     with pytest.raises(PruneError, match="seed=0, now it is 1"):
         sweep(sweeps.smooth, space, folder=tmp_path, sampler="grid", seed=1)
     with pytest.raises(PruneError, match="sampler='grid', now it is 'tpe'"):
@@ -202,7 +202,7 @@ def test_the_same_settings_are_run_once(tmp_path: Path) -> None:
         ran.append(json.dumps(settings))
         return sweeps.smooth(settings, folder)
 
-    done = sweep(trial, {"sparsity": [0.1, 0.5], "kind": ["a"]}, folder=tmp_path, sampler="random", trials=9)
+    done = sweep(trial, {"macs_ratio": [0.1, 0.5], "kind": ["a"]}, folder=tmp_path, sampler="random", trials=9)
     assert sorted(ran) == sorted({json.dumps(t.settings) for t in done.trials}) and len(ran) == 2
     copies = [t for t in done.finished if t.same_as is not None]
     assert len(copies) == 7 and all(t.results == done.trials[t.same_as or 0].results for t in copies)
@@ -210,8 +210,10 @@ def test_the_same_settings_are_run_once(tmp_path: Path) -> None:
 
 
 def test_nsga2_finds_the_front_of_a_small_grid(tmp_path: Path) -> None:
-    space = {"sparsity": [round(0.1 * i, 1) for i in range(10)], "width": list(range(1, 7)), "kind": ["a", "b"]}
-    whole = [{"sparsity": s, "width": w, "kind": k} for s in space["sparsity"] for w in space["width"] for k in "ab"]
+    space = {"macs_ratio": [round(0.1 * i, 1) for i in range(10)], "width": list(range(1, 7)), "kind": ["a", "b"]}
+    whole = [
+        {"macs_ratio": s, "width": w, "kind": k} for s in space["macs_ratio"] for w in space["width"] for k in "ab"
+    ]
     values = [sweeps.smooth(p, tmp_path) for p in whole]
     best = max(v["top1"] for v in values)
     optimum = next(p for p, v in zip(whole, values, strict=True) if v["top1"] == best)
@@ -230,8 +232,8 @@ def test_nsga2_finds_the_front_of_a_small_grid(tmp_path: Path) -> None:
 
 def test_two_workers_share_a_grid(tmp_path: Path) -> None:
     done = sweep(sweeps.noted, sweeps.GRID, folder=tmp_path, sampler="grid", workers=2)
-    points = Counter((t.settings["sparsity"], t.settings["kind"]) for t in done.finished)
-    assert points == Counter((s, k) for s in sweeps.GRID["sparsity"] for k in sweeps.GRID["kind"])
+    points = Counter((t.settings["macs_ratio"], t.settings["kind"]) for t in done.finished)
+    assert points == Counter((s, k) for s in sweeps.GRID["macs_ratio"] for k in sweeps.GRID["kind"])
     ran = [p.read_text().split() for p in sorted((tmp_path / "trials").glob("*/ran"))]
     assert [len(r) for r in ran] == [1] * 12 and len({r[0] for r in ran}) == 2
     assert not list((tmp_path / "workers").iterdir())
@@ -249,7 +251,7 @@ def test_machines_with_folders_of_their_own_share_a_storage(tmp_path: Path) -> N
 
 def begun(folder: Path) -> tuple[optuna.Study, Job]:
     sweep(sweeps.smooth, sweeps.GRID, folder=folder, sampler="grid", trials=2)
-    study, asked = opened(Place(folder, None, "sweep"))
+    study, asked = open_study(Place(folder, None, "sweep"))
     return study, Job(sweeps.smooth, Place(folder, None, "sweep"), asked, 2)
 
 
@@ -277,21 +279,22 @@ def test_a_trial_whose_process_dies_again_and_again_is_given_up(tmp_path: Path) 
 
 def of(*trials: tuple[dict[str, Any], dict[str, float]], folder: Path) -> Sweep:
     kept = tuple(Trial(i, s, r, "finished" if r else "failed", "" if r else "E") for i, (s, r) in enumerate(trials))
-    space = {"sparsity": [0.3, 0.5], "criterion": ["variance", "taylor"], "lr": [0.01, 0.001]}
+    space = {"macs_ratio": [0.3, 0.5], "criterion": ["variance", "taylor"], "lr": [0.01, 0.001]}
     return Sweep(folder, "small", space, {"top1": "maximize", "macs": "minimize"}, kept)
 
 
 def result(top1: float, macs: float) -> dict[str, float]:
-    return {"top1": top1, "macs": macs, "macs_removed": 1 - macs / 100, "points_lost": 100 * (0.95 - top1)}
+    removed = {"macs_removed": 1 - macs / 100, "params_removed": (1 - macs / 100) / 2}
+    return {"top1": top1, "macs": macs, **removed, "points_lost": 100 * (0.95 - top1)}
 
 
 def test_tables_front_and_best_by_eye(tmp_path: Path) -> None:
     made = of(
-        ({"sparsity": 0.5, "criterion": "variance", "lr": 0.01}, result(0.94, 50.0)),
-        ({"sparsity": 0.5, "criterion": "taylor", "lr": 0.01}, result(0.90, 50.0)),
-        ({"sparsity": 0.3, "criterion": "variance", "lr": 0.01}, result(0.95, 70.0)),
-        ({"sparsity": 0.3, "criterion": "taylor", "lr": 0.001}, {}),
-        ({"sparsity": 0.3, "criterion": "variance", "lr": 0.001}, result(0.93, 75.0)),
+        ({"macs_ratio": 0.5, "criterion": "variance", "lr": 0.01}, result(0.94, 50.0)),
+        ({"macs_ratio": 0.5, "criterion": "taylor", "lr": 0.01}, result(0.90, 50.0)),
+        ({"macs_ratio": 0.3, "criterion": "variance", "lr": 0.01}, result(0.95, 70.0)),
+        ({"macs_ratio": 0.3, "criterion": "taylor", "lr": 0.001}, {}),
+        ({"macs_ratio": 0.3, "criterion": "variance", "lr": 0.001}, result(0.93, 75.0)),
         folder=tmp_path,
     )
     assert [t.number for t in made.front] == [0, 2]
@@ -299,18 +302,18 @@ def test_tables_front_and_best_by_eye(tmp_path: Path) -> None:
     assert made.best(Goal(0.6, 1.0)) is None
     assert write_results(made) == {}
     assert (tmp_path / "final_comparison.csv").read_text() == (
-        "Method,Sparsity,FLOPs_Reduction,Accuracy_Drop,Goal_Met\n"
-        '"variance, lr 0.001",0.3,25.00,2.00,False\n'
-        '"variance, lr 0.01",0.3,30.00,0.00,False\n'
-        '"variance, lr 0.01",0.5,50.00,1.00,True\n'
-        '"taylor, lr 0.01",0.5,50.00,5.00,False\n'
+        "Method,Params_Removed,FLOPs_Reduction,Accuracy_Drop,Goal_Met\n"
+        '"variance, lr 0.001",0.1250,25.00,2.00,False\n'
+        '"variance, lr 0.01",0.1500,30.00,0.00,False\n'
+        '"variance, lr 0.01",0.2500,50.00,1.00,True\n'
+        '"taylor, lr 0.01",0.2500,50.00,5.00,False\n'
     )
     assert [r["state"] for r in rows(tmp_path / "trials.csv")] == ["finished"] * 3 + ["failed", "finished"]
     summary = json.loads((tmp_path / "sweep.json").read_text())
     assert summary["best"]["trial"] == 0 and [t["trial"] for t in summary["front"]] == [0, 2]
     assert summary["trials"] == {"finished": 4, "failed": 1, "running": 0, "stopped": 0}
     shares = made.importances()
-    assert max(shares["macs"], key=lambda n: shares["macs"][n]) == "sparsity"
+    assert max(shares["macs"], key=lambda n: shares["macs"][n]) == "macs_ratio"
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert set(before) == {
         *("trials.csv", "final_comparison.csv", "pareto.png", "importance.png", "sweep.json"),
@@ -324,7 +327,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert (
         set(write_results(nothing)) == {"final_comparison.csv", "pareto.png", "importance.png"} and nothing.front == []
     )
-    one = of(({"sparsity": 0.3, "criterion": "taylor", "lr": 0.01}, {"top1": 0.9, "macs": 1.0}), folder=tmp_path)
+    one = of(({"macs_ratio": 0.3, "criterion": "taylor", "lr": 0.01}, {"top1": 0.9, "macs": 1.0}), folder=tmp_path)
     assert (
         set(write_results(one)) == {"final_comparison.csv", "importance.png"}
         and not (tmp_path / "importance.png").exists()
@@ -337,7 +340,7 @@ def test_objectives_of_any_name(tmp_path: Path) -> None:
     objectives: Any = {"points_lost": "minimize", "macs_removed": "maximize"}
     done = sweep(sweeps.smooth, sweeps.GRID, folder=tmp_path, sampler="grid", objectives=objectives)
     assert write_results(done) == {}
-    assert {(t.settings["sparsity"], t.settings["kind"]) for t in done.front} == {(0.4, "b"), (0.8, "b")}
+    assert {(t.settings["macs_ratio"], t.settings["kind"]) for t in done.front} == {(0.4, "b"), (0.8, "b")}
     assert (tmp_path / "pareto.png").stat().st_size > 5000
 
 
@@ -361,11 +364,11 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     model = pf.train.train(cnn(), pf.train.Setup(digits.train, device="cpu"), SHORT).model.eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     passes: list[int] = []
-    measure = collect._measure
-    monkeypatch.setattr(collect, "_measure", lambda *given: passes.append(1) or measure(*given))
+    measure = collect.measure
+    monkeypatch.setattr(collect, "measure", lambda *given: passes.append(1) or measure(*given))
     setup = pf.train.Setup(digits.train, digits.held_out, device="cpu")
     trial = pf.sweep.prune_trial(model, setup, calibration=calibration, recipe=SHORT)
-    space = {"sparsity": [0.3, 0.5], "criterion": ["variance", "taylor"], "compensation": ["affine"], "lr": [0.001]}
+    space = {"macs_ratio": [0.3, 0.5], "criterion": ["variance", "taylor"], "compensation": ["affine"], "lr": [0.001]}
     done = sweep(trial, space, folder=tmp_path, sampler="grid")
     assert len(done.finished) == 4 and len(passes) == len(calibration)
     resumed = pf.sweep.prune_trial(model, setup, calibration=calibration, recipe=SHORT)
@@ -383,13 +386,14 @@ def test_networks_are_pruned_as_by_hand_and_measured_once(tmp_path: Path, monkey
     tuned = pf.train.fine_tune(pruned, setup, recipe).model
     by_hand = pf.train.evaluate(tuned, setup)
 
-    same = next(t for t in done.finished if t.settings["criterion"] == "taylor" and t.settings["sparsity"] == 0.5)
+    same = next(t for t in done.finished if t.settings["criterion"] == "taylor" and t.settings["macs_ratio"] == 0.5)
     cost, dense = pf.cost(spec, mask), pf.train.evaluate(model, digits.held_out, device="cpu")
     assert same.results == {
         **by_hand,
         "macs": cost.macs,
         "params": cost.params,
         "macs_removed": 1 - cost.macs / pf.cost(spec).macs,
+        "params_removed": 1 - cost.params / pf.cost(spec).params,
         "points_lost": 100 * (dense["top1"] - by_hand["top1"]),
     }
     again = pf.load(cnn().eval(), tmp_path / "trials" / f"{same.number:04d}" / "pruned.safetensors")
@@ -403,7 +407,7 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
     calibration = [next(iter(torch.utils.data.DataLoader(digits.train, batch_size=200)))]
     setup = pf.train.Setup(digits.train, digits.held_out, device="cpu")
     trial = pf.sweep.prune_trial(cnn(), setup, calibration=calibration)
-    space = {"sparsity": [0.4], "criterion": ["magnitude"], "compensation": ["none"], "epochs": [0], "seed": [0, 1]}
+    space = {"macs_ratio": [0.4], "criterion": ["magnitude"], "compensation": ["none"], "epochs": [0], "seed": [0, 1]}
     done = sweep(trial, space, folder=tmp_path, sampler="grid")
     files = [(tmp_path / "trials" / f"{t.number:04d}" / "pruned.safetensors").read_bytes() for t in done.finished]
     assert len(files) == 2 and files[0] == files[1]
@@ -418,18 +422,18 @@ def test_trials_that_differ_in_training_prune_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"criterion": ["variance"]}, "the space has no 'sparsity'"),
-        ({"sparsity": [1.0]}, "sparsity is 1.0"),
-        ({"sparsity": [0.5], "criterion": ["varience"]}, "there is no 'varience'; did you mean 'variance'"),
+        ({"criterion": ["variance"]}, "the space has no 'macs_ratio'"),
+        ({"macs_ratio": [1.0]}, "macs_ratio is 1.0"),
+        ({"macs_ratio": [0.5], "criterion": ["varience"]}, "there is no 'varience'; did you mean 'variance'"),
         (
-            {"sparsity": [0.5], "criterion": ["normalized"]},
+            {"macs_ratio": [0.5], "criterion": ["normalized"]},
             "criterion 'normalized': missing a required argument: 'criterion'",
         ),
-        ({"sparsity": [0.5], "compensation": ["avine"]}, "there is no 'avine'; did you mean 'affine'"),
-        ({"sparsity": [0.5], "epoch": [3]}, "no setting 'epoch'; did you mean 'epochs'"),
-        ({"sparsity": [0.5], "epochs": [-1]}, "epochs is -1"),
-        ({"sparsity": [0.5], "lr": [0.0]}, "lr is 0.0"),
-        ({"sparsity": [0.5], "criterion": {"low": 0, "high": 1}}, "'criterion' is {'low': 0, 'high': 1}"),
+        ({"macs_ratio": [0.5], "compensation": ["avine"]}, "there is no 'avine'; did you mean 'affine'"),
+        ({"macs_ratio": [0.5], "epoch": [3]}, "no setting 'epoch'; did you mean 'epochs'"),
+        ({"macs_ratio": [0.5], "epochs": [-1]}, "epochs is -1"),
+        ({"macs_ratio": [0.5], "lr": [0.0]}, "lr is 0.0"),
+        ({"macs_ratio": [0.5], "criterion": {"low": 0, "high": 1}}, "'criterion' is {'low': 0, 'high': 1}"),
     ],
     ids="missing all criterion arguments compensation setting epochs lr range".split(),
 )

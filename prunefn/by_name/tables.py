@@ -118,9 +118,9 @@ def regularizer_of(text: str) -> Callable[[Spec], regularizers.Regularizer]:
     return value_of(text, room, "regularizer")
 
 
-def schedule_of(name: str, share: float, steps: int) -> schedule.Schedule:
-    """What goes when."""
-    return {"linear": schedule.linear, "geometric": schedule.geometric, "cubic": schedule.cubic}[name](share, steps)
+def schedule_of(name: str, ratio: float, steps: int) -> schedule.Schedule:
+    """Return the schedule of a name, which removes the ratio in so many steps."""
+    return {"linear": schedule.linear, "geometric": schedule.geometric, "cubic": schedule.cubic}[name](ratio, steps)
 
 
 def _checked(value: Any, kind: type[T], text: str, what: str) -> T:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 from ..doors import door
-from ..errors import StatsError
 from ..frozen_dict import FrozenDict
 from ..program.sharded import is_sharded
 from ..spec.spec import Spec
 from ..stats import check_stats
-from ..stats.fingerprint import origin, taken
+from ..stats.fingerprint import origin, spec_of, taken
 from ..stats.saved import read, write
 from ..types import Params, Stats
 
@@ -39,14 +38,11 @@ def save_stats(stats: Stats, path: str | os.PathLike[str]) -> None:
     >>> torch.equal(again.sites["2"].m2, stats.sites["2"].m2), again.samples
     (True, 8)
     """
-    if stats.spec is None:
-        raise StatsError(
-            "the statistics are empty, there is nothing to save; use collect_stats(params, batches, spec=spec)"
-        )
+    spec = spec_of(stats)
     if any(is_sharded(t) for t in stats.params.values()):
         # the file gets hashes of the gathered tensors, so they must be the tensors that were measured
-        check_stats(stats, stats.spec)
-    write(path, stats, origin(stats.spec, stats.params, stats.fingerprints))
+        check_stats(stats, spec)
+    write(path, stats, origin(spec, stats.params, stats.fingerprints))
 
 
 @door

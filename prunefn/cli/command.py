@@ -1,4 +1,4 @@
-"""What all commands have: flags for their options, `--config`, `--dry-run`, `--json`, `--debug`, and how they end."""
+"""The common part of all commands: flags for their options, `--config`, `--dry-run`, `--json`, `--debug`, exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from ..errors import PruneError, PruneWarning
 from ..files.atomic import write_text
 from .errors import FAILED, MISUSED, device_of, fail
-from .flags import flags_of, nested, parameters
+from .flags import flags_of, nest, parameters
 from .layers import merge, resolve, text_of
 from .networks import check_name
 from .sections import Config
@@ -29,15 +29,15 @@ Result = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """A command that was called."""
+    """A call of a command."""
 
     config: Config
     out: Path | None
-    """The folder for results, which is there."""
+    """The folder for results, which exists."""
     quiet: bool
     """No bars and no tables: a machine reads."""
     files: list[str]
-    """Given beside the model: checkpoints, folders."""
+    """Arguments after the model: checkpoints, folders."""
 
     def show(self, *what: Any) -> None:
         """Print text or a rich table, for people; under torchrun, once."""
@@ -47,13 +47,13 @@ class Job(NamedTuple):
             Console(soft_wrap=True, highlight=False).print(*what, markup=False)
 
     def note(self, text: str) -> None:
-        """A remark, on stderr; under torchrun, once."""
+        """Print a remark to stderr; under torchrun, once."""
         if main_process():
             print(f"note: {text}", file=sys.stderr)
 
     @property
     def folder(self) -> Path:
-        """The folder for results of a command that needs one."""
+        """Return the folder for results of a command that needs one."""
         assert self.out is not None
         return self.out
 
@@ -63,38 +63,38 @@ class Command(NamedTuple):
 
     name: str
     run: Callable[[Job], Result]
-    """Does it; what it returns is printed with `--json`."""
+    """Runs the command; its return value is printed with `--json`."""
     plan: Callable[[Config], Iterable[str]]
-    """What it would do, line by line, without opening anything."""
+    """Returns the steps, line by line, without opening anything."""
     sections: tuple[str, ...]
     own: tuple[str, ...] = ()
     """Sections whose flags need no prefix, the first one first."""
     out: str | None = None
-    """The folder for results unless one is given; None: results are only shown."""
+    """Default folder for results; None: results are only shown."""
     files: str = ""
-    """What the arguments after the model are; none unless it says."""
+    """Help text of the arguments after the model; empty: there are none."""
     model: bool = True
     """Whether the first argument is a model."""
     fresh: bool = False
-    """Whether fresh weights are what is expected."""
+    """Whether random weights are expected."""
 
 
 def main_process() -> bool:
-    """Whether this process speaks and writes: the only one, or the first of those that torchrun started."""
+    """Return whether this process prints and writes: the only one, or the first of torchrun's."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def add(app: typer.Typer, command: Command) -> None:
-    """Make a typer command of it; its docstring is that of `run`."""
+    """Add a command to the app; its help is the docstring of `run`."""
     flags = flags_of(command.sections, command.own)
 
-    def call(**given: Any) -> None:
-        debug, quiet = given.pop("debug"), given.pop("as_json")
-        with ended(debug, quiet):
-            config, files = _resolved(command, given, nested(flags, given))
+    def call(**arguments: Any) -> None:
+        debug, quiet = arguments.pop("debug"), arguments.pop("as_json")
+        with report_errors(debug, quiet):
+            config, files = _resolve_config(command, arguments, nest(flags, arguments))
             if command.model and not config.model.name:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
-            if given["dry_run"]:
+            if arguments["dry_run"]:
                 if command.model:
                     check_name(config.model)
                 _show_plan(command, config, quiet)
@@ -102,11 +102,11 @@ def add(app: typer.Typer, command: Command) -> None:
             if config.device is not None:
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
-            _remarks(command, job)
-            _note(command, job, again=False)
+            _print_remarks(command, job)
+            _write_config(command, job, done=False)
             with _warnings_as_notes(job):
                 result = command.run(job)
-            _note(command, job, again=True)
+            _write_config(command, job, done=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2))
 
@@ -118,20 +118,20 @@ def add(app: typer.Typer, command: Command) -> None:
 
 
 def _help(command: Command) -> str:
-    """The docstring of `run`, a line a paragraph."""
+    """Return the docstring of `run`, a line a paragraph."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.run) or "")
 
 
 def _arguments_of(command: Command) -> list[inspect.Parameter]:
-    made = []
+    rows = []
     if command.model:
         text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
-        made.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
+        rows.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
     if command.files:
-        made.append(
+        rows.append(
             ("files", Annotated[list[Path] | None, typer.Argument(help=command.files, show_default=False)], None)
         )
-    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
+    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in rows]
 
 
 def _common() -> list[inspect.Parameter]:
@@ -142,30 +142,30 @@ def _common() -> list[inspect.Parameter]:
     as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
     debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
     trust = typer.Option("--trust", help="Let a config file name module:function, which runs.", rich_help_panel=panel)
-    made = [("config", Annotated[list[str] | None, config], None), ("trust", Annotated[bool, trust], False)]
-    made += [("dry_run", Annotated[bool, dry], False)]
-    made += [("as_json", Annotated[bool, as_json], False), ("debug", Annotated[bool, debug], False)]
-    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in made]
+    rows = [("config", Annotated[list[str] | None, config], None), ("trust", Annotated[bool, trust], False)]
+    rows += [("dry_run", Annotated[bool, dry], False)]
+    rows += [("as_json", Annotated[bool, as_json], False), ("debug", Annotated[bool, debug], False)]
+    return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in rows]
 
 
-def _arguments(given: dict[str, Any]) -> list[str]:
-    """What stands without a flag."""
-    return [str(a) for a in [given.get("model"), *(given.get("files") or [])] if a is not None]
+def _positional(arguments: dict[str, Any]) -> list[str]:
+    """Return the arguments without a flag."""
+    return [str(a) for a in [arguments.get("model"), *(arguments.get("files") or [])] if a is not None]
 
 
-def _resolved(command: Command, given: dict[str, Any], layer: dict[str, Any]) -> tuple[Config, list[str]]:
-    """The config, and the arguments that are files: the first one is the model, unless a config or flag names that."""
-    sources, arguments = given["config"] or [], _arguments(given)
-    typed = [*arguments, layer.get("model", {}).get("name")]
+def _resolve_config(command: Command, values: dict[str, Any], layer: dict[str, Any]) -> tuple[Config, list[str]]:
+    """Return the config and the files; the first argument is the model, unless a config or flag names the model."""
+    sources, positional = values["config"] or [], _positional(values)
+    typed = [*positional, layer.get("model", {}).get("name")]
     try:
         config = resolve(sources, layer)
-        if command.model and arguments and not (command.files and config.model.name not in ("", arguments[0])):
-            name, *arguments = arguments
+        if command.model and positional and not (command.files and config.model.name not in ("", positional[0])):
+            name, *positional = positional
             config = resolve(sources, merge(layer, {"model": {"name": name}}))
-        check_trust(config.model.name, config.model.name in typed, given["trust"])
+        check_trust(config.model.name, config.model.name in typed, values["trust"])
     except PruneError as error:
         fail(str(error), MISUSED)
-    return config, arguments
+    return config, positional
 
 
 def _folder(command: Command, config: Config) -> Path | None:
@@ -181,7 +181,7 @@ def _folder(command: Command, config: Config) -> Path | None:
 
 @contextlib.contextmanager
 def _warnings_as_notes(job: Job) -> Iterator[None]:
-    """What prunefn warns of is a note; warnings of other packages are left to Python."""
+    """Print warnings of prunefn as notes; leave those of other packages to Python."""
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
@@ -196,8 +196,8 @@ def _warnings_as_notes(job: Job) -> Iterator[None]:
         yield
 
 
-def _remarks(command: Command, job: Job) -> None:
-    """What somebody may not have meant."""
+def _print_remarks(command: Command, job: Job) -> None:
+    """Print notes on options that may not be intended."""
     m, past = job.config.model, None if job.out is None else job.out / "config.yaml"
     if command.model and not command.fresh and not (m.checkpoint or m.pretrained or job.files):
         job.note("the weights are random: give --checkpoint, or --model.pretrained")
@@ -205,9 +205,9 @@ def _remarks(command: Command, job: Job) -> None:
         job.note(f"{job.out} has the results of other options; --out names another folder")
 
 
-def _note(command: Command, job: Job, *, again: bool) -> None:
-    """Write what was asked; over what is there only once it is done: a run may refuse a folder that belongs to another."""
-    if job.out is not None and main_process() and (again or not (job.out / "config.yaml").exists()):
+def _write_config(command: Command, job: Job, *, done: bool) -> None:
+    """Write the config; replace another one only when the run is done, because a run may refuse the folder of another."""
+    if job.out is not None and main_process() and (done or not (job.out / "config.yaml").exists()):
         write_text(job.out / "config.yaml", text_of(job.config, command.sections))
 
 
@@ -227,10 +227,10 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def ended(debug: bool, quiet: bool = False) -> Any:
-    """Errors become a line on stderr and an exit code, with `--json` also JSON; with `--debug` they come as they are.
+def report_errors(debug: bool, quiet: bool = False) -> Any:
+    """Turn errors into a line on stderr and an exit code, with `--json` also into JSON; with `--debug`, raise them.
 
-    Ctrl-C is 130, SIGTERM 143, a reader of stdout that has gone 141 without a word.
+    Exit codes: Ctrl-C 130, SIGTERM 143, a closed pipe 141 without a message.
     """
     try:
         with terminable():
@@ -239,7 +239,7 @@ def ended(debug: bool, quiet: bool = False) -> Any:
     except typer.Exit:
         raise
     except KeyboardInterrupt as stop:
-        complain("stopped; the same command goes on where a run has checkpoints")
+        complain("stopped; the same command resumes from the checkpoints of the run, if it writes any")
         raise typer.Exit(143 if isinstance(stop, Stopped) else 130) from None
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():

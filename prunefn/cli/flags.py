@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..files.yaml_text import read_yaml
+from ..settings import section_of
 from .sections import Config
 
 SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data.name": "--data"}
-"""Options that have a flag without their section in all commands."""
-
-
+"""Options with a short flag in all commands."""
 LONG = "__long"
-"""At the end of what Python calls a flag under its long name."""
+"""Suffix of the parameter of a flag under its long name."""
 WORDS = ("prune.compensation",)
 """Options for which `none` is a value."""
 
@@ -35,27 +33,27 @@ class Flag(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What Python calls it."""
+        """Return the name of the parameter."""
         return self.path.replace(".", "__")
 
 
 def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]:
-    """The flags of a command: those at the top, then those of its sections.
+    """Return the flags of a command: those of its sections, then those at the top.
 
     Args:
-        sections: that it reads.
-        own: those whose flags need no section; where two have one of the same name, the first of them.
+        sections: names of the sections that the command reads.
+        own: sections whose flags need no prefix; if two have an option of one name, the first.
     """
     top = [
         Flag(name, field, (f"--{name}",), "Every command")
         for name, field in Config.model_fields.items()
-        if section_class(field) is None
+        if section_of(field) is None
     ]
     out: list[Flag] = []
     short: set[str] = set(Config.model_fields)
     for section in sorted(sections, key=lambda s: own.index(s) if s in own else len(own)):
         field = Config.model_fields[section]
-        inner = section_class(field)
+        inner = section_of(field)
         assert inner is not None
         title = f"{section}: {(inner.__doc__ or '').strip().splitlines()[0]}"
         for name, option in inner.model_fields.items():
@@ -71,21 +69,15 @@ def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]
     return out + top
 
 
-def section_class(field: FieldInfo) -> type[BaseModel] | None:
-    """What a field holds, if that is a section."""
-    kind = field.annotation
-    return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None
-
-
 def parameters(flag: Flag) -> list[inspect.Parameter]:
-    """For a typer command: None where the flag is not given. The help shows the shortest name; the others work as well."""
+    """Return parameters for a typer command, None by default; the help shows the shortest name of the flag."""
     kind: Any = str
     if flag.field.annotation is bool:
         kind = bool
     elif _is_list(flag.field.annotation):
         kind = list[str]
     default = _shown(flag.field.get_default(call_default_factory=True))
-    made = []
+    options = []
     for i, name in enumerate(flag.names):
         option = typer.Option(
             f"{name}/{_negated(name)}" if kind is bool else name,
@@ -97,8 +89,8 @@ def parameters(flag: Flag) -> list[inspect.Parameter]:
         )
         annotation = Annotated[kind | None, option]
         key = flag.key + LONG * (i > 0)
-        made.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    return made
+        options.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return options
 
 
 def _negated(name: str) -> str:
@@ -107,12 +99,12 @@ def _negated(name: str) -> str:
     return f"--{section}{dot}no-{option}"
 
 
-def nested(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given as flags, in the shape of a config file."""
+def nest(flags: list[Flag], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the flags that were used, in the shape of a config file."""
     out: dict[str, Any] = {}
     for flag in flags:
-        value = given.get(flag.key)
-        value = given.get(flag.key + LONG) if value in (None, []) else value
+        value = arguments.get(flag.key)
+        value = arguments.get(flag.key + LONG) if value in (None, []) else value
         if value is None or (value == [] and _is_list(flag.field.annotation)):
             continue
         section, _, name = flag.path.rpartition(".")
@@ -121,7 +113,7 @@ def nested(flags: list[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(flag: Flag, value: Any) -> Any:
-    """Text as the option's type wants it; numbers and words are left to pydantic."""
+    """Return the value for the option's type; pydantic converts numbers and words."""
     kind = flag.field.annotation
     if isinstance(value, bool):
         return value
@@ -154,7 +146,7 @@ def _allows_none(kind: Any) -> bool:
 
 
 def _metavar(kind: Any) -> str:
-    """Choices, or the type's name."""
+    """Return the choices, or the name of the type."""
     words = []
     for k in _members(kind):
         origin = get_origin(k)

@@ -9,65 +9,69 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from ..errors import PruneError
 from ..files.yaml_text import read_yaml, read_yaml_file
+from ..settings import section_of, validated
 from .sections import Config
 
 AMOUNTS = {"ratio", "macs", "params", "activations"}
-"""Options of `prune` that say how much goes."""
-
-SHARES = {*AMOUNTS, "share", "target", "max_ratio", "validation_share", "min_macs_removed"}
+"""Options of `prune` for the amount to remove."""
 
 
-def shipped() -> dict[str, str]:
-    """Name → text of the configs that come with the package."""
+def shipped_configs() -> dict[str, str]:
+    """Return name → text of the configs that come with the package."""
     folder = files("prunefn.configs")
-    found = {f.name.removesuffix(".yaml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
-    return dict(sorted(found.items()))
+    values = {f.name.removesuffix(".yaml"): f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return dict(sorted(values.items()))
 
 
-def read(name_or_path: str) -> dict[str, Any]:
-    """A config file, or one that comes with the package.
+def read_config(name_or_path: str) -> dict[str, Any]:
+    """Return the values of a config file, or of a config that comes with the package.
 
     Raises:
-        PruneError: there is none, it is no YAML of keys and values, or a key stands twice; names the line.
+        PruneError: it does not exist, is no YAML of keys and values, or has a key twice; names the line.
     """
     path = Path(name_or_path)
     if path.is_file():
-        found = read_yaml_file(path)
-    elif name_or_path in (known := shipped()):
-        found = read_yaml(known[name_or_path], name_or_path)
+        values = read_yaml_file(path)
+    elif name_or_path in (configs := shipped_configs()):
+        values = read_yaml(configs[name_or_path], name_or_path)
     else:
-        near = difflib.get_close_matches(name_or_path, known, n=1)
+        close = difflib.get_close_matches(name_or_path, configs, n=1)
         hint = (
-            f"; did you mean {near[0]!r}?" if near else f": give the path of a YAML file, or one of {', '.join(known)}"
+            f"; did you mean {close[0]!r}?"
+            if close
+            else f": give the path of a YAML file, or one of {', '.join(configs)}"
         )
         raise PruneError(f"there is no config {name_or_path!r}{hint}")
-    if found is None:
+    if values is None:
         return {}
-    if not isinstance(found, dict):
-        raise PruneError(f"{name_or_path} is a {type(found).__name__}; a config has sections, such as model: and data:")
-    return found
+    if not isinstance(values, dict):
+        raise PruneError(
+            f"{name_or_path} is a {type(values).__name__}; a config has sections, such as model: and data:"
+        )
+    return values
 
 
 def resolve(sources: Iterable[str], flags: Mapping[str, Any]) -> Config:
-    """The config of files and flags.
+    """Return the config of files and flags.
 
     Raises:
-        PruneError: a file cannot be read, or an option is unknown or out of its range; names it, and what comes near.
+        PruneError: a file cannot be read, or an option is unknown or out of its range; names it.
     """
     merged: dict[str, Any] = {}
     for source in sources:
-        found = read(source)
-        _valid(found, source)
-        merged = merge(merged, found)
-    return _valid(merge(merged, flags), "")
+        values = read_config(source)
+        validated(Config, values, source)
+        merged = merge(merged, values)
+    return validated(Config, merge(merged, flags))
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new keys win; sections are merged, values (lists, spaces) replaced. How much to prune is one value, however it is said.
+    """Return the old values with the new ones over them; sections are merged, other values replaced.
+
+    The amount to prune is a single value: a new budget or ratio replaces any old one.
 
     >>> merge({"prune": {"ratio": 0.5, "scope": "local"}}, {"prune": {"macs": 0.6}})
     {'prune': {'scope': 'local', 'macs': 0.6}}
@@ -86,40 +90,8 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _valid(values: Mapping[str, Any], where: str) -> Config:
-    try:
-        return Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise PruneError("\n".join((f"{where}: " if where else "") + _problem(e) for e in error.errors())) from None
-
-
-def _problem(error: Any) -> str:
-    at = [str(part) for part in error["loc"]]
-    name = ".".join(p for p in at if p.isidentifier() or p.isdigit())
-    if error["type"] == "extra_forbidden":
-        known = _keys(at[:-1])
-        near = difflib.get_close_matches(at[-1], known, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
-        return f"there is no option {name!r}{hint}"
-    said = error["msg"].removeprefix("Value error, ")
-    hint = "; it is a share: 0.5 is half" if at[-1] in SHARES and error["type"] != "value_error" else ""
-    return f"{name} is {error['input']!r}: {said[0].lower()}{said[1:]}{hint}"
-
-
-def _keys(section: list[str]) -> list[str]:
-    fields = Config.model_fields
-    for part in section:
-        inner = fields[part].annotation if part in fields else None
-        fields = getattr(inner, "model_fields", {})
-    return list(fields)
-
-
 def text_of(config: Config, sections: Iterable[str]) -> str:
-    """YAML of what a command reads, defaults included."""
-    top = [n for n in Config.model_fields if n not in _keys_of_sections()]
-    chosen = {n: v for n, v in config.model_dump(mode="json").items() if n in top or n in sections}
-    return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
-
-
-def _keys_of_sections() -> list[str]:
-    return [n for n, f in Config.model_fields.items() if hasattr(f.annotation, "model_fields")]
+    """Return the YAML of the sections that a command reads, with defaults."""
+    top = [n for n, field in Config.model_fields.items() if section_of(field) is None]
+    shown = {n: v for n, v in config.model_dump(mode="json").items() if n in top or n in sections}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

@@ -48,13 +48,13 @@ class App(typer.Typer):
 app = App(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
-def _version(wanted: bool) -> bool:
-    if wanted:
+def _version(requested: bool) -> bool:
+    if requested:
         from prunefn._version import __version__
 
         typer.echo(f"prunefn {__version__}")
         raise typer.Exit()
-    return wanted
+    return requested
 
 
 @app.callback()

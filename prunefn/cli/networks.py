@@ -1,4 +1,4 @@
-"""Models by name, with the inputs that they take."""
+"""Build models by name, with example inputs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
 from ..spec.spec import Spec
 from ..tracing.api import trace
-from .layers import shipped
+from .layers import shipped_configs
 from .sections import Model
 from .trust import check_options
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
+    "small_resnet": (nets.small_resnet, (1, 8, 8)),
     "small_resnet18": (nets.small_resnet18, (3, 32, 32)),
     "small_vit": (nets.small_vit, (1, 8, 8)),
 }
-"""Our own, with the size of an image."""
+"""Networks of `prunefn.nets`, with the shape of an image."""
 
 
 class Network(NamedTuple):
-    """A model, and what it takes."""
+    """A model with example inputs."""
 
     model: nn.Module
     """In eval mode, on the CPU."""
@@ -44,7 +45,7 @@ class Network(NamedTuple):
     """Inputs by name, for models of transformers."""
 
     def spec(self, **options: Any) -> Spec:
-        """Its trace. One that is recorded has the costs of its example: a single sample."""
+        """Return the spec; of a recorded model, with the costs of a single sample."""
         spec = trace(self.model, self.example, self.keywords, **options)
         if spec.capture == "exported":
             return spec
@@ -74,21 +75,21 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     if config.checkpoint is not None and not dense and not Path(config.checkpoint).exists():
         raise PruneError(f"there is no checkpoint {config.checkpoint}")
     torch.manual_seed(seed)
-    built = _built(config, data)
+    built = _build(config, data)
     model = built.model.eval()
     shape = config.input_shape or (data.input_shape if data is not None else built.shape)
     if config.checkpoint is not None and not dense:
-        model = _loaded(model, config, shape)
+        model = _load_checkpoint(model, config, shape)
     settings: Any = getattr(model, "config", None)
     if getattr(settings, "use_cache", False):
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
     example, keywords = _inputs(model, shape, config.name)
-    _try(model, example, keywords, config.name, shape)
+    _check_inputs(model, example, keywords, config.name, shape)
     return Network(model, example, config.name, keywords)
 
 
-def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
-    """With the checkpoint's weights; foreign ones of pruned networks are fitted by the model's spec."""
+def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
+    """Return the model with the checkpoint's weights; pruned ones of other programs are fitted by the model's spec."""
     assert config.checkpoint is not None
     try:
         return load(model, config.checkpoint)
@@ -103,10 +104,10 @@ def _loaded(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> n
 
 
 def check_name(config: Model) -> None:
-    """Whether there is a model of this name, without building it.
+    """Check that there is a model of this name, without building it.
 
     Raises:
-        PruneError: there is none; says what comes near.
+        PruneError: there is none; names similar ones.
     """
     name = config.name
     if ":" not in name:
@@ -119,18 +120,24 @@ def check_name(config: Model) -> None:
             library == "transformers" and _class_of_transformers(rest) is not None
         ):
             hub = "; models of a hub are not fetched: give the folder of one" if "/" in rest or "-" in rest else ""
-            raise PruneError(f"{library} has no model {rest!r}{hub or nearest(rest, _names(library))}")
+            raise _no_model(library, rest, hub)
     elif not ours and name.partition(".")[0] not in (known := [*NETS, *_names("timm"), *_names("torchvision")]):
         hint = (
-            f"; there is a config of that name: -c {name}" if name in shipped() else nearest(name, dict.fromkeys(known))
+            f"; there is a config of that name: -c {name}"
+            if name in shipped_configs()
+            else nearest(name, dict.fromkeys(known))
         )
         raise PruneError(f"there is no model {name!r}{hint} (a class of your own is module:function)")
+
+
+def _no_model(library: str, name: str, hint: str = "") -> PruneError:
+    return PruneError(f"{library} has no model {name!r}{hint or nearest(name, _names(library))}")
 
 
 # ---- building
 
 
-def _built(config: Model, data: Data | None) -> Built:
+def _build(config: Model, data: Data | None) -> Built:
     name = config.name
     if ":" in name:
         return _of_module(config, data)
@@ -139,13 +146,13 @@ def _built(config: Model, data: Data | None) -> Built:
     library, _, rest = name.partition("/")
     if rest and library in LIBRARIES:
         make = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}[library]
-        made = make(rest, config, data)
-        if made is None:
-            raise PruneError(f"{library} has no model {rest!r}{nearest(rest, _names(library))}")
-        return made
+        built = make(rest, config, data)
+        if built is None:
+            raise _no_model(library, rest)
+        return built
     for make in (_of_nets, _of_timm, _of_torchvision):
-        if (made := make(name, config, data)) is not None:
-            return made
+        if (built := make(name, config, data)) is not None:
+            return built
     raise PruneError(f"there is no model {name!r}")
 
 
@@ -170,9 +177,9 @@ def _class_of_transformers(name: str) -> type[nn.Module] | None:
     """Return the model class of this name; None for all else that transformers has."""
     with needs("hf", "models of transformers"):
         import transformers
-    found: Any = getattr(transformers, name, None)
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if is_model and getattr(found, "config_class", None) is not None else None
+    model_class: Any = getattr(transformers, name, None)
+    is_model = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    return model_class if is_model and getattr(model_class, "config_class", None) is not None else None
 
 
 def _of_nets(name: str, config: Model, data: Data | None) -> Built | None:
@@ -187,25 +194,25 @@ def _of_timm(name: str, config: Model, data: Data | None) -> Built | None:
         import timm
     if not timm.is_model(name.partition(".")[0]):
         return None
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if data is not None:
-        given = {"num_classes": len(data.classes), "in_chans": data.input_shape[0]}
-    given |= config.options
-    sized = data is not None and "img_size" not in given
+        options = {"num_classes": len(data.classes), "in_chans": data.input_shape[0]}
+    options |= config.options
+    sized = data is not None and "img_size" not in options
     if data is not None and sized:
-        given["img_size"] = data.input_shape[1]
+        options["img_size"] = data.input_shape[1]
     try:
-        model = timm.create_model(name, pretrained=config.pretrained, **given)
+        model = timm.create_model(name, pretrained=config.pretrained, **options)
     except TypeError as error:
         if not sized:
-            raise _unbuilt(name, given, error) from None
-        given.pop("img_size")  # most convolutional networks take any size
+            raise _build_error(name, options, error) from None
+        options.pop("img_size")  # most convolutional networks take any size
         try:
-            model = timm.create_model(name, pretrained=config.pretrained, **given)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as again:
-            raise _unbuilt(name, given, again) from None
+            model = timm.create_model(name, pretrained=config.pretrained, **options)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as second_error:
+            raise _build_error(name, options, second_error) from None
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise _unbuilt(name, given, error) from None
+        raise _build_error(name, options, error) from None
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
     return Built(model, None if size is None else tuple(size))
 
@@ -215,12 +222,12 @@ def _of_torchvision(name: str, config: Model, data: Data | None) -> Built | None
         import torchvision
     if name not in torchvision.models.list_models():
         return None
-    given = {} if data is None or config.pretrained else {"num_classes": len(data.classes)}
-    given |= config.options
+    options = {} if data is None or config.pretrained else {"num_classes": len(data.classes)}
+    options |= config.options
     try:
-        model = torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None, **given)
+        model = torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None, **options)
     except (TypeError, ValueError) as error:
-        raise _unbuilt(name, given, error) from None
+        raise _build_error(name, options, error) from None
     return Built(model, (3, 299, 299) if name == "inception_v3" else (3, 224, 224))
 
 
@@ -228,13 +235,13 @@ def _of_transformers(name: str, config: Model, data: Data | None) -> Built | Non
     build: Any = _class_of_transformers(name)
     if build is None:
         return None
-    given = (
+    options = (
         {} if data is None else {"num_labels": len(data.classes), "num_channels": data.input_shape[0]}
     ) | config.options
     try:
-        model = build(build.config_class(**given))
+        model = build(build.config_class(**options))
     except (TypeError, ValueError) as error:
-        raise _unbuilt(name, given, error) from None
+        raise _build_error(name, options, error) from None
     return Built(model, _shape_of(model.config))
 
 
@@ -242,18 +249,18 @@ def _of_folder(config: Model) -> Built:
     with needs("hf", "a folder of transformers"):
         import transformers
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    found = transformers.AutoConfig.from_pretrained(config.name, **options, **config.options)
-    said = {
-        k: v for k, v in found.to_dict().items() if k not in ("auto_map", "pretrained_cfg")
+    settings = transformers.AutoConfig.from_pretrained(config.name, **options, **config.options)
+    settings_to_check = {
+        k: v for k, v in settings.to_dict().items() if k not in ("auto_map", "pretrained_cfg")
     }  # neither is followed here
-    said["attn_implementation"] = getattr(found, "_attn_implementation", None)
-    check_options(said, f"{config.name}/config.json")
-    names = getattr(found, "architectures", None) or []
+    settings_to_check["attn_implementation"] = getattr(settings, "_attn_implementation", None)
+    check_options(settings_to_check, f"{config.name}/config.json")
+    names = getattr(settings, "architectures", None) or []
     make: Any = _class_of_transformers(names[0]) if names else transformers.AutoModel
     if make is None:
         raise PruneError(f"{config.name}/config.json is of {names[0]!r}, which transformers does not have")
-    model = make.from_pretrained(config.name, config=found, **options)
-    return Built(model, _shape_of(found))
+    model = make.from_pretrained(config.name, config=settings, **options)
+    return Built(model, _shape_of(settings))
 
 
 def _shape_of(config: Any) -> tuple[int, ...] | None:
@@ -282,31 +289,31 @@ def _of_module(config: Model, data: Data | None) -> Built:
 
 
 def _call(make: Callable[..., Any], name: str, config: Model, data: Data | None) -> nn.Module:
-    """Call a function with the options, and with what the data say where it has a parameter for it."""
+    """Call a function with the options, and with the data's properties that it has parameters for."""
     known = {} if data is None else {"num_classes": len(data.classes), "in_chans": data.input_shape[0]}
     if data is not None:
         known["img_size"] = data.input_shape[1]
     accepted = inspect.signature(make).parameters
-    given = {k: v for k, v in known.items() if k in accepted} | config.options
+    options = {k: v for k, v in known.items() if k in accepted} | config.options
     try:
-        model = make(**given)
+        model = make(**options)
     except TypeError as error:
-        raise _unbuilt(name, given, error) from None
+        raise _build_error(name, options, error) from None
     if not isinstance(model, nn.Module):
         raise PruneError(f"{name} gives a {type(model).__name__}, not a module")
     return model
 
 
-def _unbuilt(name: str, given: dict[str, Any], error: Exception) -> PruneError:
-    options = ", ".join(f"{k}={v!r}" for k, v in given.items())
-    return PruneError(f"{name} cannot be built with {options or 'no options'}: {str(error).strip()}")
+def _build_error(name: str, options: dict[str, Any], error: Exception) -> PruneError:
+    shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
+    return PruneError(f"{name} cannot be built with {shown or 'no options'}: {str(error).strip()}")
 
 
 # ---- inputs
 
 
 def _inputs(model: nn.Module, shape: tuple[int, ...] | None, name: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Random inputs of a batch of two: positional, or by name for models of transformers."""
+    """Return random inputs of a batch of two: positional, or by name for models of transformers."""
     generator = torch.Generator().manual_seed(0)
     main = getattr(model, "main_input_name", None)
     if main == "input_ids":
@@ -318,13 +325,13 @@ def _inputs(model: nn.Module, shape: tuple[int, ...] | None, name: str) -> tuple
     return ((), {main: x}) if main is not None else ((x,), {})
 
 
-def _try(
+def _check_inputs(
     model: nn.Module, example: tuple[Tensor, ...], keywords: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
 ) -> None:
-    """Whether the model takes these inputs.
+    """Check that the model accepts the inputs.
 
     Raises:
-        PruneError: it does not; says what it says.
+        PruneError: it does not; quotes its error.
     """
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The pipeline that a section of a config asks for."""
+"""Build the pipeline of a config's section."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .sections import Pat, Prune
 
 
 def options_of(section: Prune) -> dict[str, Any]:
-    """Options of `pipeline` that the section gives."""
+    """Return the options of `pipeline` in the section."""
     read: dict[str, Callable[[str], Any]] = {
         "criterion": criterion_of,
         "compensation": compensation_of,
         "scope": scope_of,
         "where": where_of,
     }
-    given = {key: make(text) for key, make in read.items() if (text := getattr(section, key)) is not None}
+    options = {key: make(text) for key, make in read.items() if (text := getattr(section, key)) is not None}
     names = ("round_to", "max_ratio", "min_units", "sequential", "recalibrate")
     default = Prune()
-    given |= {n: getattr(section, n) for n in names if getattr(section, n) != getattr(default, n)}
-    return given | ({"freeze": section.freeze} if section.freeze else {})
+    options |= {n: getattr(section, n) for n in names if getattr(section, n) != getattr(default, n)}
+    return options | ({"freeze": section.freeze} if section.freeze else {})
 
 
 def maker_of(section: Prune) -> Callable[[Any], Pruner]:
-    """(ratio or budget) → pipeline.
+    """Return the function from a ratio or budget to the pipeline.
 
     Raises:
-        PruneError: a word is not known.
+        PruneError: a name is unknown.
     """
     if section.recipe not in RECIPES:
         raise PruneError(f"there is no recipe {section.recipe!r}{nearest(section.recipe, RECIPES)}")
@@ -41,10 +41,10 @@ def maker_of(section: Prune) -> Callable[[Any], Pruner]:
 
 
 def amount_of(section: Prune) -> Any:
-    """How much goes: a ratio, a budget, or several budgets.
+    """Return the amount to remove: a ratio, a budget, or several budgets.
 
     Raises:
-        PruneError: a ratio and a budget.
+        PruneError: the section has both a ratio and a budget.
     """
     kept = {n: k for n in ("macs", "params", "activations") if (k := getattr(section, n)) is not None}
     if kept and section.ratio is not None:
@@ -57,24 +57,24 @@ def amount_of(section: Prune) -> Any:
     return budgets[0] if len(budgets) == 1 else budgets
 
 
-def share_of(section: Pat, prune: Prune) -> tuple[float, str]:
-    """What a schedule removes in the end, and what that is a share of: as `pat` says, or else as `prune` does.
+def ratio_of(section: Pat, prune: Prune) -> tuple[float, str]:
+    """Return the fraction that a schedule removes in the end, and its quantity: those of `pat`, or else those of `prune`.
 
     Raises:
-        PruneError: that is no single share of units, MACs or params.
+        PruneError: these are no single fraction of units, MACs or params.
     """
-    if section.share is not None:
-        return section.share, section.of
+    if section.ratio is not None:
+        return section.ratio, section.of
     amount = amount_of(prune)
     if isinstance(amount, float):
         return amount, "units"
     if isinstance(amount, Budget) and amount.quantity in ("macs", "params"):
         return 1 - amount.keep, amount.quantity
     raise PruneError(
-        "a schedule removes one share of units, MACs or params: give --share, and --of macs or --of params"
+        "a schedule removes one fraction of units, MACs or params: give --ratio, and --of macs or --of params"
     )
 
 
 def budget_of(quantity: str) -> Callable[[float], Budget] | None:
-    """What the share of a schedule is a share of."""
+    """Return the budget for a quantity of `ratio_of`; None for units."""
     return {"units": None, "macs": budget.macs, "params": budget.params}[quantity]

@@ -1,9 +1,9 @@
-"""What commands can be told: sections of options, in a YAML file or as flags. Every command reads the sections it needs.
+"""The options of commands in sections, for YAML files and flags. Every command reads the sections that it needs.
 
 An option is a field of a section: its type is checked, its docstring (or description) is the help. The flag, the key
 in YAML and the check of values follow from it; a command reads `config.section.option`.
 
->>> class Noise(Section):
+>>> class Noise(Settings):
 ...     strength: float = Field(default=0.1, ge=0, description="standard deviation of what is added to the inputs")
 >>> Noise(strength=0.2).strength
 0.2
@@ -19,28 +19,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
 from ..report.goal import Goal
+from ..settings import Field, Settings, field_validator, model_validator
 from ..train.recipe import Recipe
 from ..train.schedule import MOST_ROUNDS
 
 
-class Section(BaseModel):
-    """Options that belong together; unknown ones are errors."""
+class Named(Settings):
+    """A section whose name may stand for it: `data: digits` is `data: {name: digits}`."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    name: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """`data: digits` stands for `data: {name: digits}`."""
-        return {"name": value} if isinstance(value, str) and "name" in cls.model_fields else value
+        return {"name": value} if isinstance(value, str) else value
 
 
-class Model(Section):
+class Model(Named):
     """The network."""
 
     name: str = ""
@@ -48,40 +44,40 @@ class Model(Section):
     for in prunefn.nets, timm and torchvision"""
     checkpoint: str | None = None
     """safetensors or a state dict of torch.save, dense or pruned"""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """keyword arguments for building it, as {key: value}; the number of classes and of colours is that of the data"""
     pretrained: bool = False
-    """with the weights that its library has for it, which it may download"""
+    """load the pretrained weights of its library, which may download them"""
     input_shape: tuple[int, ...] | None = None
-    """channels, height, width; by default those of the data, or what the model says"""
+    """channels, height, width; by default those of the data or of the model"""
 
 
-class Data(Section):
+class Data(Named):
     """Images with labels."""
 
     name: str = ""
-    """digits, mnist, fashion_mnist, cifar10, or a folder with train/ and val/; none where a command needs none"""
+    """digits, mnist, fashion_mnist, cifar10, or a folder with train/ and val/"""
     folder: str | None = None
-    """where the files of mnist, fashion_mnist or cifar10 are"""
+    """folder of the files of mnist, fashion_mnist or cifar10"""
     image_size: int | None = Field(default=None, ge=1)
     """pixels of a side; by default the data's own, 224 for folders"""
     augment: bool = True
-    """training images are shifted, cut and mirrored at random"""
+    """shift, crop and mirror training images at random"""
     images: int | None = Field(default=None, ge=1)
-    """only so many training images, drawn by the seed"""
-    validation_share: float = Field(default=0.0, ge=0, lt=1)
-    """of the training images, set apart to choose epochs and trials by; 0: the held-out images choose, and are what is reported"""
+    """number of training images, drawn by the seed; by default all"""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """fraction of the training images that chooses epochs and trials; 0: the held-out images choose and are reported"""
 
 
 class Training(Recipe):
     """A stage of training."""
 
     def recipe(self, seed: int) -> Recipe:
-        """What `prunefn.train` takes, with this seed unless the section has one of its own."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in Recipe.model_fields}
+        """Return the recipe for `prunefn.train`, with this seed unless the section sets one."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in Recipe.model_fields}
         if "seed" not in self.model_fields_set:
-            given["seed"] = seed
-        return Recipe(**given)
+            values["seed"] = seed
+        return Recipe(**values)
 
 
 Epochs = Annotated[int, Field(ge=0, description="passes over the training data")]
@@ -119,34 +115,34 @@ class Finetune(Training):
     epochs: Epochs = 10
     batch_size: BatchSize = 32
     lr: Lr = 1.5e-5
-    hold_zeros: bool = Field(default=False, description="weights that are zero stay zero, as sparsify left them")
+    hold_zeros: bool = Field(default=False, description="keep the zeros of sparsify at zero")
 
 
-class Distill(Section):
+class Distill(Settings):
     """Learning from the dense network."""
 
     alpha: float | None = Field(default=None, ge=0, le=1)
-    """weight of the labels in the loss, the rest is the teacher's; none: no teacher, but 0.7 if one is named"""
+    """weight of the labels in the loss, 1 - alpha that of the teacher; default 0.7 with a teacher"""
     temperature: float = Field(default=2.0, gt=0)
-    """of both softmaxes"""
+    """temperature of both softmaxes"""
     teacher: str | None = None
-    """checkpoint of the dense network, for finetune; pat knows its own"""
+    """checkpoint of the dense network, for finetune; pat has its own"""
 
 
-class Prune(Section):
-    """Which units go, and what makes up for them."""
+class Prune(Settings):
+    """Units to remove, and compensation for them."""
 
     recipe: str = "vbp"
     """vbp, dvbp_ob2c, corp, network_slimming, l1_channels, taylor, isomorphic, depgraph_group_norm, lamp, fpgm, mac_aware; the
-    options below win over it"""
+    options below override it"""
     ratio: float | dict[str, float] | None = None
-    """share of the units removed, or {glob of groups: share}; 0.5 if no budget is given"""
+    """fraction of the units to remove, or {glob of groups: ratio}; 0.5 if no budget is given"""
     macs: float | None = Field(default=None, gt=0, le=1)
-    """share of the MACs kept"""
+    """fraction of the MACs to keep"""
     params: float | None = Field(default=None, gt=0, le=1)
-    """share of the parameters kept"""
+    """fraction of the parameters to keep"""
     activations: float | None = Field(default=None, gt=0, le=1)
-    """share of the activations kept"""
+    """fraction of the activations to keep"""
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None
@@ -156,126 +152,130 @@ class Prune(Section):
     where: str | None = None
     """groups that may shrink: hidden, residual, heads, head_dim, groups, a glob, or kind("hidden") & ~module("blocks.0"); all: every
     group"""
-    freeze: list[str] = []
-    """tensors or modules that stay as they are"""
+    freeze: tuple[str, ...] = ()
+    """tensors or modules that must not change"""
     round_to: int = Field(default=1, ge=1)
     """sizes are multiples of this"""
     max_ratio: float = Field(default=1.0, gt=0, le=1)
-    """most that a group may lose"""
+    """maximal fraction of its units that a group loses"""
     min_units: int = Field(default=1, ge=1)
-    """that every group keeps"""
+    """minimal number of units that every group keeps"""
     sequential: bool = False
     """compensate block by block towards the dense outputs"""
     recalibrate: bool = False
-    """measure BatchNorms anew at the end"""
+    """recompute the statistics of BatchNorms at the end"""
     images: int = Field(default=1024, ge=1)
-    """clean training images for statistics, drawn by the seed"""
+    """number of training images for statistics, without augmentation, drawn by the seed"""
     batch_size: int = Field(default=64, ge=1)
     """images of a batch of statistics"""
 
     @field_validator("ratio")
     @classmethod
     def _in_range(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
-        shares = value.values() if isinstance(value, dict) else [value]
-        if wrong := [s for s in shares if s is not None and not 0 <= s < 1]:
-            raise ValueError(f"a share of the units that goes must be in [0, 1), not {wrong[0]}")
+        ratios = value.values() if isinstance(value, dict) else [value]
+        if any(r is not None and not 0 <= r < 1 for r in ratios):
+            raise ValueError(
+                "it is the fraction of the units to remove and must be at least 0 and below 1 (0.5 is half)"
+            )
         return value
 
 
-class Sparsify(Section):
-    """Which weights become zero."""
+class Sparsify(Settings):
+    """Weights to set to zero."""
 
-    share: float = Field(default=0.5, ge=0, lt=1)
-    """of the weights; n:m has its own"""
+    ratio: float = Field(default=0.5, ge=0, lt=1)
+    """fraction of the weights to set to zero; n:m patterns have their own"""
     criterion: str = "magnitude"
     """magnitude, taylor, snip, movement, movement_since (the start that the seed gives), wanda, obs, random"""
     scope: str = "layerwise"
     """layerwise, rows, global, lamp, erk"""
     pattern: str = "unstructured"
     """unstructured, n_m(2, 4), blocks(4, 4), slices(4)"""
-    weights: list[str] = []
+    weights: tuple[str, ...] = ()
     """globs of weights; by default all of convolutions and linear layers"""
     ridge: float | None = Field(default=None, gt=0)
-    """reconstruct what is kept by least squares, with this ridge, such as 0.01"""
+    """ridge of the least-squares reconstruction of kept weights, such as 0.01; default: no reconstruction"""
     rounds: int = Field(default=1, ge=1, le=MOST_ROUNDS)
-    """little by little, training between as `between` says"""
+    """number of rounds, with the training of `between` after each"""
     schedule: Literal["linear", "geometric", "cubic"] = "cubic"
-    """of the rounds"""
+    """schedule of the ratio over the rounds"""
     images: int = Field(default=1024, ge=1)
-    """clean training images for statistics, drawn by the seed"""
+    """number of training images for statistics, without augmentation, drawn by the seed"""
     batch_size: int = Field(default=64, ge=1)
     """images of a batch of statistics"""
 
 
-class Pat(Section):
+class Pat(Settings):
     """Pruning-aware training: sparse training, rounds of pruning and training, fine-tuning."""
 
-    share: float | None = Field(default=None, gt=0, le=1)
-    """removed in the end; by default, what `prune` says"""
+    ratio: float | None = Field(default=None, gt=0, le=1)
+    """fraction to remove in all rounds together; by default that of `prune`"""
     of: Literal["units", "macs", "params"] = "units"
-    """what the share is of"""
+    """quantity of the ratio"""
     steps: int = Field(default=5, ge=1, le=MOST_ROUNDS)
-    """rounds of pruning"""
+    """number of rounds of pruning"""
     schedule: Literal["linear", "geometric", "cubic"] = "geometric"
-    """what goes in each of them"""
+    """schedule of the ratio over the rounds"""
     regularizer: str = "l1_group"
-    """of the sparse phase: l1_group(weight=1e-4), lasso, slimming, growing, concentration, gradual(target=0.5)"""
+    """regularizer of the sparse phase: l1_group(weight=1e-4), lasso, slimming, growing, concentration, gradual(target=0.5)"""
     masked: bool = False
     """keep the dense shapes until the end"""
     target: float | None = Field(default=None, gt=0, lt=1)
-    """share of the MACs at which pruning stops"""
+    """fraction of the MACs at which pruning stops"""
     carry: bool = True
-    """the optimizer remembers over rounds"""
+    """keep the state of the optimizer over rounds"""
 
 
-class Export(Section):
+class Export(Settings):
     """Files for other runtimes."""
 
-    formats: list[Literal["onnx", "program", "aoti", "torchscript", "state_dict"]] = ["onnx", "program"]
-    """each is compared with the network before it gets its name"""
-    batches: list[int] = [1, 2, 5]
-    """sizes at which it is compared"""
-    limit: float = Field(default=1e-4, gt=0)
-    """largest difference allowed"""
+    formats: tuple[Literal["onnx", "program", "aoti", "torchscript", "state_dict"], ...] = ("onnx", "program")
+    """formats of the files; each is compared with the network before it is written"""
+    batches: tuple[int, ...] = (1, 2, 5)
+    """batch sizes of the comparison"""
+    atol: float = Field(default=1e-4, gt=0)
+    """maximal difference allowed"""
 
 
-class Profile(Section):
+class Profile(Settings):
     """Times."""
 
     batch_size: int = Field(default=1, ge=1)
     """samples of a forward pass"""
     rounds: int = Field(default=30, ge=2)
-    """that are timed, all networks in turns"""
+    """number of timed rounds, all networks in turns"""
 
 
-class Sweep(Section):
+class Sweep(Settings):
     """Many prunings, each fine-tuned."""
 
-    space: dict[str, Any] = {"sparsity": [0.3, 0.4, 0.5, 0.6], "lr": [0.001, 0.01, 0.05], "epochs": [20, 30, 40]}
-    """setting → list of choices, or {low, high, log, step}: sparsity (of the MACs), criterion, compensation, lr, epochs, …"""
+    space: dict[str, Any] = Field(
+        default={"macs_ratio": [0.3, 0.4, 0.5, 0.6], "lr": [0.001, 0.01, 0.05], "epochs": [20, 30, 40]}
+    )
+    """setting → list of choices, or {low, high, log, step}: macs_ratio (fraction of the MACs removed), criterion, compensation, lr, …"""
     sampler: Literal["grid", "tpe", "nsga2", "random"] = "tpe"
-    """how trials are chosen"""
+    """sampler of the trials"""
     trials: int = Field(default=20, ge=1)
-    """in all, those before included; a grid has its own number"""
+    """total number, including those of earlier calls; a grid has its own"""
     workers: int = Field(default=1, ge=1)
     """processes on this machine"""
     storage: str | None = None
     """an optuna URL for many machines; by default a file of SQLite in the folder"""
     min_macs_removed: float = Field(default=Goal().macs_removed, ge=0, le=1)
-    """the goal: at least so many MACs less"""
+    """goal: minimal fraction of the MACs removed"""
     max_points_lost: float = Field(default=Goal().points_lost, ge=0)
-    """the goal: at most so many points of accuracy lost"""
+    """goal: maximal points of accuracy lost"""
 
 
-class Config(Section):
-    """All that commands can be told. A file may have sections that a command does not read."""
+class Config(Settings):
+    """All options. A file may have sections that a command does not read."""
 
     seed: int = 0
-    """of weights, batches, augmentation and calibration"""
+    """seed of weights, batches, augmentation and calibration"""
     device: str | None = None
-    """cpu or cuda; by default what there is"""
+    """cpu or cuda; by default cuda if available"""
     out: str | None = None
-    """folder for results; made if it is not there"""
+    """folder for results; created if necessary"""
     model: Model = Model()
     data: Data = Data()
     train: Train = Train()

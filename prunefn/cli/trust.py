@@ -1,4 +1,4 @@
-"""What a config may make run: a file is data; code of one's own is named on the command line, or trusted there."""
+"""Refuse code from config files: a file is data, and code must be named or trusted on the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_trust(name: str, typed: bool, trust: bool) -> None:
         trust: whether `--trust` was given.
 
     Raises:
-        PruneError: it comes from a file; says how to allow it.
+        PruneError: it comes from a file; the text states how to allow it.
     """
     if ":" in name and not (typed or trust):
         raise PruneError(
@@ -34,7 +34,7 @@ def check_options(value: Any, where: str = "model.options") -> None:
     """Refuse options by which a library would run code, at any depth; a checkpoint has an option of its own.
 
     Raises:
-        PruneError: there is one; names it.
+        PruneError: there is such an option; names it.
     """
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         at = f"{where}.{key}"

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, fx
 
 from ..doors import door
-from ..errors import BatchError, ParamsError
+from ..errors import BatchError
 from ..parameters.transforms import check_names
 from ..program.batches import device_of, each, inputs_of
 from ..program.compiled import compiled
 from ..program.sharded import check_plain
 from ..spec.program import Instruction, Ref
-from ..spec.spec import Spec
+from ..spec.spec import Spec, check_eval_mode
 from ..tracing.rules.families import BATCH_NORM
 from ..types import Batch, Params
 
@@ -53,8 +53,7 @@ def recalibrate(
     """
     check_names(params, spec)
     check_plain(params, "recalibrate", "leave it out")
-    if spec.train:
-        raise ParamsError("recalibrate needs a spec that was traced in eval mode: trace(model, args)")
+    check_eval_mode(spec, "recalibrate")
     norms = [i for i in spec.program.instructions if i.op == BATCH_NORM and isinstance(i.args[3], Ref)]
     if not norms:
         return dict(params)

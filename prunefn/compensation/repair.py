@@ -214,6 +214,12 @@ def _residual(weight: Float[Tensor, "g o i t"], x: Inputs, repair: Repair) -> Re
     return Residual(float(error + bias.square().sum()), float(signal))
 
 
+def check_covariance(x: Inputs, site: Site, purpose: str) -> Tensor:
+    if x.covariance is None:
+        raise StatsError(f"{purpose} needs the covariance of site {site.name!r}; use collect_stats(…, covariance=True)")
+    return x.covariance
+
+
 def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensation) -> Repair:
     """Return the repair by the method, or by its fallback if the weight cannot be rewritten.
 
@@ -223,12 +229,9 @@ def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensat
     """
     if method.repair is None:
         return Repair(None, None)
-    if "covariance" in method.needs and x.covariance is None:
-        raise StatsError(
-            f"compensation {method.name!r} needs the covariance of site {site.name!r}; use collect_stats(…, covariance=True)"
-        )
-    repair = method.repair(weight, x)
-    if repair.weight is None or not (why := not_ours(site, spec)):
+    if "covariance" in method.needs:
+        check_covariance(x, site, f"compensation {method.name!r}")
+    if (repair := method.repair(weight, x)).weight is None or not (why := not_ours(site, spec)):
         return repair
     if method.fallback is None:
         raise ParamsError(

@@ -16,6 +16,7 @@ from ..program.compiled import site_weight
 from ..spec.axis import Axis, leaves, positions
 from ..spec.parts import Site
 from ..spec.spec import Spec
+from ..stats.fingerprint import spec_of as spec_of
 from ..types import Collector, Criterion, Moments, Scores, Stats
 
 CHUNK = 512
@@ -31,17 +32,6 @@ def index_map(axis: Axis, group: str, sizes: FrozenDict[str, int]) -> Int64[Tens
 def per_unit(values: Float[Tensor, " positions"], axis: Axis, group: str, spec: Spec) -> Float[Tensor, "units k"]:
     """Return the values of each unit's k positions, [units, k], from the values along an axis."""
     return values[index_map(axis, group, spec.sizes).to(values.device)]
-
-
-def spec_of(stats: Stats) -> Spec:
-    """Return the spec of the statistics.
-
-    Raises:
-        StatsError: the statistics are empty.
-    """
-    if stats.spec is None:
-        raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
-    return stats.spec
 
 
 def groups_of(axis: Axis, spec: Spec) -> list[str]:

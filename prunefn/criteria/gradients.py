@@ -18,13 +18,13 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import trees
-from ..errors import BatchError, ParamsError
+from ..errors import BatchError
 from ..parameters.effective import computed_values, effective, exposed, reader
 from ..parameters.transforms import tied_names
 from ..program.batches import device_of, inputs_of, samples_in
 from ..program.run import forward
 from ..spec.axis import Leaf
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..stats.weights import IGNORED, without_padding
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
@@ -81,10 +81,7 @@ class Objective(NamedTuple):
             BatchError: the batch has no labels, but the loss needs them.
             ParamsError: the spec was traced in train mode.
         """
-        if spec.train:
-            raise ParamsError(
-                f"criterion {self.criterion!r} needs a spec that was traced in eval mode: trace(model, args)"
-            )
+        check_eval_mode(spec, f"criterion {self.criterion!r}")
         check_runnable(spec)
         device = device_of(params)
         inputs, names = inputs_of(batch, spec=spec, device=device), [i.name for i in spec.program.inputs]
@@ -198,7 +195,9 @@ def _chunks(
     """Yield (a chunk of the tensors with a sample dim, function that joins it with the others to (inputs, rest))."""
     flat, tree = trees.flatten(data.rest)
     batch = spec.program.domain.batch
-    if turned := [i.name for i in spec.program.inputs if any(isinstance(a, Leaf) and a.name in batch for a in i.axes[1:])]:
+    if turned := [
+        i.name for i in spec.program.inputs if any(isinstance(a, Leaf) and a.name in batch for a in i.axes[1:])
+    ]:
         raise BatchError(f"gradients of single samples need them along dim 0, but those of input {turned[0]!r} are not")
     batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) and i.axes[0].name in batch for i in spec.program.inputs]
     batched += [isinstance(x, Tensor) and x.ndim > 0 and len(x) == data.count for x in flat]

@@ -25,7 +25,7 @@ def open_data(
     image_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     augment: bool = True,
-    validation_share: float = 0.0,
+    validation_fraction: float = 0.0,
     preprocessing: Preprocessing | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -55,7 +55,7 @@ def open_data(
         folder: folder with the files of mnist, fashion_mnist or cifar10.
         augment: whether to augment the images of `train` with the global generators of torch, numpy and random: seed these, or
             turn augmentation off if clean images are needed, as for statistics.
-        validation_share: share of every class that moves from `train` to `validation`, for choosing between models.
+        validation_fraction: fraction of every class that moves from `train` to `validation`, for choosing between models.
         preprocessing: preprocessing of the images of a folder; `preprocessing_of(model)` returns that of a timm model.
         cache: folder of the lists of images; default: `images` in PRUNEFN_CACHE if that is set, else in the user's cache folder.
         seed: seed of the held-out and validation splits.
@@ -74,9 +74,9 @@ def open_data(
     """
     if image_size is not None and image_size < 1:
         raise PruneError(f"image_size={image_size}: give the pixels of a side, at least 1")
-    if not 0 <= validation_share < 1:
+    if not 0 <= validation_fraction < 1:
         raise PruneError(
-            f"validation_share={validation_share}: give a share of the training images, at least 0 and below 1"
+            f"validation_fraction={validation_fraction}: give a fraction of the training images, at least 0 and below 1"
         )
     name = os.fspath(name_or_folder)
     if name in SOURCES:
@@ -89,7 +89,7 @@ def open_data(
             folder,
             image_size=image_size,
             augment=augment,
-            validation_share=validation_share,
+            validation_fraction=validation_fraction,
             seed=seed,
         )
     if not Path(name).is_dir():
@@ -108,7 +108,7 @@ def open_data(
         Path(name),
         preprocessing if image_size is None else preprocessing._replace(image_size=image_size),
         augment=augment,
-        validation_share=validation_share,
+        validation_fraction=validation_fraction,
         seed=seed,
         cache=cache,
     )

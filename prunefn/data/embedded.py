@@ -32,13 +32,13 @@ def digits(*, held_out: float = 1 / 3, seed: int = 0, device: torch.device | str
     Pixels are normalised by mean and standard deviation of the training images.
 
     Args:
-        held_out: share of every class that is held out, between 0 and 1.
+        held_out: fraction of every class that is held out, between 0 and 1.
         seed: seed of the split; the same seed gives the same split, whatever the state of torch's generators.
         device: device of the tensors.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
-        PruneError: the share leaves a class without images on one of the two sides.
+        PruneError: the fraction leaves a class without images on one of the two sides.
 
     >>> split = digits()
     >>> tuple(split.images.shape), tuple(split.held_out_images.shape)

@@ -62,7 +62,7 @@ def open_folder(
     preprocessing: Preprocessing,
     *,
     augment: bool,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     cache: str | os.PathLike[str] | None,
 ) -> Data:
@@ -76,9 +76,9 @@ def open_folder(
     train = ListedFolder(train_folder, augmented, cache)
     held_out = ListedFolder(held_folder, plain, cache)
     validation = None
-    if validation_share:
+    if validation_fraction:
         targets = torch.tensor(train.targets)
-        train_indices, validation_indices = stratified(targets, validation_share, seed, name="validation_share")
+        train_indices, validation_indices = stratified(targets, validation_fraction, seed, name="validation_fraction")
         validation = Subset(train.transformed(plain), validation_indices.tolist())
         train = Subset(train, train_indices.tolist())
     return Data(train, held_out, classes, size, preprocessing.mean, preprocessing.std, str(folder), validation)

@@ -57,7 +57,7 @@ def open_small(
     *,
     image_size: int | None,
     augment: bool,
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
 ) -> Data:
     """Open datasets over the images of a source; see `open_data`."""
@@ -67,9 +67,9 @@ def open_small(
     train = _dataset(raw, raw.train, _transform(size if augment and source.shifts else None, source.mirrors, new_size))
     plain = _transform(None, False, new_size)
     validation = None
-    if validation_share:
+    if validation_fraction:
         train_indices, validation_indices = stratified(
-            raw.train.labels, validation_share, seed, name="validation_share"
+            raw.train.labels, validation_fraction, seed, name="validation_fraction"
         )
         train = Subset(train, train_indices.tolist())
         validation = Subset(_dataset(raw, raw.train, plain), validation_indices.tolist())

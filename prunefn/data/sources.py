@@ -33,7 +33,7 @@ from .splits import stratified
 
 Folder = str | os.PathLike[str] | None
 HELD_OUT = 1 / 3
-"""Share of every class that is held out if the data has no test part."""
+"""Fraction of every class that is held out if the data has no test part."""
 DIGITS = tuple("0123456789")
 CLOTHES = (*"T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split(), "Ankle boot")
 

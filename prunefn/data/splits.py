@@ -1,4 +1,4 @@
-"""Split a dataset with the same share of every class."""
+"""Split a dataset with the same fraction of every class."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from ..errors import PruneError
 
 
-def stratified(labels: Tensor, share: float, seed: int, *, name: str) -> tuple[Tensor, Tensor]:
-    """Return the indices that stay and those put aside, both ascending: the same share of every class, to within one image.
+def stratified(labels: Tensor, fraction: float, seed: int, *, name: str) -> tuple[Tensor, Tensor]:
+    """Return the indices that stay and those put aside, both ascending: the same fraction of every class, to within one image.
 
     Args:
         labels: classes [n].
-        share: share of every class that is put aside.
+        fraction: fraction of every class that is put aside.
         seed: the same seed gives the same split, whatever the state of torch's generators.
-        name: name of the share, for the error.
+        name: name of the fraction, for the error.
 
     Raises:
-        PruneError: the share leaves a class without images on one of the two sides.
+        PruneError: the fraction leaves a class without images on one of the two sides.
 
     >>> stay, aside = stratified(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, 0, name="held_out")
     >>> len(stay), len(aside)
@@ -30,12 +30,12 @@ def stratified(labels: Tensor, share: float, seed: int, *, name: str) -> tuple[T
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
         members = members[torch.randperm(len(members), generator=generator)]
-        exact = remainder + share * len(members)
+        exact = remainder + fraction * len(members)
         n, remainder = int(exact), exact - int(exact)
         if not 0 < n < len(members):
             raise PruneError(
-                f"{name}={share} puts {n} of the {len(members)} images of class {label} aside; "
-                "both sides need some: use a share such as 1/3"
+                f"{name}={fraction} puts {n} of the {len(members)} images of class {label} aside; "
+                "both sides need some: use a fraction such as 1/3"
             )
         aside.append(members[:n])
         stay.append(members[n:])

@@ -16,7 +16,7 @@ from .. import trees
 from ..doors import door
 from ..spec.spec import Spec
 from ..types import Params
-from .verify import BATCHES, LIMIT, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Example, Exported, Run, export
 
 
 @door
@@ -26,7 +26,7 @@ def program(
     *,
     spec: Spec,
     batches: Sequence[int] = BATCHES,
-    limit: float = LIMIT,
+    atol: float = ATOL,
 ) -> Exported:
     """Write the network as an exported program of `torch.export` with a free batch: a .pt2 file for `torch.export.load`.
 
@@ -35,7 +35,7 @@ def program(
         path: the file, whose name ends in .pt2.
         spec: spec of the params; `shrink(spec, mask)` for pruned params.
         batches: batch sizes at which the file, read back, is compared with `forward`.
-        limit: largest difference allowed; it is multiplied by the largest output if that is above one.
+        atol: maximal difference allowed; it is multiplied by the largest output if that is above one.
 
     Raises:
         PruneError: the file differs by more; then nothing is written.
@@ -55,7 +55,7 @@ def program(
         save_bytes(file, lambda buffer: torch.export.save(exported_program, buffer))
         return Flat(torch.export.load(file).module(), example)
 
-    return export(params, path, spec=spec, kind="exported program", batches=batches, limit=limit, make=make)
+    return export(params, path, spec=spec, kind="exported program", batches=batches, atol=atol, make=make)
 
 
 @door
@@ -65,7 +65,7 @@ def aoti(
     *,
     spec: Spec,
     batches: Sequence[int] = BATCHES,
-    limit: float = LIMIT,
+    atol: float = ATOL,
 ) -> Exported:
     """Compile the network ahead of time for this machine's CPU, to run without Python.
 
@@ -73,7 +73,7 @@ def aoti(
     for a ResNet.
 
     Args:
-        params, path, spec, batches, limit: as for `program`.
+        params, path, spec, batches, atol: as for `program`.
 
     Raises:
         PruneError: as for `program`, or the compiler fails.
@@ -84,7 +84,7 @@ def aoti(
         inductor.aoti_compile_and_package(exported(example), package_path=str(file))
         return Flat(inductor.aoti_load_package(str(file)), example)
 
-    return export(params, path, spec=spec, kind="AOTInductor", batches=batches, limit=limit, make=make)
+    return export(params, path, spec=spec, kind="AOTInductor", batches=batches, atol=atol, make=make)
 
 
 @door
@@ -94,12 +94,12 @@ def torchscript(
     *,
     spec: Spec,
     batches: Sequence[int] = BATCHES,
-    limit: float = LIMIT,
+    atol: float = ATOL,
 ) -> Exported:
     """Trace the network to TorchScript, for runtimes that support nothing newer: a .pt file for `torch.jit.load`.
 
     Args:
-        params, path, spec, batches, limit: as for `program`. The file takes flat inputs by position.
+        params, path, spec, batches, atol: as for `program`. The file takes flat inputs by position.
 
     Raises:
         PruneError: as for `program`, for example if the trace has a constant instead of the batch size.
@@ -114,7 +114,7 @@ def torchscript(
         loaded = torch.jit.load(str(file))
         return lambda flat_inputs: trees.tensors(loaded(*flat_inputs))
 
-    return export(params, path, spec=spec, kind="TorchScript", batches=batches, limit=limit, make=make)
+    return export(params, path, spec=spec, kind="TorchScript", batches=batches, atol=atol, make=make)
 
 
 def save_bytes(file: Path, save: Callable[[BytesIO], object]) -> None:

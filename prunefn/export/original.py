@@ -14,7 +14,7 @@ from ..modules.convert import to_module
 from ..spec.spec import Spec
 from ..types import Params
 from .compiled import Flat
-from .verify import BATCHES, LIMIT, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Example, Exported, Run, export
 
 
 @door
@@ -25,12 +25,12 @@ def state_dict(
     spec: Spec,
     model: nn.Module,
     batches: Sequence[int] = BATCHES,
-    limit: float = LIMIT,
+    atol: float = ATOL,
 ) -> Exported:
     """Write the state dict of the original class, for `prunefn.load` into a freshly built model.
 
     Args:
-        params, spec, batches, limit: as for `program`.
+        params, spec, batches, atol: as for `program`.
         path: the file, whose name ends in .safetensors.
         model: the module that was traced, at its traced sizes; it is not changed.
 
@@ -52,4 +52,4 @@ def state_dict(
         save(to_module(params, spec=spec, model=model), file)
         return Flat(load(model, file).cpu().eval(), example)
 
-    return export(params, path, spec=spec, kind="state dict", batches=batches, limit=limit, make=make)
+    return export(params, path, spec=spec, kind="state dict", batches=batches, atol=atol, make=make)

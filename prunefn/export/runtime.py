@@ -14,7 +14,7 @@ from ..doors import door
 from ..spec.spec import Spec
 from ..types import Params
 from .compiled import exported
-from .verify import BATCHES, LIMIT, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Example, Exported, Run, export
 
 
 @door
@@ -24,7 +24,7 @@ def onnx(
     *,
     spec: Spec,
     batches: Sequence[int] = BATCHES,
-    limit: float = LIMIT,
+    atol: float = ATOL,
     opset: int | None = None,
 ) -> Exported:
     """Write the network as ONNX with a free batch, by torch's exporter on top of torch.export.
@@ -34,7 +34,7 @@ def onnx(
         path: the file, whose name ends in .onnx; weights beyond 2 GB go to a second file beside it.
         spec: spec of the params; `shrink(spec, mask)` for pruned params.
         batches: batch sizes at which ONNX Runtime's results are compared with `forward`.
-        limit: largest difference allowed; it is multiplied by the largest output if that is above one.
+        atol: maximal difference allowed; it is multiplied by the largest output if that is above one.
         opset: opset of ONNX; default: torch's.
 
     Raises:
@@ -68,4 +68,4 @@ def onnx(
 
         return run
 
-    return export(params, path, spec=spec, kind="ONNX", batches=batches, limit=limit, make=make)
+    return export(params, path, spec=spec, kind="ONNX", batches=batches, atol=atol, make=make)

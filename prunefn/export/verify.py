@@ -22,7 +22,7 @@ from ..spec.axis import Leaf
 from ..spec.spec import Spec, check_runnable
 from ..types import Params
 
-LIMIT = 1e-4
+ATOL = 1e-4
 """Default of the largest difference to `forward`; it is multiplied by the largest output if that is above one."""
 BATCHES = (1, 2, 5)
 """Default batch sizes of the comparison."""
@@ -84,13 +84,13 @@ def export(
     spec: Spec,
     kind: str,
     batches: Sequence[int],
-    limit: float,
+    atol: float,
     make: Callable[[Example, Path], Run],
 ) -> Exported:
     """Write a temporary file, read it back, compare it with `forward`, and only then move it to `path`.
 
     Args:
-        params, path, spec, batches, limit: as for `program`.
+        params, path, spec, batches, atol: as for `program`.
         kind: kind of the file, for messages.
         make: (example, file) → a function that runs the file; it writes the file and reads it back.
 
@@ -100,7 +100,7 @@ def export(
     example = example_of(params, spec)
     with written(path) as file:
         differences, effective_limit = verified(
-            make(example, file), params, spec, kind=kind, batches=batches, limit=limit
+            make(example, file), params, spec, kind=kind, batches=batches, atol=atol
         )
     return Exported(Path(path), kind, differences, effective_limit)
 
@@ -127,7 +127,7 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def verified(
-    run: Run, params: Params, spec: Spec, *, kind: str, batches: Sequence[int], limit: float
+    run: Run, params: Params, spec: Spec, *, kind: str, batches: Sequence[int], atol: float
 ) -> tuple[dict[int, float], float]:
     """Compare a file that was read back with `forward`.
 
@@ -136,7 +136,7 @@ def verified(
         params, spec: the exported network.
         kind: kind of the file, for messages.
         batches: batch sizes of the comparison; a spec whose inputs have no batch dim is compared at its traced sizes.
-        limit: see `LIMIT`.
+        atol: see `ATOL`.
 
     Returns:
         Batch size → largest difference, and the smallest limit that was applied at any of the sizes.
@@ -166,11 +166,11 @@ def verified(
         scale = max(
             (float(t.detach().abs().max()) for t in expected if t.numel() and t.dtype != torch.bool), default=1.0
         )
-        effective_limit = min(effective_limit, limit * max(1.0, scale))
-        if not differences[batch] <= limit * max(1.0, scale):
+        effective_limit = min(effective_limit, atol * max(1.0, scale))
+        if not differences[batch] <= atol * max(1.0, scale):
             raise PruneError(
                 f"the {kind} file differs from forward by {differences[batch]:.2e} at batch {batch} (outputs up to {scale:.2g}); the "
-                f"limit is {limit:g} times that: nothing was written"
+                f"limit is {atol:g} times that: nothing was written"
             )
     return differences, effective_limit
 

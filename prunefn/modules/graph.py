@@ -15,8 +15,8 @@ from ..program.build import build
 from ..program.compiled import constant, result
 from ..program.sharded import is_sharded, outline
 from ..spec.axis import Leaf, size
-from ..spec.expressions import Expr, emitted, names
 from ..spec.example import Like
+from ..spec.expressions import Expr, emitted, names
 from ..spec.spec import Spec
 from ..types import Params
 from .blocks import block_paths, nest

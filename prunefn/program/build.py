@@ -84,7 +84,11 @@ def check_numbers(value: Any, numbers: tuple[int | bool, ...], place: str) -> No
 
 
 def _few(numbers: tuple[int | bool, ...]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{', '.join(map(str, numbers[:6]))}{' …' if len(numbers) > 6 else ''}"
+    return (
+        str(numbers[0])
+        if len(numbers) == 1
+        else f"{', '.join(map(str, numbers[:6]))}{' …' if len(numbers) > 6 else ''}"
+    )
 
 
 class _Emitter:

@@ -197,7 +197,9 @@ def _insert_gathers(graph: fx.Graph, sharded_nodes: Mapping[fx.Node, str]) -> tu
 
 def result(spec: Spec, env: Any) -> Any:
     """Return the program's outputs, flattened."""
-    outputs = spec.program.outputs[: spec.program.out_spec.num_leaves]  # a recorded run has further ones, which Python read
+    outputs = spec.program.outputs[
+        : spec.program.out_spec.num_leaves
+    ]  # a recorded run has further ones, which Python read
     return tuple(env[o.name] if isinstance(o, Ref) else o for o in outputs)
 
 

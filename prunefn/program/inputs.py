@@ -97,7 +97,9 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
         for expr, n in zip(shape, x.shape, strict=True):
             if isinstance(expr, tuple) and value(expr, sizes) != n:
-                raise BatchError(f"input {name!r} has a dim of size {n}; it must be {written(expr)} = {value(expr, sizes)}")
+                raise BatchError(
+                    f"input {name!r} has a dim of size {n}; it must be {written(expr)} = {value(expr, sizes)}"
+                )
     if (accepted.limits or accepted.guards) and (reason := refusal(sizes, accepted.limits, accepted.guards)):
         raise BatchError(f"the program of this spec does not represent the model at these sizes: {reason}")
     return tensors
@@ -106,7 +108,7 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 def _ordered_names(kwargs: Mapping[str, Any], accepted: Signature) -> list[str]:
     """Return the names of the keyword arguments: inputs that were traced by position, then keywords in traced order."""
     order = [*[n for n in accepted.inputs if n not in accepted.keywords], *accepted.keywords]
-    for name, value in kwargs.items():
-        if name not in order and any([isinstance(x, Tensor) for x in trees.leaves(value)]):
+    for name, given in kwargs.items():
+        if name not in order and any([isinstance(x, Tensor) for x in trees.leaves(given)]):
             raise BatchError(f"the model has no input {name!r}{nearest(name, order)}")
     return [n for n in order if n in kwargs]

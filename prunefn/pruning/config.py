@@ -11,7 +11,7 @@ immutable `Config`; the state of a run is in the values that `prunefn.pruning` r
 >>> load({"channel_sparsity_arg": {}})
 Traceback (most recent call last):
 prunefn.errors.PruneError: the pruning config has a problem:
-  channel_sparsity_arg is no key of it; did you mean 'channel_sparsity_args' or 'slice_sparsity_args'?
+  channel_sparsity_arg is no option; did you mean 'channel_sparsity_args' or 'slice_sparsity_args'?
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from ..errors import PruneError, nearest
+from ..errors import PruneError
+from ..settings import Allowed, Field, Settings, field_validator, model_validator, validated
 from ..train.schedule import multiples
-
-try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-except ImportError as error:
-    raise ImportError("the pruning config needs pydantic (the extra `cli`): pip install pydantic") from error
 
 Method = Literal["BNScalePruner", "GroupNormPruner", "MACAwareImportance", "Magnitude", "LAMP", "FPGM", "Random", "VBP"]
 """Score of a channel: the scale of its norm layer; the norm of all coupled weights, without or with MACs; the criteria of
@@ -41,13 +37,7 @@ Epoch = Annotated[int, Field(ge=0)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
-class _Frozen(BaseModel):
-    """Types are not converted, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Regularize(_Frozen):
+class Regularize(Settings, strict=True):
     """Strengths of the losses that `channel_regularize` adds."""
 
     reg: NotNegative = 0.0
@@ -59,7 +49,7 @@ class Regularize(_Frozen):
     """The least important unit of a group shrinks up to 2 to this power times as fast as the most important."""
 
 
-class MacParams(_Frozen):
+class MacParams(Settings, strict=True):
     """How `MACAwareImportance` weighs MACs against importance."""
 
     use_macs: bool = True
@@ -68,7 +58,7 @@ class MacParams(_Frozen):
     beta: Annotated[float, Field(gt=0)] = 2.0
 
 
-class _Scheduled(_Frozen):
+class _Scheduled(Settings, strict=True):
     """Epochs that prune: those in [start_epoch, end_epoch) that epoch_rate divides."""
 
     is_prune: bool = True
@@ -90,13 +80,13 @@ class _Scheduled(_Frozen):
     def _check_epochs(self) -> None:
         if self.start_epoch >= self.end_epoch:
             raise ValueError(
-                f"end_epoch|is {self.end_epoch}; it must be above start_epoch, {self.start_epoch}: "
+                f"end_epoch is {self.end_epoch}; it must be above start_epoch, {self.start_epoch}: "
                 "the last epoch that may prune is the one before it"
             )
         start, end, rate = self.start_epoch, self.end_epoch, self.epoch_rate
         if not multiples(start, end, rate):
             raise ValueError(
-                f"epoch_rate|is {rate}, and no epoch in [{start}, {end}) is a multiple of it, so that nothing would be "
+                f"epoch_rate is {rate}, and no epoch in [{start}, {end}) is a multiple of it, so that nothing would be "
                 "pruned; change one of the three"
             )
 
@@ -131,7 +121,11 @@ class ChannelArgs(_Scheduled):
     MAC_params: MacParams = MacParams()
     layers: tuple[str, ...] = ()
     """Modules whose outputs may be pruned, with the coupled tensors."""
-    input_shape: Annotated[Shape | tuple[Shape, ...] | None, Field(union_mode="left_to_right")] = None
+    input_shape: Annotated[
+        Shape | tuple[Shape, ...] | None,
+        Field(union_mode="left_to_right"),
+        Allowed("[B, C, H, W], whole numbers above 0, or a list of such lists"),
+    ] = None
     """Shape of the example input, such as [B, C, H, W]; or one shape for each of several inputs."""
     container: Literal["tuple"] | None = None
     """With "tuple", several inputs are one argument; with null, one argument each."""
@@ -146,18 +140,18 @@ class ChannelArgs(_Scheduled):
         if not self.is_prune:
             return self
         if not self.layers:
-            raise ValueError("layers|is []; name the modules whose outputs may be pruned, such as 'layer1.0.conv1'")
+            raise ValueError("layers is []; name the modules whose outputs may be pruned, such as 'layer1.0.conv1'")
         if self.prune_at_target and not self.mac_target:
             raise ValueError(
-                "prune_at_target|is true, but mac_target is 0; set mac_target to the fraction of MACs to keep, such as 0.5"
+                "prune_at_target is true, but mac_target is 0; set mac_target to the fraction of MACs to keep, such as 0.5"
             )
         if not self.prune_at_target and self.global_prune_rate == 1:
             raise ValueError(
-                "global_prune_rate|is 1, which would remove everything; set prune_at_target with a mac_target, or a lower rate"
+                "global_prune_rate is 1, which would remove everything; set prune_at_target with a mac_target, or a lower rate"
             )
         if not self.prune_at_target and self.global_prune_rate > self.max_pruning_rate:
             raise ValueError(
-                f"global_prune_rate|is {self.global_prune_rate}, but no group may lose more than max_pruning_rate, "
+                f"global_prune_rate is {self.global_prune_rate}, but no group may lose more than max_pruning_rate, "
                 f"{self.max_pruning_rate}; change one of them"
             )
         if not self.at_once:
@@ -216,7 +210,7 @@ class SliceArgs(_Scheduled):
         return self.prune_rate * (done if self.pruning_gradually else float(done > 0))
 
 
-class Config(_Frozen):
+class Config(Settings, strict=True):
     """A whole `pruning_config.json`."""
 
     channel_sparsity_args: ChannelArgs | None = None
@@ -226,7 +220,7 @@ class Config(_Frozen):
     def _check(self) -> Config:
         if self.channel_sparsity_args is None and self.slice_sparsity_args is None:
             raise ValueError(
-                "channel_sparsity_args|is missing, and slice_sparsity_args, too; give at least one of them"
+                "channel_sparsity_args is missing, and slice_sparsity_args, too; give at least one of them"
             )
         return self
 
@@ -252,13 +246,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Config:
         data = json.loads(text, object_pairs_hook=_check_unique)
     except (TypeError, ValueError) as error:
         raise PruneError(f"{what} is not valid JSON: {error}") from error
-    try:
-        return Config.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        problems = list(dict.fromkeys(_describe_problem(e, data) for e in error.errors()))
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "".join(f"\n  {p}" for p in problems)
-    raise PruneError(f"{what} has {count}:{lines}")
+    return validated(Config, data, what)
 
 
 def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -268,66 +256,3 @@ def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return out
-
-
-# ---- errors of pydantic, as one line each
-
-
-_MODELS: dict[tuple[str, ...], type[BaseModel]] = {
-    (): Config,
-    ("channel_sparsity_args",): ChannelArgs,
-    ("slice_sparsity_args",): SliceArgs,
-    ("channel_sparsity_args", "regularize"): Regularize,
-    ("channel_sparsity_args", "MAC_params"): MacParams,
-}
-_TYPES = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "string": "a string",
-    "tuple": "a list",
-    "model": "an object",
-    "none": "null",
-    "finite": "a finite number",
-}
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def _describe_problem(error: Any, data: Any) -> str:
-    """Return an error of pydantic as a line: key, value, and what is allowed."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    loc = tuple(str(p) for p in error["loc"])
-    if kind == "value_error":
-        key, _, text = str(context["error"]).partition("|")
-        return f"{'.'.join((*loc, key))} {text}"
-    owner = _MODELS.get(loc[:-1])
-    if kind == "extra_forbidden" and owner is not None:
-        place = ".".join(loc[:-1]) or "it"
-        return f"{'.'.join(loc)} is no key of {place}{nearest(loc[-1], owner.model_fields)}"
-    if kind == "missing":
-        return f"{'.'.join(loc)} is missing"
-    if loc[:2] == ("channel_sparsity_args", "input_shape"):  # pydantic reports each branch of the union
-        shape = _shorten(data[loc[0]][loc[1]])
-        return (
-            f"{'.'.join(loc[:2])} is {shape}; it must be [B, C, H, W], whole numbers above 0, or a list of such lists"
-        )
-    return f"{'.'.join(loc)} is {_shorten(value)}; it must be {_describe_allowed(kind, value, context, loc, owner)}"
-
-
-def _describe_allowed(kind: str, value: Any, context: Mapping[str, Any], loc: tuple[str, ...], owner: Any) -> str:
-    if kind == "literal_error":
-        field = owner.model_fields[loc[-1]].annotation if owner is not None else None
-        options = [
-            k for k in (*get_args(field), *(x for a in get_args(field) for x in get_args(a))) if isinstance(k, str)
-        ]
-        hint = nearest(value, options) if isinstance(value, str) and len(options) > 3 else ""
-        return context["expected"] + (hint if "did you mean" in hint else "")
-    if bounds := [f"{word} {context[k]}" for k, word in _BOUNDS.items() if k in context]:
-        return bounds[0]
-    return next((text for name, text in _TYPES.items() if kind.startswith(name)), kind.replace("_", " "))
-
-
-def _shorten(value: Any) -> str:
-    """Return a value as JSON of at most 60 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

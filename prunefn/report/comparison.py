@@ -20,13 +20,13 @@ class Entry(NamedTuple):
 
     name: str
     accuracy: float
-    """Accuracy, as a share."""
+    """Accuracy, from 0 to 1."""
     macs: float
     """MACs in billions."""
     params: float
     """Parameters in millions."""
     zeros: float
-    """Share of the weights that are zero."""
+    """Fraction of the weights that are zero."""
 
 
 class Comparison(NamedTuple):
@@ -41,29 +41,35 @@ class Comparison(NamedTuple):
     def rows(self) -> list[list[str]]:
         """Return a row for each run.
 
-        The columns: method, sparsity (share of the weights that are removed or zero), percent of the MACs removed, points
+        The columns: method, params_removed (fraction of the parameters that are removed or zero), percent of the MACs removed, points
         lost, whether the goal is met.
         """
         return [
-            [r.name, f"{self.sparsity(r):.4f}", f"{100 * self.removed(r):.2f}", f"{self.lost(r):.2f}", str(self.met(r))]
+            [
+                r.name,
+                f"{self.params_removed(r):.4f}",
+                f"{100 * self.macs_removed(r):.2f}",
+                f"{self.points_lost(r):.2f}",
+                str(self.met(r)),
+            ]
             for r in self.runs
         ]
 
-    def sparsity(self, run: Entry) -> float:
-        """Return the share of the dense network's parameters that are removed or zero."""
+    def params_removed(self, run: Entry) -> float:
+        """Return the fraction of the dense network's parameters that are removed or zero."""
         return 1 - run.params * (1 - run.zeros) / self.dense.params
 
-    def removed(self, run: Entry) -> float:
-        """Return the share of the MACs that is removed."""
+    def macs_removed(self, run: Entry) -> float:
+        """Return the fraction of the MACs that is removed."""
         return 1 - run.macs / self.dense.macs
 
-    def lost(self, run: Entry) -> float:
+    def points_lost(self, run: Entry) -> float:
         """Return the percentage points of accuracy that are lost."""
         return 100 * (self.dense.accuracy - run.accuracy)
 
     def met(self, run: Entry) -> bool:
         """Return whether a run meets the goal."""
-        return self.goal.met({"macs_removed": self.removed(run), "points_lost": self.lost(run)})
+        return self.goal.met({"macs_removed": self.macs_removed(run), "points_lost": self.points_lost(run)})
 
     def table(self) -> Table:
         """Return the table for the terminal."""

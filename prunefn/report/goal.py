@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 COMPARISON = "final_comparison.csv"
 """File name of a comparison."""
-COLUMNS = ("Method", "Sparsity", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
-"""Columns of this file: a name, a share, percent of the MACs, percentage points, and whether the goal is met."""
+COLUMNS = ("Method", "Params_Removed", "FLOPs_Reduction", "Accuracy_Drop", "Goal_Met")
+"""Columns of this file: a name, a fraction of the parameters, percent of the MACs, percentage points, and whether the goal is met."""
 
 
 class Goal(NamedTuple):
     """The requirements on a pruned network."""
 
     macs_removed: float = 0.4
-    """Minimal share of the MACs that is removed."""
+    """Minimal fraction of the MACs that is removed."""
     points_lost: float = 1.5
     """Maximal number of percentage points of top-1 that are lost."""
 

@@ -12,7 +12,7 @@ from ..errors import PruneError
 LISTED = 30
 """Maximal number of networks of the front that are named."""
 Point = tuple[str, int | float, int | float]
-"""(name, MACs, top-1 as a share)"""
+"""(name, MACs, top-1 from 0 to 1)"""
 
 
 def pareto_front(points: Sequence[Point]) -> list[bool]:
@@ -38,7 +38,7 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
     """Draw all points; those on the front are joined, numbered and named beside the picture, the others are pale.
 
     Args:
-        points: (name, MACs, top-1 as a share) of each network.
+        points: (name, MACs, top-1 from 0 to 1) of each network.
         path: path of the PNG.
         title: title of the picture.
 
@@ -46,7 +46,7 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
         PruneError: there are no points.
     """
     if not points:
-        raise PruneError("there are no points to draw; give (name, MACs, top-1 as a share) for each network")
+        raise PruneError("there are no points to draw; give (name, MACs, top-1 from 0 to 1) for each network")
     front = pareto_front(points)
     best = sorted((p for p, on in zip(points, front, strict=True) if on), key=lambda p: (p[1], p[0]))
     others = [p for p, on in zip(points, front, strict=True) if not on]

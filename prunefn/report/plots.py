@@ -47,9 +47,9 @@ class Curves(NamedTuple):
 
     title: str
     dense: tuple[float, float]
-    """(MACs, top-1 as a share)"""
+    """(MACs, top-1 from 0 to 1)"""
     lines: Mapping[str, Sequence[tuple[float, float]]]
-    """Method → points, each (MACs, top-1 as a share)."""
+    """Method → points, each (MACs, top-1 from 0 to 1)."""
     chance: float = 0.0
     """Top-1 of guessing."""
 
@@ -96,9 +96,9 @@ def _bars(axes: Axes, panel: Kept) -> None:
     names = list(panel.before)
     for i, (method, units) in enumerate(series.items()):
         at = [g + (i - (len(series) - 1) / 2) * width for g in range(len(names))]
-        share = [100 * units[n] / panel.before[n] for n in names]
+        percent = [100 * units[n] / panel.before[n] for n in names]
         colour = DENSE if not i else COLOURS[(i - 1) % len(COLOURS)]
-        bars = axes.bar(at, share, width * 0.92, color=colour, label=method)
+        bars = axes.bar(at, percent, width * 0.92, color=colour, label=method)
         axes.bar_label(bars, [str(units[n]) for n in names], padding=2, fontsize=8, color=INK)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(0, 116)

@@ -140,8 +140,8 @@ def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits:
         spec: may be None if the scope needs none.
     """
     names = list(scores)
-    if scope.per is not None and spec is None:
-        raise PruneError(f"scope.{scope.name}() needs the spec: select(scores, ratio, spec=spec, scope=…)")
+    if scope.per is not None:
+        scopes.require_spec(spec, scope.name)
     keys = [None] * len(names) if scope.classes is None else scope.classes(names, spec)
     numbers: dict[object, int] = {}  # a class for each pair of a pattern and a key of the scope
     classes = [

@@ -140,14 +140,14 @@ def _kind(group: Group, _: Spec) -> Hashable:
 
 
 def _classes_by_signature(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
-    by_group = signatures(_require_spec(spec, "isomorphic"))
+    by_group = signatures(require_spec(spec, "isomorphic"))
     return [by_group[g] for g in groups]
 
 
 def _classes_by_key(
     groups: Sequence[str], spec: Spec | None, *, key: Callable[[Group, Spec], Hashable], name: str
 ) -> list[Hashable]:
-    spec = _require_spec(spec, name)
+    spec = require_spec(spec, name)
     return [key(spec.groups[g], spec) for g in groups]
 
 
@@ -157,7 +157,7 @@ def _normalizer(normalize: bool | Normalizer | None) -> Normalizer | None:
     return normalize
 
 
-def _require_spec(spec: Spec | None, scope: str) -> Spec:
+def require_spec(spec: Spec | None, scope: str) -> Spec:
     """Return the spec; raise PruneError if it is missing."""
     if spec is None:
         raise PruneError(f"scope.{scope}() needs the spec: select(scores, ratio, spec=spec, scope=…)")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .._shapes import Bool, Float
 from ..compensation.methods import weighted_sum
-from ..compensation.repair import Repaired, not_ours, site_inputs, written
+from ..compensation.repair import Repaired, check_covariance, not_ours, site_inputs, written
 from ..doors import door
-from ..errors import ParamsError, PruneError, StatsError, warn
+from ..errors import ParamsError, PruneError, warn
 from ..parameters.transforms import check_names
 from ..program.compiled import site_weight
 from ..program.sharded import check_plain
@@ -130,17 +130,14 @@ def _reconstruct_sites(
             continue
         site = spec.sites[w.site]
         inputs, weight = site_inputs(site, stats.sites, {}, params, spec), site_weight(params, site, spec=spec)
-        if inputs.covariance is None:
-            raise StatsError(
-                f"sparse.reconstruct needs the covariance of site {w.site!r}; use collect_stats(…, covariance=True)"
-            )
+        covariances = check_covariance(inputs, site, "sparse.reconstruct")
         if why := not_ours(site, spec):
             raise ParamsError(
                 f"the weight {w.name!r} cannot be rewritten: {why}; leave it out of the masks here, and use sparse.apply_sparse for it"
             )
         kept = w.split(masks[w.name]).to(weight.device)
         solved = torch.zeros_like(weight)
-        for g, c in enumerate(inputs.covariance):
+        for g, c in enumerate(covariances):
             for t in range(weight.shape[-1]):
                 solved[g, :, :, t] = solver.solve(weight[g, :, :, t], kept[g, :, :, t], c, ridge)
         shift = weighted_sum(weight, inputs.mean) - weighted_sum(solved, inputs.mean)

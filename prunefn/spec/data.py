@@ -47,7 +47,7 @@ class SpecData:
     """Why the model could not be exported."""
     layer_formulas: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
     """Module → MACs that use its parameters, or that multiply two activations inside it; the sum is `formulas.macs`."""
-    input_sizes: FrozenDict[str, int] = FrozenDict()
+    input_sizes: FrozenDict[str, int] = field(default=FrozenDict(), repr=False)
     """Size of the inputs that may change → size at which costs are counted; the batch is not among them."""
     layouts: FrozenDict[str, tuple[Layout, ...]] = field(default=FrozenDict(), repr=False)
     """Instruction → layout of each weight of its contractions, as stated by the op's rule."""

@@ -96,7 +96,9 @@ def written(expr: Expr) -> str:
         return " + ".join(map(written, operands)).replace("+ -", "- ")
     compares = op in ("==", "!=", "<=", ">=", "<", ">", "and", "or")
     inside = ("and", "or") if compares else ("+", "and", "or", "*", "//", "%")
-    return f" {op} ".join(f"({written(e)})" if isinstance(e, tuple) and e[0] in inside else written(e) for e in operands)
+    return f" {op} ".join(
+        f"({written(e)})" if isinstance(e, tuple) and e[0] in inside else written(e) for e in operands
+    )
 
 
 def emitted(expr: Expr, sizes: Mapping[str, fx.Node], graph: fx.Graph) -> Any:

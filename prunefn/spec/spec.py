@@ -235,6 +235,16 @@ def check_replayable(spec: Spec) -> None:
         )
 
 
+def check_eval_mode(spec: Spec, purpose: str) -> None:
+    """Check that the spec was traced in eval mode.
+
+    Raises:
+        ParamsError: it was traced in train mode; names the purpose.
+    """
+    if spec.train:
+        raise ParamsError(f"{purpose} needs a spec that was traced in eval mode: trace(model, args)")
+
+
 def check_params(params: Mapping[str, Tensor], spec: Spec, names: tuple[str, ...]) -> None:
     """Check that every named tensor is present and has the spec's shape.
 

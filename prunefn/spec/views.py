@@ -22,9 +22,7 @@ FORMAT = 1
 COLUMNS = ("group", "kind", "units", "members", "sites", "MACs", "params", "mixed by")
 LEFT = ("group", "kind", "mixed by")
 """Left-aligned columns: words; numbers are right-aligned."""
-NOTE = (
-    "MACs and params: the share in which the group's units take part; a weight counts for its inputs and its outputs."
-)
+NOTE = "MACs and params: those in which the group's units take part; a weight counts for its inputs and its outputs."
 
 
 def table(spec: SpecData) -> str:

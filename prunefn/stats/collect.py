@@ -26,7 +26,7 @@ from ..spec.parts import Site
 from ..spec.spec import Spec
 from ..types import Batch, Criterion, Moments, Params, Stats, Where
 from ..where import sites_of
-from .fingerprint import fingerprint, taken
+from .fingerprint import fingerprint, spec_of, taken
 from .measure import compile_moments, measure
 from .moments import merge_moments
 from .saved import Plan, resumed
@@ -112,7 +112,9 @@ def collect_stats(
             check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
         # A process without batches still takes part in gathering.
         stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
-        ready = (_Ready(x := inputs_of(b, spec=spec, device=device), position_weights(spec, x, b, weights)) for b in stream)
+        ready = (
+            _Ready(x := inputs_of(b, spec=spec, device=device), position_weights(spec, x, b, weights)) for b in stream
+        )
         return together(partial(_step_together, start, sites, needs), ready, start, params)
 
     def step(total: Stats, batch: Batch) -> Stats:
@@ -145,7 +147,9 @@ def _step_together(
     assert start.spec is not None
     if ready is not None:
         measured = FrozenDict(measure(dict(start.params), ready.inputs, sites, start.spec, needs, ready.weights))
-        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples_in(ready.inputs, start.spec)))
+        return merge_stats(
+            total, start._replace(sites=measured, batches=1, samples=samples_in(ready.inputs, start.spec))
+        )
     if sites:
         for name in compile_moments(dict(start.params), sites, start.spec, needs, weighted=False).run.gathered:
             gather(start.params[name])
@@ -222,7 +226,9 @@ def merge_stats(a: Stats, b: Stats) -> Stats:
     if a.spec is None or b.spec is None:
         return b if a.spec is None else a
     if not a.spec.fits(b.spec):
-        raise StatsError("the statistics are of specs with other groups or sites; collect both with specs of one network")
+        raise StatsError(
+            "the statistics are of specs with other groups or sites; collect both with specs of one network"
+        )
     if not (a.params is b.params and a.fingerprints is b.fingerprints) and _changed_params(a, b):
         raise StatsError("the statistics are of different parameters; collect both with the same params")
     sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
@@ -280,9 +286,7 @@ def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
     Raises:
         StatsError: the statistics are empty, or of another spec or other parameters; names a parameter that differs.
     """
-    if stats.spec is None:
-        raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
-    if not stats.spec.fits(spec):
+    if not spec_of(stats).fits(spec):
         raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")
     if not stats.fingerprints:
         return

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import StatsError
 from ..files.on_disk import OnDisk
 from ..program.sharded import gather, is_sharded
 from ..spec.spec import Spec
+from ..types import Stats
 
 PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "parameters", "tied", "train", "capture")
 """Fields by which specs are compared."""
@@ -38,6 +40,17 @@ class Origin(NamedTuple):
     """Field → fingerprint"""
     params: dict[str, str]
     """Tensor → fingerprint"""
+
+
+def spec_of(stats: Stats) -> Spec:
+    """Return the spec of the statistics.
+
+    Raises:
+        StatsError: the statistics are empty.
+    """
+    if stats.spec is None:
+        raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
+    return stats.spec
 
 
 def origin(spec: Spec, params: Mapping[str, Tensor], measured: Mapping[str, str] | None = None) -> Origin:

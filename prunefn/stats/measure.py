@@ -38,7 +38,11 @@ def compile_moments(
 
         def call_at_value(function: Callable[..., Any], value: str, dim: int, *args: Any) -> fx.Node:
             """Add a call right after its value is computed, so that the value need not be kept."""
-            more = {} if weights is None else {"weights": graph.call_function(weights_at, (weights, value, dim, env[value]))}
+            more = (
+                {}
+                if weights is None
+                else {"weights": graph.call_function(weights_at, (weights, value, dim, env[value]))}
+            )
             node = graph.call_function(function, (env[value], dim, *args), more)
             env[value].append(node)
             for w in more.values():

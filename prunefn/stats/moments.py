@@ -298,7 +298,9 @@ def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, 
         StatsError: the convolution is transposed.
     """
     if g.transposed:
-        raise StatsError("a transposed convolution reads positions with weights; weights=False counts all positions alike")
+        raise StatsError(
+            "a transposed convolution reads positions with weights; weights=False counts all positions alike"
+        )
     rank = len(g.kernel)
     x, w = (x, weights) if x.ndim == rank + 2 else (x[None], weights[None])
     w = w.to(x.device, torch.float64)
@@ -310,7 +312,10 @@ def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, 
         w = w.index_select(1 + i, centres.clamp(0, n - 1)) * inside
     taps = []
     for tap in product(*map(range, g.kernel)):
-        at = tuple(slice(t * d, t * d + (m - 1) * s + 1, s) for t, d, m, s in zip(tap, g.dilation, w.shape[1:], g.stride, strict=True))
+        at = tuple(
+            slice(t * d, t * d + (m - 1) * s + 1, s)
+            for t, d, m, s in zip(tap, g.dilation, w.shape[1:], g.stride, strict=True)
+        )
         taps.append((x[(slice(None), slice(None), *at)] * w[:, None]).flatten(2).sum((0, 2)))
     return torch.stack(taps, 1), _as_count(w.sum())
 

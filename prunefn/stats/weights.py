@@ -242,7 +242,9 @@ def _named(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 def _weighting(spec: Spec, weights: Any, source: Any) -> Weighting:
     """Return weights [samples] or [samples, positions] with their axes: the first ones that may change of an input."""
     if not isinstance(weights, Tensor) or weights.ndim not in (1, 2):
-        raise BatchError(f"weights={source!r} gives {type(weights).__name__}; it must be a tensor [samples] or [samples, positions]")
+        raise BatchError(
+            f"weights={source!r} gives {type(weights).__name__}; it must be a tensor [samples] or [samples, positions]"
+        )
     for i in spec.program.inputs:
         axes = [a.name for a in i.axes if isinstance(a, Leaf)]
         axes.sort(key=lambda name: name not in spec.program.domain.batch)
@@ -254,6 +256,8 @@ def _weighting(spec: Spec, weights: Any, source: Any) -> Weighting:
 def _check(w: Weighting, sizes: Mapping[str, int]) -> None:
     shape = (sizes[w.samples], *([sizes[w.positions]] if w.positions else []))
     if tuple(w.weights.shape) != shape:
-        raise BatchError(f"the weights have shape {tuple(w.weights.shape)}, but the batch has {w.samples}, {w.positions} = {shape}")
+        raise BatchError(
+            f"the weights have shape {tuple(w.weights.shape)}, but the batch has {w.samples}, {w.positions} = {shape}"
+        )
     if not bool((w.weights.isfinite() & (w.weights >= 0)).all()):
         raise BatchError("the weights of positions must be finite and ≥ 0")

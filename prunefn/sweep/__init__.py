@@ -6,8 +6,8 @@ A trial is any function of (settings, folder); `prune_trial` makes the one that 
 
 >>> import tempfile
 >>> def trial(settings, folder):
-...     return {"top1": 0.9 - settings["sparsity"] ** 4, "macs": 1 - settings["sparsity"]}
->>> space = {"sparsity": {"low": 0.0, "high": 0.9}}
+...     return {"top1": 0.9 - settings["macs_ratio"] ** 4, "macs": 1 - settings["macs_ratio"]}
+>>> space = {"macs_ratio": {"low": 0.0, "high": 0.9}}
 >>> done = sweep(trial, space, folder=tempfile.mkdtemp(), trials=12)
 >>> len(done.front) == len(done.finished) == 12  # neither gains without losing
 True
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["Goal", "PruneTrial", "Sweep", "Trial", "prune_trial", "read_sweep", "sweep", "write_results"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("PruneTrial", "prune_trial"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs("train", f"prunefn.sweep.{name}"):
-        return getattr(import_module(".prune", __name__), name)
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("PruneTrial", "prune_trial"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with needs("train", f"prunefn.sweep.{name}"):
+            return getattr(import_module(".prune", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: two objectives against each other, and which settings mattered."""
+"""Draw two objectives of a sweep against each other, and the importance of its settings."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..report import pareto as networks
-from .result import Sweep, Trial, method
+from .result import Sweep, Trial, describe_method
 
 NETWORKS = {"top1": "maximize", "macs": "minimize"}
 """Objectives of a sweep over pruned networks."""
 
 
 def pareto(sweep: Sweep, path: Path) -> None:
-    """The first two objectives against each other; the front is joined, where there are no others, and has the trials' numbers.
+    """Draw the first two objectives against each other, with the numbers of the front's trials; two objectives: the front is a line.
 
     Args:
         sweep: of two objectives or more, with a finished trial.
-        path: of the PNG.
+        path: path of the PNG.
     """
     own = [t for t in sweep.finished if t.same_as is None]
     if sweep.objectives == NETWORKS:
@@ -32,9 +32,9 @@ def pareto(sweep: Sweep, path: Path) -> None:
     figure = canvas(7.2, 4.4)
     axes = figure.add_subplot(1, 1, 1)
     axes.plot([t.results[across] for t in own], [t.results[up] for t in own], "o", color=DENSE, markersize=5)
-    found = [t.results[across] for t in front], [t.results[up] for t in front]
-    axes.plot(*found, marker="o", color=COLOURS[0], markersize=6, linewidth=1.5, **joined)
-    for t, *at in zip(front, *found, strict=True):
+    points = [t.results[across] for t in front], [t.results[up] for t in front]
+    axes.plot(*points, marker="o", color=COLOURS[0], markersize=6, linewidth=1.5, **joined)
+    for t, *at in zip(front, *points, strict=True):
         axes.annotate(str(t.number), (at[0], at[1]), (5, -10), textcoords="offset points", fontsize=7.5, color=INK)
     axes.margins(0.06, 0.1)
     axes.set_xlabel(f"{_words(across)} ({_better(sweep, across)})")
@@ -44,34 +44,34 @@ def pareto(sweep: Sweep, path: Path) -> None:
     save(figure, path)
 
 
-def importance(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Bars: what each objective depends on.
+def importance(importances: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw bars of the importance of each setting for each objective.
 
     Args:
-        shares: objective → setting → share.
-        path: of the PNG.
+        importances: objective → setting → fraction.
+        path: path of the PNG.
     """
-    figure = canvas(4.2 * len(shares) + 0.6, 1.3 + 0.42 * max(map(len, shares.values())))
-    for i, (objective, found) in enumerate(shares.items()):
-        axes = figure.add_subplot(1, len(shares), i + 1)
-        values = [100 * v for v in found.values()]
+    figure = canvas(4.2 * len(importances) + 0.6, 1.3 + 0.42 * max(map(len, importances.values())))
+    for i, (objective, by_setting) in enumerate(importances.items()):
+        axes = figure.add_subplot(1, len(importances), i + 1)
+        values = [100 * v for v in by_setting.values()]
         axes.barh(range(len(values)), values, 0.7, color=COLOURS[i % len(COLOURS)])
         for at, v in enumerate(values):
             axes.text(v, at, f" {v:.0f} %", va="center", fontsize=8, color=INK)
-        axes.set_yticks(range(len(values)), list(found), fontsize=9)
+        axes.set_yticks(range(len(values)), list(by_setting), fontsize=9)
         axes.invert_yaxis()
         axes.set_xlim(0, 118)
         axes.set_xticks(range(0, 101, 25))
-        axes.set_xlabel("share of what settings explain, each on its own (%)", fontsize=9)
+        axes.set_xlabel("% of what settings explain, each on its own", fontsize=9)
         axes.grid(axis="x", color=GRID)
-        head(axes, f"what {_words(objective)} depends on")
+        head(axes, f"importance of the settings for {_words(objective)}")
     save(figure, path)
 
 
 def _name(trial: Trial) -> str:
-    sparsity = trial.settings.get("sparsity")
-    share = f"{100 * sparsity:.3g} %, " if isinstance(sparsity, float) else ""
-    return f"trial {trial.number}: {share}{method(trial.settings)}"
+    ratio = trial.settings.get("macs_ratio")
+    amount = f"{100 * ratio:.3g} %, " if isinstance(ratio, float) else ""
+    return f"trial {trial.number}: {amount}{describe_method(trial.settings)}"
 
 
 def _words(name: str) -> str:

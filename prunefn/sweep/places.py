@@ -1,12 +1,12 @@
-"""Places: optuna's trials are numbered as they start; a trial that is run again keeps its place in the sweep.
+"""Places: optuna numbers trials as they start; a trial that is retried keeps its place in the sweep.
 
-What a trial's `user_attrs` say:
-    again      its place, if it repeats one that was stopped
+Keys of a trial's `user_attrs`:
+    again      place of the stopped trial that it retries
     worker     the process that runs it
-    error      what it raised
+    error      text of its exception
     stopped    it was interrupted by the user
-    surplus    it was one too many, begun by two workers at once
-    results    what it gave
+    surplus    it was one too many, started by two workers at once
+    results    its results
     same_as    the place of an earlier trial with the same settings, whose results these are
 """
 
@@ -18,11 +18,11 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 DEATHS = 3
-"""A trial whose process dies so often is not begun again."""
+"""Number of deaths after which a trial is not retried."""
 
 
-def places(trials: Iterable[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
-    """Place → the trials that tried it, in order."""
+def tries_by_place(trials: Iterable[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
+    """Return place → its tries, in order."""
     out: dict[int, list[FrozenTrial]] = {}
     for t in sorted(trials, key=lambda t: t.number):
         attrs = t.user_attrs
@@ -33,35 +33,35 @@ def places(trials: Iterable[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
     return out
 
 
-def place_of(study: Study, trial: FrozenTrial) -> int:
-    """Where a trial that has begun stands."""
+def find_place(study: Study, trial: FrozenTrial) -> int:
+    """Return the place of a trial that has started."""
     if "again" in trial.user_attrs:
         return trial.user_attrs["again"]
     before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
-    return len(places(before))
+    return len(tries_by_place(before))
 
 
-def died(trial: FrozenTrial) -> bool:
-    """Whether its process ended in the middle of it."""
-    known = ("error", "stopped", "surplus")
-    return trial.state == TrialState.FAIL and not any(k in trial.user_attrs for k in known)
+def has_died(trial: FrozenTrial) -> bool:
+    """Return whether the process of a trial ended before the trial."""
+    explained = ("error", "stopped", "surplus")
+    return trial.state == TrialState.FAIL and not any(k in trial.user_attrs for k in explained)
 
 
 def mend(study: Study, alive: Callable[[FrozenTrial], bool], retry_failed: bool = False) -> None:
-    """Put trials that were stopped back into the queue, with the settings that they had.
+    """Put stopped trials back into the queue, with their settings.
 
     Args:
-        study: nobody else mends it meanwhile.
-        alive: whether the process that runs a trial is.
-        retry_failed: those that raised, too.
+        study: must not be changed by another process meanwhile.
+        alive: returns whether the process of a trial runs.
+        retry_failed: also trials that raised.
     """
     for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not alive(t):
             study.tell(t.number, state=TrialState.FAIL, skip_if_finished=True)
-    for place, tries in places(study.get_trials(deepcopy=False)).items():
+    for place, tries in tries_by_place(study.get_trials(deepcopy=False)).items():
         last = tries[-1]
         if last.state != TrialState.FAIL:
             continue
-        given_up = "error" in last.user_attrs or sum(map(died, tries)) >= DEATHS
+        given_up = "error" in last.user_attrs or sum(map(has_died, tries)) >= DEATHS
         if retry_failed or not given_up:
             study.enqueue_trial(dict(last.params), user_attrs={"again": place})

@@ -1,6 +1,6 @@
-"""optuna's samplers without hidden state: what a trial is proposed depends on the seed, its place, and what is finished.
+"""Stateless optuna samplers: a trial's proposal depends only on the seed, the trial's place and the finished trials.
 
-So a sweep that was killed and goes on proposes what it would have proposed.
+A resumed sweep therefore proposes the same settings as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from optuna.samplers import BaseGASampler, BaseSampler, NSGAIISampler, RandomSam
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import PruneError, nearest
-from .places import place_of
+from .places import find_place
 from .space import Space, grid
 
 POPULATION = 12
-"""Trials of a generation of NSGA-II: optuna's 50 would be most sweeps' first."""
+"""Trials of a generation of NSGA-II; optuna's default of 50 would be all trials of most sweeps."""
 
 NAMES = ("tpe", "grid", "nsga2", "random")
 
 
 def sampler_of(name: str, space: Space, seed: int) -> BaseSampler:
-    """A sampler by its name.
+    """Return the sampler of a name.
 
     Raises:
-        PruneError: there is none of this name, or the grid has ranges.
+        PruneError: the name is unknown, or the grid has ranges.
     """
     if name not in NAMES:
         raise PruneError(f"there is no sampler {name!r}{nearest(name, NAMES)} (all: {', '.join(NAMES)})")
@@ -41,19 +41,19 @@ def sampler_of(name: str, space: Space, seed: int) -> BaseSampler:
 
 
 def seed_of(seed: int, place: int) -> int:
-    """Near seeds and places give unrelated ones."""
+    """Return a seed for the place; those of similar seeds and places are unrelated."""
     return int(np.random.SeedSequence([seed & 0xFFFFFFFF, place]).generate_state(1)[0])
 
 
 class ByPlace(BaseSampler):
-    """A fresh sampler for every trial, made for the trial's place in the sweep."""
+    """A sampler that creates a new one for every trial, by the trial's place in the sweep."""
 
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
         self.make = make
         self.now: BaseSampler = RandomSampler(seed=0)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.now = self.make(place_of(study, trial))
+        self.now = self.make(find_place(study, trial))
         self.now.before_trial(study, trial)
         if isinstance(self.now, BaseGASampler):
             # parents come in another order when they are chosen than when they are read again

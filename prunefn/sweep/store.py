@@ -1,4 +1,4 @@
-"""Where the trials of a sweep are kept, and which processes are at work on them."""
+"""Store the trials of a sweep, and register the processes that work on them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ WORKERS = "workers"
 WAIT = 120
 """Seconds to wait for another process that writes to an SQLite file."""
 BEAT, SILENCE = 30, 120
-"""Seconds between signs of life of a trial on a database server, and after how many without one it is dead."""
+"""Seconds between the signals of a trial on a database server, and seconds without a signal after which it is dead."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without a line from optuna for every trial: what failed is in the folder."""
+def without_logs() -> Iterator[None]:
+    """Silence optuna's line for every trial; errors are in the folder."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -47,8 +47,8 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-class Asked(NamedTuple):
-    """What a sweep is asked to do; it stays the same for as long as it goes on."""
+class SweepConfig(NamedTuple):
+    """The arguments of a sweep that must not change when it is resumed."""
 
     space: Space
     sampler: str
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a sweep is."""
+    """The folder and storage of a sweep."""
 
     folder: Path
     storage: str | None
@@ -66,56 +66,56 @@ class Place(NamedTuple):
     name: str
 
 
-def check(at: Place, asked: Asked) -> dict[str, Any]:
-    """What is asked, as JSON, once the folder is there, and is of no other sweep.
+def check_config(at: Place, config: SweepConfig) -> dict[str, Any]:
+    """Create the folder, and return the config as JSON.
 
     Raises:
-        PruneError: it is; names both.
+        PruneError: the folder is of a sweep with another config; names both values.
     """
     at.folder.mkdir(parents=True, exist_ok=True)
-    wanted, path = json.loads(json.dumps(asked._asdict())), at.folder / CONFIG
+    as_json, path = json.loads(json.dumps(config._asdict())), at.folder / CONFIG
     if path.exists():
-        _same(str(path), json.loads(path.read_text(encoding="utf-8")), wanted)
-    return wanted
+        _check_same(str(path), json.loads(path.read_text(encoding="utf-8")), as_json)
+    return as_json
 
 
-def create(at: Place, asked: Asked) -> Study:
-    """The study of a sweep, made or opened.
+def create_study(at: Place, config: SweepConfig) -> Study:
+    """Create or open the study of a sweep.
 
     Raises:
-        PruneError: the folder or the study is of a sweep with other settings; names both.
+        PruneError: the folder or the study is of a sweep with another config; names both values.
     """
     with FileLock(at.folder / "begin.lock"):
-        wanted = check(at, asked)
+        as_json = check_config(at, config)
         study = optuna.create_study(
             storage=_storage(at),
             study_name=at.name,
-            directions=[StudyDirection[d.upper()] for d in asked.objectives.values()],
+            directions=[StudyDirection[d.upper()] for d in config.objectives.values()],
             load_if_exists=True,
         )
-        if "asked" in study.user_attrs:
-            _same(f"the study {at.name!r}", study.user_attrs["asked"], wanted)
-        study.set_user_attr("asked", wanted)
-        atomic.write_text(at.folder / CONFIG, json.dumps(wanted, indent=1) + "\n")
+        if "config" in study.user_attrs:
+            _check_same(f"the study {at.name!r}", study.user_attrs["config"], as_json)
+        study.set_user_attr("config", as_json)
+        atomic.write_text(at.folder / CONFIG, json.dumps(as_json, indent=1) + "\n")
     return study
 
 
-def opened(at: Place) -> tuple[Study, Asked]:
-    """The study of a sweep that was begun.
+def open_study(at: Place) -> tuple[Study, SweepConfig]:
+    """Open the study of a sweep that exists.
 
     Raises:
         PruneError: there is none.
     """
     if at.storage is None and not (at.folder / DATABASE).exists():
-        raise PruneError(f"there is no sweep in {at.folder}; begin one, or give its storage=")
+        raise PruneError(f"there is no sweep in {at.folder}; start one, or give its storage=")
     try:
         study = optuna.load_study(study_name=at.name, storage=_storage(at))
     except KeyError as error:
         raise PruneError(f"there is no sweep {at.name!r} in {at.storage or at.folder}; give its name=") from error
-    return study, Asked(**study.user_attrs["asked"])
+    return study, SweepConfig(**study.user_attrs["config"])
 
 
-def _same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         if json.dumps(before.get(key)) != json.dumps(value):  # the order counts, too
             raise PruneError(
@@ -140,7 +140,7 @@ def _storage(at: Place) -> BaseStorage:
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[str]:
-    """Within, this process is at work in the folder under a name of its own; once it is dead, however it died, it is not."""
+    """Register this process as a worker of the folder under a unique name, until it ends in any way."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     (folder / WORKERS).mkdir(exist_ok=True)
     path = folder / WORKERS / f"{name}.lock"
@@ -151,7 +151,7 @@ def at_work(folder: Path) -> Iterator[str]:
         path.unlink(missing_ok=True)
 
 
-def _works(lock: Path) -> bool:
+def _is_at_work(lock: Path) -> bool:
     if not lock.exists():
         return False
     try:
@@ -161,12 +161,12 @@ def _works(lock: Path) -> bool:
         return True
 
 
-def mended(study: Study, at: Place, me: str = "", *, retry_failed: bool = False) -> None:
-    """Put back into the queue what was stopped, here or on a machine that shares the folder or has fallen silent.
+def requeue_stopped(study: Study, at: Place, me: str = "", *, retry_failed: bool = False) -> None:
+    """Put stopped trials back into the queue: of this machine, of one with the same folder, or of one without a signal.
 
     Args:
-        me: the name of this process, if it is at work itself.
-        retry_failed: what raised, too.
+        me: the name of this process, if it is a worker.
+        retry_failed: also trials that raised.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -176,12 +176,12 @@ def mended(study: Study, at: Place, me: str = "", *, retry_failed: bool = False)
     def alive(trial: FrozenTrial) -> bool:
         worker, begun = trial.user_attrs.get("worker"), trial.datetime_start
         if worker is None:  # it has begun this moment, or its process died in the first one
-            others = any(p.stem != me and _works(p) for p in locks.glob("*.lock"))
+            others = any(p.stem != me and _is_at_work(p) for p in locks.glob("*.lock"))
             recent = begun is None or (datetime.now() - begun).total_seconds() < SILENCE
             return others or (at.storage is not None and recent)
         lock = locks / f"{worker}.lock"
         elsewhere = at.storage is not None and not lock.exists()
-        return worker == me or elsewhere or _works(lock)
+        return worker == me or elsewhere or _is_at_work(lock)
 
     with FileLock(at.folder / "mend.lock"):
         mend(study, alive, retry_failed)

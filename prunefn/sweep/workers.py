@@ -1,4 +1,4 @@
-"""Processes that are spawned, watched, and stopped with the one that started them."""
+"""Spawn worker processes, watch them, and stop them with the parent."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import torch
 
 from ..errors import PruneError
 
-LOOK = 1.0
-"""Seconds from one look at the workers to the next."""
-PATIENCE = 30.0
-"""Seconds that a worker has to end when it is interrupted."""
+POLL_SECONDS = 1.0
+"""Seconds between two checks of the workers."""
+STOP_SECONDS = 30.0
+"""Seconds that an interrupted worker may take to end."""
 INTERRUPTED = 130
 
 
-def run(work: Callable[..., object], job: Any, n: int, show: Callable[[], object]) -> list[int]:
-    """Let n processes do the same job, and wait for them.
+def run_workers(work: Callable[..., object], job: Any, n: int, show: Callable[[], object]) -> list[int]:
+    """Run the same job in n processes, and wait for them.
 
     Args:
-        work: (job, go_on=…) → done; a function of a module.
+        work: called with (job, proceed=…); a function of a module.
         job: is pickled.
         show: called every second.
 
     Returns:
-        Exit codes, in order; 0 is well, negative ones are signals.
+        Exit codes, in order; 0: success, negative: a signal.
 
     Raises:
         PruneError: the job cannot be pickled.
     """
     try:
-        sent = pickle.dumps((work, job))
+        pickled = pickle.dumps((work, job))
     except Exception as error:
         raise PruneError(
             f"the trial cannot be pickled, which workers={n} needs ({error}); use a function of a module, not a lambda or one "
@@ -45,12 +45,12 @@ def run(work: Callable[..., object], job: Any, n: int, show: Callable[[], object
         ) from error
     threads = max(1, torch.get_num_threads() // n)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_worker, args=(sent, threads, _gpu(i))) for i in range(n)]
+    processes = [context.Process(target=_worker, args=(pickled, threads, _gpu(i))) for i in range(n)]
     try:
         for p in processes:
             p.start()
         while any(p.exitcode is None for p in processes):
-            wait([p.sentinel for p in processes if p.exitcode is None], timeout=LOOK)
+            wait([p.sentinel for p in processes if p.exitcode is None], timeout=POLL_SECONDS)
             show()
     finally:
         _stop([p for p in processes if p.pid is not None])
@@ -62,35 +62,35 @@ def _stop(processes: list[BaseProcess]) -> None:
         if p.is_alive() and p.pid is not None:
             os.kill(p.pid, signal.SIGINT)
     for p in processes:
-        p.join(PATIENCE)
+        p.join(STOP_SECONDS)
         if p.is_alive():
             p.kill()
             p.join()
 
 
 def _gpu(worker: int) -> str | None:
-    """Which GPU a worker sees; None: all there are."""
-    known = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """Return the GPU that a worker sees; None: all."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    names = known.split(",") if known else [str(i) for i in range(count)]
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
     return names[worker % len(names)] if count > 1 else None
 
 
-def _worker(sent: bytes, threads: int, gpu: str | None) -> None:
+def _worker(pickled: bytes, threads: int, gpu: str | None) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything asks for a GPU
-    signal.signal(signal.SIGINT, _once)
+    signal.signal(signal.SIGINT, _interrupt_once)
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
     try:
-        work, job = pickle.loads(sent)
-        work(job, go_on=parent.is_alive)
+        work, job = pickle.loads(pickled)
+        work(job, proceed=parent.is_alive)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _once(number: int, frame: object) -> None:
+def _interrupt_once(number: int, frame: object) -> None:
     """The terminal and the parent may both interrupt; the second time would break what the first one began to tidy."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -136,9 +136,7 @@ def _follow_to_meta(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return trees.map_tensors(lambda t: t.to("meta"), args)
 
 
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[Names]
-) -> ExportedProgram:
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[Names]) -> ExportedProgram:
     """Export with symbolic sizes; double a batch of one, because torch would treat size 1 as broadcasting."""
     tensors = trees.tensors((args, kwargs))
     attempts = [(args, kwargs)]

@@ -76,7 +76,9 @@ class _Lowering:
         for name, numbers in c.reads.items():
             place = reason_of(c.nodes[name]).source
             if numbers is None:
-                return Recorded(refusal=f"Python reads floats, or thousands of numbers, from a tensor at {place or name}")
+                return Recorded(
+                    refusal=f"Python reads floats, or thousands of numbers, from a tensor at {place or name}"
+                )
             reads.append(Read(self.refs[c.nodes[name]].name, numbers, place))
         for i in instructions:
             if getattr(getattr(target(i.op), "_schema", None), "is_mutable", False):

@@ -23,7 +23,7 @@ from ..program.build import build
 from ..program.compiled import result
 from ..spec.axis import Leaf, leaves, size
 from ..spec.domain import Domain, Limit, guards_of, refusal, shape_environment
-from ..spec.program import Ref, target
+from ..spec.program import target
 from ..spec.spec import Spec
 from .analyse import Analysis, reason_of
 from .capture import Captured, in_mode
@@ -71,7 +71,10 @@ def guarded(spec: Spec, captured: Captured) -> Spec:
     domain = spec.program.domain
     limits = {leaf: f"the export guards {text}" for leaf, text in unreadable.items()}
     values = ((v, captured.nodes[v[1:]].meta["val"].shape, axes) for v, axes in spec.program.axes.items())
-    doubled = {**spec.sizes, **{leaf: 2 * n for leaf, n in domain.traced.items()}}  # most guards hold at twice the sizes
+    doubled = {
+        **spec.sizes,
+        **{leaf: 2 * n for leaf, n in domain.traced.items()},
+    }  # most guards hold at twice the sizes
     for leaf, value in disagreeing(values, leaf_of, doubled).items():
         place = _place_text(captured.nodes[value[1:]])
         limits.setdefault(leaf, f"the axes of {value}{place} do not follow it")

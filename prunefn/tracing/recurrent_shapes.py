@@ -14,7 +14,14 @@ KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 
 
 def _lstm(
-    input: Tensor, hx: list[Tensor], params: Any, has_biases: Any, num_layers: Any, dropout: Any, train: Any, *rest: bool
+    input: Tensor,
+    hx: list[Tensor],
+    params: Any,
+    has_biases: Any,
+    num_layers: Any,
+    dropout: Any,
+    train: Any,
+    *rest: bool,
 ) -> tuple[Tensor, ...]:
     return _output(input, hx[0], bidirectional=rest[0]), *(torch.empty_like(h) for h in hx)
 

@@ -61,11 +61,13 @@ _LOADED = {
 """Name → file of what needs the extra `train`."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LOADED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs("train", f"prunefn.train.{name}"):
-        return getattr(import_module(f".{_LOADED[name]}", __name__), name)
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LOADED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with needs("train", f"prunefn.train.{name}"):
+            return getattr(import_module(f".{_LOADED[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

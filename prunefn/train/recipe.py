@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ..settings import Field, Settings, model_validator
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """Epochs, optimizer, learning rate and the like of a training.
 
     The learning rate rises linearly in the warm-up, and then falls along a cosine, update by update, or in steps.
@@ -21,8 +21,6 @@ class Recipe(BaseModel):
     >>> Recipe(epochs=3, optimizer="sgd", lr=0.01).momentum
     0.9
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=0, description="passes over the training data")
     batch_size: int = Field(default=64, ge=1, description="samples of all processes together that are read at once")

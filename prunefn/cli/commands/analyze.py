@@ -12,11 +12,11 @@ from ...report import plots
 from ...report.norms import analyze
 from ...tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import network_of, wanted_data, write_json
+from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
 SMALL = 0.05
-"""A unit below this share of its group's median norm is as good as gone."""
+"""A unit below this fraction of its group's median norm is as good as gone."""
 
 
 def run(job: Job) -> Result:
@@ -27,11 +27,11 @@ def run(job: Job) -> Result:
     """
     if not job.files:
         raise PruneError("give the folder of a run, such as runs/train/train, or checkpoints")
-    network = network_of(job.config, wanted_data(job.config), dense=True)
+    network = network_of(job.config, optional_data(job.config), dense=True)
     one = len(job.files) == 1 and Path(job.files[0]).is_dir()
-    found = analyze(Path(job.files[0]) if one else [Path(f) for f in job.files], spec=network.spec())
-    plots.norms(found, job.folder / "norms.png")
-    result = {name: _summary(groups) for name, groups in found.items()}
+    norms_by_checkpoint = analyze(Path(job.files[0]) if one else [Path(f) for f in job.files], spec=network.spec())
+    plots.norms(norms_by_checkpoint, job.folder / "norms.png")
+    result = {name: _summary(groups) for name, groups in norms_by_checkpoint.items()}
     write_json(job.folder / "norms.json", result)
     rows = [[n, *(f"{v:.4g}" for v in list(s.values())[:3]), f"{s['near_zero']:.1%}"] for n, s in result.items()]
     job.show(terminal(Table("", ["checkpoint", "p10", "median", "p90", f"below {SMALL:.0%} of the median"], rows)))
@@ -47,7 +47,7 @@ def _summary(groups: Mapping[str, torch.Tensor]) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     yield f"build {config.model.name}, trace it once"
     yield "compute the L2 norm of every unit at every checkpoint, draw them"
 

@@ -12,7 +12,7 @@ from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ...trees import tensors
 from ..command import Command, Job, Result
-from ..opened import network_of, wanted_data, zeros_in
+from ..resources import network_of, optional_data, zero_fraction
 from ..sections import Config
 
 
@@ -23,20 +23,20 @@ def run(job: Job) -> Result:
     config = job.config
     if config.model.checkpoint is None:
         raise PruneError("there is nothing to check; give --checkpoint")
-    data = wanted_data(config)
+    data = optional_data(config)
     dense, network = network_of(config, data, dense=True), network_of(config, data)
     spec, before = network.spec(), cost(dense.spec())
     with torch.no_grad():
         output = network.model(*network.example, **network.keywords)
-        again = forward(params_of(network.model), *network.example, spec=spec, **network.keywords)
-    pairs = list(zip(tensors(output), tensors(again), strict=True))
+        of_program = forward(params_of(network.model), *network.example, spec=spec, **network.keywords)
+    pairs = list(zip(tensors(output), tensors(of_program), strict=True))
     finite = all(bool(torch.isfinite(a).all()) for a, _ in pairs)
     worst = max((float((a - b).abs().max()) for a, b in pairs if a.numel()), default=0.0)
     if not finite:
         raise PruneError(f"{config.model.checkpoint} loads, but {network.name} gives outputs that are not finite")
     after = cost(spec)
     result: Result = summarize(before, after)
-    result |= {"sparsity": zeros_in(network.model), "difference": worst, "class": type(network.model).__name__}
+    result |= {"sparsity": zero_fraction(network.model), "difference": worst, "class": type(network.model).__name__}
     job.show(
         f"{config.model.checkpoint} loads into {result['class']} and runs; it differs from its program by {worst:.1e}"
     )
@@ -48,7 +48,7 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
     yield "run it, compare it with its traced program, print what it costs"
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..command import ended
-from ..layers import resolve, shipped
+from ..command import report_errors
+from ..layers import resolve, shipped_configs
 from ..sections import Config
 
 
@@ -20,8 +20,8 @@ def config(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """List the configs that come with the package, print one, check a file, or print the JSON schema."""
-    with ended(debug):
-        known = shipped()
+    with report_errors(debug):
+        configs = shipped_configs()
         if schema:
             print(json.dumps(Config.model_json_schema(), indent=2))
         elif check is not None:
@@ -29,7 +29,7 @@ def config(
             print(f"{check} is valid")
         elif name is not None:
             resolve([name], {})
-            print(known[name] if name in known else Path(name).read_text(encoding="utf-8"), end="")
+            print(configs[name] if name in configs else Path(name).read_text(encoding="utf-8"), end="")
         else:
-            for each, text in known.items():
+            for each, text in configs.items():
                 print(f"{each}: {text.splitlines()[0].lstrip('# ')}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import data_of, device_of, measures, network_of, write_yaml
+from ..resources import data_of, device_of, measure_networks, network_of, write_yaml
 from ..sections import Config
 
 
@@ -17,12 +17,12 @@ def run(job: Job) -> Result:
     config = job.config
     data = data_of(config)
     network = network_of(config, data)
-    found = evaluate(network.model, data.held_out, device=config.device)
-    result: Result = {"accuracy": round(found["top1"], 6), "loss": round(found["loss"], 6)}
+    metrics = evaluate(network.model, data.held_out, device=config.device)
+    result: Result = {"accuracy": round(metrics["top1"], 6), "loss": round(metrics["loss"], 6)}
     if main_process():
         pair = params_of(network.model), network.spec()
         p = config.profile
-        result |= measures({network.name: pair}, batch=p.batch_size, rounds=p.rounds, device=device_of(config))[
+        result |= measure_networks({network.name: pair}, batch=p.batch_size, rounds=p.rounds, device=device_of(config))[
             network.name
         ]
         job.show(
@@ -35,7 +35,7 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     yield f"open {config.data.name or 'no data: give --data'}"
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}"
     yield "measure top-1 and loss on held-out images; GMACs, parameters and latency"

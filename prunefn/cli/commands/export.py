@@ -8,7 +8,7 @@ from ... import export as exports
 from ...parameters.transforms import params as params_of
 from ...tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import network_of, wanted_data, write_json
+from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
 ENDINGS = {"onnx": ".onnx", "program": ".pt2", "aoti": ".aoti.pt2", "torchscript": ".pt", "state_dict": ".safetensors"}
@@ -17,19 +17,19 @@ ENDINGS = {"onnx": ".onnx", "program": ".pt2", "aoti": ".aoti.pt2", "torchscript
 def run(job: Job) -> Result:
     """Write a model for other runtimes: ONNX, exported program, AOTInductor, TorchScript, state dict.
 
-    Every file is read back and compared with the network at several batch sizes; one that differs by more than --limit is not
+    Every file is read back and compared with the network at several batch sizes; one that differs by more than --atol is not
     written.
     """
     config = job.config
-    network = network_of(config, wanted_data(config))
+    network = network_of(config, optional_data(config))
     spec, params = network.spec(), params_of(network.model)
     e, result, rows = config.export, {}, []
     for kind in e.formats:
         path = job.folder / f"model{ENDINGS[kind]}"
         if kind == "state_dict":
-            done = exports.state_dict(params, path, spec=spec, model=network.model, batches=e.batches, limit=e.limit)
+            done = exports.state_dict(params, path, spec=spec, model=network.model, batches=e.batches, atol=e.atol)
         else:
-            done = getattr(exports, kind)(params, path, spec=spec, batches=e.batches, limit=e.limit)
+            done = getattr(exports, kind)(params, path, spec=spec, batches=e.batches, atol=e.atol)
         size = path.stat().st_size
         found = {str(b): d for b, d in done.differences.items()}
         result[kind] = {"path": str(path), "bytes": size, "differences": found}
@@ -42,11 +42,11 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     e = config.export
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     for kind in e.formats:
-        yield f"{kind}: write model{ENDINGS[kind]}, compare at batch {', '.join(map(str, e.batches))}, limit {e.limit}"
+        yield f"{kind}: write model{ENDINGS[kind]}, compare at batch {', '.join(map(str, e.batches))}, atol {e.atol}"
 
 
 COMMAND = Command("export", run, plan, ("model", "data", "export"), own=("export",), out="runs/export")

@@ -9,82 +9,95 @@ from ... import sparse
 from ...checkpoints.checkpoint import load, save
 from ...costs.analytic import cost
 from ...costs.summary import summarize
+from ...data.value import Data
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import chooser, data_of, learnt, network_of, write_yaml, zeros_in
+from ..networks import Network
+from ..resources import data_of, network_of, selection_images, training_images, write_yaml, zero_fraction
 from ..sections import Config
-from .prune import goal
+from .prune import goal_metrics
 
 TUNED = "finetuned.safetensors"
 ALPHA = 0.7
 """As published for variance-based pruning."""
 MANY = 0.05
-"""Share of zeros that looks like somebody meant it."""
+"""Fraction of zeros above which they look intended."""
 
 
 def run(job: Job) -> Result:
     """Train a pruned model on, with its dense self as teacher if --distill.alpha and --distill.teacher are given.
 
     The folder gets finetuned.safetensors (the best epoch), metrics.yaml (with a teacher, also whether the goal is met beside it:
-    40 % fewer MACs for at most 1.5 points), and in train/ what training writes. Stopped at any moment, the same command goes on.
+    40 % fewer MACs for at most 1.5 points), and in train/ the files of the training. The same command resumes a run that was stopped.
     """
     from ...train import Distill, Setup, evaluate, train
 
     config, out = job.config, job.folder
     data = data_of(config)
     if config.model.checkpoint is None:
-        raise PruneError("finetune goes on from a checkpoint; give --checkpoint, such as runs/prune/pruned.safetensors")
+        raise PruneError("finetune needs a checkpoint; give --checkpoint, such as runs/prune/pruned.safetensors")
     network = network_of(config, data)
     spec = network.spec()
-    zeros = zeros_in(network.model)
+    zeros = zero_fraction(network.model)
     masks = sparse.masks_of(params_of(network.model), spec=spec) if config.finetune.hold_zeros else None
     if masks is None and zeros > MANY:
         job.note(f"{zeros:.1%} of the weights are zero; they are trained like all others without --hold-zeros")
-    teacher, dense = None, None
     alpha = alpha_of(config)
-    if alpha is not None:
-        if config.distill.teacher is None:
-            raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
-        dense = network_of(config, data, dense=True)
-        dense = dense._replace(model=load(dense.model, config.distill.teacher))
-        teacher = Distill(dense.model, alpha, config.distill.temperature)
+    dense = None if alpha is None else _teacher(config, data)
+    teacher = None if dense is None or alpha is None else Distill(dense.model, alpha, config.distill.temperature)
     before = evaluate(network.model, data.held_out, device=config.device)
     setup = Setup(
-        learnt(data, config),
-        chooser(data),
+        training_images(data, config),
+        selection_images(data),
         loss=teacher,
         classes=len(data.classes),
         device=config.device,
         progress=not job.quiet,
     )
     recipe = config.finetune.recipe(config.seed)
-    done = train(network.model, setup, recipe, masks=masks, folder=out / "train", name="finetune")
-    after = evaluate(done.model, data.held_out, device=config.device)["top1"]
-    result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": done.best}
-    result |= {"flops_g": cost(spec).macs / 1e9, "params_m": cost(spec).params / 1e6, "sparsity": zeros_in(done.model)}
+    trained = train(network.model, setup, recipe, masks=masks, folder=out / "train", name="finetune")
+    after = evaluate(trained.model, data.held_out, device=config.device)["top1"]
+    result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": trained.best}
+    result |= {
+        "flops_g": cost(spec).macs / 1e9,
+        "params_m": cost(spec).params / 1e6,
+        "sparsity": zero_fraction(trained.model),
+    }
     if dense is not None:
         top1 = evaluate(dense.model, data.held_out, device=config.device)["top1"]
         summary = summarize(cost(dense.spec()), cost(spec), {"top1": after}, {"top1": top1})
-        result = {**goal(summary), **result}
+        result = {**goal_metrics(summary), **result}
     if main_process():
-        save(done.model, out / TUNED)
+        save(trained.model, out / TUNED)
         write_yaml(out / "metrics.yaml", result)
-        job.show(f"{network.name}: top-1 {before['top1']:.2%} → {after:.2%} on held-out images (epoch {done.best})")
+        job.show(f"{network.name}: top-1 {before['top1']:.2%} → {after:.2%} on held-out images (epoch {trained.best})")
         if after < before["top1"]:
             job.note("no epoch is better than the start; try another --lr, --epochs or a teacher")
         job.show(f"Written to {out}: {TUNED}, metrics.yaml, train/")
     return result
 
 
+def _teacher(config: Config, data: Data) -> Network:
+    """Return the dense network with the weights of the teacher.
+
+    Raises:
+        PruneError: the config names no teacher.
+    """
+    if config.distill.teacher is None:
+        raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
+    dense = network_of(config, data, dense=True)
+    return dense._replace(model=load(dense.model, config.distill.teacher))
+
+
 def alpha_of(config: Config) -> float | None:
-    """The weight of the labels; a teacher that is named teaches, unless alpha is none."""
+    """Return the weight of the labels; with a teacher, it has a default, unless alpha is set to none."""
     d = config.distill
     return ALPHA if d.alpha is None and d.teacher is not None and "alpha" not in d.model_fields_set else d.alpha
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     t, d = config.finetune, config.distill
     yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
     if (alpha := alpha_of(config)) is not None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from ...costs.analytic import cost
 from ...spec.spec import Spec
 from ..command import Command, Job, Result
-from ..opened import network_of, wanted_data, write_json
+from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
 REASONS = 12
-"""So many are shown; --json has all."""
+"""Maximal number of reasons that are shown; --json has all."""
 
 
 def run(job: Job) -> Result:
@@ -20,12 +20,12 @@ def run(job: Job) -> Result:
     With --out, the folder gets spec.json and pictures (spec.svg, spec.html). To look at one tensor or group, name it:
     prunefn inspect timm/deit_tiny_patch16_224 blocks.0.attn.qkv.weight
     """
-    network = network_of(job.config, wanted_data(job.config))
+    network = network_of(job.config, optional_data(job.config))
     spec = network.spec()
     if job.files:
-        told = {name: spec.explain(name) for name in job.files}
-        job.show("\n\n".join(told.values()))
-        return {"model": network.name, "explain": told}
+        explanations = {name: spec.explain(name) for name in job.files}
+        job.show("\n\n".join(explanations.values()))
+        return {"model": network.name, "explain": explanations}
     c = cost(spec)
     job.show(spec.table())
     job.show()
@@ -53,7 +53,7 @@ def run(job: Job) -> Result:
 
 
 def _frozen(spec: Spec) -> list[str]:
-    """Why dims are frozen, the most frequent reasons first, each with where it is so."""
+    """Return the reasons why dims are frozen, the most frequent first, each with its places."""
     places: dict[str, list[str]] = {}
     for (tensor, dim), reasons in spec.frozen.items():
         for reason in reasons:
@@ -67,7 +67,7 @@ def _frozen(spec: Spec) -> list[str]:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     yield f"build {config.model.name}" + (f", load {config.model.checkpoint}" if config.model.checkpoint else "")
     yield "trace it once"
     yield "print its groups, costs and what is frozen"

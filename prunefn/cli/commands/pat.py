@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from ...by_name.tables import regularizer_of, schedule_of
 from ..command import Command, Job, Result, main_process
-from ..opened import calibration, data_of, learnt, network_of, write_yaml
-from ..pipelines import budget_of, maker_of, share_of
+from ..pipelines import budget_of, maker_of, ratio_of
+from ..resources import calibration, data_of, network_of, training_images, write_yaml
 from ..sections import Config
-from .prune import goal
+from .prune import goal_metrics
 
 FINAL = "final.safetensors"
 
@@ -18,7 +18,7 @@ def run(job: Job) -> Result:
     """Prune and train in up to three phases: sparse training, rounds of pruning and training, fine-tuning.
 
     The folder gets final.safetensors, a mask and a checkpoint for each round, summary.json, metrics.yaml, pictures and
-    report.html. Stopped at any moment, the same command goes on. On several GPUs:
+    report.html. The same command resumes a run that was stopped. On several GPUs:
     torchrun --nproc-per-node 8 -m prunefn pat …
     """
     from ...train import Phases, Setup, pat
@@ -27,9 +27,9 @@ def run(job: Job) -> Result:
     data = data_of(config)
     network = network_of(config, data)
     c, p, seed = config, config.pat, config.seed
-    share, of = share_of(p, c.prune)
+    ratio, of = ratio_of(p, c.prune)
     setup = Setup(
-        learnt(data, config),
+        training_images(data, config),
         data.held_out,
         classes=len(data.classes),
         device=c.device,
@@ -37,7 +37,7 @@ def run(job: Job) -> Result:
     )
     phases = Phases(
         maker_of(c.prune),
-        schedule_of(p.schedule, share, p.steps),
+        schedule_of(p.schedule, ratio, p.steps),
         budget=budget_of(of),
         sparse=(regularizer_of(p.regularizer), c.sparse.recipe(seed)) if c.sparse.epochs else None,
         between=c.between.recipe(seed) if c.between.epochs else None,
@@ -48,11 +48,11 @@ def run(job: Job) -> Result:
         carry=p.carry,
     )
     batches = calibration(config, c.prune.images, c.prune.batch_size)
-    done = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
-    result: Result = {**done.summary, **goal(done.summary)}
+    result_of_run = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
+    result: Result = {**result_of_run.summary, **goal_metrics(result_of_run.summary)}
     if main_process():
-        write_yaml(job.folder / "metrics.yaml", goal(done.summary))
-        s = done.summary
+        write_yaml(job.folder / "metrics.yaml", goal_metrics(result_of_run.summary))
+        s = result_of_run.summary
         job.show(
             f"{s['macs_removed']:.1%} of the MACs removed, top-1 {s['top1_dense']:.2%} → {s['top1']:.2%} "
             f"({100 * (s['top1'] - s['top1_dense']):+.2f} points)"
@@ -62,18 +62,18 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     c, p = config, config.pat
     maker_of(c.prune)
-    share, of = share_of(p, c.prune)
-    steps = schedule_of(p.schedule, share, p.steps)
+    ratio, of = ratio_of(p, c.prune)
+    steps = schedule_of(p.schedule, ratio, p.steps)
     yield f"build {c.model.name}, load {c.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if c.sparse.epochs:
         regularizer_of(p.regularizer)
         yield f"sparse training: {p.regularizer}, {c.sparse.epochs} epochs at {c.sparse.lr}"
-    shares = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
+    ratios = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
     target = "" if p.target is None else f", until {p.target:.0%} of the MACs are left"
-    yield f"{p.steps} rounds of {c.prune.recipe}: {shares} of the {of} removed{target}"
+    yield f"{p.steps} rounds of {c.prune.recipe}: {ratios} of the {of} removed{target}"
     yield f"after each round: {c.between.epochs} epochs at {c.between.lr}"
     distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
     yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.lr}{distilled}"

@@ -10,11 +10,11 @@ from ...costs.profiling import profile
 from ...parameters.transforms import params as params_of
 from ...tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import device_of, network_of, wanted_data, write_json
+from ..resources import device_of, network_of, optional_data, write_json
 from ..sections import Config
 
 MOST = 6
-"""Layers that are shown."""
+"""Maximal number of layers that are shown."""
 
 
 def run(job: Job) -> Result:
@@ -23,26 +23,26 @@ def run(job: Job) -> Result:
     prunefn profile timm/deit_tiny_patch16_224 runs/prune/pruned.safetensors …
     """
     config = job.config
-    data = wanted_data(config)
-    found = {"dense": network_of(config, data, dense=bool(job.files))}
+    data = optional_data(config)
+    networks = {"dense": network_of(config, data, dense=bool(job.files))}
     for file in job.files:
         one = config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": file})})
-        found[_name(file, found)] = network_of(one, data)
-    pairs = {name: (params_of(n.model), n.spec()) for name, n in found.items()}
+        networks[_name(file, networks)] = network_of(one, data)
+    pairs = {name: (params_of(n.model), n.spec()) for name, n in networks.items()}
     p = config.profile
-    timed = profile(pairs, batch=p.batch_size, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
-    job.show(terminal(_shown(timed.table())))
-    result: Result = {"device": timed.device, "threads": timed.threads, "batch": timed.batch, "networks": {}}
-    for n in timed.networks:
+    profiled = profile(pairs, batch=p.batch_size, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
+    job.show(terminal(_shown(profiled.table())))
+    result: Result = {"device": profiled.device, "threads": profiled.threads, "batch": profiled.batch, "networks": {}}
+    for n in profiled.networks:
         entry: dict[str, Any] = {"macs": n.cost.macs, "params": n.cost.params, "peak_bytes": n.peak}
         entry |= {"latency_ms": {k: 1e3 * v for k, v in n.timing._asdict().items() if k != "rounds"}}
-        entry["throughput_fps"] = timed.batch / n.timing.median
+        entry["throughput_fps"] = profiled.batch / n.timing.median
         entry["layers"] = {
             name: {"ms": 1e3 * one.seconds, "macs": one.macs, "bytes": one.moved} for name, one in n.layers.items()
         }
         result["networks"][n.name] = entry
-    for name in list(found)[1:]:
-        excess = timed.excess(name, MOST)
+    for name in list(networks)[1:]:
+        excess = profiled.excess(name, MOST)
         rows = [[e.layer or "(the model itself)", f"{1e3 * e.seconds:.3f}", e.reason] for e in excess]
         if rows:
             job.show(
@@ -55,19 +55,19 @@ def run(job: Job) -> Result:
 
 
 def _shown(table: Table) -> Table:
-    """What a terminal has room for; profile.json has the rest."""
+    """Return the columns that fit a terminal; profile.json has all."""
     few = [i for i, name in enumerate(table.columns) if not name.startswith(("p10", "weights", "peak"))]
     return Table(table.title, [table.columns[i] for i in few], [[row[i] for i in few] for row in table.rows])
 
 
-def _name(file: str, known: Iterable[str]) -> str:
-    """The file's name, with its folder's where that is needed."""
+def _name(file: str, names: Iterable[str]) -> str:
+    """Return the file's name, with its folder's if the name is taken."""
     path = Path(file)
-    return path.stem if path.stem not in known else f"{path.parent.name}/{path.stem}"
+    return path.stem if path.stem not in names else f"{path.parent.name}/{path.stem}"
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     p = config.profile
     yield f"build {config.model.name}, load each checkpoint that is given"
     yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch_size}, then layer by layer"

@@ -18,8 +18,8 @@ from ...report.page import page
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Params, Pruned
 from ..command import Command, Job, Result
-from ..opened import calibration, device_of, moved, network_of, wanted_data, write_json, write_yaml
 from ..pipelines import amount_of, maker_of
+from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
 
 PRUNED = "pruned.safetensors"
@@ -37,13 +37,13 @@ def run(job: Job) -> Result:
 
     config, out = job.config, job.folder
     make, amount = maker_of(config.prune), amount_of(config.prune)
-    data = wanted_data(config)
+    data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch_size)
-    pruned = _pruned(make(amount), moved(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
-    mask = moved(pruned.mask, "cpu")
-    module = to_module(moved(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
+    pruned = _pruned(make(amount), move(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
+    mask = move(pruned.mask, "cpu")
+    module = to_module(move(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
     save(module, out / PRUNED, spec=pruned.spec, masks=mask)
     save_checkpoint(out / "mask.safetensors", {"mask": mask})
     write_json(out / "spec.json", pruned.spec.to_dict())
@@ -58,11 +58,11 @@ def run(job: Job) -> Result:
     measured = ({n: row[n] for n in ("top1", "loss") if n in row} for row in reversed(rows))
     summary: Result = summarize(before, after, *measured)
     write_lines(out / "metrics.jsonl", rows)
-    write_json(out / "config.json", asked(config))
+    write_json(out / "config.json", options_for_page(config))
     write_json(out / "summary.json", summary)
-    write_yaml(out / "metrics.yaml", goal(summary))
+    write_yaml(out / "metrics.yaml", goal_metrics(summary))
     pictures(rows, spec, mask, out)
-    plots.scores(moved(pruned.info.scores, "cpu"), mask, out / "scores.png")
+    plots.scores(move(pruned.info.scores, "cpu"), mask, out / "scores.png")
     if pruned.info.residuals:
         plots.residuals({config.prune.recipe: pruned.info.residuals}, out / "residuals.png")
     page(out)
@@ -74,7 +74,7 @@ def run(job: Job) -> Result:
 
 
 def _pruned(prune: Prune, params: Params, batches: list[Batch] | None, **options: Any) -> Pruned:
-    """Call a pipeline; what it lacks is said in the command's options."""
+    """Call a pipeline; its errors name options of the command."""
     try:
         return prune(params, batches, **options)
     except BatchError as error:
@@ -85,8 +85,8 @@ def _pruned(prune: Prune, params: Params, batches: list[Batch] | None, **options
         raise TraceError(f"{error}: --criterion magnitude --compensation none") from None
 
 
-def asked(config: Config) -> Result:
-    """What a page shows as asked."""
+def options_for_page(config: Config) -> Result:
+    """Return the options that the page shows."""
     dump = config.model_dump(mode="json")
     options = {k: v for k, v in dump["prune"].items() if v not in (None, []) and k != "recipe"}
     return {
@@ -98,8 +98,8 @@ def asked(config: Config) -> Result:
     }
 
 
-def goal(summary: Result) -> Result:
-    """Return what a course asks of a result: accuracy, MACs, and whether the goal is met."""
+def goal_metrics(summary: Result) -> Result:
+    """Return the metrics of a course: accuracy, MACs, and whether the goal is met."""
     out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
     if "top1" in summary:
@@ -110,7 +110,7 @@ def goal(summary: Result) -> Result:
 
 
 def table(rows: list[Result]) -> Table:
-    """Dense beside pruned."""
+    """Return the table of the dense and the pruned network."""
     first = rows[0]
     columns = ["", "MMACs", "of dense", "M params", "of dense"] + (["top-1", "points"] if "top1" in first else [])
     cells = []
@@ -124,7 +124,7 @@ def table(rows: list[Result]) -> Table:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     amount, p = amount_of(config.prune), config.prune
     maker_of(p)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"

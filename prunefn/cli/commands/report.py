@@ -37,7 +37,7 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     yield "read the results of each folder, write its report.html"
 
 

@@ -19,7 +19,7 @@ from ...tables import Table, terminal
 from ...types import Batch, Criterion, Params
 from ..command import Command, Job, Result
 from ..networks import Network
-from ..opened import calibration, device_of, learnt, moved, network_of, wanted_data, write_json, write_yaml
+from ..resources import calibration, device_of, move, network_of, optional_data, training_images, write_json, write_yaml
 from ..sections import Config
 
 SPARSE = "sparse.safetensors"
@@ -28,12 +28,12 @@ SPARSE = "sparse.safetensors"
 def run(job: Job) -> Result:
     """Set weights to zero: single ones, n of each m, blocks or slices. Shapes and MACs stay as they are.
 
-    With --rounds, little by little, with training in between (--between.epochs). To train on with the zeros held:
+    With --rounds, in rounds with training in between (--between.epochs). To train on with the zeros held:
     prunefn finetune --checkpoint …/sparse.safetensors --hold-zeros. The folder gets sparse.safetensors, sparsity.md,
     sparsity.png, summary.json and metrics.yaml.
     """
     config, out, s = job.config, job.folder, job.config.sparsify
-    data = wanted_data(config)
+    data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
     criterion = _criterion(config, data)
@@ -42,9 +42,9 @@ def run(job: Job) -> Result:
         batches = calibration(config, s.images, s.batch_size)
 
     params, masks = sparse.rounds(
-        moved(params, device_of(config)),
+        move(params, device_of(config)),
         batches,
-        schedule_of(s.schedule, s.share, s.rounds),
+        schedule_of(s.schedule, s.ratio, s.rounds),
         s.rounds,
         spec=spec,
         criterion=criterion,
@@ -54,14 +54,14 @@ def run(job: Job) -> Result:
         ridge=s.ridge,
         between=_training_between(job, data, network) if s.rounds > 1 else None,
     )
-    params, masks = moved(params, "cpu"), moved(masks, "cpu")
+    params, masks = move(params, "cpu"), move(masks, "cpu")
     module = to_module(params, spec=spec, model=network.model)
     save(module, out / SPARSE, spec=spec)
     kept = sparse.counts(masks)
-    share = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
-    result: Result = {"sparsity": round(share, 6), **_measured(config, data, (network.model, module), cost(spec))}
+    sparsity = 1 - sum(k.kept for k in kept.values()) / sum(k.weights for k in kept.values())
+    result: Result = {"sparsity": round(sparsity, 6), **_measured(config, data, (network.model, module), cost(spec))}
     _write(job, result, masks, spec)
-    job.show(f"{share:.2%} of {sum(k.weights for k in kept.values()):,} weights are zero, in {len(kept)} tensors")
+    job.show(f"{sparsity:.2%} of {sum(k.weights for k in kept.values()):,} weights are zero, in {len(kept)} tensors")
     if "accuracy" in result:
         row = [
             [
@@ -78,12 +78,12 @@ def run(job: Job) -> Result:
 
 
 def _criterion(config: Config, data: Data | None) -> Criterion:
-    """That of the config; `movement_since` starts from the weights of the seed, which those of `prunefn train` grew from."""
+    """Return the criterion of the config; `movement_since` starts from the seed's initial weights, as `prunefn train` does."""
     return weight_criterion_of(config.sparsify.criterion, lambda: params_of(network_of(config, data, dense=True).model))
 
 
 def _training_between(job: Job, data: Data | None, network: Network) -> Callable[[int, Params, sparse.Masks], Params]:
-    """Return what trains the weights between two rounds, with the zeros held."""
+    """Return the function that trains between two rounds, with the zeros held."""
     config = job.config
 
     def between(step: int, now: Params, masks: sparse.Masks) -> Params:
@@ -91,22 +91,24 @@ def _training_between(job: Job, data: Data | None, network: Network) -> Callable
 
         if data is None or not config.between.epochs:
             return now
-        setup = Setup(learnt(data, config), classes=len(data.classes), device=config.device, progress=not job.quiet)
-        done = train(
-            to_module(moved(now, "cpu"), spec=network.spec(), model=network.model),
+        setup = Setup(
+            training_images(data, config), classes=len(data.classes), device=config.device, progress=not job.quiet
+        )
+        trained = train(
+            to_module(move(now, "cpu"), spec=network.spec(), model=network.model),
             setup,
             config.between.recipe(config.seed + step),
             masks=masks,
             folder=job.folder / f"round_{step}",
             name=f"round_{step}",
         )
-        return moved(params_of(done.model), device_of(config))
+        return move(params_of(trained.model), device_of(config))
 
     return between
 
 
 def _measured(config: Config, data: Data | None, models: tuple[nn.Module, nn.Module], c: Cost) -> Result:
-    """Costs, and the accuracy of the dense and of the sparse model where there are data."""
+    """Return the costs and, with data, the accuracies of the dense and the sparse model."""
     result: Result = {
         "flops_g": c.macs / 1e9,
         "params_m": c.params / 1e6,
@@ -131,13 +133,13 @@ def _write(job: Job, result: Result, masks: sparse.Masks, spec: Any) -> None:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     s = config.sparsify
     name = weight_criterion_of(s.criterion).name
     pattern, among = pattern_of(s.pattern), weight_scope_of(s.scope)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     how = f"{pattern.name} by {name}, {among.name}"
-    yield f"set {s.share if pattern.ratio is None else pattern.ratio:.0%} of the weights to zero: {how}"
+    yield f"set {s.ratio if pattern.ratio is None else pattern.ratio:.0%} of the weights to zero: {how}"
     if s.rounds > 1:
         yield f"in {s.rounds} rounds ({s.schedule}), {config.between.epochs} epochs of training after each"
     yield f"write {SPARSE}, sparsity.md, sparsity.png"

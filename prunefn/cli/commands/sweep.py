@@ -11,31 +11,31 @@ from ...report.goal import Goal
 from ...report.page import page
 from ...tables import Table, terminal
 from ..command import Command, Job, Result
-from ..opened import calibration, chooser, data_of, learnt, network_of
+from ..resources import calibration, data_of, network_of, selection_images, training_images
 from ..sections import Config
 
 MOST = 10
-"""Trials of the front that are shown."""
+"""Maximal number of the front's trials in the table."""
 
 
 def run(job: Job) -> Result:
-    """Try many settings: prune, fine-tune, measure; accuracy against MACs, and which settings matter.
+    """Try many settings: prune, fine-tune, measure; accuracy against MACs, importance of the settings.
 
-    Statistics are collected once. Stopped at any moment, the same command goes on; on many machines, give the same --storage.
+    Statistics are collected once. The same command resumes a sweep that was stopped; on many machines, give the same --storage.
     The folder gets trials.csv, final_comparison.csv, pareto.png, importance.png, report.html, and each trial's pruned model.
     """
     from ... import sweep as sweeps
     from ...train import Distill, Setup
 
     config, s = job.config, job.config.sweep
-    space = {name: _values(within) for name, within in s.space.items()}
+    space = {name: _values(values) for name, values in s.space.items()}
     data = data_of(config)
     network = network_of(config, data)
     p = config.prune
     alpha, temperature = config.distill.alpha, config.distill.temperature
     setup = Setup(
-        learnt(data, config),
-        chooser(data),
+        training_images(data, config),
+        selection_images(data),
         loss=None if alpha is None else Distill(network.model, alpha, temperature),
         classes=len(data.classes),
         device=config.device,
@@ -51,7 +51,7 @@ def run(job: Job) -> Result:
         where=where_of("hidden" if p.where is None else p.where),
         scope=None if p.scope is None else scope_of(p.scope),
     )
-    done = sweeps.sweep(
+    finished_sweep = sweeps.sweep(
         trial,
         space,
         folder=job.folder,
@@ -63,24 +63,24 @@ def run(job: Job) -> Result:
         progress=not job.quiet,
     )
     goal = Goal(s.min_macs_removed, s.max_points_lost)
-    left_out = sweeps.write_results(done, goal)
-    if done.finished:
+    left_out = sweeps.write_results(finished_sweep, goal)
+    if finished_sweep.finished:
         page(job.folder)
-    _show(job, done, left_out)
-    best = done.best(goal) if done.finished else None
+    _show(job, finished_sweep, left_out)
+    best = finished_sweep.best(goal) if finished_sweep.finished else None
     return {
-        "finished": len(done.finished),
-        "failed": sum(t.state == "failed" for t in done.trials),
-        "front": [{"trial": t.number, **t.settings, **t.results} for t in done.front],
+        "finished": len(finished_sweep.finished),
+        "failed": sum(t.state == "failed" for t in finished_sweep.trials),
+        "front": [{"trial": t.number, **t.settings, **t.results} for t in finished_sweep.front],
         "best": None if best is None else {"trial": best.number, **best.settings, **best.results},
     }
 
 
-def _values(within: Any) -> Any:
-    """Choices as they are; numbers of YAML that came as text (1e-3) are numbers."""
-    if not isinstance(within, list):
-        return within
-    return [_number(v) for v in within]
+def _values(values: Any) -> Any:
+    """Return the values of a setting; numbers that YAML reads as text (1e-3) are converted."""
+    if not isinstance(values, list):
+        return values
+    return [_number(v) for v in values]
 
 
 def _number(value: Any) -> Any:
@@ -91,15 +91,15 @@ def _number(value: Any) -> Any:
 
 
 def _texts(space: Mapping[str, Any], name: str) -> list[str]:
-    within = space.get(name, [])
-    if not isinstance(within, list):
-        raise PruneError(f"sweep.space.{name} is {within!r}; give a list of choices")
-    return [str(v) for v in within]
+    values = space.get(name, [])
+    if not isinstance(values, list):
+        raise PruneError(f"sweep.space.{name} is {values!r}; give a list of choices")
+    return [str(v) for v in values]
 
 
-def _show(job: Job, done: Any, left_out: Mapping[str, str]) -> None:
+def _show(job: Job, finished_sweep: Any, left_out: Mapping[str, str]) -> None:
     rows: list[list[str]] = []
-    for t in sorted(done.front, key=lambda t: t.results["macs"])[:MOST]:
+    for t in sorted(finished_sweep.front, key=lambda t: t.results["macs"])[:MOST]:
         settings = ", ".join(f"{k} {v}" for k, v in t.settings.items())
         r = t.results
         rows.append(
@@ -107,23 +107,23 @@ def _show(job: Job, done: Any, left_out: Mapping[str, str]) -> None:
         )
     if rows:
         job.show(terminal(Table("the Pareto front", ["trial", "settings", "MACs removed", "top-1", "points"], rows)))
-    for t in done.trials:
+    for t in finished_sweep.trials:
         if t.state == "failed":
             job.show(f"trial {t.number} failed: {t.error}")
     for what, why in left_out.items():
         job.show(f"no {what}: {why}")
-    written = [
+    files = [
         n for n in ("trials.csv", "final_comparison.csv", "pareto.png", "report.html") if (job.folder / n).exists()
     ]
-    job.show(f"Written to {job.folder}: {', '.join(written)}")
+    job.show(f"Written to {job.folder}: {', '.join(files)}")
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     s = config.sweep
     size = 1
-    for within in s.space.values():
-        size *= len(within) if isinstance(within, list) else 0
+    for values in s.space.values():
+        size *= len(values) if isinstance(values, list) else 0
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}"
     yield "trace it, measure it and collect statistics once"
     trials = f"all {size} combinations" if s.sampler == "grid" else f"{s.trials} trials by {s.sampler}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...checkpoints.checkpoint import save
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
-from ..opened import chooser, data_of, device_of, learnt, measures, network_of, write_yaml
+from ..resources import data_of, device_of, measure_networks, network_of, selection_images, training_images, write_yaml
 from ..sections import Config
 
 BEST = "best_model.safetensors"
@@ -17,7 +17,7 @@ def run(job: Job) -> Result:
     """Train a model from its start, or from --checkpoint.
 
     The folder gets best_model.safetensors (the best epoch on held-out images), metrics.yaml, and in train/ checkpoints,
-    metrics.jsonl and TensorBoard's logs. Stopped at any moment, the same command goes on from there.
+    metrics.jsonl and TensorBoard's logs. The same command resumes a run that was stopped.
     """
     from ...train import Setup, evaluate, train
 
@@ -25,20 +25,22 @@ def run(job: Job) -> Result:
     data = data_of(config)
     network = network_of(config, data)
     setup = Setup(
-        learnt(data, config),
-        chooser(data),
+        training_images(data, config),
+        selection_images(data),
         classes=len(data.classes),
         device=config.device,
         progress=not job.quiet,
     )
-    done = train(network.model, setup, config.train.recipe(config.seed), folder=job.folder / "train")
-    found = done.metrics if data.validation is None else evaluate(done.model, data.held_out, device=config.device)
-    result: Result = {"accuracy": found.get("top1"), "epochs": len(done.rows), "best_epoch": done.best}
+    trained = train(network.model, setup, config.train.recipe(config.seed), folder=job.folder / "train")
+    metrics = (
+        trained.metrics if data.validation is None else evaluate(trained.model, data.held_out, device=config.device)
+    )
+    result: Result = {"accuracy": metrics.get("top1"), "epochs": len(trained.rows), "best_epoch": trained.best}
     if main_process():
-        save(done.model, job.folder / BEST)
+        save(trained.model, job.folder / BEST)
         spec = network.spec()
-        result |= measures(
-            {"dense": (params_of(done.model), spec)}, batch=1, rounds=config.profile.rounds, device=device_of(config)
+        result |= measure_networks(
+            {"dense": (params_of(trained.model), spec)}, batch=1, rounds=config.profile.rounds, device=device_of(config)
         )["dense"]
         write_yaml(job.folder / "metrics.yaml", result)
         shown = "not measured" if result["accuracy"] is None else f"top-1 {result['accuracy']:.2%}"
@@ -48,7 +50,7 @@ def run(job: Job) -> Result:
 
 
 def plan(config: Config) -> Iterable[str]:
-    """Lines."""
+    """Yield the steps."""
     t = config.train
     yield f"open {config.data.name or 'no data: give --data'}, build {config.model.name}"
     if config.model.checkpoint:

@@ -11,13 +11,18 @@ from typing import Annotated
 import torch
 import typer
 
-from ..command import ended
-from ..errors import device_of, need, reported
+from ..command import report_errors
+from ..errors import device_of, need
+
+VALIDATION = 0.1
+"""Fraction of the training images by which the epoch is chosen."""
+PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich", "torchvision": "torchvision"}
+PACKAGES |= {"timm": "timm", "accelerate": "accelerate", "pydantic": "pydantic"}
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, batches and augmentation.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the report; made if it is not there.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and batches.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report; it is created if necessary.")] = Path("demo"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; the last bits of a result depend on it.")] = 1,
 ) -> None:
@@ -25,32 +30,32 @@ def demo(
 
     Takes about a minute on one core. Exit code 1: the run failed; 2: wrong options.
     """
-    need({"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"})
+    need(PACKAGES)
     from rich.console import Console
 
-    from ...data import digits
+    from ...data import open_data
     from ...tables import terminal
-    from .study import RESNET, VIT, DemoError, study
-    from .write import Run, check_folder, table, words, write
+    from .study import networks, study
+    from .write import Run, check_folder, summary, table, write
 
-    where = device_of(device)
+    device_of(device)
     call = ["prunefn", "demo", "--seed", str(seed), "--out", str(out), "--device", device, "--threads", str(threads)]
-    with ended(False), reported(DemoError), steady(threads):
+    with report_errors(False), fixed_threads(threads):
         check_folder(out)
-        split = digits(device=where)
-        studies = [study(network, split, seed=seed) for network in (VIT, RESNET)]
-        written = write(studies, Run(shlex.join(call), seed, device, threads), out)
-    console = Console()
-    for s in studies:
-        console.print(terminal(table(s)))
-        console.print(words(s), highlight=False)
-        console.print()
-    console.print(f"Written to {out}: {', '.join(written)}", soft_wrap=True, highlight=False)
+        data = open_data("digits", validation_fraction=VALIDATION)
+        studies = [study(network, data, seed=seed, device=device) for network in networks()]
+        files = write(studies, Run(shlex.join(call), seed, device, threads), out)
+        console = Console()
+        for s in studies:
+            console.print(terminal(table(s)))
+            console.print(summary(s), highlight=False)
+            console.print()
+        console.print(f"Written to {out}: {', '.join(files)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
-def steady(threads: int) -> Iterator[None]:
-    """So many CPU threads, and cuDNN's reproducible kernels; afterwards all is as it was."""
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Set the number of CPU threads, and cuDNN to reproducible kernels; restore both afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -7,25 +7,24 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 import prunefn as pf
 
 from ...report import axes, plots
+from ...report.page import versions
 from ...tables import Table, markdown
-from .latency import BATCH
-from .study import COMPENSATED, MAGNITUDE, RECALIBRATED, VARIANCE, Result, Study
+from .study import COMPENSATED, MAGNITUDE, RECALIBRATED, TIMED_BATCH, VARIANCE, Network, Result, Study
 
 CLASSES = 10
 HOW_TO_READ = """\
 Every row is measured right after pruning; nothing is trained again. *Retention* is top-1 over the dense top-1. *MACs* are
 multiply-accumulates for one image, *params* the elements of all parameters; both are exact. *ms per batch* is the median
 latency of a batch of {batch} images, the networks taking turns in the same run; *× dense* is that over the dense network's.
-Where the middle half of the batches spreads widely, the machine was busy with other things.
+Where the latencies of single batches spread widely, the machine was busy with other things.
 
 * One image is {image:.2f} points of top-1, and the standard error at 97 % is {error:.1f} points: smaller differences say nothing.
+* A tenth of the training images chose the epoch. The held-out images chose nothing: they were measured at the end.
 * The networks are tiny. Much of their time goes into starting ops, so the latency may hardly fall where the MACs do, and
   whether a width suits the machine's kernels can matter more than the width.
 * *variance* alone removes the units that vary least, however large their mean: it is meant to be followed by *mean*, which
@@ -34,25 +33,25 @@ Where the middle half of the batches spreads widely, the machine was busy with o
 * With *mean*, what the removed units contributed on average is no longer missing from the next layer's output; what is left
   is how they varied. How much of their mean square the mean is, stands below each table. A smaller error there does not
   have to mean a better accuracy, and where the mean is a small part, there is little to gain.
-* *BN* measures the BatchNorms anew on the training images, without labels.
+* *BN* replaces the running statistics of the BatchNorms by those of the training images, without labels.
 * The same seed gives the same table, latency aside, on the same machine, versions and number of CPU threads.
 """
 LOADING = """\
 ```python
 import prunefn as pf
-from prunefn.cli.demo.study import {constant}
-from prunefn.data import digits
 
-split = digits()
-spec = pf.trace({constant}.build().eval(), (split.images[:2],))
+data = pf.data.open_data("digits")
+image, label = data.held_out[0]
+model = pf.nets.{build}
+spec = pf.trace(model.eval(), (image[None],))
 small = pf.load_params("{file}", spec=spec)
-guess = pf.forward(small.params, split.held_out_images, spec=small.spec).argmax(1)
-print((guess == split.held_out_labels).float().mean())  # {top1}
+top1 = pf.train.evaluate(pf.to_module(small.params, spec=small.spec), data.held_out)["top1"]
+print(top1)  # {top1:.4f}
 ```"""
 
 
 class Run(NamedTuple):
-    """How the command was called."""
+    """The call of the command."""
 
     call: str
     seed: int
@@ -61,10 +60,10 @@ class Run(NamedTuple):
 
 
 def check_folder(out: Path) -> None:
-    """Make the folder and try to write to it, before anything takes time.
+    """Create the folder and try to write to it, before anything takes time.
 
     Raises:
-        OSError: it cannot be made or written to.
+        OSError: it cannot be created or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,7 @@ def write(studies: Sequence[Study], run: Run, out: Path) -> list[str]:
         for study in studies:
             name = study.network.name
             axes.axes(study.dense.spec, room / f"axes_{name.lower()}.png", title=f"{name}: its tensors and their axes")
-            _save(study, room / f"{name.lower()}.safetensors")
+            _save(study, room / file_of(study.network))
         plots.kept([_kept(s) for s in studies], room / "kept.png")
         plots.accuracy([_curves(s) for s in studies], room / "accuracy_macs.png")
         (room / "report.md").write_text(report(studies, run), encoding="utf-8")
@@ -99,44 +98,45 @@ def write(studies: Sequence[Study], run: Run, out: Path) -> list[str]:
 
 
 def table(study: Study, *, exact: bool = False) -> Table:
-    """The numbers of a network, dense first; `exact`: MACs and parameters to the last digit."""
+    """Return the numbers of a network, dense first; `exact`: MACs and parameters to the last digit."""
     dense = study.dense
     columns = ("method", "top-1\n(%)", "retention\n(%)", "MACs", "params", "ms per\nbatch", "×\ndense")
     rows = []
     for r in (dense, *study.pruned):
-        seconds, share = study.latency[r.name].median, r.cost.macs / dense.cost.macs
+        seconds, cost = study.timings[r.name].median, r.cost
+        kept = cost.macs / dense.cost.macs
         rows.append(
             (
                 r.name,
-                f"{100 * study.top1(r):.2f}",
-                f"{100 * r.correct / dense.correct:.2f}",
-                f"{r.cost.macs:,} ({share:.1%})" if exact else f"{r.cost.macs / 1e6:.2f} M {share:.0%}",
-                f"{r.cost.params:,}" if exact else f"{r.cost.params / 1e3:.0f} k",
+                f"{100 * r.top1:.2f}",
+                f"{100 * r.top1 / dense.top1:.2f}",
+                f"{cost.macs:,} ({kept:.1%})" if exact else f"{cost.macs / 1e6:.2f} M {kept:.0%}",
+                f"{cost.params:,}" if exact else f"{cost.params / 1e3:.0f} k",
                 f"{1e3 * seconds:.2f}",
-                f"{seconds / study.latency[dense.name].median:.2f}",
+                f"{seconds / study.timings[dense.name].median:.2f}",
             )
         )
-    return Table(f"{study.network.name}: {study.network.asked}", columns, rows)
+    return Table(f"{study.network.name}: {study.network.removed}", columns, rows)
 
 
-def words(study: Study) -> str:
-    """What the table shows, in a sentence for each step; drawn from the numbers."""
-    of = {r.name: r for r in study.pruned}
+def summary(study: Study) -> str:
+    """Return what the table shows, in a sentence for each step; drawn from the numbers."""
+    top1 = {r.name: r.top1 for r in study.pruned}
     steps = [(MAGNITUDE.name, VARIANCE.name), (VARIANCE.name, COMPENSATED.name), (COMPENSATED.name, RECALIBRATED.name)]
     changes = [
-        f"{new} against {old}: {100 * (study.top1(of[new]) - study.top1(of[old])):+.2f} points"
+        f"{new} against {old}: {100 * (top1[new] - top1[old]):+.2f} points"
         for old, new in steps
-        if old in of and new in of
+        if old in top1 and new in top1
     ]
-    timed = study.latency[study.dense.name]
+    timing = study.timings[study.dense.name]
     return (
-        f"{'; '.join(changes)}. The mean accounts for {study.from_mean:.1%} of the mean square of the units that "
-        f"variance removes. The middle half of the dense network's batches took {1e3 * timed.low:.2f} to {1e3 * timed.high:.2f} ms."
+        f"{'; '.join(changes)}. The mean accounts for {study.mean_fraction:.1%} of the mean square of the units that variance "
+        f"removes. Of ten batches of the dense network, eight took between {1e3 * timing.p10:.2f} and {1e3 * timing.p90:.2f} ms."
     )
 
 
 def report(studies: Sequence[Study], run: Run) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     images = studies[0].images
     error = 100 * (0.97 * 0.03 / images) ** 0.5
     parts = [
@@ -148,36 +148,51 @@ def report(studies: Sequence[Study], run: Run) -> str:
         lower = s.network.name.lower()
         parts += [
             f"## {s.network.name}",
-            f"Removed: {s.network.asked}.",
+            f"Removed: {s.network.removed}.",
             markdown(table(s, exact=True)),
-            words(s),
+            summary(s),
             f"![The tensors of the {s.network.name} and their axes](axes_{lower}.png)",
         ]
-    parts += ["## How to read the tables", HOW_TO_READ.format(batch=BATCH, image=100 / images, error=error).strip()]
+    parts += [
+        "## How to read the tables",
+        HOW_TO_READ.format(batch=TIMED_BATCH, image=100 / images, error=error).strip(),
+    ]
     parts += ["## What was kept", "![Units kept in each group](kept.png)"]
     parts += ["## Accuracy against MACs", "![Top-1 against MACs](accuracy_macs.png)"]
     parts += [
         "## The pruned networks",
         f"Parameters of *{COMPENSATED.name}*, with the sizes and the mask.",
     ]
-    one = studies[0]
-    name, top1 = one.network.name, f"{one.top1(_result(one, COMPENSATED.name)):.4f}"
-    loading = LOADING.format(file=f"{name.lower()}.safetensors", constant=name.upper(), top1=top1)
+    first = studies[0]
+    loading = LOADING.format(
+        file=file_of(first.network), build=_call(first.network), top1=_result(first, COMPENSATED.name).top1
+    )
     parts += [loading, "## Versions", _versions(run)]
     return "\n\n".join(parts) + "\n"
+
+
+def file_of(network: Network) -> str:
+    """Return the name of the file with the pruned parameters."""
+    return f"{network.name.lower()}.safetensors"
+
+
+def _call(network: Network) -> str:
+    """Return the call that builds the network."""
+    build: Any = network.build
+    return f"{build.func.__name__}({', '.join(f'{k}={v!r}' for k, v in build.keywords.items())})"
 
 
 def _versions(run: Run) -> str:
     import matplotlib
     import sklearn
 
-    used = [("prunefn", pf.__version__), ("torch", torch.__version__), ("Python", platform.python_version())]
-    used += [("scikit-learn", sklearn.__version__), ("matplotlib", matplotlib.__version__)]
-    versions = ", ".join(f"{name} {version}" for name, version in used)
-    return f"{versions}; {platform.system()} {platform.machine()}, device {run.device}, {run.threads} CPU thread(s), seed {run.seed}."
+    used = {**versions(), "prunefn": pf.__version__, "scikit-learn": sklearn.__version__}
+    used["matplotlib"] = matplotlib.__version__
+    text = ", ".join(f"{name} {version}" for name, version in used.items())
+    return f"{text}; {platform.system()} {platform.machine()}, device {run.device}, {run.threads} CPU thread(s), seed {run.seed}."
 
 
-# ---- what the pictures and files hold
+# ---- pictures and files
 
 
 def _result(study: Study, name: str) -> Result:
@@ -185,7 +200,7 @@ def _result(study: Study, name: str) -> Result:
 
 
 def _kept(study: Study) -> plots.Kept:
-    """Compensation changes no mask: one set of bars for each criterion."""
+    """Return the bars of the picture; compensation changes no mask, so that there is one set for each criterion."""
     before = {g: len(m) for g, m in study.pruned[0].mask.items()}
     after = {
         name: {g: int(m.sum()) for g, m in _result(study, name).mask.items()}
@@ -197,13 +212,12 @@ def _kept(study: Study) -> plots.Kept:
 
 
 def _curves(study: Study) -> plots.Curves:
-    dense = (study.dense.cost.macs, study.top1(study.dense))
-    lines = {name: [(p.macs, p.top1) for p in points] for name, points in study.sweep.items()}
-    return plots.Curves(f"{study.network.name}: right after pruning", dense, lines, 1 / CLASSES)
+    dense = (study.dense.cost.macs, study.dense.top1)
+    return plots.Curves(f"{study.network.name}: right after pruning", dense, study.curves, 1 / CLASSES)
 
 
 def _save(study: Study, path: Path) -> None:
-    """Parameters after variance and mean, with what is needed to use them again."""
+    """Write the parameters after variance and mean, with the sizes and the mask."""
     result = _result(study, COMPENSATED.name)
     params = {name: t.cpu() for name, t in result.params.items()}
     pf.save(params, path, spec=result.spec, masks={g: m.cpu() for g, m in result.mask.items()})

@@ -56,12 +56,12 @@ from .create import SizeOf
 from .shape import freeze_all
 
 __all__ = [
+    "SEQUENCE",
     "Axes",
     "Call",
     "Contraction",
     "Reason",
     "Rule",
-    "SEQUENCE",
     "SizeOf",
     "TermLayout",
     "Value",

@@ -1,4 +1,4 @@
-"""What a config names, opened: data, batches for statistics, and what is written of every result."""
+"""Open the data and networks of a config, and write results."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .sections import Config
 
 
 def data_of(config: Config, *, augment: bool | None = None) -> Data:
-    """The data that the config names.
+    """Return the data of the config.
 
     Args:
-        augment: instead of what the config says; False for statistics.
+        augment: overrides the config; False for statistics.
 
     Raises:
-        PruneError: it names none.
+        PruneError: the config names no data.
     """
     d = config.data
     if not d.name:
@@ -46,13 +46,13 @@ def data_of(config: Config, *, augment: bool | None = None) -> Data:
         image_size=d.image_size,
         augment=d.augment if augment is None else augment,
         preprocessing=preprocessing,
-        validation_share=d.validation_share,
+        validation_fraction=d.validation_fraction,
         seed=config.seed,
     )
 
 
 def _preprocessing(config: Config) -> Any:
-    """Of a folder: what a timm model was trained with."""
+    """Return the preprocessing of a timm model, for a folder of images; None for other models."""
     name = config.model.name.removeprefix("timm/")
     import timm
 
@@ -63,63 +63,63 @@ def _preprocessing(config: Config) -> Any:
         return preprocessing_of(timm.create_model(name))
 
 
-def wanted_data(config: Config) -> Data | None:
-    """The data, if the config names any: for commands that run without."""
+def optional_data(config: Config) -> Data | None:
+    """Return the data, or None if the config names none, for commands that run without data."""
     return data_of(config) if config.data.name else None
 
 
-def chooser(data: Data) -> Dataset[Any]:
-    """Images to choose by: those set apart, or else the held-out ones."""
+def selection_images(data: Data) -> Dataset[Any]:
+    """Return the images to choose by: the validation images, or else the held-out images."""
     return data.held_out if data.validation is None else data.validation
 
 
 def device_of(config: Config) -> torch.device:
-    """The device of the config; by default a GPU where there is one."""
+    """Return the device of the config; by default a GPU if there is one."""
     return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def moved(params: Mapping[str, torch.Tensor], device: torch.device | str) -> Params:
-    """Params on a device."""
+def move(params: Mapping[str, torch.Tensor], device: torch.device | str) -> Params:
+    """Return tensors by name, on a device."""
     return {n: t.to(device) for n, t in params.items()}
 
 
-def learnt(data: Data, config: Config) -> Dataset[Any]:
-    """The training images, or as many of them as the config says."""
-    return data.train if config.data.images is None else drawn(data.train, config.data.images, config.seed)
+def training_images(data: Data, config: Config) -> Dataset[Any]:
+    """Return the training images, or the config's number of them."""
+    return data.train if config.data.images is None else draw_samples(data.train, config.data.images, config.seed)
 
 
-def drawn(dataset: Dataset[Any], count: int, seed: int) -> Dataset[Any]:
-    """So many samples, drawn by the seed; all of them if there are not so many."""
+def draw_samples(dataset: Dataset[Any], count: int, seed: int) -> Dataset[Any]:
+    """Return `count` samples drawn by the seed; all if there are fewer."""
     n = len(dataset)  # type: ignore[arg-type]
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
-    return Subset(dataset, chosen.tolist())
+    indices = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
+    return Subset(dataset, indices.tolist())
 
 
 def calibration(config: Config, images: int, batch: int) -> list[Batch]:
-    """Clean training images with their labels, in batches, drawn by the seed."""
+    """Return batches of training images without augmentation, drawn by the seed, with their labels."""
     clean = data_of(config, augment=False).train
-    return [tuple(b) for b in DataLoader(drawn(clean, images, config.seed), batch_size=batch)]
+    return [tuple(b) for b in DataLoader(draw_samples(clean, images, config.seed), batch_size=batch)]
 
 
 def network_of(config: Config, data: Data | None = None, *, dense: bool = False) -> Network:
-    """The model of the config, with its checkpoint."""
+    """Return the model of the config, with its checkpoint."""
     return open_network(config.model, data, seed=config.seed, dense=dense)
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """A YAML file, whole or not at all."""
+    """Write a YAML file atomically."""
     write_text(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def measures(
+def measure_networks(
     networks: Mapping[str, tuple[Params, Spec]], *, batch: int, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Name → flops_g, params_m, latency_ms, throughput_fps, timed in turns. By flops_g, multiply-accumulates are meant, in 1e9."""
+    """Return name → flops_g (10⁹ multiply-accumulates), params_m, latency_ms, throughput_fps; the networks are timed in turns."""
     timed = profile(networks, batch=batch, rounds=rounds, device=device)
     out = {}
     for n in timed.networks:
@@ -133,7 +133,7 @@ def measures(
     return out
 
 
-def zeros_in(model: nn.Module) -> float:
-    """Share of the weights (tensors of two dims and more) that are exactly zero."""
+def zero_fraction(model: nn.Module) -> float:
+    """Return the fraction of the weights (tensors of two dims and more) that are exactly zero."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     return sum(int((p == 0).sum()) for p in weights) / max(1, sum(p.numel() for p in weights))
