@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..spec.axis import Axis, Concat, Fixed, Leaf, Product
+from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product
+from ..spec.expressions import written
 from ..spec.spec import Spec
 from .plots import INK, canvas, save
 
@@ -138,6 +139,8 @@ def _pieces(axis: Axis, spec: Spec, colours: Mapping[str, str]) -> Iterator[Piec
             yield Piece(group.label if group else name, str(spec.sizes.get(name, "")), colours.get(name, FROZEN))
         case Fixed(n):
             yield Piece(str(n), colour=FROZEN)
+        case Derived(expr):
+            yield Piece(written(expr), colour=FROZEN)
         case Product(parts) | Concat(parts):
             yield Piece("(")
             for i, part in enumerate(parts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import sqrt
 
-from ..spec.axis import Axis, Concat, Fixed, Leaf, Product
+from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, size
 from ..spec.costs import Polynomial
 
 
@@ -31,8 +31,8 @@ def _axis_degrees(axis: Axis, sizes: Mapping[str, int], chosen: frozenset[str]) 
     match axis:
         case Leaf(name):
             return [0, sizes[name]] if name in chosen else [sizes[name]]
-        case Fixed(n):
-            return [n]
+        case Fixed() | Derived():
+            return [size(axis, sizes)]
         case Product(factors):
             out = [1]
             for f in factors:

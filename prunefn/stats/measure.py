@@ -38,16 +38,12 @@ def compile_moments(
 
         def call_at_value(function: Callable[..., Any], value: str, dim: int, *args: Any) -> fx.Node:
             """Add a call right after its value is computed, so that the value need not be kept."""
-            more = (
-                {}
-                if weights is None
-                else {"weights": graph.call_function(weights_at, (weights, value, dim, env[value]))}
-            )
-            node = graph.call_function(function, (env[value], dim, *args), more)
-            env[value].append(node)
-            for w in more.values():
-                env[value].append(w)
-            return node
+            place, more = env[value], dict[str, Any]()
+            if weights is not None:
+                with graph.inserting_after(place):
+                    place = more["weights"] = graph.call_function(weights_at, (weights, value, dim, env[value]))
+            with graph.inserting_after(place):
+                return graph.call_function(function, (env[value], dim, *args), more)
 
         moments = [call_at_value(site_moments, value, dim, *extra) for value, dim in values]
         return (*moments, *(call_at_value(tap_means, *at) for at in taps))
