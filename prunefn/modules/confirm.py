@@ -20,6 +20,7 @@ from ..program.run import forward, forward_train
 from ..spec.axis import size
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from ..tracing.caches import without_caches
 from ..tracing.capture import in_mode
 from ..tracing.unchanged import seed_torch
 from ..types import Params
@@ -91,6 +92,7 @@ def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, tra
         with (  # restores the buffers for each run, because a module may write to them in any mode
             _with_values(module, expected.changed, folds),
             in_mode(module, train),
+            without_caches(module),
             torch.no_grad(),
             _seeded(),
         ):
@@ -119,7 +121,7 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
     Serves specs that cannot be run, and tensors that another library wrote, whose scales are those of the class.
     """
     args, kwargs = spec.example.draw(device=next((t.device for t in module.parameters()), "cpu"))
-    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
+    with torch.no_grad(), _seeded(), in_mode(module, spec.train), without_caches(module):
         try:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
@@ -224,7 +226,7 @@ def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec
     generator = torch.Generator().manual_seed(0)
     values = {n: _random_like(t, generator) for n, t in like.named_parameters() if t.is_floating_point()}
     values |= {n: t.clone() for n, t in module.named_buffers()}  # copies, because the module may write to its buffers
-    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
+    with torch.no_grad(), _seeded(), in_mode(module, spec.train), without_caches(module):
         try:
             return functional_call(module, values, args, kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
@@ -283,7 +285,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
     results = []
     for m in (module, twin):
         wide = copy.deepcopy(m).double()
-        with torch.no_grad(), _seeded(), in_mode(wide, spec.train):
+        with torch.no_grad(), _seeded(), in_mode(wide, spec.train), without_caches(wide):
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes

@@ -17,6 +17,7 @@ from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
 from ..spec.spec import Spec
 from .analyse import Analysis, analyse
+from .caches import without_caches
 from .capture import Captured, capture
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
@@ -45,7 +46,8 @@ def trace(
     """Trace a model once into an immutable spec of its prunable axes.
 
     Args:
-        model: any module, on any device, including `meta`. It is left unchanged. If `torch.export` cannot capture it (control
+        model: any module, on any device, including `meta`. It is left unchanged. Caches of earlier words are off for the trace
+            (`use_cache` of all configs), and no outputs. If `torch.export` cannot capture it (control
             flow that depends on data), one run on the example is recorded: see `Spec.capture`.
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
         kwargs: example keyword inputs.
@@ -80,7 +82,23 @@ def trace(
         args, kwargs = (), {str(name): value for name, value in args.items()}
     if not isinstance(args, tuple):
         args = (args,)
-    example, user_rules = (args, kwargs or {}), checked(rules or {})
+    with without_caches(model):
+        return _trace(model, (args, kwargs or {}), train, checked(rules or {}), freeze, check)
+
+
+Given = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""(args, kwargs)"""
+
+
+def _trace(
+    model: nn.Module,
+    example: Given,
+    train: bool,
+    user_rules: Mapping[str, Rule],
+    freeze: Sequence[str] | str,
+    check: bool,
+) -> Spec:
+    """Trace by `torch.export` and prove the program, or else by recording."""
     try:
         trial = _trace_by_export(model, example, train, user_rules, freeze)
         if not check or not runs(model, *example):
@@ -95,10 +113,6 @@ def trace(
             "take the numbers as inputs",
         )
     return spec
-
-
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""(args, kwargs)"""
 
 
 def _trace_by_export(
