@@ -33,6 +33,8 @@ class Example(NamedTuple):
     in_spec: trees.Form
     domain: Domain = Domain()
     """The sizes that the program accepts."""
+    parameters: tuple[str, ...] = ()
+    """Names of the parameters of `forward` that may be given by position."""
 
     def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
         """Return random inputs of the same kind: (args, kwargs).
@@ -49,18 +51,22 @@ class Example(NamedTuple):
 
 
 def example_of(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: trees.Form, inputs: Sequence[Input]
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    in_spec: trees.Form,
+    inputs: Sequence[Input],
+    parameters: tuple[str, ...] = (),
 ) -> Example:
     """Return the description of these arguments, keywords in the order of the traced call.
 
-    `inputs` holds the axes of the tensors, if they are known.
+    `inputs` holds the axes of the tensors, if they are known; `parameters` are those of `forward`.
     """
     names = in_spec.children()[1].context or list(kwargs)
     flat = trees.leaves((args, {n: kwargs[n] for n in names}))
     axes = iter(inputs)
     likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
     traced = {leaf: x.shape[d] for x in likes if isinstance(x, Like) for d, leaf in x.free.items()}
-    return Example(likes, in_spec, Domain(FrozenDict(traced)))
+    return Example(likes, in_spec, Domain(FrozenDict(traced)), parameters)
 
 
 def _like(t: Tensor, known_input: Input | None) -> Like:

@@ -21,6 +21,7 @@ from ..frozen_dict import FrozenDict
 from ..parameters.transforms import check_names
 from ..program.batches import device_of, each, inputs_of
 from ..program.compiled import Compiled, compiled
+from ..program.inputs import samples
 from ..program.sharded import agreed, check_plain, gather, is_sharded, together
 from ..spec.axis import size
 from ..spec.parts import Geometry, Site
@@ -56,7 +57,8 @@ def collect_stats(
     Args:
         params: of the spec. A DTensor is gathered just before its first use and dropped after its last, on all processes at once:
             each process passes its own share of the batches (possibly none), and `sync_stats` merges the results.
-        batches: any iterable of tensors, tuples (inputs first) or dicts by input name; None for criteria that need no data.
+        batches: any iterable of batches as a loader gives them: tensors, tuples (inputs first, as the model takes them) or dicts by
+            input name, with labels after them or under further keys; None for criteria that need no data.
         spec: of the params.
         criterion: one or several; their collectors run in the same pass.
         covariance: measure covariances at the sites even if no criterion needs them, for `compensation.affine()` and
@@ -114,7 +116,7 @@ def collect_stats(
         sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
         measured = FrozenDict(_measure(params, inputs, sites, spec, needs))
         return merge_stats(
-            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=_samples(inputs))
+            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples(spec, inputs))
         )
 
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
@@ -131,16 +133,11 @@ def _step_together(
     assert start.spec is not None
     if inputs is not None:
         measured = FrozenDict(_measure(dict(start.params), inputs, sites, start.spec, needs))
-        return merge_stats(total, start._replace(sites=measured, batches=1, samples=_samples(inputs)))
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples(start.spec, inputs)))
     if sites:
         for name in _compile_moments(dict(start.params), sites, start.spec, needs).run.gathered:
             gather(start.params[name])
     return total
-
-
-def _samples(inputs: Sequence[Tensor]) -> int:
-    """Return the number of samples of a batch: the length of its first input that is no scalar, else 1."""
-    return next((len(x) for x in inputs if x.ndim), 1)
 
 
 @door

@@ -17,6 +17,7 @@ from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
 from ..spec.spec import Spec
 from .analyse import Analysis, analyse
+from .arguments import arguments, positional
 from .caches import without_caches
 from .capture import Captured, capture
 from .freeze import chosen, freeze_tensors, unwritten
@@ -50,6 +51,8 @@ def trace(
             (`use_cache` of all configs), and no outputs. If `torch.export` cannot capture it (control
             flow that depends on data), one run on the example is recorded: see `Spec.capture`.
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
+            An input may be nested: dicts, lists, tuples, and classes that are registered with `torch.export`. A dict whose keys are
+            no parameters of `forward` is itself the one input.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules.
@@ -78,12 +81,8 @@ def trace(
           dim 0, size 2: frozen: it is an output
           dim 1, size 8: 0 (hidden)
     """
-    if isinstance(args, Mapping) and not kwargs:
-        args, kwargs = (), {str(name): value for name, value in args.items()}
-    if not isinstance(args, tuple):
-        args = (args,)
     with without_caches(model):
-        return _trace(model, (args, kwargs or {}), train, checked(rules or {}), freeze, check)
+        return _trace(model, arguments(model, args, kwargs or {}), train, checked(rules or {}), freeze, check)
 
 
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -163,7 +162,7 @@ def _build_spec(
         tied=tied,
         frozen=solution.frozen,
         unknown=FrozenDict(analysis.unknown),
-        example=example_of(*example, captured.in_spec, program.inputs if is_exported else ()),
+        example=example_of(*example, captured.in_spec, program.inputs if is_exported else (), positional(model)),
         train=train,
         capture=captured.how,
         layers=_macs_by_module(captured, analysis, solution),
