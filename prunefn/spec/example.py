@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,10 @@ from .axis import Leaf
 from .domain import Domain
 from .program import Input
 
+KEPT = 1 << 16
+"""Integers and flags (ids, lengths, edges, masks) of at most this many bytes are kept as they were in the traced call."""
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 class Like(NamedTuple):
     """A tensor input: its shape, its dtype and the range of its values."""
@@ -24,6 +30,8 @@ class Like(NamedTuple):
     high: float
     free: FrozenDict[int, str] = FrozenDict()
     """Dim whose size may change from call to call → name of its axis."""
+    packed: bytes = b""
+    """The values of small integers and flags, compressed; empty for others."""
 
 
 class Example(NamedTuple):
@@ -37,7 +45,10 @@ class Example(NamedTuple):
     """Names of the parameters of `forward` that may be given by position."""
 
     def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
-        """Return random inputs of the same kind: (args, kwargs).
+        """Return inputs of the same kind: (args, kwargs).
+
+        Floats are random. Integers and flags that the example keeps are those of the traced call, at other sizes its rows in turn,
+        because a model may rely on what they mean: lengths, edges, words that stand for an image.
 
         Args:
             seed: the same seed gives identical inputs.
@@ -75,11 +86,28 @@ def _like(t: Tensor, known_input: Input | None) -> Like:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     axes = known_input.axes if known_input is not None else (Leaf("batch"),) if t.ndim else ()
     variable_dims = {d: axis.name for d, axis in enumerate(axes) if isinstance(axis, Leaf)}
-    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims))
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims), _pack(t))
+
+
+def _pack(t: Tensor) -> bytes:
+    """Return the values of a small tensor of integers or flags; nothing for another tensor."""
+    is_kept = t.dtype in WHOLE and t.layout is torch.strided and not t.is_meta and t.numel() * t.element_size() <= KEPT
+    return zlib.compress(t.detach().cpu().contiguous().numpy().tobytes()) if is_kept else b""
+
+
+def _unpack(like: Like) -> Tensor:
+    values = torch.frombuffer(bytearray(zlib.decompress(like.packed)), dtype=like.dtype) if prod(like.shape) else []
+    return torch.as_tensor(values, dtype=like.dtype).reshape(like.shape)
 
 
 def _draw(like: Like, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
     shape = [sizes.get(like.free.get(d, ""), n) for d, n in enumerate(like.shape)]
+    if like.packed:
+        values = _unpack(like)
+        for d, n in enumerate(shape):
+            if n != values.shape[d]:
+                values = values.index_select(d, torch.arange(n) % max(values.shape[d], 1))
+        return values
     if like.dtype.is_floating_point or like.dtype.is_complex:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         return (like.low + (like.high - like.low) * uniform).to(like.dtype)
