@@ -1,7 +1,9 @@
 """Nests of containers (inputs, outputs, batches, states): the one place that walks them.
 
 The nodes are those of torch.export, so that a class that is registered for it (model outputs and caches of transformers, dataclasses
-of the user) is walked in the order in which its program takes it. optree knows only what is registered with optree.
+of the user) is walked in the order in which its program takes it. Only the private `torch.utils._pytree` has this registry: up to
+torch 2.14 there is no public module (pytorch/pytorch#65761), and the forms of exported programs and of graph modules are its own.
+optree would see a model output as one leaf, None as no leaf, and the keys of a dict sorted.
 """
 
 from __future__ import annotations
