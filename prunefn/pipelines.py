@@ -22,6 +22,7 @@ from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
 from .spec.spec import Spec
 from .stats import check_stats, collect_stats, sync_stats
+from .stats.weights import Weights
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
 from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Stats, Where
@@ -65,6 +66,7 @@ def pipeline(
     round_to: RoundTo = 1,
     max_ratio: float | Mapping[str, float] = 1.0,
     min_units: int | Mapping[str, int] = 1,
+    weights: Weights = True,
     max_batches: int | None = None,
     freeze: Sequence[str] | str = (),
     sequential: bool = False,
@@ -77,7 +79,7 @@ def pipeline(
         where: groups that may shrink: `kind("hidden")`, a glob, any predicate; default: all.
         ratio, scope, round_to, max_ratio, min_units: as in `select`.
         compensation: default: `compensation.mean()`; `compensation.none()` for none.
-        max_batches: as in `collect_stats`.
+        weights, max_batches: as in `collect_stats`.
         freeze: tensors that stay bit-identical: names, module paths, or globs for either. Their groups are not pruned; a
             shift that a compensation would add to a frozen tensor is added to a new bias.
         sequential: prune block by block from the input on. Each block is measured in the network with earlier blocks pruned,
@@ -103,6 +105,7 @@ def pipeline(
     """
     scoring: Criterion = criteria.variance() if criterion is None else criterion
     method: Compensation = compensations.mean() if compensation is None else compensation
+    reading: dict[str, Any] = {"weights": weights, "max_batches": max_batches}
 
     @door
     def prune(
@@ -127,7 +130,7 @@ def pipeline(
         if stats is not None:
             stats = stats._replace(spec=spec)  # which differs in where a compensation may write
         elif scoring.data or (method.needs and not sequential):
-            measure = partial(_collect_stats, params, batches, max_batches=max_batches, progress=progress, sync=sync)
+            measure = partial(_collect_stats, params, batches, progress=progress, sync=sync, **reading)
             stats = measure(spec=spec, criterion=scoring, where=free, covariance=covariance and not sequential)
         else:
             stats = collect_stats(params, None, spec=spec)
@@ -139,7 +142,7 @@ def pipeline(
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
-        options = {"covariance": covariance, "max_batches": max_batches, "progress": progress}
+        options = {"covariance": covariance, "progress": progress, **reading}
         dense = params, spec
         pruned, current, errors = _remove(dense, mask, stats, batches or (), method, sequential, **options)
         if recalibrate and batches is not None:

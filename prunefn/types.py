@@ -29,14 +29,15 @@ Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 class Moments(NamedTuple):
     """The statistics of a site's input, in float64; merged by Chan's formula."""
 
-    count: int
+    count: float
+    """Number of positions, or the sum of their weights."""
     mean: Tensor
     """[d]"""
     m2: Tensor
     """[d], sum of squared deviations from the mean"""
     taps: Tensor | None = None
     """[d, taps]: mean of the zero-padded input over output positions, for convolutions where it differs from `mean`"""
-    tap_count: int = 0
+    tap_count: float = 0
     absolute: Tensor | None = None
     """[d], mean of |x|"""
     scatter: Tensor | None = None

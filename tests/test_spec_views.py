@@ -120,6 +120,8 @@ def test_a_table_follows_the_mask() -> None:
 def evaluate(axis: Any, sizes: dict[str, int]) -> int:
     """Number of positions, from plain data alone."""
     if isinstance(axis, dict):
+        if "size" in axis:
+            return eval(axis["size"], {**sizes, "max": max, "min": min})
         inner = [evaluate(a, sizes) for v in axis.values() for a in v]
         return prod(inner) if "product" in axis else sum(inner)
     return sizes[axis] if isinstance(axis, str) else axis
@@ -166,7 +168,9 @@ def test_plain_data_is_enough_for_costs(name: str) -> None:
     left = {g: int(mask[g].sum()) for g in spec.groups}
     for sizes, cost in ((dict(spec.sizes), pf.cost(spec)), (left, pf.cost(spec, mask))):
         for quantity, terms in data["polynomials"].items():
-            total = sum(t["times"] * prod(evaluate(a, sizes) for a in t["axes"]) for t in terms)
+            total = sum(
+                t["times"] * prod(evaluate(a, {**data["input_sizes"], **sizes}) for a in t["axes"]) for t in terms
+            )
             assert total == getattr(cost, quantity)
     assert data["costs"] == pf.cost(spec)._asdict()
 
@@ -200,7 +204,8 @@ def test_golden_plain_data() -> None:
     assert data["tensors"]["head.weight"]["frozen"] == [["it is an output"], []]
     assert data["sites"]["blocks.0.attn.proj"]["axis"] == {"product": [heads, dim]}
     assert data["sites"]["blocks.0.attn.proj"]["bias"] == "blocks.0.attn.proj.bias"
-    assert list(data["batch"].values()) == [["x", 0]]
+    assert data["free"] == {"batch": ["x", 0], "length": ["x", 1]}
+    assert data["batch"] == ["batch"]
     assert data["inputs"]["x"][2] == 3
 
 

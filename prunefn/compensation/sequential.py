@@ -15,6 +15,7 @@ from ..spec.axis import leaves
 from ..spec.parts import Site
 from ..spec.spec import Spec
 from ..stats.moments import cross_scatter, merge_moments, site_moments, tap_means
+from ..stats.weights import Weights, position_weights
 from ..types import Batch, Mask, Moments, Paired, Params
 
 
@@ -51,6 +52,7 @@ def collect_pairs(
     *,
     sites: Sequence[Site],
     covariance: bool = False,
+    weights: Weights = True,
     max_batches: int | None = None,
     progress: bool = False,
 ) -> dict[str, Paired]:
@@ -59,7 +61,7 @@ def collect_pairs(
     Args:
         dense: params and spec before anything was removed.
         small: params and spec after some units were removed, but none at these sites.
-        batches, max_batches, progress: as in `collect_stats`.
+        batches, weights, max_batches, progress: as in `collect_stats`.
         sites: of either spec, which have the same names, values and sizes.
         covariance: measure covariances too, including those between the inputs of the two networks.
 
@@ -72,9 +74,13 @@ def collect_pairs(
     for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
         inputs = inputs_of(batch, spec=spec, device=device)
         dense_values, small_values = (_site_values(p, s, inputs, sites) for p, s in (dense, small))
+        # sites keep their sizes until they are compensated, so that both networks have the same positions there
+        weighted = position_weights(spec, inputs, batch, weights)
         for site in sites:
             for value in site.values:
-                pair = _pair_moments(dense_values[value], small_values[value], value[1], site, covariance)
+                of_dense = dense_values[value]
+                w = None if weighted is None else weighted.of(*value, of_dense.shape)
+                pair = _pair_moments(of_dense, small_values[value], value[1], site, covariance, w)
                 out[site.name] = _merge_pairs(out[site.name], pair) if site.name in out else pair
     return out
 
@@ -93,23 +99,27 @@ def _site_values(
         return dict(zip(keys, run(params, inputs), strict=True))
 
 
-def _pair_moments(dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool) -> Paired:
+def _pair_moments(
+    dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool, weights: Tensor | None
+) -> Paired:
     """Return the moments of a site's input in both networks, for one batch."""
-    a, b = (_moments(x, dim, site, covariance) for x in (dense, small))
-    return Paired(b, a, cross_scatter(dense, small, dim, a, b) if covariance else None)
+    a, b = (_moments(x, dim, site, covariance, weights) for x in (dense, small))
+    return Paired(b, a, cross_scatter(dense, small, dim, a, b, weights) if covariance else None)
 
 
-def _moments(x: Tensor, dim: int, site: Site, covariance: bool) -> Moments:
-    m = site_moments(x, dim, None, False, covariance)
+def _moments(x: Tensor, dim: int, site: Site, covariance: bool, weights: Tensor | None) -> Moments:
+    m = site_moments(x, dim, False, covariance, weights)
     if not site.taps or site.geometry is None:
         return m
-    taps, count = tap_means(x, dim, site.geometry)
+    taps, count = tap_means(x, dim, site.geometry, weights)
     return m._replace(taps=taps, tap_count=count)
 
 
 def _merge_pairs(a: Paired, b: Paired) -> Paired:
     """Merge the moments of two sets of batches; the cross scatter by Chan's formula, too."""
     n, m = a.dense.count, b.dense.count
+    if not n or not m:
+        return b if not n else a
     cross = None
     if a.cross is not None and b.cross is not None:
         x, y = b.dense.mean - a.dense.mean, b.small.mean - a.small.mean

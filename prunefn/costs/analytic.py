@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..doors import door
 from ..parameters.transforms import check_mask
 from ..spec.parts import Cost
@@ -10,15 +12,24 @@ from ..types import Mask
 
 
 @door
-def cost(spec: Spec, mask: Mask | None = None) -> Cost:
+def cost(spec: Spec, mask: Mask | None = None, *, sizes: Mapping[str, int] | None = None) -> Cost:
     """Return the exact cost of one sample: MACs, parameters, activations. Nothing is built or run.
 
     Args:
         spec: spec of the network.
         mask: group → bool [units]; with it, the cost is that of the network after pruning.
+        sizes: sizes of the inputs, such as `{"length": 4096}`; default: those of the spec.
 
     Raises:
         MaskError: the mask does not fit the spec.
+        TraceError: a size cannot change.
+
+    >>> import torch, prunefn as pf
+    >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> spec = pf.trace(layer, (torch.randn(2, 5, 8),))
+    >>> [cost(spec, sizes={"length": n}).macs for n in (1, 10, 100)]  # attention takes length² · 16
+    [528, 6720, 211200]
     """
     check_mask(mask or {}, spec)
+    spec = spec.at(sizes) if sizes else spec
     return spec.costs({**spec.sizes, **{g: int(m.sum()) for g, m in (mask or {}).items()}})

@@ -31,13 +31,13 @@ class HessianDiagonal(NamedTuple):
 
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
         objective = Objective("hessian", self.loss)
-        inputs, rest, count = objective.data(params, batch, spec)
+        inputs, rest, _, terms = objective.data(params, batch, spec)
         at, value = ones(spec, device_of(params)), objective.of_masks(params, spec)
         total = {g: torch.zeros_like(m) for g, m in at.items()}
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
             for v in rademacher(at, self.probes, self.seed):
                 hv = _hessian_vector_product(lambda masks: value(masks, inputs, rest), at, v)
-                total = {g: t + v[g] * hv[g] * (count / self.probes) for g, t in total.items()}
+                total = {g: t + v[g] * hv[g] * (terms / self.probes) for g, t in total.items()}
         return total
 
 

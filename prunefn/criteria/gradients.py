@@ -1,7 +1,7 @@
 """Derivatives of a loss with respect to units and to weights, which the gradient criteria collect.
 
 All collected values are sums over samples, so that statistics of batches add up: the mean loss of a batch is weighted by the
-number of its samples.
+number of its terms: its samples, or its labels of positions, without those of padding.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..program.batches import device_of, split
 from ..program.inputs import sample_dims, samples, signature
 from ..program.run import forward_flat
 from ..spec.spec import Spec
+from ..stats.weights import IGNORED, without_padding
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 
@@ -65,6 +66,8 @@ class Data(NamedTuple):
     """Arguments of the loss after the output."""
     count: int
     """Number of samples."""
+    terms: int
+    """Number of terms of which the loss is the mean: samples, or labels of positions that are not ignored."""
 
 
 class Objective(NamedTuple):
@@ -97,7 +100,12 @@ class Objective(NamedTuple):
                 f"criteria.{self.criterion}(loss=lambda output: …)"
             )
         moved = trees.map_tensors(lambda x: x.to(device), rest)
-        return Data(found.inputs, moved, samples(spec, found.inputs))
+        count = terms = samples(spec, found.inputs)
+        labels = moved[0] if self.loss is cross_entropy else None
+        if isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point():
+            labels = without_padding(labels, spec, found.inputs)
+            moved, terms = [labels, *moved[1:]], int((labels != IGNORED).sum())
+        return Data(found.inputs, moved, count, terms)
 
     def value(self, params: Params, inputs: list[Tensor], rest: list[Any], spec: Spec) -> Tensor:
         """Return the loss.
@@ -149,10 +157,12 @@ def weights_of(params: Params, spec: Spec) -> Tensors:
 def mean_gradients(
     loss: Callable[[Tensors, list[Tensor], list[Any]], Tensor], at: Tensors, data: Data
 ) -> dict[str, Tensor]:
-    """Return the gradient of the batch's loss at the tensors `at`, times the number of samples, float64."""
+    """Return the gradient of the batch's loss at the tensors `at`, times the number of its terms, float64."""
+    if not data.terms:  # the mean of no terms is no number
+        return {n: torch.zeros_like(t, dtype=torch.float64) for n, t in at.items()}
     with torch.no_grad():
         gradients = grad(loss)(at, data.inputs, data.rest)
-    return {n: g.double() * data.count for n, g in gradients.items()}
+    return {n: g.double() * data.terms for n, g in gradients.items()}
 
 
 def squared_gradients(

@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, leaves, size
-from ..spec.costs import one_sample
+from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, bound, leaves, size
 from ..spec.program import Size
 from ..spec.spec import Spec
 
@@ -85,7 +84,7 @@ class _Nearby:
         self.ops: dict[str, list[Axis]] = {}
         for ins in spec.program.instructions:
             for axis in _sizes_in((ins.args, tuple(v for _, v in ins.kwargs))):
-                self.ops.setdefault(ins.module, []).append(one_sample(axis, spec.program.batch))
+                self.ops.setdefault(ins.module, []).append(bound(axis, spec.sample))
         self.tensors: dict[str, list[Axis]] = {}
         for name, axes in spec.axes.items():
             self.tensors.setdefault(name.rpartition(".")[0], []).extend(axes)

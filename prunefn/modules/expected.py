@@ -66,9 +66,9 @@ def expect(params: Params, spec: Spec, model: nn.Module) -> Expected:
             f"the class cannot be confirmed, since forward fails on inputs like the traced ones: {error!s:.300}; "
             f"give params of the type and on the device that the model was traced with (they have {_types_text(params)})"
         ) from error
-    domain = spec.example.domain
-    for size in OTHER_SIZES if domain.traced else ():
-        if domain.nearest(size) != dict(domain.traced):
+    traced = spec.example.sizes
+    for size in OTHER_SIZES:
+        if spec.example.domain.nearest(size, traced) != traced:
             with contextlib.suppress(RuntimeError, IndexError, ValueError, NotImplementedError, PruneError):
                 # a table may lack what an index that was traced with it says
                 runs.append(_run(params, values, spec, size, cache(lambda size=size: _accepts(model, spec, size))))

@@ -15,8 +15,8 @@ from ..program.build import build
 from ..program.compiled import constant, result
 from ..program.sharded import is_sharded, outline
 from ..spec.axis import Leaf, size
-from ..spec.domain import Expr, emitted, names
 from ..spec.example import Like
+from ..spec.expressions import Expr, emitted, names
 from ..spec.spec import Spec
 from ..types import Params
 from .blocks import block_paths, nest
@@ -69,7 +69,7 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
 
 def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
     """Add assertions that reject sizes of dim 0 for which the program does not represent the model, as `forward` does."""
-    program, places = spec.program, dict(spec.program.batch)
+    program, places = spec.program, dict(spec.program.free)
     conditions: list[tuple[Expr, str]] = []
     for i in program.inputs:
         n = size(i.axes[0], spec.sizes) if i.axes and not isinstance(i.axes[0], Leaf) else 1

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, leaves, size
+from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
+from ..spec.expressions import emitted, names
 from ..spec.program import Device, Instruction, Program, Ref, Size, Slot, needed_by, target
 
 Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
@@ -39,7 +40,7 @@ def build(
             env[name] = load(graph, name)
     for i in program.inputs:
         env[i.name] = load(graph, i.name)
-    emitter = _Emitter(graph, env, sizes, program.batch, device)
+    emitter = _Emitter(graph, env, sizes, program.free, device)
     for instruction in program.instructions:
         if needed is None or f"%{instruction.name}" in needed:
             env[f"%{instruction.name}"] = emitter.call(instruction, slots.get(instruction.name))
@@ -55,10 +56,10 @@ class _Emitter:
         graph: fx.Graph,
         env: Mapping[str, Any],
         sizes: Mapping[str, int],
-        batch: Mapping[str, tuple[str, int]],
+        free: Mapping[str, tuple[str, int]],
         device: torch.device,
     ) -> None:
-        self.graph, self.env, self.sizes, self.batch, self.device = graph, env, sizes, batch, device
+        self.graph, self.env, self.sizes, self.free, self.device = graph, env, sizes, free, device
         self.dynamic: dict[Axis, Any] = {}
 
     def call(self, instruction: Instruction, slot: Slot | None) -> Any:
@@ -92,14 +93,17 @@ class _Emitter:
                 return a
 
     def size(self, axis: Axis) -> Any:
-        """Return the size of an axis: an int, or a node if the axis contains the batch."""
-        if not any(leaf in self.batch for leaf in leaves(axis)):
+        """Return the size of an axis: an int, or a node if it depends on sizes of the inputs."""
+        if not any(leaf in self.free for leaf in leaves(axis)):
             return size(axis, self.sizes)
         if axis not in self.dynamic:
             match axis:
                 case Leaf(name):
-                    source, dim = self.batch[name]
+                    source, dim = self.free[name]
                     self.dynamic[axis] = self.graph.call_method("size", (self.env[source], dim))
+                case Derived(expr):
+                    nodes = {name: self.size(Leaf(name)) for name in names(expr)}
+                    self.dynamic[axis] = emitted(expr, nodes, self.graph)
                 case Product(children):
                     self.dynamic[axis] = self._fold(operator.mul, children)
                 case Concat(children):

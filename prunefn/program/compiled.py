@@ -38,14 +38,15 @@ class Compiled(NamedTuple):
     inputs: tuple[tuple[str, torch.dtype | None], ...] = ()
     """(name, traced dtype) of each input."""
 
-    def __call__(self, params: Params, inputs: Iterable[Any]) -> Any:
+    def __call__(self, params: Params, inputs: Iterable[Any], *more: Any) -> Any:
+        """Run the program; `more` are the arguments that `emit` added by `argument`."""
         flat_inputs = list(inputs)
         try:
             tensors = [params[n] for n in self.names]
         except KeyError as error:
             raise ParamsError(f"params lack {error.args[0]!r}{nearest(str(error.args[0]), params)}") from None
         try:
-            return self.call(*tensors, *self.constants, *flat_inputs)
+            return self.call(*tensors, *self.constants, *flat_inputs, *more)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
@@ -146,6 +147,13 @@ def _compile(
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
     constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
     return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _input_dtypes(spec))
+
+
+def argument(graph: fx.Graph, name: str) -> fx.Node:
+    """Return the node of a further argument of a program, after all others; for `emit`."""
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        return graph.placeholder(name)
 
 
 def _input_dtypes(spec: Spec) -> tuple[tuple[str, torch.dtype | None], ...]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from .. import trees
 from ..doors.words import said
 from ..errors import BatchError
-from ..spec.axis import Leaf, leaves
+from ..spec.axis import Axis, Derived, Leaf, leaves
 from ..spec.axis import size as axis_size
 from ..spec.domain import Guard, Limit, refusal
+from ..spec.expressions import Expr, value, written
 from ..spec.program import refs
 from ..spec.spec import Spec, check_runnable
 from .arguments import Call, bind, call_of, paths
@@ -25,39 +26,44 @@ class Signature(NamedTuple):
 
     inputs: tuple[str, ...]
     """As the caller writes them: `image`, `batch["image"]`."""
-    shapes: tuple[tuple[int | str, ...], ...]
-    """Shapes of the inputs; a name represents a size that may change from call to call."""
+    shapes: tuple[tuple[Expr, ...], ...]
+    """Shapes of the inputs; a name is a size that may change from call to call, an expression follows from such sizes."""
     call: Call
     """The arguments of the traced call."""
     slots: tuple[str, ...]
     limits: tuple[tuple[str, Limit], ...]
     guards: tuple[Guard, ...]
+    fixed: tuple[tuple[str, str], ...]
     samples: tuple[str, ...]
     """Sizes that count samples: those along dim 0 of outputs, the first of which is the number of samples."""
 
 
 def _signature_of(spec: Spec) -> Signature:
     inputs, slots = spec.program.inputs, dict.fromkeys(s.tensor for s in spec.program.slots)
-    shapes = [tuple(a.name if isinstance(a, Leaf) else axis_size(a, spec.sizes) for a in i.axes) for i in inputs]
+    shapes = tuple(tuple(_expression(a, spec.sizes) for a in i.axes) for i in inputs)
     domain, call = spec.program.domain, call_of(spec.example)
-    written = [path for node in call.nodes for path in paths(node)]
-    names = written if len(written) == len(inputs) else [i.name for i in inputs]
-    return Signature(
-        tuple(names),
-        tuple(shapes),
-        call,
-        tuple(slots),
-        tuple(domain.limits.items()),
-        domain.guards,
-        _sample_sizes(spec),
-    )
+    paths_of_inputs = [path for node in call.nodes for path in paths(node)]
+    names = paths_of_inputs if len(paths_of_inputs) == len(inputs) else [i.name for i in inputs]
+    limits, fixed = tuple(domain.limits.items()), tuple((d.replace("'", '"'), why) for d, why in domain.fixed.items())
+    return Signature(tuple(names), shapes, call, tuple(slots), limits, domain.guards, fixed, _sample_sizes(spec))
 
 
 def _sample_sizes(spec: Spec) -> tuple[str, ...]:
-    program, places = spec.program, spec.program.batch
+    program = spec.program
     axes = {**{i.name: i.axes for i in program.inputs}, **program.axes}
     outputs = [axes[name][0] for name in refs(program.outputs) if axes.get(name)]
-    return tuple(dict.fromkeys(x for axis in outputs for x in leaves(axis) if x in places)) or tuple(places)[:1]
+    along = [next((name for name in leaves(axis) if name in program.free), "") for axis in outputs]
+    return tuple(dict.fromkeys(filter(None, along))) or (*sorted(program.domain.batch), *program.free)[:1]
+
+
+def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
+    match axis:
+        case Leaf(name):
+            return name
+        case Derived(expr):
+            return expr
+        case _:
+            return axis_size(axis, sizes)
 
 
 @torch.compiler.assume_constant_result
@@ -140,13 +146,22 @@ def check_sizes(accepted: Signature, tensors: Sequence[Any]) -> None:
     for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
         if not isinstance(x, Tensor):
             raise BatchError(f"input {name!r} is {said(x)}; write torch.from_numpy(…)")
-        if x.ndim != len(shape) or any([m != n for m, n in zip(shape, x.shape, strict=True) if not isinstance(m, str)]):
-            traced_shape = ", ".join([str(m) for m in shape])
-            raise BatchError(f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})")
+        if x.ndim != len(shape) or any([m != n for m, n in zip(shape, x.shape, strict=True) if isinstance(m, int)]):
+            traced_shape = ", ".join([written(m) for m in shape])
+            raise BatchError(
+                f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})"
+                + "".join([f"; {dim} is fixed at {why}" for dim, why in accepted.fixed if dim.startswith(f"{name} ")])
+            )
         for axis, n in zip(shape, x.shape, strict=True):
             if isinstance(axis, str) and sizes.setdefault(axis, n) != n:
                 raise BatchError(
                     f"input {name!r} has {axis} = {n}, but the inputs before it have {axis} = {sizes[axis]}"
+                )
+    for name, shape, x in zip(accepted.inputs, accepted.shapes, tensors, strict=True):
+        for expr, n in zip(shape, x.shape, strict=True):
+            if isinstance(expr, tuple) and value(expr, sizes) != n:
+                raise BatchError(
+                    f"input {name!r} has a dim of size {n}; it must be {written(expr)} = {value(expr, sizes)}"
                 )
     if (accepted.limits or accepted.guards) and (reason := refusal(sizes, accepted.limits, accepted.guards)):
         raise BatchError(f"the program of this spec does not represent the model at these sizes: {reason}")

@@ -1,10 +1,10 @@
 """Axis expressions: each describes one dimension of one tensor.
 
-    axis := Leaf | Fixed | Product(axis, …)   row-major, as in a reshape
-                         | Concat(axis, …)    as in cat, split and slice
+    axis := Leaf | Fixed | Derived | Product(axis, …)   row-major, as in a reshape
+                                   | Concat(axis, …)    as in cat, split and slice
 
 A `Leaf` has a name. Its size is looked up in a dict of sizes, so the same expression serves every pruned size of a
-network. A `Fixed` axis is always frozen. Expressions are immutable, hashable values.
+network and every size of its inputs. `Fixed` and `Derived` axes are always frozen. Expressions are immutable, hashable values.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from .._shapes import Bool, Int64
+from .expressions import Expr, names, substituted, value, written
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """An indivisible axis whose size may change: a group, or the batch."""
+    """An indivisible axis whose size may change: a group, or a size of the inputs, such as the batch."""
 
     name: str
 
@@ -31,6 +32,13 @@ class Fixed:
     """An axis that never changes its size."""
 
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """An axis whose size follows from sizes of the inputs, such as the height after a convolution with a stride."""
+
+    expr: Expr
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class Concat:
     parts: tuple[Axis, ...]
 
 
-Axis = Leaf | Fixed | Product | Concat
+Axis = Leaf | Fixed | Derived | Product | Concat
 Sizes = Mapping[str, int]
 
 
@@ -86,6 +94,8 @@ def size(axis: Axis, sizes: Sizes) -> int:
             return sizes[name]
         case Fixed(n):
             return n
+        case Derived(expr):
+            return int(value(expr, sizes))
         case Product(factors):
             return prod(size(f, sizes) for f in factors)
         case Concat(parts):
@@ -100,8 +110,30 @@ def leaves(axis: Axis) -> Iterator[str]:
         case Product(children) | Concat(children):
             for child in children:
                 yield from leaves(child)
+        case Derived(expr):
+            yield from names(expr)
         case Fixed():
             return
+
+
+def bound(axis: Axis, sizes: Sizes) -> Axis:
+    """Return the axis with some leaves replaced by axes of fixed sizes.
+
+    >>> bound(Product((Leaf("batch"), Derived(("//", "length", 2)))), {"batch": 1, "length": 8})
+    Fixed(size=4)
+    """
+    match axis:
+        case Leaf(name) if name in sizes:
+            return Fixed(sizes[name])
+        case Derived(expr) if not sizes.keys().isdisjoint(names(expr)):
+            result = substituted(expr, sizes)
+            return Fixed(result) if isinstance(result, int) else Derived(result)
+        case Product(factors):
+            return product([bound(f, sizes) for f in factors])
+        case Concat(parts):
+            return concat([bound(p, sizes) for p in parts])
+        case _:
+            return axis
 
 
 def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, " positions"]:
@@ -113,7 +145,7 @@ def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, "
     match axis:
         case Leaf(name) if name in mask:
             return mask[name].cpu()
-        case Leaf() | Fixed():
+        case Leaf() | Fixed() | Derived():
             return torch.ones(size(axis, sizes), dtype=torch.bool)
         case Product(factors):
             out = torch.ones(1, dtype=torch.bool)
@@ -133,7 +165,7 @@ def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Ten
     match axis:
         case Leaf(name) if name in orders:
             return orders[name].cpu()
-        case Leaf() | Fixed():
+        case Leaf() | Fixed() | Derived():
             return torch.arange(size(axis, sizes))
         case Product(factors):
             out = torch.zeros(1, dtype=torch.int64)
@@ -162,7 +194,7 @@ def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
     match axis:
         case Leaf(name) if name == leaf:
             return torch.arange(sizes[name])
-        case Leaf() | Fixed():
+        case Leaf() | Fixed() | Derived():
             return torch.full((size(axis, sizes),), -1)
         case Product(factors):
             out = torch.full((1,), -1)
@@ -185,6 +217,8 @@ def einops_form(axis: Axis, labels: Mapping[str, str], *, inner: bool = False) -
             return labels.get(name, name)
         case Fixed(n):
             return str(n)
+        case Derived(expr):
+            return f"({written(expr)})"
         case Product(factors):
             return "(" + " ".join(einops_form(f, labels, inner=True) for f in factors) + ")"
         case Concat(parts):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
-from .axis import Axis, Concat, Fixed, Leaf, Product, Sizes, concat, product, size
+from .axis import Axis, Fixed, Sizes, bound, size
 from .parts import Cost
 
 
@@ -26,37 +26,37 @@ class Polynomial(NamedTuple):
 
         return sum(c * prod(map(size_at, axes)) for c, axes in self.terms)
 
+    def bind(self, sizes: Sizes) -> Polynomial:
+        """Return the polynomial in the other leaves, with these sizes for some leaves.
+
+        >>> from prunefn.spec.axis import Leaf
+        >>> polynomial([(Leaf("length"), Leaf("length"), Leaf("c"))]).bind({"length": 7})
+        Polynomial(terms=((49, (Leaf(name='c'),)),))
+        """
+        return _collected(self.terms, sizes)
+
 
 def polynomial(products: Iterable[Sequence[Axis]], batch: Collection[str] = ()) -> Polynomial:
     """Return the sum of products of axes, with like terms collected. Leaves of the batch count as one sample.
 
+    >>> from prunefn.spec.axis import Leaf
     >>> polynomial([(Leaf("n"), Leaf("c"), Fixed(3)), (Leaf("c"), Fixed(4))], ["n"])({"c": 10})
     70
     """
+    return _collected(((1, tuple(axes)) for axes in products), dict.fromkeys(batch, 1))
+
+
+def _collected(terms: Iterable[tuple[int, Sequence[Axis]]], sizes: Sizes) -> Polynomial:
+    """Return the sum of these terms, like ones collected, with fixed sizes for some leaves."""
     sums: dict[tuple[Axis, ...], int] = {}
-    one_sample_of: dict[Axis, Axis] = {}
-    for axes in products:
-        single = [
-            one_sample_of[a] if a in one_sample_of else one_sample_of.setdefault(a, one_sample(a, batch)) for a in axes
-        ]
-        fixed = prod(a.size for a in single if isinstance(a, Fixed))
+    bound_of: dict[Axis, Axis] = {}
+    for c, axes in terms:
+        factors = [bound_of[a] if a in bound_of else bound_of.setdefault(a, bound(a, sizes)) for a in axes]
+        fixed = prod(a.size for a in factors if isinstance(a, Fixed))
         # the order of factors does not matter: sorted, like terms have the same key
-        key = tuple(sorted((a for a in single if not isinstance(a, Fixed)), key=repr))
-        sums[key] = sums.get(key, 0) + fixed
+        key = tuple(sorted((a for a in factors if not isinstance(a, Fixed)), key=repr))
+        sums[key] = sums.get(key, 0) + c * fixed
     return Polynomial(tuple((c, key) for key, c in sums.items() if c))
-
-
-def one_sample(axis: Axis, batch: Collection[str]) -> Axis:
-    """Return the axis with every batch leaf replaced by size 1."""
-    match axis:
-        case Leaf(name) if name in batch:
-            return Fixed(1)
-        case Product(factors):
-            return product([one_sample(f, batch) for f in factors])
-        case Concat(parts):
-            return concat([one_sample(p, batch) for p in parts])
-        case _:
-            return axis
 
 
 class Costs(NamedTuple):
@@ -69,3 +69,7 @@ class Costs(NamedTuple):
     def __call__(self, sizes: Mapping[str, int]) -> Cost:
         """Return the costs for the given leaf sizes."""
         return Cost(self.macs(sizes), self.params(sizes), self.activations(sizes))
+
+    def bind(self, sizes: Sizes) -> Costs:
+        """Return the polynomials in the other leaves, with these sizes for some leaves."""
+        return Costs(*(p.bind(sizes) for p in self))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from ..frozen_dict import FrozenDict
@@ -28,7 +29,8 @@ class SpecData:
     groups: FrozenDict[str, Group]
     sites: FrozenDict[str, Site]
     constants: Constants
-    costs: Costs
+    formulas: Costs
+    """Costs of one sample as polynomials in the sizes of groups and inputs."""
     parameters: frozenset[str]
     """Names of the parameters; all other tensors are buffers."""
     tied: FrozenDict[str, str]
@@ -43,8 +45,10 @@ class SpecData:
     """`exported`, or `recorded` from one real run; a recorded program cannot be run on other inputs."""
     capture_reason: str = ""
     """Why the model could not be exported."""
-    layers: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
-    """Module → MACs that use its parameters, or that multiply two activations inside it; the sum is `costs.macs`."""
+    layer_formulas: FrozenDict[str, Polynomial] = field(default=FrozenDict(), repr=False)
+    """Module → MACs that use its parameters, or that multiply two activations inside it; the sum is `formulas.macs`."""
+    input_sizes: FrozenDict[str, int] = FrozenDict()
+    """Size of the inputs that may change → size at which costs are counted; the batch is not among them."""
     layouts: FrozenDict[str, tuple[Layout, ...]] = field(default=FrozenDict(), repr=False)
     """Instruction → layout of each weight of its contractions, as stated by the op's rule."""
     scales: tuple[str, ...] = field(default=(), repr=False)
@@ -58,7 +62,7 @@ class SpecData:
             self.groups,
             self.sites,
             self.constants,
-            self.costs,
+            self.formulas,
             self.parameters,
             self.tied,
             self.train,
@@ -80,8 +84,32 @@ class SpecData:
             object.__setattr__(self, "_hash", cached)
         return cached
 
+    def fits(self, other: SpecData) -> bool:
+        """Return whether the other spec is of the same network, perhaps traced at other inputs: groups, tensors and sites agree."""
+        return self == other or (
+            (self.sizes, self.groups, self.axes, self.tied, self.parameters)
+            == (other.sizes, other.groups, other.axes, other.tied, other.parameters)
+            and {n: s._replace(values=(), calls=()) for n, s in self.sites.items()}
+            == {n: s._replace(values=(), calls=()) for n, s in other.sites.items()}
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        return {f.name: self.__dict__[f.name] for f in fields(self)}  # nothing that is cached
+
+    @property
+    def sample(self) -> dict[str, int]:
+        """Return the size of each input axis that may change for one sample at the spec's input sizes."""
+        return {**dict.fromkeys(self.program.domain.batch, 1), **self.input_sizes}
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Return the costs of one sample at the spec's input sizes, as polynomials in the sizes of groups."""
+        return self.formulas.bind(self.input_sizes)
+
+    @cached_property
+    def layers(self) -> FrozenDict[str, Polynomial]:
+        """Return module → MACs that use its parameters, or that multiply two activations inside it, at the spec's input sizes."""
+        return FrozenDict({name: p.bind(self.input_sizes) for name, p in self.layer_formulas.items()})
 
     @property
     def slots(self) -> frozenset[str]:

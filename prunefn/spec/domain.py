@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from math import prod
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import sympy
 import torch
-from torch import fx
+from torch.utils._sympy.functions import Max
 
 from ..frozen_dict import FrozenDict
-
-Expr = int | str | tuple[Any, ...]
-"""An int, the name of a size, or (operator, operand, …); plain data that pickles and that torch.compile can trace."""
-
-INFIX: dict[str, Callable[[Any, Any], Any]] = {
-    "//": operator.floordiv,
-    "%": operator.mod,
-    "**": operator.pow,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-FOLDS: dict[str, Callable[..., Any]] = {"+": sum, "*": prod, "min": min, "max": max, "and": all, "or": any}
-PAIRS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
-    "*": operator.mul,
-    "min": min,
-    "max": max,
-    "and": operator.and_,
-    "or": operator.or_,
-}
-
-SYMPY = {
-    "Add": "+",
-    "Mul": "*",
-    "Pow": "**",
-    "Mod": "%",
-    "PythonMod": "%",
-    "FloorDiv": "//",
-    "CleanDiv": "//",
-    "Equality": "==",
-    "Unequality": "!=",
-    "LessThan": "<=",
-    "GreaterThan": ">=",
-    "StrictLessThan": "<",
-    "StrictGreaterThan": ">",
-    "Min": "min",
-    "Max": "max",
-    "And": "and",
-    "Or": "or",
-}
+from .expressions import Expr, Unreadable, from_sympy, names, value, written
 
 
 class Guard(NamedTuple):
@@ -90,19 +44,34 @@ class Domain(NamedTuple):
     """Axis whose size may change from call to call → its size in the traced call."""
     limits: FrozenDict[str, Limit] = FrozenDict()
     guards: tuple[Guard, ...] = ()
+    batch: frozenset[str] = frozenset()
+    """Axes whose positions are samples; all other axes belong to each sample."""
+    fixed: FrozenDict[str, str] = FrozenDict()
+    """Dim of an input that was asked to vary, but that the export fixed → its size and the reason."""
 
-    def nearest(self, n: int) -> dict[str, int]:
-        """Return all sizes, each as near to `n` as the program accepts, and at least `n` if it accepts such a size.
+    def nearest(self, n: int, at: Mapping[str, int]) -> dict[str, int]:
+        """Return all sizes: batches as near to `n` as the program accepts, and at least `n` if it accepts such a size.
+
+        Args:
+            n: number of samples.
+            at: sizes of the other axes.
 
         >>> even = Guard(("==", ("%", "batch", 2), 0))
-        >>> Domain(FrozenDict({"batch": 4, "nodes": 7}), FrozenDict({"nodes": Limit(7, 7, "")}), (even,)).nearest(3)
-        {'batch': 4, 'nodes': 7}
+        >>> domain = Domain(FrozenDict({"batch": 4, "nodes": 7}), guards=(even,), batch=frozenset({"batch"}))
+        >>> domain.nearest(3, {"nodes": 9})
+        {'batch': 4, 'nodes': 9}
         """
+        others = {**self.traced, **at}
         for candidate in range(n, n + 2 * max(self.traced.values(), default=0) + 2):
-            sizes = {name: self._clamp(name, candidate) for name in self.traced}
+            sizes = others | {name: self._clamp(name, candidate) for name in self.traced if name in self.batch}
             if not refusal(sizes, self.limits.items(), self.guards):
                 return sizes
-        return dict(self.traced)  # the export ran at these sizes, so they satisfy its guards
+        return others  # the export ran at the traced sizes, so they satisfy its guards
+
+    def at_traced(self, reasons: Mapping[str, str]) -> Domain:
+        """Return the domain in which these axes keep their traced sizes; the reasons are for messages."""
+        limits = {name: Limit(self.traced[name], self.traced[name], reason) for name, reason in reasons.items()}
+        return self._replace(limits=FrozenDict({**self.limits, **limits}))
 
     def _clamp(self, name: str, n: int) -> int:
         limit = self.limits.get(name)
@@ -125,69 +94,14 @@ def refusal(sizes: Mapping[str, int], limits: Iterable[tuple[str, Limit]], guard
     return ""
 
 
-def value(expr: Expr, sizes: Mapping[str, int]) -> Any:
-    """Evaluate an expression.
-
-    >>> value(("==", ("%", ("+", "batch", 1), 2), 0), {"batch": 5})
-    True
-    """
-    if isinstance(expr, str):
-        return sizes[expr]
-    if isinstance(expr, int):
-        return expr
-    op, *operands = expr
-    values = [value(e, sizes) for e in operands]
-    return INFIX[op](*values) if op in INFIX else FOLDS[op](values)
-
-
-def names(expr: Expr) -> Iterable[str]:
-    """Yield the names of the sizes that an expression reads."""
-    if isinstance(expr, str):
-        yield expr
-    elif isinstance(expr, tuple):
-        for e in expr[1:]:
-            yield from names(e)
-
-
-def written(expr: Expr) -> str:
-    """Return an expression in Python's notation.
-
-    >>> written(("==", ("%", ("+", "batch", 1), 2), 0))
-    '(batch + 1) % 2 == 0'
-    """
-    if not isinstance(expr, tuple):
-        return str(expr)
-    op, *operands = expr
-    if op in ("min", "max"):
-        return f"{op}({', '.join(map(written, operands))})"
-    return f" {op} ".join(
-        f"({written(e)})" if isinstance(e, tuple) and e[0] in ("+", "and", "or") else written(e) for e in operands
-    )
-
-
-def emitted(expr: Expr, sizes: Mapping[str, fx.Node], graph: fx.Graph) -> Any:
-    """Return the node of a graph that evaluates an expression; `sizes` holds the node of each size."""
-    if isinstance(expr, str):
-        return sizes[expr]
-    if isinstance(expr, int):
-        return expr
-    op, *operands = expr
-    function = INFIX.get(op) or PAIRS[op]
-    return reduce(lambda a, b: graph.call_function(function, (a, b)), [emitted(e, sizes, graph) for e in operands])
-
-
 # ---- from torch.export
-
-
-class Unreadable(Exception):
-    """Raised for a guard whose form cannot be expressed as `Expr`."""
 
 
 def guards_of(env: Any, known: Mapping[sympy.Symbol, str]) -> tuple[tuple[Guard, ...], dict[str, str]]:
     """Return the guards of an export's shape environment, expressed in names of axes.
 
-    torch also guards against sizes 0 and 1 wherever it checks whether something broadcasts or is contiguous. Those guards are
-    left out: they say nothing about the model, and `prove` runs the program at size 1.
+    torch also guards against sizes 0 and 1 wherever it checks whether something broadcasts, and guards how results lie in
+    memory. Those guards are left out: they say nothing about the model, and `prove` runs the program at size 1.
 
     Args:
         env: a `torch.fx.experimental.symbolic_shapes.ShapeEnv`.
@@ -202,10 +116,10 @@ def guards_of(env: Any, known: Mapping[sympy.Symbol, str]) -> tuple[tuple[Guard,
         path, line = _source_of(guard.sloc)
         from_model = "/torch/" not in path
         expr = env.simplify(guard.expr) if guard.expr.free_symbols - known.keys() else guard.expr
-        if not expr.free_symbols or not expr.free_symbols <= known.keys() or (not from_model and _excludes_one(expr)):
+        if not expr.free_symbols or not expr.free_symbols <= known.keys() or (not from_model and _is_of_memory(expr)):
             continue
         try:
-            converted = _to_expr(expr, known)
+            converted = from_sympy(expr, known)
         except Unreadable:
             unreadable.update({known[s]: str(expr) for s in expr.free_symbols})
             continue
@@ -221,31 +135,22 @@ def _source_of(sloc: Any) -> tuple[str, int]:
     return (frame.filename, frame.lineno) if hasattr(frame, "filename") else ("/torch/", 0)
 
 
-def _excludes_one(expr: Any) -> bool:
-    """Return whether a guard only excludes the sizes 0 or 1."""
-    if not isinstance(expr, sympy.core.relational.Relational):
+def _is_of_memory(expr: Any) -> bool:
+    """Return whether a guard of torch only excludes the sizes 0 or 1, or only says how a result lies in memory.
+
+    Such are inequalities (a size of one broadcasts) and comparisons of strides, which torch writes with Max.
+    """
+    if not isinstance(expr, sympy.core.relational.Relational) or isinstance(expr, sympy.Eq):
         return False
     numbers = [int(a) for a in expr.args if isinstance(a, sympy.Integer)]
-    if isinstance(expr, sympy.Ne):
-        return numbers in ([0], [1])
-    return not isinstance(expr, sympy.Eq) and bool(numbers) and numbers[0] in (0, 1, 2) and not _bounds_from_above(expr)
+    excludes_small = bool(numbers) and numbers[0] in (-1, 0, 1, 2) and not _bounds_from_above(expr)
+    return isinstance(expr, sympy.Ne) or expr.has(Max) or excludes_small
 
 
 def _bounds_from_above(expr: Any) -> bool:
     """Return whether a comparison with a number on one side bounds the other side from above."""
     less = isinstance(expr, sympy.StrictLessThan | sympy.LessThan)
     return less == isinstance(expr.args[1], sympy.Integer)
-
-
-def _to_expr(expr: Any, name_of: Mapping[sympy.Symbol, str]) -> Expr:
-    if isinstance(expr, sympy.Symbol):
-        return name_of[expr]
-    if isinstance(expr, sympy.Integer | int):
-        return int(expr)
-    op = SYMPY.get(type(expr).__name__)
-    if op is None or (op == "**" and not isinstance(expr.args[1], sympy.Integer)):
-        raise Unreadable
-    return (op, *(_to_expr(a, name_of) for a in expr.args))
 
 
 def shape_environment(values: Iterable[Any]) -> Any:

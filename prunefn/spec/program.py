@@ -1,7 +1,7 @@
 """The traced computation as immutable data.
 
 A `Program` is a tuple of instructions. Every static size that belongs to an axis is stored as that axis, so one program serves
-every mask and every batch size: `program.build` looks up the sizes and emits an `fx.Graph`.
+every mask and every size of its inputs: `program.build` looks up the sizes and emits an `fx.Graph`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Program(NamedTuple):
     updates: tuple[tuple[str, Ref], ...]
     """(buffer, its new value) in train mode."""
     slots: tuple[Slot, ...]
-    batch: FrozenDict[str, tuple[str, int]]
+    free: FrozenDict[str, tuple[str, int]]
     """Leaf whose size is known only at run time → (input, dim)."""
     in_spec: trees.Form
     out_spec: trees.Form
@@ -110,10 +110,10 @@ class Program(NamedTuple):
 
         All other values depend on parameters alone.
         """
-        active, batch = {i.name for i in self.inputs}, set(self.batch)
+        active, free = {i.name for i in self.inputs}, set(self.free)
         for i in self.instructions:
             reads = set(i.reads())
-            if i.name in self.layers or reads & active or batch & set(size_leaves((i.args, i.kwargs))):
+            if i.name in self.layers or reads & active or free & set(size_leaves((i.args, i.kwargs))):
                 active.add(f"%{i.name}")
         return frozenset(active)
 

@@ -15,8 +15,9 @@ from ..errors import ParamsError, TraceError, nearest
 from ..frozen_dict import FrozenDict
 from . import picture as drawn
 from . import views
-from .axis import Axis, Leaf, keep, leaves, size
+from .axis import Axis, einops_form, keep, leaves, size
 from .data import SpecData
+from .domain import refusal
 
 
 class Spec(SpecData):
@@ -55,13 +56,16 @@ class Spec(SpecData):
         return "\n".join(lines)
 
     def _input_axis_text(self, axis: Axis) -> str:
-        return axis.name if isinstance(axis, Leaf) else str(size(axis, self.sizes))
+        return einops_form(axis, {}) if any(True for _ in leaves(axis)) else str(size(axis, self.sizes))
 
     def _domain_lines(self) -> list[str]:
         """Return a line for each restriction of the input sizes for which the program represents the model."""
         domain = self.program.domain
         limits = [f"  {leaf} is {limit}" for leaf, limit in domain.limits.items()]
-        return [*limits, *(f"  holds where {guard}" for guard in domain.guards)]
+        counted = ", ".join(f"{name} = {n}" for name, n in self.input_sizes.items())
+        sizes = [f"  costs are counted at {counted}"] if counted else []
+        fixed = [f"  {dim} is fixed at {reason}" for dim, reason in domain.fixed.items()]
+        return [*sizes, *fixed, *limits, *(f"  holds where {guard}" for guard in domain.guards)]
 
     def _recorded_lines(self) -> list[str]:
         """Return the notes on a recorded spec; none for an exported one."""
@@ -87,15 +91,18 @@ class Spec(SpecData):
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain data for `json.dumps`, for other tools; it suffices to prune without prunefn.
 
-        An axis is the name of a group (or of the batch), a number (a frozen axis with this many positions), `{"product": [axis, …]}`
-        (row-major) or `{"concat": [axis, …]}`. A position is kept iff all units on its path are kept. The keys:
+        An axis is the name of a group (or of a size of the inputs), a number (a frozen axis with this many positions),
+        `{"size": expression}` (frozen, its size follows from those of the inputs), `{"product": [axis, …]}` (row-major) or
+        `{"concat": [axis, …]}`. A position is kept iff all units on its path are kept. The keys:
 
         * `format`: 1, until keys change their meaning; `versions` of prunefn and torch; `capture` and `capture_reason`;
           `train`
-        * `inputs`: name → axis of each dim; `batch`: axis → [input, dim] that has its size; `limits`: axis → `low`, `high`, `reason`
-          of the sizes for which the program holds; `guards`: conditions on sizes under which it holds
+        * `inputs`: name → axis of each dim; `free`: axis whose size may change → [input, dim] that has it; `batch`: those of them
+          that count samples; `input_sizes`: the others → size at which costs are counted; `fixed`: dims that the export fixed →
+          reason; `limits`: axis → `low`, `high`, `reason` of the sizes for which the program holds; `guards`: conditions on sizes
+          under which it holds
         * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: cost → list of terms
-          `{"times": int, "axes": […]}`; the sum of these products of sizes is the cost of any mask
+          `{"times": int, "axes": […]}`; the sum of these products of sizes is the cost of any mask, at any sizes of the inputs
         * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,
           `role`, `size` of that dim), `sites`, and the `macs` and `params` that its units take part in
         * `sites`: name → `axis` that is summed over, `out`, `einops`, `weight` (None: computed from parameters), `pattern`
@@ -120,6 +127,41 @@ class Spec(SpecData):
             PruneError: matplotlib is not installed, or the suffix is not supported.
         """
         drawn.picture(self, path)
+
+    def at(self, sizes: Mapping[str, int]) -> Spec:
+        """Return the spec with other sizes of its inputs, at which costs, budgets, latency tables and profiles are then measured.
+
+        Groups, sites and program are the same: masks carry over, and statistics merge.
+
+        Args:
+            sizes: name → size, as `print(spec)` names them; those that are not named keep theirs.
+
+        Raises:
+            TraceError: a size cannot change, or not to this number. A spec of `trace` at other inputs has the same groups, so that
+                masks carry over and statistics merge, too.
+
+        >>> import torch, prunefn as pf
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = pf.trace(model, (torch.randn(2, 5, 4),))
+        >>> spec.input_sizes, spec.costs.macs(spec.sizes), spec.at({"length": 50}).costs.macs(spec.sizes)
+        ({'length': 5}, 240, 2400)
+        """
+        known = self.input_sizes
+        for name, n in sizes.items():
+            if name not in known:
+                fixed = "; ".join(f"{dim} is fixed at {why}" for dim, why in self.program.domain.fixed.items())
+                raise TraceError(
+                    f"the spec has no size {name!r} of its inputs that may change{nearest(name, known)} (it has "
+                    f"{', '.join(known) or 'none'}{'; ' + fixed if fixed else ''}); trace(…, dynamic=) lets more sizes vary, and "
+                    "a spec traced at other inputs has the same groups: masks carry over, and statistics merge"
+                )
+            if not isinstance(n, int) or n < 1:
+                raise TraceError(f"sizes[{name!r}] is {n!r}; it must be an int ≥ 1")
+        domain = self.program.domain
+        merged = FrozenDict({**known, **sizes})
+        if reason := refusal({**domain.traced, **merged}, domain.limits.items(), domain.guards):
+            raise TraceError(f"the program of this spec does not represent the model at these sizes: {reason}")
+        return replace(self, input_sizes=merged, example=self.example.at(merged))
 
     def explain(self, name: str) -> str:
         """Return why each dim of a tensor is prunable or not, or where a group occurs; `name` may be a glob.

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ..errors import ParamsError, nearest
-from .axis import Axis, Concat, Fixed, Leaf, Product, einops_form, leaves, size
+from .axis import Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
 from .costs import Polynomial
 from .data import SpecData
+from .expressions import written
 from .parts import Group, Member, Site
 
 FORMAT = 1
@@ -77,11 +78,14 @@ def to_dict(spec: SpecData) -> dict[str, Any]:
         "capture_reason": spec.capture_reason,
         "train": spec.train,
         "inputs": {i.name: [axis_data(a) for a in i.axes] for i in spec.program.inputs},
-        "batch": {leaf: list(source) for leaf, source in spec.program.batch.items()},
+        "free": {leaf: list(source) for leaf, source in spec.program.free.items()},
+        "batch": sorted(spec.program.domain.batch),
+        "input_sizes": dict(spec.input_sizes),
+        "fixed": dict(spec.program.domain.fixed),
         "limits": {leaf: limit._asdict() for leaf, limit in spec.program.domain.limits.items()},
         "guards": [str(guard) for guard in spec.program.domain.guards],
         "costs": spec.costs(spec.sizes)._asdict(),
-        "polynomials": {q: _polynomial(getattr(spec.costs, q)) for q in spec.costs._fields},
+        "polynomials": {q: _polynomial(getattr(spec.formulas, q)) for q in spec.formulas._fields},
         "groups": {n: _group(spec, g, macs[n], params[n]) for n, g in spec.groups.items()},
         "sites": {n: _site(s, labels) for n, s in spec.sites.items()},
         "tensors": {t: _tensor(spec, t, labels) for t in spec.axes if t not in new_biases},
@@ -92,7 +96,7 @@ def to_dict(spec: SpecData) -> dict[str, Any]:
 
 
 def axis_data(axis: Axis) -> Any:
-    """Return an axis as plain data: a name, a number, or `{"product": […]}` or `{"concat": […]}` of these.
+    """Return an axis as plain data: a name, a number, `{"size": expression}`, or `{"product": […]}` or `{"concat": […]}` of these.
 
     >>> axis_data(Product((Fixed(3), Leaf("heads"), Leaf("head_dim"))))
     {'product': [3, 'heads', 'head_dim']}
@@ -102,6 +106,8 @@ def axis_data(axis: Axis) -> Any:
             return name
         case Fixed(n):
             return n
+        case Derived(expr):
+            return {"size": written(expr)}
         case Product(factors):
             return {"product": [axis_data(f) for f in factors]}
         case Concat(parts):

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..doors import door
 from ..errors import BatchError, StatsError
 from ..frozen_dict import FrozenDict
 from ..parameters.transforms import check_names
 from ..program.batches import device_of, each, inputs_of
-from ..program.compiled import Compiled, compiled
 from ..program.inputs import samples
 from ..program.sharded import agreed, check_plain, gather, is_sharded, together
 from ..spec.axis import size
-from ..spec.parts import Geometry, Site
+from ..spec.parts import Site
 from ..spec.spec import Spec
 from ..types import Batch, Criterion, Moments, Params, Stats, Where
 from ..where import sites_of
 from .fingerprint import fingerprint, taken
-from .moments import merge_moments, site_moments, tap_means
+from .measure import compile_moments, measure
+from .moments import merge_moments
 from .saved import Plan, resumed
+from .weights import PositionWeights, Weights, position_weights, weights_name
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def collect_stats(
     criterion: Criterion | Sequence[Criterion] = (),
     covariance: bool = False,
     where: Where | str | None = None,
+    weights: Weights = True,
     max_batches: int | None = None,
     progress: bool = False,
     resume: str | os.PathLike[str] | None = None,
@@ -64,6 +66,10 @@ def collect_stats(
         covariance: measure covariances at the sites even if no criterion needs them, for `compensation.affine()` and
             `residual`; `stats_bytes` returns the memory that they need.
         where: only sites of groups that match (`pf.kind("hidden")`, a glob, any predicate).
+        weights: of the positions of a batch, so that padding does not count. True: those of the masks and lengths among the
+            inputs (`attention_mask`, `src_key_padding_mask`, `lengths` and the like). The name of an input, or a function of the
+            batch → [samples] or [samples, positions], are weights ≥ 0. False: all positions count alike. The axes of the spec
+            carry them to every site; a loss of labels ignores positions whose label is −100.
         max_batches: stop after this many batches.
         progress: show a progress bar.
         resume: a file that the statistics so far are written to, one for each process. If the file exists, collection resumes
@@ -108,13 +114,16 @@ def collect_stats(
             check_plain(params, "collect_stats(…, resume=…)", "leave resume out")
         # A process without batches still takes part in gathering.
         stream = each(batches, max_batches=max_batches, progress=progress, text="statistics", least=0)
-        ready = (inputs_of(b, spec=spec, device=device) for b in stream)
+        ready = (
+            _Ready(x := inputs_of(b, spec=spec, device=device), position_weights(spec, x, b, weights)) for b in stream
+        )
         return together(partial(_step_together, start, sites, needs), ready, start, params)
 
     def step(total: Stats, batch: Batch) -> Stats:
         inputs = inputs_of(batch, spec=spec, device=device)
         sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
-        measured = FrozenDict(_measure(params, inputs, sites, spec, needs))
+        weighted = position_weights(spec, inputs, batch, weights)
+        measured = FrozenDict(measure(params, inputs, sites, spec, needs, weighted))
         return merge_stats(
             total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples(spec, inputs))
         )
@@ -122,20 +131,27 @@ def collect_stats(
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
     if resume is None:
         return reduce(step, stream, start)
-    plan = Plan([s.name for s in sites], needs, [c.name for c in collectors])
+    plan = Plan([s.name for s in sites], needs, [c.name for c in collectors], weights_name(weights))
     return resumed(step, stream, start, path=resume, every=save_every, most=max_batches, plan=plan)
 
 
+class _Ready(NamedTuple):
+    """A batch that is read."""
+
+    inputs: list[Tensor]
+    weights: PositionWeights | None
+
+
 def _step_together(
-    start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, inputs: list[Tensor] | None
+    start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, ready: _Ready | None
 ) -> Stats:
     """Return `total` merged with a batch; without a batch, only take part in the gathering that other processes need."""
     assert start.spec is not None
-    if inputs is not None:
-        measured = FrozenDict(_measure(dict(start.params), inputs, sites, start.spec, needs))
-        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples(start.spec, inputs)))
+    if ready is not None:
+        measured = FrozenDict(measure(dict(start.params), ready.inputs, sites, start.spec, needs, ready.weights))
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples(start.spec, ready.inputs)))
     if sites:
-        for name in _compile_moments(dict(start.params), sites, start.spec, needs).run.gathered:
+        for name in compile_moments(dict(start.params), sites, start.spec, needs, weighted=False).run.gathered:
             gather(start.params[name])
     return total
 
@@ -194,65 +210,6 @@ def _check_memory(needed: int, device: torch.device) -> None:
         )
 
 
-class _Measuring(NamedTuple):
-    """A program whose outputs are moments, with the values and convolutions (taps) that they describe."""
-
-    run: Compiled
-    values: list[tuple[str, int]]
-    taps: list[tuple[str, int, Geometry | None]]
-
-
-def _compile_moments(params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str]) -> _Measuring:
-    """Compile the program with moments as outputs: one per distinct value, and one per distinct convolution that reads it."""
-    values = list(dict.fromkeys(v for s in sites for v in s.values))
-    taps = list(dict.fromkeys((*v, s.geometry) for s in sites if s.taps for v in s.values))
-    extra = ("absolute" in needs, "covariance" in needs)
-
-    def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
-        def call_at_value(function: Callable[..., Any], value: str, *args: Any) -> fx.Node:
-            """Add a call right after its value is computed, so that the value need not be kept."""
-            node = graph.call_function(function, (env[value], *args))
-            env[value].append(node)
-            return node
-
-        moments = [call_at_value(site_moments, value, dim, None, *extra) for value, dim in values]
-        return (*moments, *(call_at_value(tap_means, *at) for at in taps))
-
-    key = ("moments", tuple(values), tuple(taps), extra)
-    return _Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
-
-
-def _measure(
-    params: Params, inputs: list[Tensor], sites: Sequence[Site], spec: Spec, needs: Collection[str]
-) -> dict[str, Moments]:
-    """Return the moments of each site for one batch.
-
-    Raises:
-        StatsError: a site's input is not finite.
-    """
-    if not sites:
-        return {}
-    run, values, taps = _compile_moments(params, sites, spec, needs)
-    with torch.no_grad():
-        outputs = run(params, inputs)
-    moments = dict(zip(values, outputs[: len(values)], strict=True))
-    tapped = dict(zip(taps, outputs[len(values) :], strict=True))
-    out: dict[str, Moments] = {}
-    for s in sites:
-        for value in s.values:
-            m = moments[value]
-            if s.taps:
-                m = m._replace(**dict(zip(("taps", "tap_count"), tapped[*value, s.geometry], strict=True)))
-            out[s.name] = m if s.name not in out else merge_moments(out[s.name], m)
-    for name, m in out.items():
-        if not bool(torch.isfinite(m.mean).all() & torch.isfinite(m.m2).all()):
-            raise StatsError(
-                f"the input of site {name!r} is not finite in {int((~torch.isfinite(m.m2)).sum())} of {len(m.m2)} channels; "
-                "look for NaN in the batches or parameters"
-            )
-    return out
-
-
 # ---- merging
 
 
@@ -260,15 +217,18 @@ def _measure(
 def merge_stats(a: Stats, b: Stats) -> Stats:
     """Return the statistics of both sets of batches together.
 
-    Merging is associative and commutative up to float64 rounding; `Stats()` is its identity.
+    Merging is associative and commutative up to float64 rounding; `Stats()` is its identity. The specs may be traced at other
+    sizes of the inputs: a network whose height and width are fixed by its export is measured with a spec for each size.
 
     Raises:
         StatsError: the statistics are of different specs or parameters.
     """
     if a.spec is None or b.spec is None:
         return b if a.spec is None else a
-    if a.spec != b.spec:
-        raise StatsError("the statistics are of different specs; collect both with the same spec")
+    if not a.spec.fits(b.spec):
+        raise StatsError(
+            "the statistics are of specs with other groups or sites; collect both with specs of one network"
+        )
     if not (a.params is b.params and a.fingerprints is b.fingerprints) and _changed_params(a, b):
         raise StatsError("the statistics are of different parameters; collect both with the same params")
     sums: dict[str, Mapping[str, Tensor]] = dict(a.sums)
@@ -328,7 +288,7 @@ def check_stats(stats: Stats, spec: Spec, params: Params | None = None) -> None:
     """
     if stats.spec is None:
         raise StatsError("the statistics are empty; use collect_stats(params, batches, spec=spec)")
-    if stats.spec is not spec and stats.spec != spec:
+    if not stats.spec.fits(spec):
         raise StatsError("the statistics are of another spec; collect them with the spec that they are used with")
     if not stats.fingerprints:
         return

@@ -6,12 +6,14 @@ Within a batch, sums run in the data's precision about a pivot; the functions re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import StatsError
 from ..spec.parts import Geometry
 from ..types import Moments
 
@@ -42,37 +44,77 @@ STRIP = 128
 
 @torch.fx.wrap
 def site_moments(
-    x: Tensor, dim: int, geometry: Geometry | None = None, absolute: bool = False, covariance: bool = False
+    x: Tensor,
+    dim: int,
+    absolute: bool = False,
+    covariance: bool = False,
+    weights: Tensor | None = None,
 ) -> Moments:
     """Return moments over all dims but one.
 
     Args:
         x: [..., d at `dim`, ...], any floating dtype.
         dim: counted from the right.
-        geometry: of the convolution that reads x [n, d, *spatial], for tap means; None: no tap means.
         absolute: measure the mean of |x|, too.
         covariance: measure the scatter [d, d], too.
+        weights: of the positions, of x's shape without `dim`; None: each counts once.
     """
-    taps, n = (None, 0) if geometry is None else tap_means(x, dim, geometry)
+    if weights is not None:
+        return _weighted_moments(x, dim, absolute, covariance, weights)
     rows = _rows(x, dim, flat=x.ndim < 3 or x.stride(dim) == 1)
-    count = rows.numel() // rows.shape[1]
+    return _moments_of_rows(rows, rows.numel() // rows.shape[1], absolute, covariance)
+
+
+def _moments_of_rows(rows: Tensor, count: int, absolute: bool, covariance: bool) -> Moments:
     mean, variance = _stable_mean_variance(rows)
     return Moments(
         count,
         mean,
         variance * count,
-        taps,
-        n,
-        _absolute_sum(rows) / count if absolute else None,
-        _scatter(rows, mean, variance) if covariance else None,
+        absolute=_absolute_sum(rows) / count if absolute else None,
+        scatter=_scatter(rows, mean, variance) if covariance else None,
+    )
+
+
+def _weighted_moments(x: Tensor, dim: int, absolute: bool, covariance: bool, weights: Tensor) -> Moments:
+    """Return the moments of the positions with a weight; if each of them counts once, as if the others were not there."""
+    w = weights.reshape(-1).to(x.device, torch.float64)
+    rows = x.movedim(dim, -1).reshape(-1, x.shape[dim])[w > 0]
+    w = w[w > 0]
+    d = rows.shape[1]
+    if not len(w):
+        zero = torch.zeros(d, dtype=torch.float64, device=x.device)
+        return Moments(0, zero, zero, None, 0, zero if absolute else None, zero.new_zeros(d, d) if covariance else None)
+    if bool((w == 1).all()):
+        return _moments_of_rows(_rows(rows, -1, flat=True), len(rows), absolute, covariance)
+    count, exact = _as_count(w.sum()), rows.double()
+    mean = w @ exact / count
+    deviations = exact - mean
+    return Moments(
+        count,
+        mean,
+        w @ deviations.square(),
+        absolute=w @ exact.abs() / count if absolute else None,
+        scatter=(w[:, None] * deviations).mT @ deviations if covariance else None,
     )
 
 
 @torch.fx.wrap
-def tap_means(x: Tensor, dim: int, geometry: Geometry) -> tuple[Tensor, int]:
-    """Return the mean over output positions of the zero-padded input at each tap, float64 [d, taps], and the number of positions."""
-    sums, n = tap_sums(x, dim, geometry)
-    return sums / n, n
+def tap_means(x: Tensor, dim: int, geometry: Geometry, weights: Tensor | None = None) -> tuple[Tensor, float]:
+    """Return the mean over output positions of the zero-padded input at each tap, float64 [d, taps], and the number of positions.
+
+    Args:
+        x: [n, d, *spatial] or [d, *spatial].
+        dim: of the channels, counted from the right.
+        geometry: of the convolution.
+        weights: of x's positions, [n, *spatial] or [*spatial]; an output position counts as much as the input position
+            at the centre of its kernel; None: each counts once.
+    """
+    if weights is None:
+        sums, n = tap_sums(x, dim, geometry)
+    else:
+        sums, n = weighted_tap_sums(x, geometry, weights)
+    return (sums / n if n else sums), n
 
 
 def _rows(x: Tensor, dim: int, *, flat: bool) -> Tensor:
@@ -112,14 +154,21 @@ def _scatter(rows: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return out
 
 
-def cross_scatter(a: Tensor, b: Tensor, dim: int, first: Moments, second: Moments) -> Tensor:
+def cross_scatter(
+    a: Tensor, b: Tensor, dim: int, first: Moments, second: Moments, weights: Tensor | None = None
+) -> Tensor:
     """Return the sum of outer products of the deviations of two values from their means, float64 [d, d]: rows a, columns b.
 
     Args:
         a, b: [..., d at `dim`, ...] of the same shape.
         dim: counted from the right.
-        first, second: moments of a and b.
+        first, second: moments of a and b, with the same weights.
+        weights: as for `site_moments`.
     """
+    if weights is not None:
+        w = weights.reshape(-1, 1).to(a.device, torch.float64)
+        rows, others = (v.movedim(dim, -1).reshape(-1, v.shape[dim]).double() for v in (a, b))
+        return (w * (rows - first.mean)).mT @ (others - second.mean)
     flat = a.ndim < 3 or a.stride(dim) == 1
     (x, p), (y, q) = (
         _subtract_far_means(_rows(v, dim, flat=flat), m.mean, m.m2 / m.count, OFF) for v, m in ((a, first), (b, second))
@@ -240,8 +289,47 @@ def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
     return min(first, n), max(0, last - first + 1)
 
 
+def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, float]:
+    """Return the weighted sum over output positions of the zero-padded input at each tap, and the sum of the weights.
+
+    The sums are float64 [d, taps]. Positions without a weight are zero, like the padding at the end of a shorter input.
+
+    Raises:
+        StatsError: the convolution is transposed.
+    """
+    if g.transposed:
+        raise StatsError(
+            "a transposed convolution reads positions with weights; weights=False counts all positions alike"
+        )
+    rank = len(g.kernel)
+    x, w = (x, weights) if x.ndim == rank + 2 else (x[None], weights[None])
+    w = w.to(x.device, torch.float64)
+    x = F.pad(x.double() * (w > 0)[:, None], [p for pair in reversed(g.padding) for p in pair])
+    for i, (n, k, s, p, d) in enumerate(zip(w.shape[1:], g.kernel, g.stride, g.padding, g.dilation, strict=True)):
+        outputs = torch.arange((n + sum(p) - d * (k - 1) - 1) // s + 1, device=x.device)
+        centres = outputs * s - p[0] + d * (k - 1) // 2
+        inside = ((centres >= 0) & (centres < n)).to(w.dtype).reshape(-1, *(1,) * (rank - 1 - i))
+        w = w.index_select(1 + i, centres.clamp(0, n - 1)) * inside
+    taps = []
+    for tap in product(*map(range, g.kernel)):
+        at = tuple(
+            slice(t * d, t * d + (m - 1) * s + 1, s)
+            for t, d, m, s in zip(tap, g.dilation, w.shape[1:], g.stride, strict=True)
+        )
+        taps.append((x[(slice(None), slice(None), *at)] * w[:, None]).flatten(2).sum((0, 2)))
+    return torch.stack(taps, 1), _as_count(w.sum())
+
+
+def _as_count(total: Tensor) -> float:
+    """Return a sum of weights, as an int where it is one."""
+    n = float(total)
+    return int(n) if n.is_integer() else n
+
+
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Merge moments by Chan's parallel formula, in float64; a field that one side lacks is missing from the result, too."""
+    if not a.count or not b.count:  # a batch of nothing but padding
+        return b if not a.count else a
     n = a.count + b.count
     delta, weight = b.mean - a.mean, a.count * b.count / n
     taps, k, absolute, scatter = None, a.tap_count + b.tap_count, None, None

@@ -35,6 +35,8 @@ class Mark(NamedTuple):
     """Fingerprints of the measured batches, 64 bits each; empty in a file of `save_stats`."""
     finished: bool = False
     """Whether the pass reached the end of the batches."""
+    weights: str = ""
+    """Name of the weights of positions; empty in a file of `save_stats`."""
 
 
 class Plan(NamedTuple):
@@ -43,6 +45,8 @@ class Plan(NamedTuple):
     sites: Collection[str]
     needs: Collection[str]
     collectors: Collection[str]
+    weights: str
+    """Name of the weights of positions."""
 
 
 # ---- writing and reading
@@ -158,7 +162,7 @@ def _read_contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[
 
     def moments(entry: Mapping[str, str]) -> Moments:
         counts = ("count", "tap_count")
-        values: dict[str, Any] = {k: int(v) if k in counts else tensor(v) for k, v in entry.items()}
+        values: dict[str, Any] = {k: _count(v) if k in counts else tensor(v) for k, v in entry.items()}
         return Moments(**values)
 
     sites = {name: moments(entry) for name, entry in header["sites"].items()}
@@ -169,8 +173,12 @@ def _read_contents(f: Reader, header: Mapping[str, Any], start: Stats) -> tuple[
         batches=int(header["batches"]),
         samples=int(header["samples"]),
     )
-    batches, finished = header["mark"]
-    return stats, Mark(tuple(batches), bool(finished))
+    batches, finished, weights = header["mark"]
+    return stats, Mark(tuple(batches), bool(finished), weights)
+
+
+def _count(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
 
 
 # ---- resuming
@@ -209,7 +217,7 @@ def resumed(
     total, mark = read(path, start, known) if Path(path).exists() else (start, Mark())
     done = total.batches
     if done:
-        _check_plan(path, total, plan)
+        _check_plan(path, total, plan, mark)
         if most is not None and done > most:
             raise StatsError(f"{path} is of {done} batches, but max_batches={most}; ask for as many, or save elsewhere")
         if mark.finished or done == most:
@@ -223,12 +231,12 @@ def resumed(
             marks.append(fingerprint(batch)[:16])
         total = step(total, batch)
         if n % every == 0 and n != most:
-            write(path, total, known, Mark(tuple(marks)))
+            write(path, total, known, Mark(tuple(marks), weights=plan.weights))
     if n < done:
         raise StatsError(
             f"{path} is of {done} batches, but there are only {n}; give the batches that it was started with"
         )
-    write(path, total, known, Mark(tuple(marks), most is None or n < most))
+    write(path, total, known, Mark(tuple(marks), most is None or n < most, plan.weights))
     return total
 
 
@@ -241,8 +249,12 @@ def _check_batch(path: Any, n: int, batch: Batch, mark: Mark) -> None:
         )
 
 
-def _check_plan(path: Any, stats: Stats, plan: Plan) -> None:
+def _check_plan(path: Any, stats: Stats, plan: Plan, mark: Mark) -> None:
     """Check that the file holds exactly what the plan measures; raise StatsError if not."""
+    if mark.weights not in ("", plan.weights):
+        raise StatsError(
+            f"{path} was measured with weights={mark.weights} of positions, not {plan.weights}; give those, or save elsewhere"
+        )
     planned = {"sites": set(plan.sites), "sums of collectors": set(plan.collectors)}
     measured = {"sites": set(stats.sites), "sums of collectors": set(stats.sums)}
     for what, names in planned.items():

@@ -91,8 +91,8 @@ class _Layout(NamedTuple):
 class _MomentsLayout(NamedTuple):
     """Counts and shapes of moments, without their values."""
 
-    count: int
-    tap_count: int
+    count: float
+    tap_count: float
     shapes: dict[str, tuple[int, ...]]
     """Field → shape; fields that were not measured are left out."""
     shared: str

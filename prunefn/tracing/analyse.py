@@ -16,6 +16,7 @@ from . import rules
 from .axes import Algebra, Term, Var
 from .capture import Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
+from .symbols import expression
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
@@ -41,10 +42,8 @@ class Analysis:
     """Nodes whose results are activations, even if they read only parameters."""
     written: list[Axes] = field(default_factory=list)
     """Axes of every output that is not a view."""
-    batch: dict[Var, tuple[str, int]] = field(default_factory=dict)
-    """Leaf → (input, dim) that has its size at run time."""
     symbols: dict[Any, Term] = field(default_factory=dict)
-    """Symbol of a batch size → its axis."""
+    """Expression of a symbolic size → its axis, which is frozen."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Op without a rule → the place of its first call."""
 
@@ -65,17 +64,7 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
-    if captured.how == "exported":
-        _record_batches(a, captured)
     return a
-
-
-def _record_batches(a: Analysis, captured: Captured) -> None:
-    for name in captured.inputs:
-        axes = a.values[captured.nodes[name]].axes
-        root = a.alg.find(axes[0]) if axes else None
-        if isinstance(root, Var):
-            a.batch.setdefault(root, (name, 0))
 
 
 def hints(value: Tensor) -> tuple[int, ...]:
@@ -96,9 +85,7 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     if node.name in captured.inputs:
         batch = BATCH if captured.how == "exported" else INPUT
         axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
-        batch_size: Any = value.shape[0] if axes else None
-        if isinstance(batch_size, torch.SymInt):
-            a.alg.unify(axes[0], a.symbols.setdefault(batch_size.node.expr, axes[0]))
+        _unify_sizes(a, [value], [axes])
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
     floating = value.dtype.is_floating_point or value.dtype.is_complex
     made_in_forward = (
@@ -130,7 +117,7 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     )
     call = Call(a.alg, str(node.target), node.name, _bind_arguments(a, node), shapes, reason_of(node), unused)
     call, out = _apply_rule(a, node, call, extra)
-    _unify_batches(a, metas, out)
+    _unify_sizes(a, metas, out)
     return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
 
 
@@ -167,13 +154,17 @@ def _unused_outputs(node: fx.Node, count: int) -> frozenset[int]:
     return frozenset(range(count)).difference(read)
 
 
-def _unify_batches(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
-    """Unify batch axes by their symbol, since a rule may lose the batch (an op without a rule always does)."""
+def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
+    """Unify axes of the same symbolic size, since a rule may lose them (an op without a rule always does)."""
     for meta, axes in zip(metas, out, strict=True):
         for n, axis in zip(meta.shape, axes, strict=True):
-            batch = a.symbols.get(n.node.expr) if isinstance(n, torch.SymInt) else None
-            if batch is not None and isinstance(a.alg.find(axis), Var):
-                a.alg.unify(axis, batch)
+            expr = expression(n)
+            if expr is None or not a.alg.is_frozen(known := a.symbols.get(expr, axis)):
+                continue
+            if expr not in a.symbols:
+                a.symbols[expr] = axis
+            elif isinstance(a.alg.find(axis), Var):
+                a.alg.unify(axis, known)
 
 
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:

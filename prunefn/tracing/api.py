@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,21 +15,24 @@ from ..frozen_dict import FrozenDict
 from ..spec.constants import Constants
 from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
-from ..spec.spec import Spec
+from ..spec.spec import Spec, first_sentence
 from .analyse import Analysis, analyse
 from .arguments import arguments, positional
 from .caches import without_caches
 from .capture import Captured, capture
+from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .lower import lower
 from .mixing import mixed_by_weights
-from .prove import Trial, guarded, proved, runs
+from .prove import Trial, guarded, proved, runs, with_domain
 from .record import record
 from .rules import Contraction, Reason, Rule, Value, checked
 from .sites import find_layouts, module_path, value_name
 
 UNUSED = Reason("the program does not use it")
+TIME_LIMIT = 120.0
+"""Seconds for an export with sizes beyond the batch, which can take minutes: windows of a symbolic height and width do."""
 TIED = Reason("two tied tensors of it have different axes")
 
 
@@ -42,6 +45,7 @@ def trace(
     train: bool = False,
     rules: Mapping[str, Rule] | None = None,
     freeze: Sequence[str] | str = (),
+    dynamic: Dynamic = None,
     check: bool = True,
 ) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.
@@ -50,13 +54,17 @@ def trace(
         model: any module, on any device, including `meta`. It is left unchanged. Caches of earlier words are off for the trace
             (`use_cache` of all configs), and no outputs. If `torch.export` cannot capture it (control
             flow that depends on data), one run on the example is recorded: see `Spec.capture`.
-        args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch, of any size.
-            An input may be nested: dicts, lists, tuples, and classes that are registered with `torch.export`. A dict whose keys are
-            no parameters of `forward` is itself the one input.
+        args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch. An input
+            may be nested: dicts, lists, tuples, and classes that are registered with `torch.export`. A dict whose keys are no
+            parameters of `forward` is itself the one input.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules.
         freeze: tensors that must not change: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
+        dynamic: sizes of the inputs that may change from call to call. Default: the batch, and lengths of sequences (all dims of
+            integer inputs and masks, and of inputs of up to three dims; nodes and edges of graphs). `"all"` adds channels, depth,
+            height and width of images; names (`"batch height width"`) are exactly these; a dict names the dims of an input
+            (`{"x": ("batch", "points", None)}`, None: fixed). What the export cannot vary is fixed, and `print(spec)` says why.
         check: prove the program: compare its results with the module's at the traced sizes and with every size changed. If they
             differ at the traced sizes, the run is recorded instead. If they differ at another size, `forward` and statistics
             refuse this size, and `print(spec)` says why. On `meta` nothing is run.
@@ -81,30 +89,64 @@ def trace(
           dim 0, size 2: frozen: it is an output
           dim 1, size 8: 0 (hidden)
     """
+    example = Given(*arguments(model, args, kwargs or {}))
+    settings = Settings(train, checked(rules or {}), freeze, check)
     with without_caches(model):
-        return _trace(model, arguments(model, args, kwargs or {}), train, checked(rules or {}), freeze, check)
+        return _trace(model, example, settings, dynamic)
 
 
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""(args, kwargs)"""
-
-
-def _trace(
-    model: nn.Module,
-    example: Given,
-    train: bool,
-    user_rules: Mapping[str, Rule],
-    freeze: Sequence[str] | str,
-    check: bool,
-) -> Spec:
-    """Trace by `torch.export` and prove the program, or else by recording."""
+def _trace(model: nn.Module, example: Given, settings: Settings, dynamic: Dynamic) -> Spec:
+    """Trace by `torch.export`, or else by recording."""
     try:
-        trial = _trace_by_export(model, example, train, user_rules, freeze)
-        if not check or not runs(model, *example):
-            return trial.spec
-        spec = proved(trial)
+        return _trace_by_export(model, example, settings, dynamic)
     except TraceError as error:
-        return _trace_by_recording(model, example, train, user_rules, freeze, " ".join(str(error).split())[:2000])
+        return _trace_by_recording(model, example, settings, " ".join(str(error).split())[:2000])
+
+
+class Given(NamedTuple):
+    """The example inputs."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Settings(NamedTuple):
+    """The options of a trace."""
+
+    train: bool
+    rules: Mapping[str, Rule]
+    freeze: Sequence[str] | str
+    check: bool
+
+
+def _trace_by_export(model: nn.Module, example: Given, settings: Settings, dynamic: Dynamic) -> Spec:
+    """Trace by `torch.export`: with the sizes that `dynamic` names, or with the batch alone where these cannot vary."""
+    names = names_of(model, *example, dynamic)
+    fewer = batch_only(names)
+    if names == fewer:
+        return _trace_with_sizes(model, example, settings, names)
+    try:
+        with within(TIME_LIMIT):
+            return _trace_with_sizes(model, example, settings, names)
+    except TraceError as error:
+        spec = _trace_with_sizes(model, example, settings, fewer)
+        reason = f"with more sizes that vary: {first_sentence(' '.join(str(error).split()))}"
+        if dynamic is not None:
+            warn(f"only the batch may vary, all other sizes are those of the example; {reason}")
+        others = {n for dims, kept in zip(names, fewer, strict=True) for n in dims if n is not None and n not in kept}
+        domain = spec.program.domain
+        return with_domain(spec, domain._replace(fixed=FrozenDict({**domain.fixed, **dict.fromkeys(others, reason)})))
+
+
+def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, names: list[Names]) -> Spec:
+    """Trace by `torch.export` with these sizes that may vary, and prove the program."""
+    captured = capture(model, *example, settings.train, names)
+    analysis = analyse(captured, settings.rules)
+    spec = guarded(_build_spec(model, example, settings, captured, analysis), captured)
+    if not settings.check or not runs(model, *example):
+        return spec
+    trial = Trial(spec, model, *example, captured, analysis)
+    spec = proved(trial)
     if changes := trial.varies():
         warn(
             f"{type(model).__name__} draws random numbers outside of torch: with the same inputs and other states of Python's and "
@@ -114,35 +156,21 @@ def _trace(
     return spec
 
 
-def _trace_by_export(
-    model: nn.Module, example: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str
-) -> Trial:
-    """Trace by `torch.export`; the result is not proved yet."""
-    captured = capture(model, *example, train)
-    analysis = analyse(captured, rules)
-    spec = guarded(_build_spec(model, example, train, captured, analysis, freeze), captured)
-    return Trial(spec, model, *example, captured, analysis)
-
-
-def _trace_by_recording(
-    model: nn.Module, example: Given, train: bool, rules: Mapping[str, Rule], freeze: Sequence[str] | str, reason: str
-) -> Spec:
+def _trace_by_recording(model: nn.Module, example: Given, settings: Settings, reason: str) -> Spec:
     """Trace by recording a run; `reason` says why there is no export."""
     try:
-        captured = record(model, *example, train)
-        analysis = analyse(captured, rules)
+        captured = record(model, *example, settings.train)
+        analysis = analyse(captured, settings.rules)
     except Exception as error:  # the model's own code may raise anything
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
         ) from error
-    return replace(_build_spec(model, example, train, captured, analysis, freeze), capture_reason=reason)
+    return replace(_build_spec(model, example, settings, captured, analysis), capture_reason=reason)
 
 
-def _build_spec(
-    model: nn.Module, example: Given, train: bool, captured: Captured, analysis: Analysis, freeze: Sequence[str] | str
-) -> Spec:
+def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: Captured, analysis: Analysis) -> Spec:
     tied = _unify_tied(model, analysis)
-    frozen_tensors = chosen(freeze, analysis.tensors)
+    frozen_tensors = chosen(settings.freeze, analysis.tensors)
     freeze_tensors(captured, analysis, frozen_tensors)
     solution = find_groups(captured, analysis)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
@@ -157,15 +185,18 @@ def _build_spec(
         groups=mixed_by_weights(program, solution.axes, solution.groups),
         sites=solution.sites,
         constants=_constants(captured, analysis, solution, program.constants),
-        costs=_cost_polynomials(analysis, solution, parameters, tied),
+        formulas=_cost_polynomials(analysis, solution, parameters, tied),
         parameters=parameters,
         tied=tied,
         frozen=solution.frozen,
         unknown=FrozenDict(analysis.unknown),
-        example=example_of(*example, captured.in_spec, program.inputs if is_exported else (), positional(model)),
-        train=train,
+        example=example_of(
+            *example, captured.in_spec, program.inputs if is_exported else (), program.domain, positional(model)
+        ),
+        train=settings.train,
         capture=captured.how,
-        layers=_macs_by_module(captured, analysis, solution),
+        layer_formulas=_macs_by_module(captured, analysis, solution),
+        input_sizes=FrozenDict({n: m for n, m in program.domain.traced.items() if n not in program.domain.batch}),
         layouts=find_layouts(captured, analysis, solution.axis_of),
         scales=tuple(dict.fromkeys(value_name(captured, v.name) for v in analysis.scales)),
     )
@@ -210,9 +241,9 @@ def _constants(captured: Captured, a: Analysis, solution: Found, names: tuple[st
 
 
 def _cost_polynomials(a: Analysis, solution: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
-    macs = polynomial(([solution.axis_of(t) for t in c.macs] for c in a.contractions), solution.batch)
+    macs = polynomial(([solution.axis_of(t) for t in c.macs] for c in a.contractions), solution.free.batch)
     params = polynomial(solution.axes[n] for n in solution.axes if n in parameters and n not in tied)
-    activations = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.batch)
+    activations = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.free.batch)
     return Costs(macs, params, activations)
 
 
@@ -221,7 +252,7 @@ def _macs_by_module(captured: Captured, a: Analysis, solution: Found) -> FrozenD
     layers: dict[str, list[list[Any]]] = {}
     for c in a.contractions:
         layers.setdefault(_module_of(captured, c), []).append([solution.axis_of(t) for t in c.macs])
-    return FrozenDict({name: polynomial(products, solution.batch) for name, products in layers.items()})
+    return FrozenDict({name: polynomial(products, solution.free.batch) for name, products in layers.items()})
 
 
 def _module_of(captured: Captured, c: Contraction) -> str:

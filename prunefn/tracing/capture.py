@@ -15,7 +15,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from .. import trees
 from ..errors import TraceError
+from .dynamic import Names
 from .functional import make_functional, spell_out_writes
+from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
@@ -42,15 +44,24 @@ class Captured(NamedTuple):
     """Buffer → its new value, in train mode."""
     nodes: dict[str, fx.Node]
     """All nodes by name."""
+    names: list[Names]
+    """Name of the size of each dim of an input that was asked to vary; None: the dim is fixed."""
+    fixed: dict[str, str]
+    """Dim of an input that was asked to vary, but that the export fixed → its size and the reason."""
     how: str = "exported"
     """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
-    """Export the model in train or eval mode, and return its functional graph; the model is left unchanged."""
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, names: list[Names]
+) -> Captured:
+    """Export the model in train or eval mode, and return its functional graph; the model is left unchanged.
+
+    `names` holds the dims of each tensor input that may vary.
+    """
     args_on_device, kwargs_on_device = _follow_to_meta(model, (args, dict(kwargs)))
     with in_mode(model, train), unchanged(model), torch.no_grad():  # a failed export would leave changes
-        program = _export(model, args_on_device, kwargs_on_device)
+        program = _export(model, args_on_device, kwargs_on_device, names)
     _simplify(program)
     writes = spell_out_writes(program.graph)
     if train or writes or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
@@ -58,7 +69,19 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
             program = program.run_decompositions({})
         _simplify(program)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # all ops are functional now
-    return _read_program(program)
+    return _read_program(program, _in_program_order(program, (args, dict(kwargs)), names))
+
+
+def _in_program_order(program: ExportedProgram, example: Any, names: list[Names]) -> list[Names]:
+    """Return the names of the dims of each tensor input, with keywords in the order of the program."""
+    flat, form = trees.flatten(example)
+    remaining = iter(names)
+    names_at = [next(remaining) if isinstance(x, Tensor) else None for x in flat]
+    args, kwargs = trees.unflatten(list(range(len(flat))), form)
+    assert program.call_spec.in_spec is not None
+    keywords = program.call_spec.in_spec.children()[1].context or list(kwargs)
+    indices = trees.leaves((args, {k: kwargs[k] for k in keywords}))
+    return [dims for i in indices if (dims := names_at[i]) is not None]
 
 
 def _simplify(program: ExportedProgram) -> None:
@@ -110,8 +133,8 @@ def _follow_to_meta(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return trees.map_tensors(lambda t: t.to("meta"), args)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Export with dim 0 of every input as the batch; double a batch of one, because torch would treat size 1 as broadcasting."""
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[Names]) -> ExportedProgram:
+    """Export with symbolic sizes; double a batch of one, because torch would treat size 1 as broadcasting."""
     tensors = trees.tensors((args, kwargs))
     attempts = [(args, kwargs)]
     if tensors and all(t.ndim and t.shape[0] == 1 for t in tensors):
@@ -119,9 +142,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     error: Exception | None = None
     for a, k in attempts:
         shapes = ShapesCollection()
-        for t in trees.leaves((a, k)):
-            if isinstance(t, Tensor) and t.ndim:
-                shapes[t] = {0: Dim.AUTO}
+        for t, dims in zip(trees.tensors((a, k)), names, strict=True):
+            if any(dims):
+                shapes[t] = {d: Dim.AUTO for d, name in enumerate(dims) if name is not None}
         try:
             with (
                 warnings.catch_warnings(),
@@ -161,7 +184,7 @@ def _inline_regions(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
 
 
-def _read_program(program: ExportedProgram) -> Captured:
+def _read_program(program: ExportedProgram, names: list[Names]) -> Captured:
     signature, graph = program.graph_signature, program.graph
     tensors, constants, sources, inputs = {}, {}, {}, []
     values = {**program.constants}
@@ -191,4 +214,18 @@ def _read_program(program: ExportedProgram) -> Captured:
             )
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(graph, tensors, constants, sources, inputs, in_spec, out_spec, outputs, updates, nodes)
+    metas = [nodes[n].meta["val"] for n in inputs]
+    return Captured(
+        graph,
+        tensors,
+        constants,
+        sources,
+        inputs,
+        in_spec,
+        out_spec,
+        outputs,
+        updates,
+        nodes,
+        names,
+        fixed_dims(inputs, metas, names),
+    )

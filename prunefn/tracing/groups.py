@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from itertools import count
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, Fixed, Leaf, leaves
@@ -18,6 +17,7 @@ from .rules import Contraction, Reason
 from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
 from .streams import mark_streams
+from .symbols import Free, axis_of_expression, name_sizes
 
 NOT_READ = Reason("nothing reads it at this size of the inputs")
 
@@ -32,7 +32,8 @@ class Found(NamedTuple):
     slots: tuple[Slot, ...]
     frozen: FrozenDict[tuple[str, int], tuple[str, ...]]
     """(tensor, dim) → reasons why it, or parts of it, may not be pruned."""
-    batch: FrozenDict[str, tuple[str, int]]
+    free: Free
+    """Sizes of the inputs that may change."""
     axis_of: AxisOf
 
 
@@ -44,15 +45,14 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     users = _find_users(a, tensors)  # again, without the leaves that were just frozen
     mark_streams(captured.graph, a, users)
     names = _name_leaves(captured, a, contractions, users)
-    group_names = {n for n, _ in names.values()}
-    free_names = (n for i in count() if (n := f"batch_{i}" if i else "batch") not in group_names)
-    batch = dict(zip(a.batch, free_names, strict=False))
+    free = _name_inputs(captured, a, {n for n, _ in names.values()})
+    derived = _derived_axes(a, free)
     cache: dict[Var, Axis] = {}
 
     def name(v: Var) -> Axis:
-        if v in batch:
-            return Leaf(batch[v])
-        return Leaf(names[v][0]) if v in names else Fixed(a.alg.size(v))
+        if v in free.leaves:
+            return Leaf(free.leaves[v])
+        return Leaf(names[v][0]) if v in names else derived.get(v) or Fixed(a.alg.size(v))
 
     def axis_of(t: Term) -> Axis:
         return a.alg.resolve(t, name, cache)
@@ -71,9 +71,32 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
         FrozenDict(sites),
         slots,
         FrozenDict(frozen),
-        FrozenDict({batch[v]: source for v, source in a.batch.items()}),
+        free,
         axis_of,
     )
+
+
+def _name_inputs(captured: Captured, a: Analysis, group_names: set[str]) -> Free:
+    """Name the sizes of the inputs that may change."""
+
+    def dims() -> Iterator[tuple[str, int, Any, Var | None, str | None]]:
+        for name, preferred in zip(captured.inputs, captured.names, strict=True):
+            node = captured.nodes[name]
+            for d, (n, axis) in enumerate(zip(node.meta["val"].shape, a.values[node].axes, strict=True)):
+                root = a.alg.find(axis)
+                yield name, d, n, root if isinstance(root, Var) else None, preferred[d]
+
+    return name_sizes(dims(), group_names)
+
+
+def _derived_axes(a: Analysis, free: Free) -> dict[Var, Axis]:
+    """Return leaf of the algebra → the axis whose size follows from sizes of the inputs."""
+    axes: dict[Var, Axis] = {}
+    for expr, term in a.symbols.items():
+        root = a.alg.find(term)
+        if isinstance(root, Var) and root not in free.leaves and (axis := axis_of_expression(expr, free)) is not None:
+            axes.setdefault(root, axis)
+    return axes
 
 
 def _reasons_of(a: Analysis, axis: Term) -> tuple[str, ...]:

@@ -9,13 +9,15 @@ from torch import fx
 
 from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, leaves, size
+from ..spec.domain import Domain
 from ..spec.program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
-from .analyse import Analysis, schema
+from .analyse import Analysis, hints, schema
 from .capture import Captured
 from .groups import Found
 from .rules import Value
 from .rules.shape import SQUEEZED
 from .sites import module_path
+from .symbols import axis_of_expression, expression
 
 SPLITS = ("aten.split", "aten.chunk", "aten.tensor_split", "aten.unsafe_split", "aten.unsafe_chunk")
 VIEWS = ("aten.view.default", "aten._unsafe_view.default")
@@ -44,9 +46,7 @@ class _Lowering:
                 instructions.append(self.instruction(node))
         outputs = tuple(self.refs[o] if isinstance(o, fx.Node) else o for o in c.outputs)
         updates = tuple((t, self.refs[n]) for t, n in c.updates.items())
-        inputs = tuple(
-            Input(n, tuple(self.solution.axis_of(x) for x in self.a.values[c.nodes[n]].axes)) for n in c.inputs
-        )
+        inputs = tuple(Input(n, self.input_axes(c.nodes[n])) for n in c.inputs)
         needed = _needed_instructions(instructions, {*refs(outputs), *refs(tuple(r for _, r in updates))})
         used = {name for i in needed for name in i.reads()} | set(refs(outputs))
         constants = tuple(n for n in c.constants if n in used)
@@ -61,12 +61,28 @@ class _Lowering:
             outputs,
             updates,
             self.solution.slots,
-            self.solution.batch,
+            FrozenDict(self.solution.free.places),
             c.in_spec,
             c.out_spec,
             FrozenDict(axes),
             frozenset(i.name for i in needed if i.name in self.a.layers),
+            self.domain(),
         )
+
+    def input_axes(self, node: fx.Node) -> tuple[Axis, ...]:
+        """Return the axes of an input; a symbolic size counts as one axis, even if the program splits it."""
+        free = self.solution.free
+        symbolic = [axis_of_expression(expression(n), free) for n in node.meta["val"].shape]
+        axes = map(self.solution.axis_of, self.a.values[node].axes)
+        return tuple(axis if known is None else known for known, axis in zip(symbolic, axes, strict=True))
+
+    def domain(self) -> Domain:
+        """Return the sizes that may change at those of the trace."""
+        free, nodes = self.solution.free, self.captured.nodes
+        traced = {name: hints(nodes[i].meta["val"])[d] for name, (i, d) in free.places.items()}
+        places = {f"{i} dim {d}" for i, d in free.places.values()}
+        fixed = {dim: why for dim, why in self.captured.fixed.items() if dim not in places}
+        return Domain(FrozenDict(traced), batch=free.batch, fixed=FrozenDict(fixed))
 
     def instruction(self, node: fx.Node) -> Instruction:
         op, resized = op_name(node.target), self.a.resized.get(node, {})
@@ -106,7 +122,7 @@ class _Lowering:
         if isinstance(terms, (int, float)) or (inside and static == -1):
             return static if inside and static == -1 else terms
         axis: Axis = self.solution.axis_of(terms)
-        if isinstance(static, Ref) and not any(leaf in self.solution.batch for leaf in leaves(axis)):
+        if isinstance(static, Ref) and not any(leaf in self.solution.free.places for leaf in leaves(axis)):
             return static
         return Size(axis) if any(True for _ in leaves(axis)) else size(axis, {})
 

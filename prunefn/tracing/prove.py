@@ -20,19 +20,28 @@ from .. import trees
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
 from ..program.build import build
-from ..spec.axis import Leaf
+from ..spec.axis import Leaf, leaves, size
 from ..spec.domain import Domain, Limit, guards_of, refusal, shape_environment
 from ..spec.program import Ref, target
 from ..spec.spec import Spec
-from .analyse import Analysis, hints, reason_of
+from .analyse import Analysis, reason_of
 from .capture import Captured, in_mode
 from .difference import Result, difference, tensors_differ
 from .locate import Outputs, first_difference
 from .rules import Value
+from .symbols import disagreeing, expression
 from .unchanged import Writes, buffer_copies, reseed, seed_torch, unchanged
 
-TRIED: tuple[Callable[[int], int], ...] = (lambda n: 2 if n == 3 else 3, lambda n: n + 1, lambda n: 2 * n)
-"""Functions of the traced size that give other sizes to try: a small one, and two larger ones for modules that index positions."""
+SAMPLES: tuple[Callable[[int], int], ...] = (lambda n: 2 if n == 3 else 3, lambda n: n + 1, lambda n: 2 * n)
+"""Functions of the traced batch that give others to try: a small one, and two larger ones for modules that index samples."""
+OTHERS: tuple[Callable[[int], int], ...] = (
+    *(lambda n, step=step: n + step for step in (1, -1, 2, 4, 8, 16, 32)),
+    lambda n: n // 2,
+    lambda n: 2 * n,
+)
+"""Functions of another traced size that give others to try: small steps, and larger ones for modules that need multiples."""
+JOINT = 3
+"""Most attempts with all sizes changed at once."""
 UNROLLED = ("aten.unbind", "aten.select", "aten.split", "aten.chunk", "aten.slice", "aten.index", "aten.narrow")
 """Ops that read an axis position by position."""
 
@@ -51,13 +60,24 @@ def guarded(spec: Spec, captured: Captured) -> Spec:
     env = shape_environment(inputs.values())
     if env is None:
         return spec
-    sizes = {leaf: inputs[name].shape[dim] for leaf, (name, dim) in spec.program.batch.items()}
-    symbols = {leaf: n.node.expr for leaf, n in sizes.items() if isinstance(n, torch.SymInt)}
-    leaf_of: dict[Any, str] = {symbol: leaf for leaf, symbol in symbols.items() if symbol.is_Symbol}
-    traced = FrozenDict({leaf: hints(inputs[name])[dim] for leaf, (name, dim) in spec.program.batch.items()})
+    leaf_of = {
+        expr: axis.name
+        for i in spec.program.inputs
+        for n, axis in zip(inputs[i.name].shape, i.axes, strict=True)
+        if (expr := expression(n)) is not None and expr.is_Symbol and isinstance(axis, Leaf)
+    }
     guards, unreadable = guards_of(env, leaf_of)
-    limits = {leaf: Limit(traced[leaf], traced[leaf], f"the export guards {text}") for leaf, text in unreadable.items()}
-    return with_domain(spec, Domain(traced, FrozenDict(limits), guards))
+    domain = spec.program.domain
+    limits = {leaf: f"the export guards {text}" for leaf, text in unreadable.items()}
+    values = ((v, captured.nodes[v[1:]].meta["val"].shape, axes) for v, axes in spec.program.axes.items())
+    doubled = {
+        **spec.sizes,
+        **{leaf: 2 * n for leaf, n in domain.traced.items()},
+    }  # most guards hold at twice the sizes
+    for leaf, value in disagreeing(values, leaf_of, doubled).items():
+        place = _place_text(captured.nodes[value[1:]])
+        limits.setdefault(leaf, f"the axes of {value}{place} do not follow it")
+    return with_domain(spec, domain._replace(guards=guards).at_traced(limits))
 
 
 def with_domain(spec: Spec, domain: Domain) -> Spec:
@@ -87,8 +107,7 @@ def proved(trial: Trial) -> Spec:
     domain = trial.spec.program.domain
     limits = dict(domain.limits)
     variable_sizes = {leaf: n for leaf, n in trial.sizes.items() if leaf not in limits}
-    changes = _sizes_to_try(variable_sizes, domain)
-    if variable_sizes and not (changes and trial.run(changes[0]).who == "same"):
+    if variable_sizes and not _agrees_with_all_changed(trial, variable_sizes, domain):
         limits |= _limits_by_leaf(trial, variable_sizes, domain)
     leaves_to_try = [
         leaf for leaf, n in variable_sizes.items() if leaf not in limits and n != 1 and _is_allowed({leaf: 1}, domain)
@@ -97,10 +116,28 @@ def proved(trial: Trial) -> Spec:
     return with_domain(trial.spec, domain._replace(limits=FrozenDict(limits)))
 
 
+def _agrees_with_all_changed(trial: Trial, variable_sizes: Mapping[str, int], domain: Domain) -> bool:
+    """Return whether program and module agree when every size is changed; where the module raises, other sizes are tried."""
+    outcomes = (trial.run(sizes).who for sizes in _sizes_to_try(variable_sizes, domain)[:JOINT])
+    return next((who for who in outcomes if who != "module"), "") == "same"
+
+
 def _sizes_to_try(traced_sizes: Mapping[str, int], domain: Domain) -> list[dict[str, int]]:
-    """Return other sizes to try that the guards allow, small ones first."""
-    candidates = ({leaf: pick(n) for leaf, n in traced_sizes.items()} for pick in TRIED)
-    return [sizes for sizes in candidates if _is_allowed(sizes, domain)]
+    """Return other sizes to try that the guards allow, near ones first; every size differs from that of the trace."""
+    picks = {leaf: _picks(leaf, n, domain) for leaf, n in traced_sizes.items()}
+    alone = {leaf: [m for m in ns if _is_allowed({leaf: m}, domain)] or ns for leaf, ns in picks.items()}
+    candidates = [
+        {leaf: ns[min(k, len(ns) - 1)] for leaf, ns in choice.items()}
+        for choice in (alone, picks)
+        for k in range(max(map(len, choice.values()), default=0))
+    ]
+    return [sizes for i, sizes in enumerate(candidates) if sizes not in candidates[:i] and _is_allowed(sizes, domain)]
+
+
+def _picks(leaf: str, n: int, domain: Domain) -> list[int]:
+    """Return other sizes of an axis, by preference."""
+    picks = SAMPLES if leaf in domain.batch else OTHERS
+    return list(dict.fromkeys(m for pick in picks if (m := pick(n)) != n and m > 0))
 
 
 def runs(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -141,7 +178,7 @@ def _limits_above_one(trial: Trial, leaves: list[str]) -> dict[str, Limit]:
 def _first_unrolled_op(trial: Trial, leaf: str) -> str:
     """Return a text with the first op that reads an axis position by position, and its line."""
     captured, a = trial.captured, trial.analysis
-    source, dim = trial.spec.program.batch[leaf]
+    source, dim = trial.spec.program.free[leaf]
     var = a.alg.find(a.values[captured.nodes[source]].axes[dim])
     for node in captured.graph.nodes:
         if node.op != "call_function" or not str(node.target).startswith(UNROLLED):
@@ -185,9 +222,12 @@ class Trial:
         self.first: Result | None = None
         """Result of the module at the traced sizes."""
         axes = dict(zip(self.places, (i.axes for i in spec.program.inputs), strict=True))
-        self.axes = {i: [x.name if isinstance(x, Leaf) else None for x in axes[i]] for i in self.places}
+        self.axes = {i: axes[i] for i in self.places}
         self.sizes = {
-            leaf: self.flat[i].shape[d] for i in self.places for d, leaf in enumerate(self.axes[i]) if leaf is not None
+            axis.name: self.flat[i].shape[d]
+            for i in self.places
+            for d, axis in enumerate(self.axes[i])
+            if isinstance(axis, Leaf)
         }
         self.draws = any(_is_random(i.op) for i in spec.program.instructions)
 
@@ -233,9 +273,10 @@ class Trial:
 
     def _resize(self, i: int, t: Tensor, sizes: Mapping[str, int]) -> Tensor:
         """Return an input at the given sizes, filled with rows of the example in turn, from the second on."""
-        for d, leaf in enumerate(self.axes[i]):
-            if leaf is not None and leaf in sizes:
-                t = t.index_select(d, (torch.arange(sizes[leaf], device=t.device) + 1) % t.shape[d])
+        for d, axis in enumerate(self.axes[i]):
+            if any(leaf in sizes for leaf in leaves(axis)):
+                n = size(axis, {**self.spec.sizes, **self.sizes, **sizes})
+                t = t.index_select(d, (torch.arange(n, device=t.device) + 1) % t.shape[d])
         return t
 
     def module(self, flat: list[Any], *, seed: int) -> Result:

@@ -76,7 +76,9 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         outputs,
         {},
         nodes,
-        "recorded",
+        names=[(None,) * t.ndim for t in trees.tensors(inputs)],
+        fixed={},
+        how="recorded",
     )
 
 

@@ -88,7 +88,7 @@ class LatencyTable(NamedTuple):
     multiple: int
     """Sizes that suit the kernels are multiples of this number."""
     sizes: FrozenDict[str, int]
-    """Sizes of all leaves when nothing is removed, the batch included."""
+    """Sizes of all leaves when nothing is removed, those of the inputs included."""
     ops: tuple[Op, ...]
     """One op for each instruction."""
     merged: tuple[Op, ...]

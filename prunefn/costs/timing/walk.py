@@ -27,7 +27,7 @@ class Machine(NamedTuple):
     values: dict[str, Tensor]
     """Parameters, constants and inputs."""
     sizes: Mapping[str, int]
-    """Sizes of all leaves, the batch included."""
+    """Sizes of all leaves, those of the inputs included."""
     device: torch.device
 
 
@@ -37,8 +37,8 @@ def machine(spec: Spec, params: Params, inputs: Sequence[Tensor], device: torch.
     values = {n: params[n] for n in program.tensors}
     values |= {n: spec.constants.tensors[n].to(device) for n in program.constants}
     values |= {i.name: x for i, x in zip(program.inputs, inputs, strict=True)}
-    batch = {leaf: values[name].shape[dim] for leaf, (name, dim) in program.batch.items()}
-    return Machine(spec, values, {**spec.sizes, **batch}, device)
+    input_sizes = {leaf: values[name].shape[dim] for leaf, (name, dim) in program.free.items()}
+    return Machine(spec, values, {**spec.sizes, **input_sizes}, device)
 
 
 def axes_of(spec: Spec, name: str) -> tuple[Axis, ...] | None:

@@ -1,0 +1,92 @@
+"""The moments of all sites for one batch: the program is compiled with them as outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import StatsError
+from ..program.compiled import Compiled, argument, compiled
+from ..spec.parts import Geometry, Site
+from ..spec.spec import Spec
+from ..types import Moments, Params
+from .moments import merge_moments, site_moments, tap_means
+from .weights import PositionWeights, weights_at
+
+
+class Measuring(NamedTuple):
+    """A program whose outputs are moments, with the values and convolutions (taps) that they describe."""
+
+    run: Compiled
+    values: list[tuple[str, int]]
+    taps: list[tuple[str, int, Geometry | None]]
+
+
+def compile_moments(
+    params: Params, sites: Sequence[Site], spec: Spec, needs: Collection[str], *, weighted: bool
+) -> Measuring:
+    """Compile the program with moments as outputs: one per distinct value, and one per distinct convolution that reads it."""
+    values = list(dict.fromkeys(v for s in sites for v in s.values))
+    taps = list(dict.fromkeys((*v, s.geometry) for s in sites if s.taps for v in s.values))
+    extra = ("absolute" in needs, "covariance" in needs)
+
+    def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
+        weights = argument(graph, "weights") if weighted else None
+
+        def call_at_value(function: Callable[..., Any], value: str, dim: int, *args: Any) -> fx.Node:
+            """Add a call right after its value is computed, so that the value need not be kept."""
+            more = (
+                {}
+                if weights is None
+                else {"weights": graph.call_function(weights_at, (weights, value, dim, env[value]))}
+            )
+            node = graph.call_function(function, (env[value], dim, *args), more)
+            env[value].append(node)
+            for w in more.values():
+                env[value].append(w)
+            return node
+
+        moments = [call_at_value(site_moments, value, dim, *extra) for value, dim in values]
+        return (*moments, *(call_at_value(tap_means, *at) for at in taps))
+
+    key = ("moments", tuple(values), tuple(taps), extra, weighted)
+    return Measuring(compiled(spec, params, key, emit, only=[value for value, _ in values]), values, taps)
+
+
+def measure(
+    params: Params,
+    inputs: list[Tensor],
+    sites: Sequence[Site],
+    spec: Spec,
+    needs: Collection[str],
+    weights: PositionWeights | None,
+) -> dict[str, Moments]:
+    """Return the moments of each site for one batch.
+
+    Raises:
+        StatsError: a site's input is not finite.
+    """
+    if not sites:
+        return {}
+    run, values, taps = compile_moments(params, sites, spec, needs, weighted=weights is not None)
+    with torch.no_grad():
+        outputs = run(params, inputs, *([] if weights is None else [weights]))
+    moments = dict(zip(values, outputs[: len(values)], strict=True))
+    tapped = dict(zip(taps, outputs[len(values) :], strict=True))
+    out: dict[str, Moments] = {}
+    for s in sites:
+        for value in s.values:
+            m = moments[value]
+            if s.taps:
+                m = m._replace(**dict(zip(("taps", "tap_count"), tapped[*value, s.geometry], strict=True)))
+            out[s.name] = m if s.name not in out else merge_moments(out[s.name], m)
+    for name, m in out.items():
+        if not bool(torch.isfinite(m.mean).all() & torch.isfinite(m.m2).all()):
+            raise StatsError(
+                f"the input of site {name!r} is not finite in {int((~torch.isfinite(m.m2)).sum())} of {len(m.m2)} channels; "
+                "look for NaN in the batches or parameters"
+            )
+    return out
