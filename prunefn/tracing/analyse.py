@@ -44,6 +44,8 @@ class Analysis:
     """Axes of every output that is not a view."""
     symbols: dict[Any, Term] = field(default_factory=dict)
     """Expression of a symbolic size → its axis, which is frozen."""
+    fixed: list[Term] = field(default_factory=list)
+    """Axes of dims whose size is a number."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Op without a rule → the place of its first call."""
 
@@ -92,6 +94,7 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
         captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
     )
     axes = tuple(a.alg.leaf(n, MADE if made_in_forward else None if floating else INTEGER) for n in shape)
+    a.fixed += axes
     name = captured.tensors.get(node.name)
     if name is not None and (node.users or name in captured.updates):
         if name in a.tensors:  # one tensor under two placeholders
@@ -158,10 +161,11 @@ def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
     """Unify axes of the same symbolic size, since a rule may lose them (an op without a rule always does)."""
     for meta, axes in zip(metas, out, strict=True):
         for n, axis in zip(meta.shape, axes, strict=True):
-            expr = expression(n)
-            if expr is None or not a.alg.is_frozen(known := a.symbols.get(expr, axis)):
+            if (expr := expression(n)) is None:
+                a.fixed.append(axis)
+            elif not a.alg.is_frozen(known := a.symbols.get(expr, axis)):
                 continue
-            if expr not in a.symbols:
+            elif expr not in a.symbols:
                 a.symbols[expr] = axis
             elif isinstance(a.alg.find(axis), Var):
                 a.alg.unify(axis, known)

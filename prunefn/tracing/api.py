@@ -92,13 +92,13 @@ def trace(
     example = Given(*arguments(model, args, kwargs or {}))
     settings = Settings(train, checked(rules or {}), freeze, check)
     with without_caches(model):
-        return _trace(model, example, settings, dynamic)
+        return _trace(model, example, settings, names_of(model, *example, dynamic), chosen=dynamic is not None)
 
 
-def _trace(model: nn.Module, example: Given, settings: Settings, dynamic: Dynamic) -> Spec:
+def _trace(model: nn.Module, example: Given, settings: Settings, names: list[Names], *, chosen: bool) -> Spec:
     """Trace by `torch.export`, or else by recording."""
     try:
-        return _trace_by_export(model, example, settings, dynamic)
+        return _trace_by_export(model, example, settings, names, chosen=chosen)
     except TraceError as error:
         return _trace_by_recording(model, example, settings, " ".join(str(error).split())[:2000])
 
@@ -119,9 +119,11 @@ class Settings(NamedTuple):
     check: bool
 
 
-def _trace_by_export(model: nn.Module, example: Given, settings: Settings, dynamic: Dynamic) -> Spec:
-    """Trace by `torch.export`: with the sizes that `dynamic` names, or with the batch alone where these cannot vary."""
-    names = names_of(model, *example, dynamic)
+def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names: list[Names], *, chosen: bool) -> Spec:
+    """Trace by `torch.export` with these sizes that vary, or with the batch alone where the others cannot.
+
+    `chosen` is whether the user chose the sizes, who is then warned.
+    """
     fewer = batch_only(names)
     if names == fewer:
         return _trace_with_sizes(model, example, settings, names)
@@ -131,7 +133,7 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, dynam
     except TraceError as error:
         spec = _trace_with_sizes(model, example, settings, fewer)
         reason = f"with more sizes that vary: {first_sentence(' '.join(str(error).split()))}"
-        if dynamic is not None:
+        if chosen:
             warn(f"only the batch may vary, all other sizes are those of the example; {reason}")
         others = {n for dims, kept in zip(names, fewer, strict=True) for n in dims if n is not None and n not in kept}
         domain = spec.program.domain

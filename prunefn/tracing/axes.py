@@ -11,11 +11,12 @@ sides is frozen: a frozen axis keeps all its positions, which satisfies every eq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
 from operator import itemgetter
+from typing import Any
 
 from ..spec import axis
 
@@ -93,6 +94,16 @@ class Algebra:
                 return prod(self.size(f) for f in factors)
             case Plus(parts):
                 return sum(self.size(p) for p in parts)
+
+    def sympy(self, a: Term, size_of: Mapping[Var, Any]) -> Any:
+        """Return the number of positions as an expression; leaves without one have their number."""
+        match a := self.find(a):
+            case Var():
+                return size_of.get(a, self._size[a.id])
+            case Times(factors):
+                return prod(self.sympy(f, size_of) for f in factors)
+            case Plus(parts):
+                return sum(self.sympy(p, size_of) for p in parts)
 
     def vars(self, a: Term) -> Iterator[Var]:
         """Yield the unbound leaves of an axis, from left to right, with repetitions."""

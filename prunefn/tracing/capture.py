@@ -17,6 +17,7 @@ from .. import trees
 from ..errors import TraceError
 from .dynamic import Names
 from .functional import make_functional, spell_out_writes
+from .recurrent_shapes import recurrent_shapes
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
@@ -147,6 +148,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
                 shapes[t] = {d: Dim.AUTO for d, name in enumerate(dims) if name is not None}
         try:
             with (
+                recurrent_shapes(),
                 warnings.catch_warnings(),
                 contextlib.redirect_stderr(io.StringIO()),
             ):  # torch prints the graph of a failed export

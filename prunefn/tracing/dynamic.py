@@ -132,7 +132,7 @@ def _varying_names(dynamic: Dynamic, known: set[str]) -> set[str]:
     asked = set(dynamic.replace(",", " ").split() if isinstance(dynamic, str) else dynamic)
     if unknown := sorted(asked - known):
         raise TraceError(
-            f"dynamic={dynamic!r}: the inputs have no size {unknown[0]!r}{nearest(unknown[0], sorted(known))}; they have "
+            f"dynamic={dynamic!r}: the inputs have no size {unknown[0]!r}; they have "
             f'{", ".join(sorted(known)) or "none"}; name others by input, such as {{"x": ("batch", "points", None)}}'
         )
     return asked

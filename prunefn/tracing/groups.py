@@ -17,7 +17,7 @@ from .rules import Contraction, Reason
 from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
 from .streams import mark_streams
-from .symbols import Free, axis_of_expression, name_sizes
+from .symbols import UNKNOWN, Free, axis_of_expression, name_sizes, solved
 
 NOT_READ = Reason("nothing reads it at this size of the inputs")
 
@@ -91,12 +91,20 @@ def _name_inputs(captured: Captured, a: Analysis, group_names: set[str]) -> Free
 
 def _derived_axes(a: Analysis, free: Free) -> dict[Var, Axis]:
     """Return leaf of the algebra → the axis whose size follows from sizes of the inputs."""
-    axes: dict[Var, Axis] = {}
-    for expr, term in a.symbols.items():
-        root = a.alg.find(term)
-        if isinstance(root, Var) and root not in free.leaves and (axis := axis_of_expression(expr, free)) is not None:
-            axes.setdefault(root, axis)
-    return axes
+    roots = [(expr, a.alg.find(term)) for expr, term in a.symbols.items()]
+    exprs: dict[Var, Any] = {root: expr for expr, root in reversed(roots) if isinstance(root, Var)}
+    fixed = {root for root in map(a.alg.find, a.fixed) if isinstance(root, Var)}
+    # a leaf that only occurs inside of others, such as the windows of a length: their sizes say its own
+    for _ in roots:
+        before = len(exprs)
+        for expr, root in roots:
+            unknown = [v for v in a.alg.vars(root) if v not in exprs and v not in fixed]
+            if len(unknown) == 1:
+                exprs[unknown[0]] = solved(expr, a.alg.sympy(root, {**exprs, unknown[0]: UNKNOWN}))
+        if len(exprs) == before:
+            break
+    axes = {v: axis_of_expression(expr, free) for v, expr in exprs.items() if v not in free.leaves}
+    return {v: axis for v, axis in axes.items() if axis is not None}
 
 
 def _reasons_of(a: Analysis, axis: Term) -> tuple[str, ...]:

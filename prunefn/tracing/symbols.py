@@ -6,8 +6,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import sympy
 import torch
 from torch import Tensor
+from torch.utils._sympy.functions import FloorDiv
 
 from ..spec.axis import Axis, Derived, Leaf, size
 from ..spec.domain import shape_environment
@@ -17,6 +19,7 @@ from .dynamic import Names
 SOURCE = re.compile(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]")
 """How torch.export writes a size of an input."""
 BATCH = "batch"
+UNKNOWN = sympy.Symbol("unknown", integer=True, positive=True)
 
 
 class Free(NamedTuple):
@@ -85,6 +88,12 @@ def axis_of_expression(expr: Any, free: Free) -> Axis | None:
     except Unreadable:
         return None
     return Leaf(converted) if isinstance(converted, str) else None if isinstance(converted, int) else Derived(converted)
+
+
+def solved(expr: Any, total: Any) -> Any:
+    """Return the size `UNKNOWN` for which `total`, which is linear in it, is `expr`; rounded down."""
+    rest = total.subs(UNKNOWN, 0)
+    return FloorDiv(expr - rest, sympy.expand(total - rest).coeff(UNKNOWN, 1))
 
 
 def disagreeing(
