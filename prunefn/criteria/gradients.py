@@ -208,10 +208,14 @@ def _chunks(
     ]
     everything = [*data.inputs, *flat]
     lengths = [len(x) for x in flat if isinstance(x, Tensor) and x.ndim]
+    if not signature(spec).samples_first:
+        raise BatchError(
+            "gradients of single samples need them along dim 0 of the output, but its first dim is another"
+        )
     if lengths and data.count not in lengths:
         raise BatchError(
             f"gradients of single samples need labels of each sample, but the inputs have {data.count} samples and what follows "
-            f"them has {lengths[0]}; the first dim of the outputs counts as that of the samples"
+            f"them has {lengths[0]}"
         )
 
     def join(sample: list[Tensor]) -> tuple[list[Tensor], list[Any]]:

@@ -35,7 +35,9 @@ class Signature(NamedTuple):
     guards: tuple[Guard, ...]
     fixed: tuple[tuple[str, str], ...]
     samples: tuple[str, ...]
-    """Sizes that count samples: those along dim 0 of outputs, the first of which is the number of samples."""
+    """Sizes that count samples; the first is the number of samples."""
+    samples_first: bool
+    """Whether samples are along dim 0 of the outputs."""
 
 
 def _signature_of(spec: Spec) -> Signature:
@@ -45,15 +47,24 @@ def _signature_of(spec: Spec) -> Signature:
     paths_of_inputs = [path for node in call.nodes for path in paths(node)]
     names = paths_of_inputs if len(paths_of_inputs) == len(inputs) else [i.name for i in inputs]
     limits, fixed = tuple(domain.limits.items()), tuple((d.replace("'", '"'), why) for d, why in domain.fixed.items())
-    return Signature(tuple(names), shapes, call, tuple(slots), limits, domain.guards, fixed, _sample_sizes(spec))
+    return Signature(tuple(names), shapes, call, tuple(slots), limits, domain.guards, fixed, *_sample_sizes(spec))
 
 
-def _sample_sizes(spec: Spec) -> tuple[str, ...]:
+def _sample_sizes(spec: Spec) -> tuple[tuple[str, ...], bool]:
+    """Return the sizes that count samples, and whether the samples are along dim 0 of the outputs.
+
+    Of the sizes that may change, they are the batches that the outputs have; without one, what the outputs have along dim 0; and
+    if this is fixed, the first batch among the inputs. So neither the rows of a table nor the steps of a sequence are samples.
+    """
     program = spec.program
     axes = {**{i.name: i.axes for i in program.inputs}, **program.axes}
-    outputs = [axes[name][0] for name in refs(program.outputs) if axes.get(name)]
-    along = [next((name for name in leaves(axis) if name in program.free), "") for axis in outputs]
-    return tuple(dict.fromkeys(filter(None, along))) or (*sorted(program.domain.batch), *program.free)[:1]
+    outputs = [axes[name] for name in refs(program.outputs) if axes.get(name)]
+    free = [[[n for n in leaves(a) if n in program.free] for a in dims] for dims in outputs]
+    batches = [n for dims in free for names in dims for n in names if n in program.domain.batch]
+    first = [names[0] for names, *_ in free if names]
+    inputs = [n for n in program.free if n in program.domain.batch] or [*program.free]
+    samples = tuple(dict.fromkeys(batches or first)) or tuple(inputs[:1])
+    return samples, not batches or any(n in samples for names, *_ in free for n in names)
 
 
 def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
@@ -77,10 +88,7 @@ def signature(spec: Spec) -> Signature:
 
 
 def samples(spec: Spec, inputs: Sequence[Tensor]) -> int:
-    """Return the number of samples in flat inputs: the size along dim 0 of the outputs that may change from call to call.
-
-    If none may change, it is that of the first input with a dim.
-    """
+    """Return the number of samples in flat inputs; if no size may change, the first size of the first input that has one."""
     accepted = signature(spec)
     sizes = {
         name: n

@@ -194,10 +194,10 @@ def position_weights(spec: Spec, inputs: Sequence[Tensor], batch: Batch, weights
         found = [w for i in spec.program.inputs if (w := _recognised(spec, i, tensors[i.name], sizes)) is not None]
     else:
         found = [_weighting(spec, _named(tensors, weights) if isinstance(weights, str) else weights(batch), weights)]
-    if all(bool((w.weights == 1).all()) for w in found):
-        return None
     for w in found:
         _check(w, sizes)
+    if all(bool((w.weights == 1).all()) for w in found):
+        return None
     return PositionWeights(spec, sizes, [w._replace(weights=w.weights.cpu()) for w in found])
 
 
@@ -240,16 +240,17 @@ def _named(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _weighting(spec: Spec, weights: Any, source: Any) -> Weighting:
-    """Return weights [samples] or [samples, positions] with their axes: those of the first input that begins with them."""
+    """Return weights [samples] or [samples, positions] with their axes: the first ones that may change of an input."""
     if not isinstance(weights, Tensor) or weights.ndim not in (1, 2):
         raise BatchError(
             f"weights={source!r} gives {type(weights).__name__}; it must be a tensor [samples] or [samples, positions]"
         )
     for i in spec.program.inputs:
-        axes = [a.name if isinstance(a, Leaf) else "" for a in i.axes[: weights.ndim]]
-        if len(axes) == weights.ndim and all(axes):
-            return Weighting(axes[0], axes[1] if len(axes) == 2 else "", weights.double())
-    raise BatchError(f"weights={source!r}: no input has {weights.ndim} leading dims that may change; see print(spec)")
+        axes = [a.name for a in i.axes if isinstance(a, Leaf)]
+        axes.sort(key=lambda name: name not in spec.program.domain.batch)
+        if len(axes) >= weights.ndim:
+            return Weighting(axes[0], axes[1] if weights.ndim == 2 else "", weights.double())
+    raise BatchError(f"weights={source!r}: no input has {weights.ndim} dims that may change; see print(spec)")
 
 
 def _check(w: Weighting, sizes: Mapping[str, int]) -> None:

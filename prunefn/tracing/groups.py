@@ -13,11 +13,12 @@ from ..spec.program import Slot
 from .analyse import Analysis
 from .axes import Plus, Term, Times, Var
 from .capture import Captured
-from .rules import Contraction, Reason
+from .dynamic import Names
+from .rules import SEQUENCE, Contraction, Reason
 from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
 from .streams import mark_streams
-from .symbols import UNKNOWN, Free, axis_of_expression, name_sizes, solved
+from .symbols import BATCH, LENGTH, UNKNOWN, Free, axis_of_expression, name_sizes, solved
 
 NOT_READ = Reason("nothing reads it at this size of the inputs")
 
@@ -82,11 +83,20 @@ def _name_inputs(captured: Captured, a: Analysis, group_names: set[str]) -> Free
     def dims() -> Iterator[tuple[str, int, Any, Var | None, str | None]]:
         for name, preferred in zip(captured.inputs, captured.names, strict=True):
             node = captured.nodes[name]
-            for d, (n, axis) in enumerate(zip(node.meta["val"].shape, a.values[node].axes, strict=True)):
-                root = a.alg.find(axis)
-                yield name, d, n, root if isinstance(root, Var) else None, preferred[d]
+            roots = [a.alg.find(axis) for axis in a.values[node].axes]
+            names = _batch_first(preferred, [any(SEQUENCE in a.alg.marks(v) for v in a.alg.vars(r)) for r in roots])
+            for d, (n, root) in enumerate(zip(node.meta["val"].shape, roots, strict=True)):
+                yield name, d, n, root if isinstance(root, Var) else None, names[d]
 
     return name_sizes(dims(), group_names)
+
+
+def _batch_first(names: Names, sequences: list[bool]) -> Names:
+    """Return the names of an input's dims; if the first one is a sequence, the next one that is none holds the samples."""
+    if not sequences or not sequences[0] or names[0] != BATCH:
+        return names
+    other = next((d for d, name in enumerate(names) if name == LENGTH and not sequences[d]), None)
+    return tuple(LENGTH if d == 0 else BATCH if d == other else name for d, name in enumerate(names))
 
 
 def _derived_axes(a: Analysis, free: Free) -> dict[Var, Axis]:

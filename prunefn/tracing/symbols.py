@@ -18,7 +18,7 @@ from .dynamic import Names
 
 SOURCE = re.compile(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]")
 """How torch.export writes a size of an input."""
-BATCH = "batch"
+BATCH, LENGTH = "batch", "length"
 UNKNOWN = sympy.Symbol("unknown", integer=True, positive=True)
 
 

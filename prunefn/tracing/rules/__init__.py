@@ -51,11 +51,12 @@ from . import (  # noqa: F401  (each module registers its rules)
     spatial,
     spectral,
 )
-from .base import TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
+from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
 from .shape import freeze_all
 
 __all__ = [
+    "SEQUENCE",
     "Axes",
     "Call",
     "Contraction",

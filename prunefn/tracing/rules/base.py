@@ -19,6 +19,10 @@ Axes = tuple[Term, ...]
 Rule = Callable[["Call"], "Axes | list[Axes]"]
 
 
+SEQUENCE = "sequence"
+"""Mark of an axis along which positions are combined, so that they are no samples."""
+
+
 class Value(NamedTuple):
     """A tensor of the graph during the analysis."""
 

@@ -10,7 +10,7 @@ import torch
 
 from ...spec.parts import IN_OUT, OUT_IN
 from ..axes import ONE, Term, Times
-from .base import Axes, Call, Value, replaced, rule
+from .base import SEQUENCE, Axes, Call, Value, replaced, rule
 
 
 @rule(
@@ -185,6 +185,7 @@ def attention(call: Call) -> Axes:
     inner = call.unify(q.axes[-1], k.axes[-1])
     source = call.unify(k.axes[-2], v.axes[-2])
     call.freeze([source, q.axes[-2]], "attention runs over it")
+    call.mark([source, q.axes[-2]], SEQUENCE)
     heads = _broadcast_batch(call, k.axes[:-2], v.axes[:-2])
     if call["enable_gqa"] and call.alg.size(q.axes[-3]) != (n := call.alg.size(heads[-1])):
         shared, _ = call.alg.split(q.axes[-3], [n, call.alg.size(q.axes[-3]) // n])

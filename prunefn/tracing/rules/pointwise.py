@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..axes import ONE
-from .base import Axes, Call, Value, replaced, rule
+from .base import SEQUENCE, Axes, Call, Value, replaced, rule
 
 KEEPS_ZERO = frozenset(
     f"aten.{op}"
@@ -162,7 +162,9 @@ def glu(call: Call) -> Axes:
 def softmax(call: Call) -> Axes:
     """Freeze the dim over which outputs sum to one, since removing a unit changes all others."""
     x = call["self"]
-    call.freeze([x.axes[d] for d in call.dims(x, call["dim"])], "softmax runs over it")
+    summed = [x.axes[d] for d in call.dims(x, call["dim"])]
+    call.freeze(summed, "softmax runs over it")
+    call.mark(summed, SEQUENCE)
     return x.axes
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ...spec.parts import OUT_IN
 from ..axes import ONE, Plus, Term, Times
-from .base import Axes, Call, Value, rule
+from .base import SEQUENCE, Axes, Call, Value, rule
 from .shape import freeze_all
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -101,6 +101,8 @@ def _unify_batch(call: Call, x: Value, states: Sequence[Value]) -> Term:
         b, s = (0, 1) if call["batch_first"] else (1, 0)
         batch, steps = x.axes[b], x.axes[s]
     call.freeze(steps, "a recurrent layer runs along it")
+    if not packed:  # packed positions are those of all samples
+        call.mark([steps], SEQUENCE)
     if packed:
         call.freeze(call["batch_sizes"].axes, "a recurrent layer runs along it")
     for s in states:
