@@ -54,7 +54,8 @@ def _sample_sizes(spec: Spec) -> tuple[tuple[str, ...], bool]:
     """Return the sizes that count samples, and whether the samples are along dim 0 of the outputs.
 
     Of the sizes that may change, they are the batches that the outputs have; without one, what the outputs have along dim 0; and
-    if this is fixed, the first batch among the inputs. So neither the rows of a table nor the steps of a sequence are samples.
+    if this is fixed, the first batch among the inputs. So neither the rows of a table nor the steps of a sequence are samples. A
+    batch that the outputs lack, such as that of a mask, counts samples if it was as large as theirs when traced.
     """
     program = spec.program
     axes = {**{i.name: i.axes for i in program.inputs}, **program.axes}
@@ -63,8 +64,9 @@ def _sample_sizes(spec: Spec) -> tuple[tuple[str, ...], bool]:
     batches = [n for dims in free for names in dims for n in names if n in program.domain.batch]
     first = [names[0] for names, *_ in free if names]
     inputs = [n for n in program.free if n in program.domain.batch] or [*program.free]
-    samples = tuple(dict.fromkeys(batches or first)) or tuple(inputs[:1])
-    return samples, not batches or any(n in samples for names, *_ in free for n in names)
+    samples, traced = tuple(dict.fromkeys(batches or first)) or tuple(inputs[:1]), program.domain.traced
+    alike = [n for n in inputs if n in program.domain.batch and traced.get(n) == traced.get(samples[0])]
+    return tuple(dict.fromkeys((*samples, *alike))), not batches or any(n in samples for names, *_ in free for n in names)
 
 
 def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
