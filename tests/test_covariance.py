@@ -13,7 +13,7 @@ from .small import close, mlp, randn, traced
 
 
 def check(x: Tensor, rows: Tensor, dim: int, rtol: float) -> None:
-    m = site_moments(x, dim, None, True, True)
+    m = site_moments(x, dim, True, True)
     rows = rows.double()
     expected = torch.cov(rows.T)
     scale = expected.diagonal().sqrt().clamp_min(1e-30)
@@ -62,8 +62,8 @@ def test_half_precision_accumulates_in_float64() -> None:
 
 def test_merging_is_that_of_all_samples() -> None:
     x = randn(90, 5) + 1e4
-    parts = [site_moments(p, -1, None, True, True) for p in x.split([50, 1, 39])]
-    whole = site_moments(x, -1, None, True, True)
+    parts = [site_moments(p, -1, True, True) for p in x.split([50, 1, 39])]
+    whole = site_moments(x, -1, True, True)
     a, b, c = parts
     for m in (merge_moments(merge_moments(a, b), c), merge_moments(a, merge_moments(c, b))):
         assert m.count == 90
@@ -73,7 +73,7 @@ def test_merging_is_that_of_all_samples() -> None:
 
 def test_a_hundred_million_samples() -> None:
     """Doubling the samples 24 times leaves the covariance as it is, up to n / (n − 1)."""
-    m = site_moments(randn(8, 3), -1, None, True, True)
+    m = site_moments(randn(8, 3), -1, True, True)
     biased = m.scatter / m.count if m.scatter is not None else None
     for _ in range(24):
         m = merge_moments(m, m)

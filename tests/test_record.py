@@ -530,3 +530,96 @@ def test_a_recorded_spec_is_a_value() -> None:
     mask = {"a": torch.tensor([True, False, True, False, True, False])}
     assert pf.shrink(spec, mask).capture == "recorded"
     assert pf.shrink(spec, mask).sizes == {"a": 3}
+
+
+# ---- replaying
+
+
+class Longest(nn.Module):
+    """Cuts its input at the longest of the lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        n = int(lengths.max())
+        inside = torch.arange(n, device=x.device) < lengths[:, None]
+        return self.b((self.a(x[:, :n]).relu() * inside[:, :, None]).sum(1))
+
+
+class PackedLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.a, self.b = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        h, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        return self.b(self.a(h).relu())
+
+
+class Boxes(nn.Module):
+    """Keeps the positions with a high score, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[x[:, 0] > 0]
+        return self.b(self.a(chosen).relu()) if len(chosen) else chosen.new_zeros(0, 2)
+
+
+def replayed(model: nn.Module, spec: pf.Spec, *inputs: Tensor) -> None:
+    with torch.no_grad():
+        # a slice lies in memory otherwise than its copy, which may round otherwise
+        assert torch.allclose(pf.forward(pf.params(model), *inputs, spec=spec), model(*inputs), atol=1e-6)
+
+
+@mark.parametrize("make", [Longest, PackedLSTM])
+def test_a_recorded_run_is_replayed_where_its_flow_is_the_same(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    x, lengths = torch.randn(3, 9, 4), torch.tensor([5, 7, 2])
+    spec, params = pf.trace(model, (x, lengths)), pf.params(model)
+    assert spec.capture == "recorded"
+    assert [i.name for i in spec.program.inputs] == ["x", "lengths"]
+    y, others = torch.randn(3, 9, 4), torch.tensor([7, 1, 6])
+    replayed(model, spec, x, lengths)
+    replayed(model, spec, y, others)
+    stats = pf.collect_stats(params, [(x, lengths), {"x": y, "lengths": others}], spec=spec, weights=False)
+    assert stats.batches == 2
+    with torch.no_grad():
+        hidden = [model.a(model.rnn(v)[0]).relu() for v in (x, y)] if make is PackedLSTM else None
+    assert hidden is None or stats.sites["b"].count == 2 * 3 * 7
+    small = pf.pipeline(ratio=0.5)(params, [(x, lengths), (y, others)], spec=spec)
+    lean = pf.to_module(small.params, spec=small.spec, model=model)
+    replayed(lean, small.spec, y, others)
+    with raises(pf.BatchError, match="take another way through the model: "):
+        pf.forward(params, x, torch.tensor([8, 1, 6]), spec=spec)
+
+
+def test_shapes_that_follow_the_data_are_compared() -> None:
+    torch.manual_seed(0)
+    model = Boxes().eval()
+    x = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])[:, None] * torch.rand(5, 4)
+    with torch.no_grad():
+        spec = pf.trace(model, (x,))
+    if spec.capture == "exported":  # a later torch may export it
+        return
+    replayed(model, spec, x.flip(0))
+    with raises(pf.BatchError, match="instead of"):
+        pf.forward(pf.params(model), x.abs(), spec=spec)
+
+
+def test_why_a_run_cannot_be_replayed() -> None:
+    class Float(Longest):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu()
+            return self.b(h * 2 if float(h.sum()) > 1e9 else h)
+
+    spec, params = pf.trace(Float().eval(), (X.float(),)), pf.params(Float())
+    with raises(TraceError, match=r"cannot be replayed on other inputs: Python reads floats.*test_record.py:\d+"):
+        pf.collect_stats(params, [X.float()], spec=spec)
+    assert "recorded" in repr(spec)

@@ -24,7 +24,7 @@ from ..parameters.transforms import tied_names
 from ..program.batches import device_of, split
 from ..program.inputs import sample_dims, samples, signature
 from ..program.run import forward_flat
-from ..spec.spec import Spec
+from ..spec.spec import Spec, check_runnable
 from ..stats.weights import IGNORED, without_padding
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
@@ -87,6 +87,7 @@ class Objective(NamedTuple):
             raise ParamsError(
                 f"criterion {self.criterion!r} needs a spec that was traced in eval mode: trace(model, args)"
             )
+        check_runnable(spec)
         device = device_of(params)
         found = split(batch, spec=spec, device=device)
         rest, names = found.rest, ", ".join(name for name, _ in signature(spec).call.filled)

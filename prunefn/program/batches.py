@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..doors import check_batch
 from ..doors.batch import check_values
 from ..errors import BatchError, nearest
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec, check_replayable
 from ..types import Batch, Params
 from .arguments import Call, bind, read
 from .inputs import Signature, check_sizes, form_refusal, samples, signature
@@ -53,7 +53,7 @@ def split(batch: Batch, *, spec: Spec, device: torch.device | None = None) -> Sp
         ParamsError: the device is meta, so there are no values to measure.
         TraceError: the spec was recorded, so its program cannot be run.
     """
-    check_runnable(spec)
+    check_replayable(spec)
     check_batch(batch, device)
     accepted = signature(spec)
     readings = _readings(batch, accepted, [i.name for i in spec.program.inputs])

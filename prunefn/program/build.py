@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..errors import BatchError
 from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
 from ..spec.expressions import emitted, names
 from ..spec.program import Device, Instruction, Program, Ref, Size, Slot, needed_by, target
@@ -34,7 +35,8 @@ def build(
     graph = fx.Graph()
     env: dict[str, Any] = {}
     slots = {s.instruction: s for s in program.slots if s.tensor in present}
-    needed = None if only is None else needed_by(program, set(only), slots)
+    reads = () if program.recorded is None else program.recorded.reads
+    needed = None if only is None else needed_by(program, {*only, *(r.value for r in reads)}, slots)
     for name in (*program.tensors, *(s.tensor for s in program.slots if s.tensor in present), *program.constants):
         if needed is None or name in needed:
             env[name] = load(graph, name)
@@ -43,9 +45,50 @@ def build(
     emitter = _Emitter(graph, env, sizes, program.free, device)
     for instruction in program.instructions:
         if needed is None or f"%{instruction.name}" in needed:
-            env[f"%{instruction.name}"] = emitter.call(instruction, slots.get(instruction.name))
+            env[f"%{instruction.name}"] = node = emitter.call(instruction, slots.get(instruction.name))
+            if program.recorded is not None and (axes := program.axes.get(f"%{instruction.name}")) is not None:
+                graph.call_function(check_shape, (node, tuple(size(a, sizes) for a in axes), instruction.op))
+    for read in reads:
+        graph.call_function(check_numbers, (env[read.value], read.numbers, read.place))
     graph.output(emit(graph, env))
     return graph
+
+
+@torch.fx.wrap
+def check_shape(value: Any, shape: tuple[int, ...], op: str) -> None:
+    """Check that a value of a recorded run has the shape of the recording.
+
+    Raises:
+        BatchError: it has another one.
+    """
+    if tuple(value.shape) != shape:
+        raise BatchError(
+            f"the spec was recorded from one run, and these inputs take another way through the model: {op} gives shape "
+            f"{tuple(value.shape)} instead of {shape}"
+        )
+
+
+@torch.fx.wrap
+def check_numbers(value: Any, numbers: tuple[int | bool, ...], place: str) -> None:
+    """Check that Python would read the same numbers from a value as in the recorded run.
+
+    Raises:
+        BatchError: it would read others.
+    """
+    actual = tuple(value.reshape(-1).tolist())
+    if actual != numbers:
+        raise BatchError(
+            f"the spec was recorded from one run, and these inputs take another way through the model: Python reads {_few(actual)} "
+            f"instead of {_few(numbers)}" + (f" at {place}" if place else "")
+        )
+
+
+def _few(numbers: tuple[int | bool, ...]) -> str:
+    return (
+        str(numbers[0])
+        if len(numbers) == 1
+        else f"{', '.join(map(str, numbers[:6]))}{' …' if len(numbers) > 6 else ''}"
+    )
 
 
 class _Emitter:

@@ -17,7 +17,7 @@ from ..spec.axis import size as axis_size
 from ..spec.domain import Guard, Limit, refusal
 from ..spec.expressions import Expr, value, written
 from ..spec.program import refs
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec, check_replayable
 from .arguments import Call, bind, call_of, paths
 
 
@@ -66,7 +66,9 @@ def _sample_sizes(spec: Spec) -> tuple[tuple[str, ...], bool]:
     inputs = [n for n in program.free if n in program.domain.batch] or [*program.free]
     samples, traced = tuple(dict.fromkeys(batches or first)) or tuple(inputs[:1]), program.domain.traced
     alike = [n for n in inputs if n in program.domain.batch and traced.get(n) == traced.get(samples[0])]
-    return tuple(dict.fromkeys((*samples, *alike))), not batches or any(n in samples for names, *_ in free for n in names)
+    return tuple(dict.fromkeys((*samples, *alike))), not batches or any(
+        n in samples for names, *_ in free for n in names
+    )
 
 
 def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
@@ -121,7 +123,7 @@ def flat_inputs(spec: Spec, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         BatchError: their form, number, a name or a shape does not fit, or a flag has another value than in the trace.
         TraceError: the spec was recorded, so its program cannot be run.
     """
-    check_runnable(spec)
+    check_replayable(spec)
     accepted = signature(spec)
     is_flat = not kwargs and len(inputs) == len(accepted.inputs) and all([isinstance(x, Tensor) for x in inputs])
     if is_flat and (accepted.call.is_ordered or len(inputs) <= accepted.call.positional):

@@ -83,6 +83,23 @@ class Slot(NamedTuple):
     axis: Axis
 
 
+class Read(NamedTuple):
+    """Numbers that Python read from a value of a recorded run."""
+
+    value: str
+    numbers: tuple[int | bool, ...]
+    place: str
+    """Place in the source."""
+
+
+class Recorded(NamedTuple):
+    """The control flow of a recorded run: another run has the same one if Python reads the same numbers, and shapes agree."""
+
+    reads: tuple[Read, ...] = ()
+    refusal: str = ""
+    """Why the run cannot be replayed on other inputs; empty if it can."""
+
+
 class Program(NamedTuple):
     """Instructions with their inputs and outputs."""
 
@@ -104,6 +121,8 @@ class Program(NamedTuple):
     """Instructions whose result is an activation even if they read only parameters, such as learned queries."""
     domain: Domain = Domain()
     """The sizes for which the program represents the model."""
+    recorded: Recorded | None = None
+    """The control flow, if the model was recorded."""
 
     def activations(self) -> frozenset[str]:
         """Return the values that depend on the inputs or on their sizes, or that are a layer's result.

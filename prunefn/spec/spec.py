@@ -216,6 +216,24 @@ def check_runnable(spec: Spec) -> None:
         )
 
 
+def check_replayable(spec: Spec) -> None:
+    """Check that the spec's program can be run on inputs like those of the trace: it was exported, or its run can be replayed.
+
+    Raises:
+        TraceError: it was recorded in train mode, or its run cannot be replayed; says why.
+    """
+    flow = spec.program.recorded
+    if flow is None:
+        return
+    if spec.train or flow.refusal:
+        why = flow.refusal or "it updates buffers in train mode"
+        raise TraceError(
+            f"this spec was recorded from one run, which cannot be replayed on other inputs: {why} (the model cannot be exported: "
+            f"{first_sentence(spec.capture_reason)}); use to_module(params, spec=spec, model=model), the original class at the "
+            "spec's sizes, and criteria on weights"
+        )
+
+
 def check_params(params: Mapping[str, Tensor], spec: Spec, names: tuple[str, ...]) -> None:
     """Check that every named tensor is present and has the spec's shape.
 

@@ -167,7 +167,13 @@ def _trace_by_recording(model: nn.Module, example: Given, settings: Settings, re
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"
         ) from error
-    return replace(_build_spec(model, example, settings, captured, analysis), capture_reason=reason)
+    spec = replace(_build_spec(model, example, settings, captured, analysis), capture_reason=reason)
+    program, flow = spec.program, spec.program.recorded
+    if flow is None or flow.refusal or not settings.check or not runs(model, *example):
+        return spec
+    outcome = Trial(spec, model, *example, captured, analysis).run({})
+    refusal = "" if outcome.who == "same" else f"replaying the recorded ops on the example differs: {outcome.text}"
+    return replace(spec, program=program._replace(recorded=flow._replace(refusal=refusal)))
 
 
 def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: Captured, analysis: Analysis) -> Spec:

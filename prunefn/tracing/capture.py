@@ -49,6 +49,8 @@ class Captured(NamedTuple):
     """Name of the size of each dim of an input that was asked to vary; None: the dim is fixed."""
     fixed: dict[str, str]
     """Dim of an input that was asked to vary, but that the export fixed → its size and the reason."""
+    reads: dict[str, tuple[int | bool, ...] | None]
+    """Value that Python read in a recorded run → its numbers; None for floats, or too many numbers to compare."""
     how: str = "exported"
     """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
 
@@ -230,4 +232,5 @@ def _read_program(program: ExportedProgram, names: list[Names]) -> Captured:
         nodes,
         names,
         fixed_dims(inputs, metas, names),
+        {},
     )

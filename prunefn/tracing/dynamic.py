@@ -43,7 +43,7 @@ def names_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     Raises:
         TraceError: `dynamic` names an input or a size that does not exist, or has a wrong number of dims.
     """
-    named = [*zip(_positional_names(model, len(args)), args, strict=True), *kwargs.items()]
+    named = [*zip(positional_names(model, len(args)), args, strict=True), *kwargs.items()]
     of_graph = any(name.startswith("edge") for name, _ in named)
     by_input = dynamic if isinstance(dynamic, Mapping) else {}
     if unknown := [n for n in by_input if n not in dict(named)]:
@@ -99,7 +99,7 @@ def batch_only(names: Sequence[Names]) -> list[Names]:
     return [tuple(n if d == 0 else None for d, n in enumerate(dims)) for dims in names]
 
 
-def _positional_names(model: nn.Module, count: int) -> list[str]:
+def positional_names(model: nn.Module, count: int) -> list[str]:
     """Return the names of the first positional inputs of a forward."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -10,8 +10,8 @@ from torch import fx
 from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, leaves, size
 from ..spec.domain import Domain
-from ..spec.program import Device, Input, Instruction, Program, Ref, Size, op_name, refs
-from .analyse import Analysis, hints, schema
+from ..spec.program import Device, Input, Instruction, Program, Read, Recorded, Ref, Size, op_name, refs, target
+from .analyse import Analysis, hints, reason_of, schema
 from .capture import Captured
 from .groups import Found
 from .rules import Value
@@ -67,7 +67,23 @@ class _Lowering:
             FrozenDict(axes),
             frozenset(i.name for i in needed if i.name in self.a.layers),
             self.domain(),
+            self.recorded(needed) if c.how == "recorded" else None,
         )
+
+    def recorded(self, instructions: tuple[Instruction, ...]) -> Recorded:
+        """Return the control flow of a recorded run."""
+        c, reads = self.captured, []
+        for name, numbers in c.reads.items():
+            place = reason_of(c.nodes[name]).source
+            if numbers is None:
+                return Recorded(
+                    refusal=f"Python reads floats, or thousands of numbers, from a tensor at {place or name}"
+                )
+            reads.append(Read(self.refs[c.nodes[name]].name, numbers, place))
+        for i in instructions:
+            if getattr(getattr(target(i.op), "_schema", None), "is_mutable", False):
+                return Recorded(refusal=f"{i.op} writes to a tensor in place")
+        return Recorded(tuple(reads))
 
     def input_axes(self, node: fx.Node) -> tuple[Axis, ...]:
         """Return the axes of an input; a symbolic size counts as one axis, even if the program splits it."""

@@ -20,6 +20,7 @@ from .. import trees
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
 from ..program.build import build
+from ..program.compiled import result
 from ..spec.axis import Leaf, leaves, size
 from ..spec.domain import Domain, Limit, guards_of, refusal, shape_environment
 from ..spec.program import Ref, target
@@ -296,7 +297,7 @@ class Trial:
 
     def _results(self, env: Mapping[str, Any]) -> Any:
         """Return outputs and updated buffers, flattened."""
-        outputs = tuple(env[o.name] if isinstance(o, Ref) else o for o in self.spec.program.outputs)
+        outputs = result(self.spec, env)
         return outputs, tuple(env[r.name] for _, r in self.spec.program.updates)
 
     def program(self, inputs: list[Tensor], *, seed: int) -> Result:

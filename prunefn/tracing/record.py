@@ -2,8 +2,8 @@
 
 Every op of the run is recorded above autograd, autocast and decompositions, the level of `torch.export`: `linear`, `conv2d`,
 `layer_norm` and attention stay single ops. Values that Python reads from tensors (`.item()`, `if t.any()`, `tolist()`) are
-constants of this run, so the graph is valid for the example input alone: its axes are those of every run, but it cannot be run
-on other inputs.
+constants of this run: its axes are those of every run, and it can be replayed on other inputs of the same shapes as long as Python
+reads the same numbers there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,10 +25,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import trees
 from ..errors import TraceError
 from .capture import Captured, in_mode
+from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
+MOST_READ = 4096
+"""Numbers of a value that Python reads that are kept."""
 METADATA = ("aten.result_type", "aten.is_same_size", "aten.can_cast", "aten.sym_", "prim.", "profiler.")
 """Ops that return types and sizes to Python, not values."""
 READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
@@ -53,7 +56,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     tape = _Tape(model, graph)
     inputs = trees.map_tensors(torch.clone, (args, dict(kwargs)))  # the model may write to them
     buffers = buffer_copies(model)
-    tape.placeholders(buffers, inputs)
+    tape.placeholders(buffers, [*zip(positional_names(model, len(args)), inputs[0], strict=True), *inputs[1].items()])
     with in_mode(model, train), unchanged(model), torch.no_grad(), Writes(model), _recording(tape):
         reseed()
         result = torch.func.functional_call(model, buffers, *inputs)
@@ -78,6 +81,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         nodes,
         names=[(None,) * t.ndim for t in trees.tensors(inputs)],
         fixed={},
+        reads={node.name: numbers for node, numbers in tape.read.items()},
         how="recorded",
     )
 
@@ -100,12 +104,12 @@ class _Tape:
         """The last placeholder."""
         self.results: list[fx.Node] = []
         """Values that ops have created."""
-        self.read: list[fx.Node] = []
-        """Values that Python read."""
+        self.read: dict[fx.Node, tuple[int | bool, ...] | None] = {}
+        """Value that Python read → its numbers; None for floats, or too many numbers to compare."""
 
     # ---- placeholders
 
-    def placeholders(self, buffers: Mapping[str, Tensor], inputs: Any) -> None:
+    def placeholders(self, buffers: Mapping[str, Tensor], inputs: Iterable[tuple[str, Any]]) -> None:
         """Add placeholders of parameters, buffers and inputs, in this order."""
         for name, t in self.model.named_parameters():
             self.tensors[self.placeholder(f"p_{name}", t).name] = name
@@ -118,9 +122,10 @@ class _Tape:
                 self.constants[node.name], self.sources[node.name] = t, name
             else:
                 self.tensors[node.name] = name
-        for t in tensors_in(inputs):
-            if t not in self.memory:
-                self.inputs.append(self.placeholder("x", t).name)
+        for name, value in inputs:
+            for t in tensors_in(value):
+                if t not in self.memory:
+                    self.inputs.append(self.placeholder(name, t).name)
 
     def placeholder(self, name: str, t: Tensor) -> fx.Node:
         """Add a placeholder of a tensor after the other placeholders, and return it."""
@@ -144,7 +149,9 @@ class _Tape:
 
     def reads(self, value: Any) -> None:
         """Record that Python read the values of these tensors."""
-        self.read += [self.memory.node(t) for t in trees.leaves(value) if isinstance(t, Tensor)]
+        for t in trees.leaves(value):
+            if isinstance(t, Tensor):
+                self.read[self.memory.node(t)] = _numbers(t)
 
     def ends(self) -> list[fx.Node]:
         """Return values that nothing reads; the model still computes them, so these ops must keep working after pruning."""
@@ -272,6 +279,14 @@ def _tensor_attributes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield (f"{path}.{name}" if path else name), value
+
+
+def _numbers(t: Tensor) -> tuple[int | bool, ...] | None:
+    """Return the numbers of a tensor; None for floats, which differ from run to run, and for many of them."""
+    if t.is_floating_point() or t.is_complex() or t.numel() > MOST_READ:
+        return None
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        return tuple(t.detach().reshape(-1).tolist())
 
 
 def _constant_or_none(x: Any) -> Any:
