@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pytest import mark, raises
 from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn.program.batches import split
 from prunefn.program.inputs import samples
+from prunefn.train import Recipe, train
+from prunefn.train.objective import call
+from prunefn.train.phases import traced
 
 from .small import randn
 
@@ -114,8 +118,8 @@ def test_messages_have_the_words_of_the_caller(what: str) -> None:
 def test_pipelines_and_forward_read_the_same() -> None:
     model = seeded(OneDict)
     spec, params = pf.trace(model, (INNER,)), pf.params(model)
-    for call in (((dict(reversed(INNER.items())),), {}), ((), {"batch": INNER}), ((IMAGE, WEIGHT), {})):
-        assert torch.equal(pf.forward(params, *call[0], spec=spec, **call[1]), model(INNER))
+    for asked in (((dict(reversed(INNER.items())),), {}), ((), {"batch": INNER}), ((IMAGE, WEIGHT), {})):
+        assert torch.equal(pf.forward(params, *asked[0], spec=spec, **asked[1]), model(INNER))
     prune = pf.pipeline(criterion=pf.criteria.fisher(), ratio=0.5, recalibrate=True)
     pruned = prune(params, [(INNER, Y)], spec=spec)
     assert pruned.spec.sizes["a"] == 8
@@ -289,3 +293,20 @@ def test_labels_of_other_samples_are_refused() -> None:
         torch.testing.assert_close(pf.forward(params, other, spec=spec), model(other))
     with raises(pf.BatchError, match="the inputs have 3 samples and what follows them has 5"):
         pf.collect_stats(params, [(x, torch.arange(5) % 3)], spec=spec, criterion=pf.criteria.fisher())
+
+
+def test_training_reads_dicts_as_loaders_give_them() -> None:
+    model, labelled = seeded(OneDict), {**INNER, "labels": Y}
+    for batch, rest in ((labelled, Y), ({"batch": INNER, "labels": Y}, Y), ((INNER, Y), Y)):
+        output, others = call(model, batch)
+        assert torch.equal(output, model(INNER)) and torch.equal(others[0], rest)
+    named, both = seeded(Named), {"first": IMAGE, "second": IMAGE + 1}
+    output, others = call(named, both)
+    assert torch.equal(output, named(**both)) and others[0] is both
+    output, others = call(named, {**both, "y": Y})
+    assert torch.equal(output, named(**both)) and torch.equal(others[0], Y)
+    assert [i.name for i in traced(named, {**both, "y": Y}, 1).program.inputs] == ["first", "second"]
+    assert len(traced(model, labelled, 1).program.inputs) == 3  # the whole dict is the input
+    trained = train(model.requires_grad_(True), [(INNER, Y)] * 4, Recipe(epochs=3, lr=0.05))
+    after, before = (F.cross_entropy(m(INNER), Y).item() for m in (trained.model, model))
+    assert after < before

@@ -26,14 +26,13 @@ from ..program.inputs import sample_dims, samples, signature
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_runnable
 from ..stats.weights import IGNORED, without_padding
+from ..tracing.arguments import LABELS
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 
 Loss = Callable[..., Tensor]
 """Loss function: (output, *rest of the batch) → scalar, a mean over samples."""
 Tensors = dict[str, Tensor]
-LABELS = ("labels", "label", "targets", "target", "y")
-"""Keys of a batch under which the default loss looks for labels, if there are further keys."""
 
 
 def cross_entropy(output: Any, labels: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 
 from ..errors import TraceError
 
+LABELS = ("labels", "label", "targets", "target", "y")
+"""Keys of a batch that hold labels."""
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -54,6 +56,25 @@ def arguments(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[t
         )
         + "; for a model that takes the dict itself, write trace(model, (batch,))"
     )
+
+
+def read_dict(model: nn.Module, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
+    """Return the arguments of a model in a dict of a loader, and the rest, without a spec: (args, kwargs, rest).
+
+    If `forward` takes all keys, they are keywords, and the dict itself is the rest, for models that compute their own loss. If it
+    takes some, the others are the rest. If it takes none, the dict is its one input, and the rest are its labels.
+
+    >>> read_dict(nn.Linear(2, 2), {"input": 1, "labels": 2})
+    ((), {'input': 1}, (2,))
+    """
+    signature = _signature(getattr(model, "module", model))  # that of a model in DistributedDataParallel
+    if signature is None or _binds(signature, (), batch):
+        return (), dict(batch), (batch,)
+    taken = {name: value for name, value in batch.items() if name in signature.parameters}
+    rest = {name: value for name, value in batch.items() if name not in taken}
+    if taken:
+        return (), taken, tuple(rest.values())
+    return (dict(batch),), {}, tuple(value for name, value in rest.items() if name in LABELS) or (batch,)
 
 
 def _signature(model: nn.Module) -> inspect.Signature | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BatchError
+from ..tracing.arguments import read_dict
 from .losses import distillation
 from .recipe import Recipe
 
@@ -29,9 +30,10 @@ class Distill(NamedTuple):
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
-    """(the model's output, the rest of the batch); a dict goes in as keyword arguments, and is itself the rest."""
+    """(the model's output, the rest of the batch); for a dict, see `read_dict`."""
     if isinstance(batch, Mapping):
-        return model(**batch), (batch,)
+        args, kwargs, rest = read_dict(model, batch)
+        return model(*args, **kwargs), rest
     if isinstance(batch, Tensor):
         return model(batch), ()
     return model(*batch[:inputs]), tuple(batch[inputs:])

@@ -22,6 +22,7 @@ from ..pipelines import Prune
 from ..selection.budget import macs
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from ..tracing.arguments import read_dict
 from ..types import Batch, Budget, Mask, Pruned
 from .feed import Source
 from .loop import train
@@ -195,7 +196,8 @@ def traced(model: nn.Module, batch: Any, inputs: int) -> Spec:
     if isinstance(batch, Tensor):
         return trace(model, (batch,))
     if isinstance(batch, Mapping):
-        return trace(model, (), dict(batch))
+        args, kwargs, _ = read_dict(model, batch)
+        return trace(model, args, kwargs)
     if batch is None:
         raise PruneError("there is no calibration batch to trace the model with; give spec=pf.trace(model, args)")
     return trace(model, tuple(batch[:inputs]))
