@@ -23,7 +23,7 @@ Scores = dict[str, Tensor]
 Mask = dict[str, Tensor]
 """Group → bool [units], True = kept; a group that is absent from a mask keeps all units."""
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""A tensor; a tuple or list whose first n elements are the model's inputs; or a dict by input name."""
+"""A tensor; a tuple or list whose first n elements are the model's inputs, nested as it takes them; or a dict by input name."""
 
 
 class Moments(NamedTuple):

@@ -6,7 +6,7 @@ number of its terms: its samples, or its labels of positions, without those of p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,11 +21,12 @@ from .. import trees
 from ..errors import BatchError
 from ..parameters.effective import computed_values, effective, exposed, reader
 from ..parameters.transforms import tied_names
-from ..program.batches import device_of, inputs_of, samples_in
-from ..program.run import forward
-from ..spec.axis import Leaf
+from ..program.batches import device_of, split
+from ..program.inputs import sample_dims, samples, signature
+from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..stats.weights import IGNORED, without_padding
+from ..tracing.arguments import LABELS
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
 
@@ -84,25 +85,24 @@ class Objective(NamedTuple):
         check_eval_mode(spec, f"criterion {self.criterion!r}")
         check_runnable(spec)
         device = device_of(params)
-        inputs, names = inputs_of(batch, spec=spec, device=device), [i.name for i in spec.program.inputs]
-        if isinstance(batch, Mapping):
-            rest = [v for k, v in batch.items() if k not in names]
-        else:
-            rest = [] if isinstance(batch, Tensor) else list(batch)[len(names) :]
+        found = split(batch, spec=spec, device=device)
+        rest, names = found.rest, ", ".join(name for name, _ in signature(spec).call.filled)
+        labels = [x for x, name in zip(rest, found.names, strict=False) if name in LABELS]
+        if self.loss is cross_entropy and len(found.names) == len(rest) and len(labels) == 1:
+            rest = labels  # a dict may hold more than that
         if not rest and self.loss is cross_entropy:
             raise BatchError(
                 f"criterion {self.criterion!r} needs labels, but the batch has nothing after the model's inputs "
-                f"({', '.join(names)}); give batches such as ({', '.join(names)}, labels), or a loss of the output alone: "
+                f"({names}); give batches such as ({names}, labels), or a loss of the output alone: "
                 f"criteria.{self.criterion}(loss=lambda output: …)"
             )
         moved = trees.map_tensors(lambda x: x.to(device), rest)
-        samples = samples_in(inputs, spec)
-        terms = samples
+        count = terms = samples(spec, found.inputs)
         labels = moved[0] if self.loss is cross_entropy else None
         if isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point():
-            labels = without_padding(labels, spec, inputs)
+            labels = without_padding(labels, spec, found.inputs)
             moved, terms = [labels, *moved[1:]], int((labels != IGNORED).sum())
-        return Data(inputs, moved, samples, terms)
+        return Data(found.inputs, moved, count, terms)
 
     def value(self, params: Params, inputs: list[Tensor], rest: list[Any], spec: Spec) -> Tensor:
         """Return the loss.
@@ -110,7 +110,7 @@ class Objective(NamedTuple):
         Raises:
             BatchError: the loss is not a scalar, or the output and the batch do not fit cross entropy.
         """
-        output = forward(params, *inputs, spec=spec)
+        output = forward_flat(params, inputs, spec)
         if self.loss is cross_entropy and not (isinstance(output, Tensor) and len(rest) == 1):
             raise BatchError(
                 f"criterion {self.criterion!r} takes the cross entropy of an output tensor with one tensor of labels, but the "
@@ -174,8 +174,13 @@ def squared_gradients(
         ) -> Tensor:
             return loss(at, *fixed([x[None] for x in sample]))
 
-        with torch.no_grad(), batched_attention(varies):
-            gradients = vmap(grad(sample_loss), in_dims=(None, 0))(at, varies)
+        try:
+            with torch.no_grad(), batched_attention(varies):
+                gradients = vmap(grad(sample_loss), in_dims=(None, 0))(at, varies)
+        except BatchError as error:
+            raise BatchError(
+                f"the network does not run on one sample at a time, as this criterion needs it: {error}"
+            ) from error
         for n, g in gradients.items():
             for row in g.unbind():  # a reduction over the first dim is slow, and needs all rows in float64 at once
                 gradient = row.double()
@@ -194,19 +199,27 @@ def _chunks(
 ) -> Iterator[tuple[list[Tensor], Callable[[list[Tensor]], tuple[list[Tensor], list[Any]]]]]:
     """Yield (a chunk of the tensors with a sample dim, function that joins it with the others to (inputs, rest))."""
     flat, tree = trees.flatten(data.rest)
-    batch = spec.program.domain.batch
-    if turned := [
-        i.name for i in spec.program.inputs if any(isinstance(a, Leaf) and a.name in batch for a in i.axes[1:])
-    ]:
-        raise BatchError(f"gradients of single samples need them along dim 0, but those of input {turned[0]!r} are not")
-    batched = [bool(i.axes) and isinstance(i.axes[0], Leaf) and i.axes[0].name in batch for i in spec.program.inputs]
-    batched += [isinstance(x, Tensor) and x.ndim > 0 and len(x) == data.count for x in flat]
+    dims = [
+        *sample_dims(spec, data.inputs),
+        *(0 if isinstance(x, Tensor) and x.ndim and len(x) == data.count else None for x in flat),
+    ]
     everything = [*data.inputs, *flat]
+    lengths = [len(x) for x in flat if isinstance(x, Tensor) and x.ndim]
+    if not signature(spec).samples_first:
+        raise BatchError(
+            "gradients of single samples need them along dim 0 of the output, but its first dim is another"
+        )
+    if lengths and data.count not in lengths:
+        raise BatchError(
+            f"gradients of single samples need labels of each sample, but the inputs have {data.count} samples and what follows "
+            f"them has {lengths[0]}"
+        )
 
     def join(sample: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
         parts = iter(sample)
-        full = [next(parts) if varies else x for varies, x in zip(batched, everything, strict=True)]
+        full = [x if d is None else next(parts).movedim(0, d) for d, x in zip(dims, everything, strict=True)]
         return full[: len(data.inputs)], trees.unflatten(full[len(data.inputs) :], tree)
 
     for start in range(0, data.count, chunk):
-        yield [x[start : start + chunk] for x, varies in zip(everything, batched, strict=True) if varies], join
+        moved = [x.movedim(d, 0) for x, d in zip(everything, dims, strict=True) if d is not None]
+        yield [x[start : start + chunk] for x in moved], join

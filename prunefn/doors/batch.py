@@ -13,39 +13,45 @@ from .. import trees
 from ..errors import BatchError, ParamsError
 from .words import said
 
-WRITE = "a batch is a tensor, a tuple whose first elements are the model's inputs, or a dict by input name"
+WRITE = (
+    "a batch is a tensor, a tuple whose first elements are the model's inputs as it takes them, or a dict by input name"
+)
 
 
-def check_batch(batch: Any, inputs: Iterable[str], device: torch.device | None) -> None:
-    """Check that a batch holds tensors with values.
+def check_batch(batch: Any, device: torch.device | None) -> None:
+    """Check that a batch holds tensors.
 
     Args:
         batch: as read from the iterable.
-        inputs: names of the model's inputs.
         device: of the parameters; None if they do not matter.
 
     Raises:
-        BatchError: the batch holds no tensors, or tensors on meta; says what it is instead.
+        BatchError: the batch holds no tensors; says what it is instead.
         ParamsError: the parameters are on meta.
     """
     if device is not None and device.type == "meta":
         raise ParamsError(
             "params are on meta, without numbers to measure with; load weights before statistics are taken"
         )
-    if isinstance(batch, str | bytes | np.ndarray) or not isinstance(batch, Tensor | Iterable):
-        fix = "write torch.from_numpy(batch)" if isinstance(batch, np.ndarray) else WRITE
-        raise BatchError(f"one of the batches is {said(batch)}; {fix}")
-    names = list(inputs)
-    elements = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, list | tuple | Mapping) else ()
-    named = elements if isinstance(elements, Mapping) else dict(zip(names, elements, strict=False))
-    leaves = [(n, x) for n in names if n in named for x in trees.leaves(named[n])]
-    for name, x in leaves:
+    if isinstance(batch, np.ndarray):
+        raise BatchError(f"one of the batches is {said(batch)}; write torch.from_numpy(batch)")
+    leaves = trees.leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    if leaves and not any(isinstance(x, Tensor | np.ndarray) for x in leaves):
+        without = ", without a tensor" if isinstance(batch, list | tuple | Mapping) else ""
+        raise BatchError(f"one of the batches is {said(batch)}{without}; {WRITE}")
+
+
+def check_values(inputs: Iterable[tuple[str, Any]]) -> None:
+    """Check that the inputs (name, value) in a batch are tensors with values.
+
+    Raises:
+        BatchError: one is a numpy array, or on meta.
+    """
+    for name, x in inputs:
         if isinstance(x, np.ndarray):
             raise BatchError(f"input {name!r} of a batch is {said(x)}; write torch.from_numpy(…)")
         if isinstance(x, Tensor) and x.is_meta:
             raise BatchError(f"input {name!r} of a batch is {said(x)}, without numbers; give tensors that have some")
-    if leaves and not any(isinstance(x, Tensor) for _, x in leaves):
-        raise BatchError(f"one of the batches is {said(batch)}, without a tensor; {WRITE}")
 
 
 def check_run(

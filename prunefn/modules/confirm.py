@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import trees
-from ..errors import PruneError
-from ..parameters.transforms import tied_names
 from ..program.batches import device_of
-from ..program.run import forward, forward_train
 from ..spec.axis import size
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from ..tracing.caches import without_caches
 from ..tracing.capture import in_mode
-from ..tracing.unchanged import seed_torch
 from ..types import Params
+from .expected import Expected, seeded
 from .fold import Fold, example_inputs, fold
 from .twin import dense_twin
 
@@ -41,76 +39,32 @@ ROUNDING = 256
 """Differences below this many times the precision and the largest output are only rounding."""
 
 
-class Expected(NamedTuple):
-    """The outputs that a rebuilt module has to give."""
-
-    changed: Params
-    """Random values for constant tensors (fresh norms, branches that start at zero), so that no error hides behind a zero."""
-    runs: tuple[tuple[Any, Any, Any], ...]
-    """(args, kwargs, output of `forward`), at two batch sizes."""
-
-
-def expect(params: Params, spec: Spec) -> Expected:
-    """Run `forward` on random inputs like the traced ones, and return the expected outputs.
-
-    Raises:
-        PruneError: `forward` fails on such inputs.
-    """
-    generator, first_names = torch.Generator().manual_seed(0), tied_names(params, spec)
-    changed = {n: t + _noise_like(t, generator) for n, t in params.items() if n not in first_names and _is_constant(t)}
-    values = {**params, **changed}
-    values |= {second: values[first] for second, first in first_names.items()}
-    runs = []
-    for batch in (2, 1):
-        args, kwargs = example_inputs(params, spec, batch=batch)
-        with torch.no_grad(), _seeded():
-            run = forward_train if spec.train else forward
-            try:
-                y = run(values, *args, spec=spec, **kwargs)
-            except (RuntimeError, NotImplementedError, TypeError) as error:  # of the ops of the program
-                raise PruneError(
-                    f"the class cannot be confirmed, since forward fails on random inputs like the traced ones: {error!s:.300}; "
-                    f"give params of the type and on the device that the model was traced with (they have {_types_text(params)})"
-                ) from error
-        runs.append((args, kwargs, y[0] if spec.train else y))
-    return Expected(changed, tuple(runs))
-
-
-def _types_text(params: Params) -> str:
-    """Return all types and devices of the params as a text."""
-    return ", ".join(sorted({f"{t.dtype} on {t.device}" for t in params.values()}))
-
-
 def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> Problem | None:
     """Return the problem of a rebuilt module with the folds applied; None if it gives the expected outputs.
 
-    The caller decides about a slight problem: it counts only if folds remove it.
+    The caller decides about a slight problem: it counts only if folds remove it. An error at sizes at which the traced model
+    does not run either is no problem.
     """
     slight = None
-    for args, kwargs, output in expected.runs:
+    for args, kwargs, output, model_runs in expected.runs:
         with (  # restores the buffers for each run, because a module may write to them in any mode
             _with_values(module, expected.changed, folds),
             in_mode(module, train),
+            without_caches(module),
             torch.no_grad(),
-            _seeded(),
+            seeded(),
         ):
             try:
                 actual = module(*args, **kwargs)
             except Exception as e:  # the class's own code may raise anything at wrong sizes
-                return _failure(e)
+                if model_runs():
+                    return _failure(e)
+                continue
         problem = _difference(actual, output)
         if problem is not None and not problem.slight:
             return problem
         slight = slight or problem
     return slight
-
-
-@contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """Seed torch's generator of the CPU for the block, and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(0)
-        yield
 
 
 def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
@@ -119,7 +73,7 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
     Serves specs that cannot be run, and tensors that another library wrote, whose scales are those of the class.
     """
     args, kwargs = spec.example.draw(device=next((t.device for t in module.parameters()), "cpu"))
-    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
+    with torch.no_grad(), seeded(), in_mode(module, spec.train), without_caches(module):
         try:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
@@ -182,18 +136,6 @@ def _with_values(module: nn.Module, changed: Params, folds: Sequence[Fold]) -> I
                 t.copy_(value)
 
 
-def _is_constant(t: Tensor) -> bool:
-    """Return whether all of several floats are equal; False on `meta`."""
-    return t.is_floating_point() and not t.is_meta and t.numel() > 1 and bool((t == t.flatten()[0]).all())
-
-
-def _noise_like(t: Tensor, generator: torch.Generator) -> Tensor:
-    """Return noise of the shape: uniform in [0, 1/4) for vectors, else Gaussian with variance 1 / inputs of a row."""
-    if t.ndim < 2:
-        return (torch.rand(t.shape, generator=generator) / 4).to(t)
-    return (torch.randn(t.shape, generator=generator) / t[0].numel() ** 0.5).to(t)
-
-
 def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
     """Return the problem of a fresh model of a transformers config; None if it is the same as the module.
 
@@ -204,7 +146,7 @@ def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
     own = dict(module.state_dict())
     dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
     try:
-        with _seeded(), _silent_transformers():
+        with seeded(), _silent_transformers():
             fresh, info = cls.from_pretrained(
                 None, config=copy.deepcopy(config), state_dict=own, dtype=dtype, output_loading_info=True
             )
@@ -224,7 +166,7 @@ def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec
     generator = torch.Generator().manual_seed(0)
     values = {n: _random_like(t, generator) for n, t in like.named_parameters() if t.is_floating_point()}
     values |= {n: t.clone() for n, t in module.named_buffers()}  # copies, because the module may write to its buffers
-    with torch.no_grad(), _seeded(), in_mode(module, spec.train):
+    with torch.no_grad(), seeded(), in_mode(module, spec.train), without_caches(module):
         try:
             return functional_call(module, values, args, kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
@@ -283,7 +225,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
     results = []
     for m in (module, twin):
         wide = copy.deepcopy(m).double()
-        with torch.no_grad(), _seeded(), in_mode(wide, spec.train):
+        with torch.no_grad(), seeded(), in_mode(wide, spec.train), without_caches(wide):
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes

@@ -14,7 +14,8 @@ from ..spec.axis import leaves, size
 from ..spec.spec import Spec
 from ..types import Params
 from .attributes import settings, table, ways
-from .confirm import Problem, confirm, confirm_by_twin, expect
+from .confirm import Problem, confirm, confirm_by_twin
+from .expected import expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .hf_config import settle_config
@@ -35,7 +36,7 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     check_names(params, spec)
     if spec.capture != "exported":
         return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
-    expected, folds, traces = expect(params, spec), list[Fold](), itertools.count()
+    expected, folds, traces = expect(params, spec, model), list[Fold](), itertools.count()
 
     def judge(module: nn.Module) -> Problem | None:
         folds.clear()

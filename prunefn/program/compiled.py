@@ -146,9 +146,7 @@ def _compile(
     inputs = {i.name for i in program.inputs}
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
     constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
-    return Compiled(
-        module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _input_dtypes(spec, program)
-    )
+    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _input_dtypes(spec))
 
 
 def argument(graph: fx.Graph, name: str) -> fx.Node:
@@ -158,9 +156,9 @@ def argument(graph: fx.Graph, name: str) -> fx.Node:
         return graph.placeholder(name)
 
 
-def _input_dtypes(spec: Spec, program: Program) -> tuple[tuple[str, torch.dtype | None], ...]:
+def _input_dtypes(spec: Spec) -> tuple[tuple[str, torch.dtype | None], ...]:
     """Return (name, dtype) of each input; the dtype is that of the example, or None if it is unknown."""
-    names, likes = [i.name for i in program.inputs], [x for x in spec.example.leaves if isinstance(x, Like)]
+    names, likes = signature(spec).inputs, [x for x in spec.example.leaves if isinstance(x, Like)]
     dtypes = [x.dtype for x in likes] if len(likes) == len(names) else [None] * len(names)
     return tuple(zip(names, dtypes, strict=True))
 

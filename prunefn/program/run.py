@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .. import trees
 from ..doors import door
@@ -42,7 +42,8 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
 
     Args:
         params: params at the sizes of the spec; `torch.func.grad`, `vmap` and `torch.compile` are supported.
-        inputs: the inputs of the module, at any batch size; pass keyword inputs as keywords.
+        inputs: the inputs of the module, at any batch size, nested as the module takes them; pass keyword inputs as keywords.
+            Flags and other arguments without tensors have their traced values, and may be left out.
         spec: the spec of the params; `shrink(spec, mask)` for pruned params.
 
     Returns:
@@ -59,10 +60,14 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
     >>> torch.equal(forward(pf.params(model), x, spec=spec), model(x))
     True
     """
-    flat = flat_inputs(spec, inputs, kwargs)
+    return forward_flat(params, flat_inputs(spec, inputs, kwargs), spec)
+
+
+def forward_flat(params: Params, inputs: list[Tensor], spec: Spec) -> Any:
+    """Run the network on inputs of `flat_inputs`; see `forward`."""
     run = remembered(_forward(spec, *placed(spec, params)))
     _check_shapes(params, run, spec)
-    return trees.unflatten(run(params, flat), spec.program.out_spec)
+    return trees.unflatten(run(params, inputs), spec.program.out_spec)
 
 
 @door

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,18 @@ from .domain import Domain
 from .expressions import Expr, names, value
 from .program import Input
 
+KEPT = 1 << 16
+"""Integers and flags (ids, lengths, edges, masks) of at most this many bytes are kept as they were in the traced call."""
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Packed(NamedTuple):
+    """The values of a tensor of the traced call."""
+
+    data: bytes
+    """Compressed."""
+    shape: tuple[int, ...]
+
 
 class Like(NamedTuple):
     """A tensor input: its shape, its dtype and the range of its values."""
@@ -25,6 +38,8 @@ class Like(NamedTuple):
     high: float
     free: FrozenDict[int, Expr] = FrozenDict()
     """Dim whose size may change from call to call → name of its axis, or an expression in such names."""
+    packed: Packed | None = None
+    """The values of small integers and flags; None for others."""
 
     def at(self, sizes: Mapping[str, int]) -> Like:
         """Return the description with these sizes of axes; those that are not named keep theirs."""
@@ -45,9 +60,14 @@ class Example(NamedTuple):
     in_spec: trees.Form
     domain: Domain = Domain()
     """The sizes that the program accepts."""
+    parameters: tuple[str, ...] = ()
+    """Names of the parameters of `forward` that may be given by position."""
 
     def draw(self, *, seed: int = 0, batch: int | None = None, device: torch.device | str = "cpu") -> tuple[Any, Any]:
-        """Return random inputs of the same kind: (args, kwargs).
+        """Return inputs of the same kind: (args, kwargs).
+
+        Floats are random. Integers and flags that the example keeps are those of the traced call, at other sizes its rows in turn,
+        because a model may rely on what they mean: lengths, edges, words that stand for an image.
 
         Args:
             seed: the same seed gives identical inputs.
@@ -72,17 +92,23 @@ class Example(NamedTuple):
 
 
 def example_of(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], in_spec: trees.Form, inputs: Sequence[Input], domain: Domain
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    in_spec: trees.Form,
+    inputs: Sequence[Input],
+    domain: Domain,
+    parameters: tuple[str, ...],
 ) -> Example:
     """Return the description of these arguments, keywords in the order of the traced call.
 
-    `inputs` holds the axes of the tensors, if they are known; `domain` holds the sizes that the program accepts.
+    `inputs` holds the axes of the tensors, if they are known; `domain` holds the sizes that the program accepts; `parameters`
+    are those of `forward`.
     """
     names = in_spec.children()[1].context or list(kwargs)
     flat = trees.leaves((args, {n: kwargs[n] for n in names}))
     axes = iter(inputs)
     likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
-    return Example(likes, in_spec, domain)
+    return Example(likes, in_spec, domain, parameters)
 
 
 def _like(t: Tensor, known_input: Input | None) -> Like:
@@ -91,11 +117,32 @@ def _like(t: Tensor, known_input: Input | None) -> Like:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     axes = known_input.axes if known_input is not None else (Leaf("batch"),) if t.ndim else ()
     variable_dims = {d: _expr(a) for d, a in enumerate(axes) if isinstance(a, Leaf | Derived)}
-    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims))
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims), _pack(t))
+
+
+def _pack(t: Tensor) -> Packed | None:
+    """Return the values of a small tensor of integers or flags; None for another tensor."""
+    is_kept = t.dtype in WHOLE and t.layout is torch.strided and not t.is_meta and t.numel() * t.element_size() <= KEPT
+    data = zlib.compress(t.detach().cpu().contiguous().numpy().tobytes()) if is_kept else b""
+    return Packed(data, tuple(t.shape)) if is_kept else None
+
+
+def _unpack(packed: Packed, like: Like) -> Tensor:
+    """Return the values at the sizes of a description: the rows of the traced call in turn."""
+    data = bytearray(zlib.decompress(packed.data))
+    values = (torch.frombuffer(data, dtype=like.dtype) if data else torch.empty(0, dtype=like.dtype)).reshape(
+        packed.shape
+    )
+    for d, n in enumerate(like.shape):
+        if n != values.shape[d]:
+            values = values.index_select(d, torch.arange(n) % max(values.shape[d], 1))
+    return values
 
 
 def _draw(like: Like, generator: torch.Generator) -> Tensor:
     shape = like.shape
+    if like.packed is not None:
+        return _unpack(like.packed, like)
     if like.dtype.is_floating_point or like.dtype.is_complex:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         return (like.low + (like.high - like.low) * uniform).to(like.dtype)

@@ -209,10 +209,9 @@ def check_runnable(spec: Spec) -> None:
         TraceError: the model was recorded, not exported.
     """
     if spec.capture == "recorded":
-        cache = "; model.config.use_cache = False helps" if "Cache" in spec.capture_reason else ""
         raise TraceError(
             "this spec was recorded from one run, because the model cannot be exported "
-            f"({first_sentence(spec.capture_reason)}{cache}); such a program cannot be run on other inputs: use "
+            f"({first_sentence(spec.capture_reason)}); such a program cannot be run on other inputs: use "
             "to_module(params, spec=spec, model=model), the original class at the spec's sizes, and criteria on weights"
         )
 

@@ -19,7 +19,8 @@ from ..doors import door
 from ..errors import BatchError, StatsError
 from ..frozen_dict import FrozenDict
 from ..parameters.transforms import check_names
-from ..program.batches import device_of, each, inputs_of, samples_in
+from ..program.batches import device_of, each, inputs_of
+from ..program.inputs import samples
 from ..program.sharded import agreed, check_plain, gather, is_sharded, together
 from ..spec.axis import size
 from ..spec.parts import Site
@@ -58,7 +59,8 @@ def collect_stats(
     Args:
         params: of the spec. A DTensor is gathered just before its first use and dropped after its last, on all processes at once:
             each process passes its own share of the batches (possibly none), and `sync_stats` merges the results.
-        batches: any iterable of tensors, tuples (inputs first) or dicts by input name; None for criteria that need no data.
+        batches: any iterable of batches as a loader gives them: tensors, tuples (inputs first, as the model takes them) or dicts by
+            input name, with labels after them or under further keys; None for criteria that need no data.
         spec: of the params.
         criterion: one or several; their collectors run in the same pass.
         covariance: measure covariances at the sites even if no criterion needs them, for `compensation.affine()` and
@@ -123,7 +125,7 @@ def collect_stats(
         weighted = position_weights(spec, inputs, batch, weights)
         measured = FrozenDict(measure(params, inputs, sites, spec, needs, weighted))
         return merge_stats(
-            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples_in(inputs, spec))
+            total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples(spec, inputs))
         )
 
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
@@ -147,9 +149,7 @@ def _step_together(
     assert start.spec is not None
     if ready is not None:
         measured = FrozenDict(measure(dict(start.params), ready.inputs, sites, start.spec, needs, ready.weights))
-        return merge_stats(
-            total, start._replace(sites=measured, batches=1, samples=samples_in(ready.inputs, start.spec))
-        )
+        return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples(start.spec, ready.inputs)))
     if sites:
         for name in compile_moments(dict(start.params), sites, start.spec, needs, weighted=False).run.gathered:
             gather(start.params[name])

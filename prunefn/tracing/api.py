@@ -17,6 +17,8 @@ from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
 from ..spec.spec import Spec, first_sentence
 from .analyse import Analysis, analyse
+from .arguments import arguments, positional
+from .caches import without_caches
 from .capture import Captured, capture
 from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
@@ -49,9 +51,12 @@ def trace(
     """Trace a model once into an immutable spec of its prunable axes.
 
     Args:
-        model: any module, on any device, including `meta`. It is left unchanged. If `torch.export` cannot capture it (control
+        model: any module, on any device, including `meta`. It is left unchanged. Caches of earlier words are off for the trace
+            (`use_cache` of all configs), and no outputs. If `torch.export` cannot capture it (control
             flow that depends on data), one run on the example is recorded: see `Spec.capture`.
-        args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch.
+        args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch. An input
+            may be nested: dicts, lists, tuples, and classes that are registered with `torch.export`. A dict whose keys are no
+            parameters of `forward` is itself the one input.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
         rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules.
@@ -84,15 +89,16 @@ def trace(
           dim 0, size 2: frozen: it is an output
           dim 1, size 8: 0 (hidden)
     """
-    if isinstance(args, Mapping) and not kwargs:
-        args, kwargs = (), {str(name): value for name, value in args.items()}
-    if not isinstance(args, tuple):
-        args = (args,)
-    example = Given(args, dict(kwargs or {}))
+    example = Given(*arguments(model, args, kwargs or {}))
     settings = Settings(train, checked(rules or {}), freeze, check)
-    names = names_of(model, *example, dynamic)
+    with without_caches(model):
+        return _trace(model, example, settings, names_of(model, *example, dynamic), chosen=dynamic is not None)
+
+
+def _trace(model: nn.Module, example: Given, settings: Settings, names: list[Names], *, chosen: bool) -> Spec:
+    """Trace by `torch.export`, or else by recording."""
     try:
-        return _trace_by_export(model, example, settings, names, chosen=dynamic is not None)
+        return _trace_by_export(model, example, settings, names, chosen=chosen)
     except TraceError as error:
         return _trace_by_recording(model, example, settings, " ".join(str(error).split())[:2000])
 
@@ -192,7 +198,9 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         tied=tied,
         frozen=solution.frozen,
         unknown=FrozenDict(analysis.unknown),
-        example=example_of(*example, captured.in_spec, program.inputs if is_exported else (), program.domain),
+        example=example_of(
+            *example, captured.in_spec, program.inputs if is_exported else (), program.domain, positional(model)
+        ),
         train=settings.train,
         capture=captured.how,
         layer_formulas=_macs_by_module(captured, analysis, solution),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BatchError
+from ..tracing.arguments import read_dict
 from .losses import distillation
 from .recipe import Recipe
 
@@ -34,12 +35,10 @@ class Distill(NamedTuple):
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
-    """Return the model's output and the rest of the batch.
-
-    The values of a dict are keyword arguments, and the dict itself is the rest.
-    """
+    """Return the model's output and the rest of the batch; a dict is read as `read_dict` does."""
     if isinstance(batch, Mapping):
-        return model(**batch), (batch,)
+        args, kwargs, rest = read_dict(model, batch)
+        return model(*args, **kwargs), rest
     if isinstance(batch, Tensor):
         return model(batch), ()
     return model(*batch[:inputs]), tuple(batch[inputs:])

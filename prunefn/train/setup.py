@@ -12,6 +12,7 @@ from ..doors import check_fields
 from ..errors import PruneError
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from ..tracing.arguments import read_dict
 from ..types import Batch
 from .feed import Source
 from .objective import Distill, Loss, Metrics, top1
@@ -90,5 +91,6 @@ def trace_first(model: nn.Module, batches: Sequence[Batch], inputs: int) -> Spec
     if isinstance(batch, Tensor):
         return trace(model, (batch,))
     if isinstance(batch, Mapping):
-        return trace(model, (), dict(batch))
+        args, kwargs, _ = read_dict(model, batch)
+        return trace(model, args, kwargs)
     return trace(model, tuple(batch[:inputs]))
