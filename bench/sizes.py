@@ -218,8 +218,9 @@ def rows(name: str, rounds: int) -> Iterator[Row]:
     torch.manual_seed(0)
     case = CASES[name]
     model = case.make().eval()
-    if hasattr(model, "config"):
-        model.config.use_cache = False
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False
     first = case.inputs(*case.sizes[0])
     both = {
         "trace": lambda: pf.trace(model, first, dynamic=case.dynamic, check=False),

@@ -229,7 +229,7 @@ def test_most_models_have_no_limits() -> None:
     assert spec.program.domain == Domain(
         FrozenDict({"batch": 2}),
         batch=frozenset({"batch"}),
-        fixed=FrozenDict({"x dim 1": "3: meta_mm needs this size"}),
+        fixed=FrozenDict({"x dim 1": "3: a matrix product needs this size"}),
     )
     assert [pf.forward(params, torch.randn(n, 3), spec=spec).shape[0] for n in (1, 2, 5)] == [1, 2, 5]
 

@@ -274,7 +274,7 @@ def test_the_spec_states_its_sizes() -> None:
     assert "  input_ids: batch length" in lines
     assert "  costs are counted at length = 8" in lines
     assert "  holds where length <= 512" in lines
-    assert "  x dim 1 is fixed at 3: conv needs this size" in str(traced("points").spec)
+    assert "  x dim 1 is fixed at 3: a convolution needs this size" in str(traced("points").spec)
 
 
 def test_what_may_vary_is_chosen() -> None:

@@ -126,7 +126,43 @@ def _laws(model: nn.Module, spec: pf.Spec, x: Inputs, y: Inputs) -> list[str]:
     gap = distance(run(*permuted(wide, spec, 6)), reference)
     if not gap <= limit:
         wrong.append(f"the order of the units changes the output by {gap:.1e}")
-    return wrong + _costs(wide, spec, inputs)
+    return wrong + _costs(wide, spec, inputs) + _other_sizes(model, spec)
+
+
+def _other_sizes(model: nn.Module, spec: pf.Spec) -> list[str]:
+    """The same with every other size of the inputs changed, as far as the program accepts it."""
+    for name, n in spec.input_sizes.items():
+        for other in (n + 8, n + 1, 2 * n, n + 32, n - 1):
+            try:
+                spec = spec.at({name: other})
+            except pf.TraceError:
+                continue
+            break
+    args, kwargs = spec.example.draw(batch=2)
+    if spec.input_sizes == {n: spec.program.domain.traced[n] for n in spec.input_sizes}:
+        return []
+    try:
+        expected = model(*args, **kwargs)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+        return []  # the module itself does not run there
+    params, wrong = pf.params(model), []
+    gap = distance(pf.forward(params, *args, spec=spec, **kwargs), expected)
+    if not gap <= 1e-5:
+        wrong.append(f"forward differs from the module by {gap:.1e} at {dict(spec.input_sizes)}")
+    exact = random_mask(spec, 4, groups=[g.name for g in spec.groups.values() if g.exact])
+    less, zeroed = pf.apply(params, exact, spec=spec), pf.zero(params, exact, spec=spec)
+    with flop_counter() as counter:
+        small = pf.forward(less, *args, spec=pf.shrink(spec, exact), **kwargs)
+    gap = distance(small, pf.forward(zeroed, *args, spec=spec, **kwargs))
+    if not gap <= 1e-3:
+        wrong.append(f"law 3 (removed is zeroed) is off by {gap:.1e} at {dict(spec.input_sizes)}")
+    samples = 2 if spec.program.domain.batch else 1
+    unseen = any(u in i.op for i in spec.program.instructions for u in ("grouped_mm", "aten.lstm", "aten.gru"))
+    if not unseen and pf.cost(spec, exact).macs != (counted := counter.get_total_flops() // 2 // samples):
+        wrong.append(
+            f"cost says {pf.cost(spec, exact).macs} MACs at {dict(spec.input_sizes)}, a counter says {counted}"
+        )
+    return wrong
 
 
 def _costs(params: pf.Params, spec: pf.Spec, one: Inputs) -> list[str]:

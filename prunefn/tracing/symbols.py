@@ -18,6 +18,14 @@ from .dynamic import Names
 
 SOURCE = re.compile(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]")
 """How torch.export writes a size of an input."""
+NEEDS = {
+    **dict.fromkeys(("meta_mm", "meta_addmm", "meta_bmm", "meta_baddbmm", "meta_dot", "meta_mv"), "a matrix product"),
+    "conv": "a convolution",
+    "infer_size": "an op with a tensor of this size",
+    "check_input": "a recurrent layer",
+    "check_hidden_size": "a recurrent layer",
+}
+"""Function of torch that fixes a size → what it is for."""
 BATCH, LENGTH = "batch", "length"
 UNKNOWN = sympy.Symbol("unknown", integer=True, positive=True)
 
@@ -139,8 +147,9 @@ def fixed_dims(inputs: Sequence[str], values: Sequence[Tensor], names: Sequence[
 
 def _reason(env: Any, symbol: Any) -> str:
     """Return where the export fixed a symbol."""
-    location = getattr(env, "replacements_slocs", {}).get(symbol)
-    frame = getattr(location, "framework_loc", None)
-    user = getattr(location, "maybe_user_loc", None)
-    where = f"{frame.name} needs this size" if frame is not None else "the export needs this size"
-    return f"{where} ({user.rpartition('site-packages/')[2]})" if isinstance(user, str) and user else where
+    frame = getattr(getattr(env, "replacements_slocs", {}).get(symbol), "framework_loc", None)
+    if frame is None:
+        return "torch.export needs this size"
+    if "/torch/" not in frame.filename:
+        return f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} needs this size"
+    return f"{NEEDS.get(frame.name, frame.name)} needs this size"
