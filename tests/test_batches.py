@@ -15,7 +15,7 @@ from prunefn.program.batches import split
 from prunefn.program.inputs import samples
 from prunefn.train import Recipe, train
 from prunefn.train.objective import call
-from prunefn.train.phases import traced
+from prunefn.train.setup import trace_first
 
 from .small import randn
 
@@ -305,8 +305,26 @@ def test_training_reads_dicts_as_loaders_give_them() -> None:
     assert torch.equal(output, named(**both)) and others[0] is both
     output, others = call(named, {**both, "y": Y})
     assert torch.equal(output, named(**both)) and torch.equal(others[0], Y)
-    assert [i.name for i in traced(named, {**both, "y": Y}, 1).program.inputs] == ["first", "second"]
-    assert len(traced(model, labelled, 1).program.inputs) == 3  # the whole dict is the input
+    assert [i.name for i in trace_first(named, [{**both, "y": Y}], 1).program.inputs] == ["first", "second"]
+    assert len(trace_first(model, [labelled], 1).program.inputs) == 3  # the whole dict is the input
     trained = train(model.requires_grad_(True), [(INNER, Y)] * 4, Recipe(epochs=3, lr=0.05))
     after, before = (F.cross_entropy(m(INNER), Y).item() for m in (trained.model, model))
     assert after < before
+
+
+def test_masks_inside_a_dict_weigh_positions() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.b(self.a(batch["x"]).relu()) * batch["attention_mask"][..., None]
+
+    model, x, kept = seeded(Masked).double(), randn(4, 5, 3), torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]
+    batch = {"x": x, "attention_mask": kept.long()}
+    spec, params = pf.trace(model, (batch,)), pf.params(model)
+    moments = pf.collect_stats(params, [batch], spec=spec).sites["b"]
+    inner = model.a(x).relu()[kept]
+    assert moments.count == 11 == len(inner)
+    torch.testing.assert_close(moments.mean, inner.mean(0))

@@ -100,7 +100,7 @@ def _weighted_moments(x: Tensor, dim: int, absolute: bool, covariance: bool, wei
 
 
 @torch.fx.wrap
-def tap_means(x: Tensor, dim: int, geometry: Geometry, weights: Tensor | None = None) -> tuple[Tensor, float]:
+def tap_means(x: Tensor, dim: int, geometry: Geometry, weights: Tensor | None = None) -> tuple[Tensor, int | float]:
     """Return the mean over output positions of the zero-padded input at each tap, float64 [d, taps], and the number of positions.
 
     Args:

@@ -6,6 +6,7 @@ input's positions are those of all values over the same axes, however the progra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, StatsError
+from ..program.inputs import signature
 from ..spec.axis import Axis, Concat, Derived, Leaf, Product, leaves, size
 from ..spec.expressions import names, value
 from ..spec.program import Input
@@ -191,7 +193,13 @@ def position_weights(spec: Spec, inputs: Sequence[Tensor], batch: Batch, weights
     tensors = dict(zip((i.name for i in spec.program.inputs), inputs, strict=True))
     sizes = {n: tensors[i].shape[d] for n, (i, d) in spec.program.free.items()}
     if weights is True:
-        found = [w for i in spec.program.inputs if (w := _recognised(spec, i, tensors[i.name], sizes)) is not None]
+        keys = [
+            re.split(r"[\[\].\"]+", path.rstrip('"]'))[-1] for path in signature(spec).inputs
+        ]  # of a nested input: its own key
+        named = zip(spec.program.inputs, keys, strict=True)
+        found = [
+            w for i, key in named if (w := _recognised(spec, i._replace(name=key), tensors[i.name], sizes)) is not None
+        ]
     else:
         found = [_weighting(spec, _named(tensors, weights) if isinstance(weights, str) else weights(batch), weights)]
     for w in found:
