@@ -229,3 +229,20 @@ def test_what_is_no_weight_is_refused() -> None:
     scattered = lambda batch: (torch.arange(LONGEST) % 2).expand(N, -1)  # noqa: E731
     with pytest.raises(pf.StatsError, match=r"cannot be followed to value.*weights=False"):
         pf.collect_stats(params, [(x, torch.full((N,), LONGEST))], spec=spec, weights=scattered)
+
+
+def test_padding_that_cannot_be_followed_is_refused() -> None:
+    spec, params, (x, kept), _ = padded("sample")
+    fixed = pf.trace(Sample().double().eval(), (x, kept), dynamic="batch")
+    with pytest.raises(
+        pf.BatchError, match="says that there is padding, but this spec has a fixed number of positions"
+    ):
+        pf.collect_stats(params, [(x, kept)], spec=fixed)
+    everything = pf.collect_stats(params, [(x, torch.ones_like(kept))], spec=fixed)
+    assert everything.sites["b"].count == N * LONGEST
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    ids = torch.randint(1, 50, (N, LONGEST))
+    spec, params = pf.trace(model, {"input": ids}), pf.params(model)
+    with pytest.raises(pf.BatchError, match="padding by 'attention_mask', which the spec was traced without"):
+        pf.collect_stats(params, [{"input": ids, "attention_mask": kept}], spec=spec)
+    assert pf.collect_stats(params, [{"input": ids, "attention_mask": kept > -1}], spec=spec).batches == 1

@@ -84,6 +84,16 @@ def _required_arguments(function: Callable[..., Any]) -> str:
 
 
 read_criterion = by_name(Criterion, "criteria")
+
+
+def read_dynamic(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> Any:
+    """Read sizes that may vary: a text, a list of texts, or a dict input → names per dim."""
+    if isinstance(value, str | Mapping):
+        return value
+    names = list(value) if isinstance(value, list | tuple | set | frozenset) else [None]
+    return names if all(isinstance(n, str) for n in names) else refuse()
+
+
 read_scope = by_name(Scope, "scope")
 read_compensation = by_name(Compensation, "compensation")
 read_weight_criterion = by_name(Criterion, "sparse.criteria")
@@ -186,6 +196,11 @@ def function_of(*class_names: str, takes: str = "", modules: bool = False) -> Re
         return value if callable(value) else refuse()
 
     return read
+
+
+def read_weights(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read weights of positions: a bool, the name of an input, or a function of the batch."""
+    return value if isinstance(value, bool | str) else function_of("Criterion", "Scope")(value, name, refuse, given)
 
 
 def read_normalize(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:

@@ -89,6 +89,13 @@ KINDS: dict[str, Kind] = {
     "sparse: Criterion": Kind("a criterion, such as pf.sparse.criteria.magnitude()", choices.read_weight_criterion),
     "Mapping[str, Criterion]": Kind("a dict name → criterion", plain.mapping_of(choices.read_criterion)),
     "Mapping[str, Compensation]": Kind("a dict name → compensation", plain.mapping_of(choices.read_compensation)),
+    "Weights": Kind(
+        "True, False, the name of an input, or a function batch → [samples, positions]", choices.read_weights
+    ),
+    "Dynamic": Kind(
+        '"all", names such as "batch height width", or a dict such as {"x": ("batch", "points", None)}',
+        choices.read_dynamic,
+    ),
     "Scope": Kind("a scope, such as pf.scope.local()", choices.read_scope),
     "WeightScope": Kind("a scope of weights, such as pf.sparse.scope.layerwise()", choices.read_weight_scope),
     "Pattern": Kind("a pattern, such as pf.sparse.pattern.n_m(2, 4)", choices.read_pattern),

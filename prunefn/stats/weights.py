@@ -193,9 +193,9 @@ def position_weights(spec: Spec, inputs: Sequence[Tensor], batch: Batch, weights
     tensors = dict(zip((i.name for i in spec.program.inputs), inputs, strict=True))
     sizes = {n: tensors[i].shape[d] for n, (i, d) in spec.program.free.items()}
     if weights is True:
-        keys = [
-            re.split(r"[\[\].\"]+", path.rstrip('"]'))[-1] for path in signature(spec).inputs
-        ]  # of a nested input: its own key
+        # of a nested input, its own key
+        keys = [re.split(r"[\[\].\"]+", path.rstrip('"]'))[-1] for path in signature(spec).inputs]
+        _check_untraced(batch, keys)
         named = zip(spec.program.inputs, keys, strict=True)
         found = [
             w for i, key in named if (w := _recognised(spec, i._replace(name=key), tensors[i.name], sizes)) is not None
@@ -222,17 +222,42 @@ def without_padding(labels: Tensor, spec: Spec, inputs: Sequence[Tensor]) -> Ten
 
 
 def _recognised(spec: Spec, i: Input, x: Tensor, sizes: Mapping[str, int]) -> Weighting | None:
-    """Return the weighting that an input is by its name: a mask over samples and positions, or lengths."""
-    if x.is_floating_point() or x.is_complex():
+    """Return the weighting that an input is by its name: a mask over samples and positions, or lengths.
+
+    Raises:
+        BatchError: there is padding, but the spec does not follow the positions, because their number is fixed in it.
+    """
+    axes = [a.name if isinstance(a, Leaf) else "" for a in i.axes]
+    if x.ndim == 2 and i.name in (*KEPT, *PADDED):
+        kept, positions = x == 0 if i.name in PADDED else x != 0, axes[1]
+    elif x.ndim == 1 and i.name in LENGTHS:
+        positions = "length" if "length" in sizes else ""
+        kept = torch.arange(sizes.get("length", int(x.max())), device=x.device) < x[:, None]
+    else:
         return None
-    axes = [a.name for a in i.axes if isinstance(a, Leaf)]
-    if len(axes) == len(i.axes) == 2 and i.name in (*KEPT, *PADDED):
-        kept = x == 0 if i.name in PADDED else x != 0
-        return Weighting(_samples_of(spec, axes[1]) or axes[0], axes[1], kept.double())
-    if len(axes) == len(i.axes) == 1 and i.name in LENGTHS and "length" in sizes:
-        kept = torch.arange(sizes["length"], device=x.device) < x[:, None]
-        return Weighting(_samples_of(spec, "length") or axes[0], "length", kept.double())
+    if axes[0] and positions:
+        return Weighting(_samples_of(spec, positions) or axes[0], positions, kept.double())
+    if not bool(kept.all()):
+        raise BatchError(
+            f"input {i.name!r} says that there is padding, but this spec has a fixed number of positions, which weights cannot "
+            "follow; trace with lengths that may change (see print(spec)), or give weights=False to count all positions alike"
+        )
     return None
+
+
+def _check_untraced(batch: Batch, keys: Sequence[str]) -> None:
+    """Check that a batch has no padding in a mask that the model was traced without.
+
+    Raises:
+        BatchError: it has.
+    """
+    for name in (*KEPT, *PADDED) if isinstance(batch, Mapping) else ():
+        x = batch.get(name)
+        if name not in keys and isinstance(x, Tensor) and not bool((x == 0 if name in PADDED else x != 0).all()):
+            raise BatchError(
+                f"the batch has padding by {name!r}, which the spec was traced without, so that padding would count; trace the "
+                f"model with {name!r} among its inputs, or give weights=False to count all positions alike"
+            )
 
 
 def _samples_of(spec: Spec, positions: str) -> str:
