@@ -251,7 +251,9 @@ def _check_untraced(batch: Batch, keys: Sequence[str]) -> None:
     Raises:
         BatchError: it has.
     """
-    for name in (*KEPT, *PADDED) if isinstance(batch, Mapping) else ():
+    if not isinstance(batch, Mapping):
+        return
+    for name in (*KEPT, *PADDED):
         x = batch.get(name)
         if name not in keys and isinstance(x, Tensor) and not bool((x == 0 if name in PADDED else x != 0).all()):
             raise BatchError(
