@@ -99,8 +99,9 @@ def test_a_model_that_reads_its_data_is_recorded_and_rebuilt() -> None:
     mask = pf.mask(spec, hidden)
     module: Any = pf.to_module(pf.apply(pf.params(model), mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
     assert module.led.decoder.layers[0].fc1.out_features == 43 and flags(module) == before
+    assert torch.equal(pf.forward(pf.params(model), spec=spec, **PAIR)[0], model(**PAIR, use_cache=False)[0])
     with raises(pf.TraceError, match="data-dependent") as error:
-        pf.forward(pf.params(model), spec=spec, **PAIR)
+        pf.to_module(pf.params(model), spec=spec)
     assert "use_cache" not in str(error.value)
 
 

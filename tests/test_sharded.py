@@ -432,7 +432,7 @@ def test_a_process_without_batches_takes_part(found: Found) -> None:
         ("nobody", ["BatchError: there are no batches: the iterables of all processes are empty"]),
         (
             "wrong shape",
-            ["StatsError: the statistics of another process failed", "BatchError: input 'input_ids' has shape (2, 3)"],
+            ["StatsError: the statistics of another process failed", "BatchError: input 'input_ids' has shape (2, "],
         ),
         ("raises", ["StatsError: the statistics of another process failed", "BatchError: this file is broken"]),
         ("nan", ["StatsError: the input of site 'model.layers.0.self_attn.q_proj' is not finite"]),

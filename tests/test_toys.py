@@ -391,6 +391,6 @@ class Positions(nn.Module):
 
 
 def test_rows_of_a_table_that_the_example_does_not_reach_stay() -> None:
-    spec = pf.trace(Positions(), (torch.randn(2, 5, 4),))
+    spec = pf.trace(Positions(), (torch.randn(2, 5, 4),), dynamic="batch")
     assert spec.einops("table") == "9 hidden"
     assert "nothing reads it at this size of the inputs" in spec.explain("table")

@@ -116,7 +116,7 @@ def substituted(expr: Expr, values: Mapping[str, int]) -> Expr:
     """Return an expression with some sizes replaced by numbers; an int if no size is left.
 
     >>> substituted(("+", ("*", 4, "batch"), "length"), {"batch": 1})
-    ('+', ('*', 4, 1), 'length')
+    ('+', 4, 'length')
     >>> substituted(("*", 4, "batch"), {"batch": 1})
     4
     """

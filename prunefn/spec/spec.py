@@ -143,7 +143,7 @@ class Spec(SpecData):
         >>> import torch, prunefn as pf
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> spec = pf.trace(model, (torch.randn(2, 5, 4),))
-        >>> spec.input_sizes, spec.costs.macs(spec.sizes), spec.at({"length": 50}).costs.macs(spec.sizes)
+        >>> dict(spec.input_sizes), pf.cost(spec).macs, pf.cost(spec.at({"length": 50})).macs
         ({'length': 5}, 240, 2400)
         """
         known = self.input_sizes

@@ -159,7 +159,7 @@ def is_comparable(trial: Trial) -> bool:
 def describe_method(settings: Mapping[str, Value]) -> str:
     """Return the pruning method and the training settings in words.
 
-    >>> method({"macs_ratio": 0.3, "criterion": "variance", "compensation": "affine", "lr": 0.01, "epochs": 20})
+    >>> describe_method({"macs_ratio": 0.3, "criterion": "variance", "compensation": "affine", "lr": 0.01, "epochs": 20})
     'variance + affine, lr 0.01, epochs 20'
     """
     names = [str(settings[k]) for k in ("criterion", "compensation") if k in settings]

@@ -113,7 +113,9 @@ def _derived_axes(a: Analysis, free: Free) -> dict[Var, Axis]:
                 exprs[unknown[0]] = solved(expr, a.alg.sympy(root, {**exprs, unknown[0]: UNKNOWN}))
         if len(exprs) == before:
             break
-    axes = {v: axis_of_expression(expr, free) for v, expr in exprs.items() if v not in free.leaves}
+    # an axis that is also a dim of a fixed size, such as that of a weight, has this size at all sizes that the guards allow
+    derived = {v: expr for v, expr in exprs.items() if v not in free.leaves and v not in fixed}
+    axes = {v: axis_of_expression(expr, free) for v, expr in derived.items()}
     return {v: axis for v, axis in axes.items() if axis is not None}
 
 

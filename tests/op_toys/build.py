@@ -112,7 +112,10 @@ class Toy(nn.Module):
         _, in_spec = pytree.tree_flatten(((X,), {}))
         _, out_spec = pytree.tree_flatten(tuple(self.outputs))
         nodes = {n.name: n for n in self.graph.nodes}
-        return Captured(self.graph, self.inputs, {}, {}, ["x"], in_spec, out_spec, list(self.outputs), {}, nodes)
+        names = [("batch", *(None,) * (X.ndim - 1))]
+        return Captured(
+            self.graph, self.inputs, {}, {}, ["x"], in_spec, out_spec, list(self.outputs), {}, nodes, names, {}, {}
+        )
 
     def trace(self) -> pf.Spec:
         """The spec, without an export and a proof: their time is a hundred times that of the rules."""

@@ -238,7 +238,7 @@ def cases(rank: int, mesh: DeviceMesh, net: Net) -> dict[str, Any]:
     def one() -> pf.Stats:
         return pf.sync_stats(collect([batches()[0]] if rank == 1 else []))
 
-    bad = {"input_ids": ids(2, 0)[:, :3]}
+    bad = {"input_ids": ids(2, 0)[:, :, None]}
     nan = {n: distribute_tensor(torch.full(p.shape, torch.nan), mesh) for n, p in params.items()}
     prune = pf.pipeline(ratio=0.3, sequential=True)
     actions: dict[str, Callable[[], Any]] = {

@@ -60,9 +60,10 @@ def files(model: nn.Module, folder: Path) -> nn.Module:
 
 def training(model: nn.Module, data: torch.utils.data.TensorDataset) -> float:
     recipe = pf.train.Recipe(epochs=2, lr=0.1, batch_size=16)
-    trained = pf.train.train(model, data, recipe, device="cpu")
-    tuned = pf.train.fine_tune(trained.model, data, recipe, device="cpu")
-    return pf.train.evaluate(tuned.model, data, device="cpu")["top1"]
+    setup = pf.train.Setup(data, held_out=data, device="cpu")
+    trained = pf.train.train(model, setup, recipe)
+    tuned = pf.train.fine_tune(trained.model, setup, recipe)
+    return pf.train.evaluate(tuned.model, setup)["top1"]
 
 
 def opened() -> int:
