@@ -45,7 +45,7 @@ def trace(
     train: bool = False,
     rules: Mapping[str, Rule] | None = None,
     freeze: Sequence[str] | str = (),
-    dynamic: Dynamic = None,
+    dynamic: Dynamic | None = None,
     check: bool = True,
 ) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.

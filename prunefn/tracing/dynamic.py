@@ -17,8 +17,8 @@ from ..errors import TraceError, nearest
 
 Names = tuple[str | None, ...]
 """Name of the size of each dim of a tensor; None: the dim is fixed."""
-Dynamic = Mapping[str, Sequence[str | None]] | Sequence[str] | str | None
-"""What may vary: names of sizes, names per dim of an input, or the default (None)."""
+Dynamic = Mapping[str, Sequence[str | None]] | Sequence[str] | str
+"""What may vary: names of sizes, or names per dim of an input."""
 
 IMAGES: dict[int, Names] = {
     4: ("batch", "channels", "height", "width"),
@@ -32,7 +32,9 @@ SEQUENCES = ("mask", "bias", "ids", "past", "cache")
 ALL = "all"
 
 
-def names_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Dynamic) -> list[Names]:
+def names_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Dynamic | None
+) -> list[Names]:
     """Return the names of the dims that may vary, for each tensor of the flattened arguments.
 
     Args:
@@ -119,7 +121,7 @@ def _default_names(name: str, t: Tensor, of_graph: bool) -> Names:
     return (first, *("length",) * (t.ndim - 1))
 
 
-def _varying_names(dynamic: Dynamic, known: set[str]) -> set[str]:
+def _varying_names(dynamic: Dynamic | None, known: set[str]) -> set[str]:
     """Return the names of the sizes that may vary.
 
     Raises:
