@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -83,6 +84,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         fixed={},
         reads={node.name: numbers for node, numbers in tape.read.items()},
         how="recorded",
+        refusal=tape.refusal,
     )
 
 
@@ -106,6 +108,7 @@ class _Tape:
         """Values that ops have created."""
         self.read: dict[fx.Node, tuple[int | bool, ...] | None] = {}
         """Value that Python read → its numbers; None for floats, or too many numbers to compare."""
+        self.refusal = ""
 
     # ---- placeholders
 
@@ -162,6 +165,8 @@ class _Tape:
         """Run an op, record it, and return its result."""
         if str(func).startswith(METADATA):
             return func(*args, **kwargs)
+        if peek_interpreter_stack() is not None:
+            self.refusal = f"{func} runs inside torch.func, whose tensors a recording cannot follow"
         inputs = trees.tensors((args, kwargs))
         nodes = trees.map_tensors(self.memory.node, (args, kwargs))
         out = func(*args, **kwargs)

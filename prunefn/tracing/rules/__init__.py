@@ -93,8 +93,10 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
     return rule_of
 
 
-def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
+def find(op: Any, extra: Mapping[str, Rule]) -> Rule | None:
     """Return the rule of an op: the user's, else the table's, else by torch's tag that of pointwise ops; None if there is none."""
+    if not isinstance(op, OpOverload):  # a function, such as a higher-order op
+        return None
     full = str(op)
     bare = full.rsplit(".", 1)[0]
     for name in (full, bare):
