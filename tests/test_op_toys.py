@@ -184,6 +184,6 @@ def test_sizes_follow_what_is_pruned(name: str) -> None:
         for mask in masks(spec, list(spec.groups)):
             small, fewer = pf.shrink(spec, mask), pf.apply(params, mask, spec=spec)
             run = compiled(small, fewer, ("every value",), lambda _, env, values=values: tuple(env[v] for v in values))
-            sizes = {**small.sizes, **{leaf: X.shape[dim] for leaf, (_, dim) in program.batch.items()}}
+            sizes = {**small.sizes, **{leaf: X.shape[dim] for leaf, (_, dim) in program.free.items()}}
             for value, t in zip(values, run(fewer, [X]), strict=True):
                 assert tuple(t.shape) == tuple(size(a, sizes) for a in program.axes[value]), f"{op} {value}"

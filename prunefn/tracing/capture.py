@@ -19,6 +19,7 @@ from .dynamic import Names
 from .functional import make_functional, spell_out_writes
 from .recurrent_shapes import recurrent_shapes
 from .regions import inline_regions, runs_in_levels
+from .rules import use_canonical
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
@@ -107,6 +108,7 @@ def _in_program_order(program: ExportedProgram, example: Any, names: list[Names]
 def _simplify(program: ExportedProgram) -> None:
     """Rewrite a program in place into fewer and more common ops."""
     inline_regions(program.graph_module)
+    use_canonical(program.graph)
     for n in list(program.graph.nodes):
         name = str(n.target) if n.op == "call_function" else ""
         if name.startswith(CHECKS):

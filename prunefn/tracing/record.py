@@ -29,6 +29,7 @@ from .capture import Captured, in_mode
 from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
+from .rules import use_canonical
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 MOST_READ = 4096
@@ -67,6 +68,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     listed = {x for x in outputs if isinstance(x, fx.Node)}
     outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *tape.ends()]) if n not in listed]
     graph.output(tuple(outputs))
+    use_canonical(graph)
     _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
     return Captured(

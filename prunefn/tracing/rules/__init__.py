@@ -51,6 +51,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     spatial,
     spectral,
 )
+from .aliases import canonical, named, use_canonical
 from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
 from .shape import freeze_all
@@ -70,6 +71,7 @@ __all__ = [
     "freeze_all",
     "keeps_zero",
     "no_rule",
+    "use_canonical",
 ]
 
 
@@ -79,7 +81,7 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
     Raises:
         TraceError: torch has no op of this name.
     """
-    rule_of = {name.replace("::", "."): rule for name, rule in extra.items()}
+    rule_of = {named(name.replace("::", ".")): rule for name, rule in extra.items()}
     for user_name, name in zip(extra, rule_of, strict=False):
         namespace, _, op = name.partition(".")
         packet, _, overload = op.partition(".")
@@ -97,7 +99,7 @@ def find(op: Any, extra: Mapping[str, Rule]) -> Rule | None:
     """Return the rule of an op: the user's, else the table's, else by torch's tag that of pointwise ops; None if there is none."""
     if not isinstance(op, OpOverload):  # a function, such as a higher-order op
         return None
-    full = str(op)
+    full = str(op := canonical(op))
     bare = full.rsplit(".", 1)[0]
     for name in (full, bare):
         if match := extra.get(name) or TABLE.get(name):
