@@ -15,15 +15,19 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from .. import trees
 from ..errors import TraceError
+from ..frozen_dict import FrozenDict
+from .composites import composites
 from .dynamic import Names
 from .functional import make_functional, spell_out_writes
 from .recurrent_shapes import recurrent_shapes
 from .regions import inline_regions, runs_in_levels
-from .rules import use_canonical
+from .rules import Rule, use_canonical
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
+DEPTH = 4
+"""Most ops between an op without a rule and the ops that it is defined by."""
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
 
 
@@ -60,11 +64,16 @@ class Captured(NamedTuple):
 
 
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, names: list[Names]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    train: bool,
+    names: list[Names],
+    rules: Mapping[str, Rule] = FrozenDict(),
 ) -> Captured:
     """Export the model in train or eval mode, and return its functional graph; the model is left unchanged.
 
-    `names` holds the dims of each tensor input that may vary.
+    `names` holds the dims of each tensor input that may vary, `rules` the user's rules.
     """
     args_on_device, kwargs_on_device = _follow_to_meta(model, (args, dict(kwargs)))
     with in_mode(model, train), unchanged(model), torch.no_grad():  # a failed export would leave changes
@@ -76,19 +85,37 @@ def capture(
     if train or writes or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
         program = _decomposed(program)
         _simplify(program)
+    program = _without_composites(program, rules)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # all ops are functional now
     return _read_program(program, _in_program_order(program, (args, dict(kwargs)), names))
 
 
-def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """Return the functional form of a program.
+def _without_composites(program: ExportedProgram, rules: Mapping[str, Rule]) -> ExportedProgram:
+    """Return the program with ops that torch defines by others in place of ops without a rule, as far as torch can do that."""
+    refused: set[Any] = set()
+    for _ in range(DEPTH):
+        table = {op: f for op, f in composites(program.graph, rules).items() if op not in refused}
+        if not table:
+            break
+        for some in (table, *({op: f} for op, f in table.items())):
+            try:
+                program = _decomposed(program, some)
+                _simplify(program)
+                break
+            except TraceError:
+                refused |= set(some) if len(some) == 1 else set()
+    return program
+
+
+def _decomposed(program: ExportedProgram, table: dict[Any, Any] | None = None) -> ExportedProgram:
+    """Return the functional form of a program, with the ops of the table replaced by the functions in it.
 
     Raises:
         TraceError: torch cannot decompose it.
     """
     try:
         with torch.no_grad():
-            return program.run_decompositions({})
+            return program.run_decompositions(table or {})
     except Exception as e:  # torch raises many kinds
         raise TraceError(f"torch.export cannot decompose the program: {str(e)[:2000]}") from e
 

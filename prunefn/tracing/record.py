@@ -25,11 +25,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import trees
 from ..errors import TraceError
+from ..frozen_dict import FrozenDict
 from .capture import Captured, in_mode
+from .composites import definition
 from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
-from .rules import use_canonical
+from .rules import Rule, use_canonical
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 MOST_READ = 4096
@@ -40,13 +42,20 @@ READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 """Functions that return values to Python without the dispatcher."""
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    train: bool,
+    rules: Mapping[str, Rule] = FrozenDict(),
+) -> Captured:
     """Run the model once in train or eval mode, and record its ops; the model is left unchanged.
 
     Args:
         model: any module that runs.
         args, kwargs: example inputs, nested as the model expects them.
         train: run in train mode.
+        rules: the user's rules; an op that has none at all is recorded as the ops that torch defines it by.
 
     Returns:
         The graph at the sizes of the example, with `how = "recorded"`. Values that Python reads are among the outputs.
@@ -55,7 +64,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         TraceError: an op writes to several tensors. Errors of the model itself pass through.
     """
     graph = fx.Graph()
-    tape = _Tape(model, graph)
+    tape = _Tape(model, graph, rules)
     inputs = trees.map_tensors(torch.clone, (args, dict(kwargs)))  # the model may write to them
     buffers = buffer_copies(model)
     tape.placeholders(buffers, [*zip(positional_names(model, len(args)), inputs[0], strict=True), *inputs[1].items()])
@@ -93,7 +102,8 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
 class _Tape:
     """A growing graph, and the current position of the run in the model."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, rules: Mapping[str, Rule]) -> None:
+        self.rules = rules
         self.graph, self.memory = graph, Memory(graph, self.constant)
         self.model = model
         self.paths = {m: name for name, m in model.named_modules()}
@@ -219,6 +229,9 @@ class _Mode(ProxyTorchDispatchMode):
         self.tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (function := definition(func, self.tape.rules)) is not None:
+            with self:
+                return function(*args, **(kwargs or {}))
         return self.tape.op(func, args, kwargs or {})
 
 
