@@ -91,7 +91,7 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
         axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
         _unify_sizes(a, [value], [axes])
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
-    floating = value.dtype.is_floating_point or value.dtype.is_complex
+    floating = value.dtype.is_floating_point or value.dtype.is_complex or rules.is_zero_point(node)
     made_in_forward = (
         captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
     )

@@ -44,6 +44,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     indexing,
     norm,
     pointwise,
+    quantize,
     recurrent,
     reduce,
     shape,
@@ -54,6 +55,7 @@ from . import (  # noqa: F401  (each module registers its rules)
 from .aliases import canonical, named, use_canonical
 from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
+from .quantize import is_zero_point
 from .shape import freeze_all
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "checked",
     "find",
     "freeze_all",
+    "is_zero_point",
     "keeps_zero",
     "no_rule",
     "use_canonical",
