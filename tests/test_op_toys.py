@@ -53,6 +53,18 @@ NO_TOY = {
     "aten._fft_c2r": "it does not check its arguments, and its rule is that of aten.fft_irfft",
     "aten._fft_r2c": "it does not check its arguments, and its rule is that of aten.fft_rfft",
     "aten.fractional_max_pool3d": "it takes two lists that must fit each other; its rule is that of fractional_max_pool2d",
+    **dict.fromkeys(
+        (
+            "aten._fake_quantize_learnable_per_channel_affine",
+            "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+            "aten._fused_moving_avg_obs_fq_helper",
+            "aten._fused_moving_avg_obs_fq_helper_functional",
+            "aten.fake_quantize_per_channel_affine",
+            "aten.fake_quantize_per_channel_affine_cachemask",
+            *(name for name in TABLE if name.startswith("quantized_decomposed.")),
+        ),
+        "its zero points are integers of the size of its scales: tests/test_quantize.py",
+    ),
     "torchvision.deform_conv2d": "it freezes all of its axes but the batch",
     "torchvision.ps_roi_align": "it does not check its arguments, and freezes all axes",
     "torchvision.ps_roi_pool": "it does not check its arguments, and freezes all axes",

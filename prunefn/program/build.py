@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from ..errors import BatchError
+from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
 from ..spec.expressions import emitted, names
-from ..spec.program import Device, Instruction, Program, Ref, Size, Slot, needed_by, target
+from ..spec.program import HIGHER_ORDER, Device, Instruction, Program, Ref, Size, Slot, Subgraph, needed_by, target
 
 Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
 """Called after all values are computed: (graph, value name → node) → output of the graph."""
@@ -91,6 +92,32 @@ def _few(numbers: tuple[int | bool, ...]) -> str:
     )
 
 
+def _module(subgraph: Subgraph, device: torch.device) -> fx.GraphModule:
+    """Return a subgraph as a module, which a higher-order op takes."""
+    graph = fx.Graph()
+    env: dict[str, Any] = {name: graph.placeholder(name) for name in subgraph.inputs}
+    emitter = _Emitter(graph, env, {}, {}, device)
+    for instruction in subgraph.instructions:
+        env[f"%{instruction.name}"] = emitter.call(instruction, None)
+    outputs = emitter.value(subgraph.outputs)
+    graph.output(tuple(outputs) if isinstance(outputs, list) else outputs)
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    """Return a function that returns the value, since a graph holds only functions and plain values."""
+
+    def subgraph() -> Any:
+        return value
+
+    return subgraph
+
+
+def _tuples(args: Any) -> Any:
+    """Return nested arguments with tuples for lists, as higher-order ops take them."""
+    return tuple(_tuples(a) for a in args) if isinstance(args, list) else args
+
+
 class _Emitter:
     """A converter from instructions to nodes of a graph."""
 
@@ -108,6 +135,8 @@ class _Emitter:
     def call(self, instruction: Instruction, slot: Slot | None) -> Any:
         args = [self.value(a) for a in instruction.args]
         kwargs = {k: self.value(v) for k, v in instruction.kwargs}
+        if instruction.op.startswith(HIGHER_ORDER):
+            args = list(_tuples(args))
         if instruction.is_size:
             return self.graph.call_method("size", tuple(args))
         bias = None if slot is None else self.env[slot.tensor]
@@ -132,6 +161,10 @@ class _Emitter:
                 return self.device
             case tuple():
                 return [self.value(x) for x in a]
+            case Subgraph():
+                return self.graph.call_function(_constant(_module(a, self.device)))
+            case FrozenDict():
+                return dict(a)
             case _:
                 return a
 

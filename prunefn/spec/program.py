@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from .. import trees
 from ..frozen_dict import FrozenDict
 from .axis import Axis, leaves
 from .domain import Domain
+
+HIGHER_ORDER = "higher_order."
+"""Namespace of ops that call functions, such as `torch.cond`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,15 @@ class Size:
 @dataclass(frozen=True, slots=True)
 class Device:
     """The device of the parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subgraph:
+    """A function of tensors that a higher-order op calls, such as a branch of `torch.cond`; its values are local."""
+
+    inputs: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    outputs: Any
 
 
 class Instruction(NamedTuple):
@@ -143,6 +156,10 @@ def target(op: str) -> Callable[..., Any]:
         return getattr(operator, op.removeprefix("operator."))
     if op in ("math.floor", "math.ceil", "math.trunc"):
         return getattr(__import__("math"), op.removeprefix("math."))
+    if op.startswith(HIGHER_ORDER):
+        return getattr(
+            import_module("torch._higher_order_ops") and torch.ops.higher_order, op.removeprefix(HIGHER_ORDER)
+        )
     obj: Any = torch if op.startswith("torch.") else torch.ops
     for part in op.removeprefix("torch.").split("."):
         obj = getattr(obj, part)
@@ -153,6 +170,8 @@ def op_name(function: Any) -> str:
     """Return the name of a function as an instruction's op; the inverse of `target`."""
     if isinstance(function, torch._ops.OpOverload):
         return str(function)
+    if isinstance(function, torch._ops.HigherOrderOperator):
+        return f"{HIGHER_ORDER}{function.name()}"
     module = {"_operator": "operator"}.get(function.__module__, function.__module__)
     return f"{module}.{function.__name__}"
 

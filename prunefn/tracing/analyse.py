@@ -58,6 +58,8 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
             a.values[node] = _analyse_placeholder(a, node, captured)
         elif node.op == "call_function":
             a.values[node] = _analyse_call(a, node, extra)
+        elif node.op == "get_attr":  # a function that a higher-order op calls
+            a.values[node] = None
     results = [v for v in captured.outputs if isinstance(v, fx.Node)]
     for v in (a.values[n] for n in results):
         for w in v if isinstance(v, list) else [v]:
@@ -89,7 +91,7 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
         axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
         _unify_sizes(a, [value], [axes])
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
-    floating = value.dtype.is_floating_point or value.dtype.is_complex
+    floating = value.dtype.is_floating_point or value.dtype.is_complex or rules.is_zero_point(node)
     made_in_forward = (
         captured.how == "recorded" and node.name in captured.constants and node.name not in captured.sources
     )
@@ -132,7 +134,7 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
     Raises:
         TraceError: a rule of the user fails.
     """
-    rule = rules.find(node.target, extra) if isinstance(node.target, torch._ops.OpOverload) else None
+    rule = rules.find(node.target, extra)
     if rule is None:
         a.unknown.setdefault(call.op, call.at.source)
         return call, rules.no_rule(call)
@@ -180,7 +182,7 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     a.layouts += call.layouts
     a.scales += call.scales
     a.layers |= {node.name} if call.layer else set()
-    if not any(r.alias_info is not None for r in node.target._schema.returns):  # type: ignore[union-attr]
+    if not any(r.alias_info is not None for r in getattr(getattr(node.target, "_schema", None), "returns", ())):
         a.written += out
     values = [
         Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
@@ -235,7 +237,7 @@ def _bind_arguments(a: Analysis, node: fx.Node) -> dict[str, Any]:
 
 def reason_of(node: fx.Node) -> Reason:
     """Return the place of an op's call: the innermost line outside of torch, if there is one."""
-    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    frames = [f for f in FRAME.findall(node.meta.get("stack_trace") or "") if not f[0].startswith("<")]
     if not frames:
         return Reason("", str(node.target))
     path, line = next((f for f in reversed(frames) if "/site-packages/torch/" not in f[0]), frames[-1])

@@ -142,7 +142,7 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names
 
 def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, names: list[Names]) -> Spec:
     """Trace by `torch.export` with these sizes that may vary, and prove the program."""
-    captured = capture(model, *example, settings.train, names)
+    captured = capture(model, *example, settings.train, names, settings.rules)
     analysis = analyse(captured, settings.rules)
     spec = guarded(_build_spec(model, example, settings, captured, analysis), captured)
     if not settings.check or not runs(model, *example):
@@ -161,7 +161,7 @@ def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, name
 def _trace_by_recording(model: nn.Module, example: Given, settings: Settings, reason: str) -> Spec:
     """Trace by recording a run; `reason` says why there is no export."""
     try:
-        captured = record(model, *example, settings.train)
+        captured = record(model, *example, settings.train, settings.rules)
         analysis = analyse(captured, settings.rules)
     except Exception as error:  # the model's own code may raise anything
         raise TraceError(

@@ -15,13 +15,19 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from .. import trees
 from ..errors import TraceError
+from ..frozen_dict import FrozenDict
+from .composites import composites
 from .dynamic import Names
 from .functional import make_functional, spell_out_writes
 from .recurrent_shapes import recurrent_shapes
+from .regions import inline_regions, runs_in_levels
+from .rules import Rule, use_canonical
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
+DEPTH = 4
+"""Most ops between an op without a rule and the ops that it is defined by."""
 CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
 
 
@@ -51,28 +57,67 @@ class Captured(NamedTuple):
     """Dim of an input that was asked to vary, but that the export fixed → its size and the reason."""
     reads: dict[str, tuple[int | bool, ...] | None]
     """Value that Python read in a recorded run → its numbers; None for floats, or too many numbers to compare."""
+    refusal: str = ""
+    """Why a recorded run cannot be replayed; empty if nothing forbids it."""
     how: str = "exported"
     """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
 
 
 def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool, names: list[Names]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    train: bool,
+    names: list[Names],
+    rules: Mapping[str, Rule] = FrozenDict(),
 ) -> Captured:
     """Export the model in train or eval mode, and return its functional graph; the model is left unchanged.
 
-    `names` holds the dims of each tensor input that may vary.
+    `names` holds the dims of each tensor input that may vary, `rules` the user's rules.
     """
     args_on_device, kwargs_on_device = _follow_to_meta(model, (args, dict(kwargs)))
     with in_mode(model, train), unchanged(model), torch.no_grad():  # a failed export would leave changes
         program = _export(model, args_on_device, kwargs_on_device, names)
+    if runs_in_levels(program.graph_module):
+        program = _decomposed(program)
     _simplify(program)
     writes = spell_out_writes(program.graph)
     if train or writes or not make_functional(program.graph, program.graph_signature.inputs_to_buffers):
-        with torch.no_grad():
-            program = program.run_decompositions({})
+        program = _decomposed(program)
         _simplify(program)
+    program = _without_composites(program, rules)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # all ops are functional now
     return _read_program(program, _in_program_order(program, (args, dict(kwargs)), names))
+
+
+def _without_composites(program: ExportedProgram, rules: Mapping[str, Rule]) -> ExportedProgram:
+    """Return the program with ops that torch defines by others in place of ops without a rule, as far as torch can do that."""
+    refused: set[Any] = set()
+    for _ in range(DEPTH):
+        table = {op: f for op, f in composites(program.graph, rules).items() if op not in refused}
+        if not table:
+            break
+        for some in (table, *({op: f} for op, f in table.items())):
+            try:
+                program = _decomposed(program, some)
+                _simplify(program)
+                break
+            except TraceError:
+                refused |= set(some) if len(some) == 1 else set()
+    return program
+
+
+def _decomposed(program: ExportedProgram, table: dict[Any, Any] | None = None) -> ExportedProgram:
+    """Return the functional form of a program, with the ops of the table replaced by the functions in it.
+
+    Raises:
+        TraceError: torch cannot decompose it.
+    """
+    try:
+        with torch.no_grad():
+            return program.run_decompositions(table or {})
+    except Exception as e:  # torch raises many kinds
+        raise TraceError(f"torch.export cannot decompose the program: {str(e)[:2000]}") from e
 
 
 def _in_program_order(program: ExportedProgram, example: Any, names: list[Names]) -> list[Names]:
@@ -89,7 +134,8 @@ def _in_program_order(program: ExportedProgram, example: Any, names: list[Names]
 
 def _simplify(program: ExportedProgram) -> None:
     """Rewrite a program in place into fewer and more common ops."""
-    _inline_regions(program.graph_module)
+    inline_regions(program.graph_module)
+    use_canonical(program.graph)
     for n in list(program.graph.nodes):
         name = str(n.target) if n.op == "call_function" else ""
         if name.startswith(CHECKS):
@@ -162,30 +208,6 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         except Exception as e:  # torch.export raises many kinds
             error = e
     raise TraceError(f"torch.export cannot capture {type(model).__name__}: {str(error)[:2000]}") from error
-
-
-def _inline_regions(gm: fx.GraphModule) -> None:
-    """Inline the ops of regions under autocast or no_grad, which torch exports as submodules."""
-    for node in list(gm.graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in (
-            "wrap_with_autocast",
-            "wrap_with_set_grad_enabled",
-        ):
-            index = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-            inner: fx.GraphModule = getattr(gm, node.args[index].target)
-            _inline_regions(inner)
-            env = dict(
-                zip((n for n in inner.graph.nodes if n.op == "placeholder"), node.args[index + 1 :], strict=True)
-            )
-            with gm.graph.inserting_before(node):
-                for n in inner.graph.nodes:
-                    if n.op == "call_function":
-                        env[n] = gm.graph.node_copy(n, lambda m, env=env: env[m])
-            results = next(n for n in inner.graph.nodes if n.op == "output").args[0]
-            for user in list(node.users):
-                user.replace_all_uses_with(env[results[user.args[1]]])
-                gm.graph.erase_node(user)
-            gm.graph.erase_node(node)
 
 
 def _read_program(program: ExportedProgram, names: list[Names]) -> Captured:

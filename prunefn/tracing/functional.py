@@ -142,9 +142,12 @@ def is_view(n: fx.Node) -> bool:
 def functional_twin(op: Any) -> OpOverload | None:
     """Return the functional op of an in-place op (`aten.relu_.default` → `aten.relu.default`) with equal arguments, or None."""
     name = op._schema.name.removeprefix("aten::")
-    if not name.endswith("_") or name.endswith("__"):
+    if name.startswith("__i"):  # `__iand__`
+        packet = getattr(aten, f"__{name.removeprefix('__i')}", None)
+    elif not name.endswith("_") or name.endswith("__"):
         return None
-    packet = getattr(aten, name.removesuffix("_"), None)
+    else:
+        packet = getattr(aten, name.removesuffix("_"), None)
     twin = getattr(packet, op._overloadname, None) if packet is not None else None
     if twin is None or [a.name for a in twin._schema.arguments] != [a.name for a in op._schema.arguments]:
         return None

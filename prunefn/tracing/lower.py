@@ -7,10 +7,24 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..errors import TraceError
 from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, leaves, size
 from ..spec.domain import Domain
-from ..spec.program import Device, Input, Instruction, Program, Read, Recorded, Ref, Size, op_name, refs, target
+from ..spec.program import (
+    Device,
+    Input,
+    Instruction,
+    Program,
+    Read,
+    Recorded,
+    Ref,
+    Size,
+    Subgraph,
+    op_name,
+    refs,
+    target,
+)
 from .analyse import Analysis, hints, reason_of, schema
 from .capture import Captured
 from .groups import Found
@@ -41,6 +55,8 @@ class _Lowering:
         for node in c.graph.nodes:
             if node.op == "placeholder":
                 self.refs[node] = Ref(c.tensors.get(node.name) or str(node.name))
+            elif node.op == "get_attr":
+                self.refs[node] = self.subgraph(getattr(c.graph.owning_module, str(node.target)))
             elif node.op == "call_function":
                 self.refs[node] = Ref(f"%{node.name}")
                 instructions.append(self.instruction(node))
@@ -73,6 +89,8 @@ class _Lowering:
     def recorded(self, instructions: tuple[Instruction, ...]) -> Recorded:
         """Return the control flow of a recorded run."""
         c, reads = self.captured, []
+        if c.refusal:
+            return Recorded(refusal=c.refusal)
         for name, numbers in c.reads.items():
             place = reason_of(c.nodes[name]).source
             if numbers is None:
@@ -123,11 +141,32 @@ class _Lowering:
             op = "aten.reshape.default"
         return Instruction(node.name, op, tuple(args), tuple(sorted(kwargs.items())), module_path(node))
 
+    def subgraph(self, module: Any) -> Subgraph:
+        """Translate a function that a higher-order op calls; all axes that it touches are frozen, so its sizes are numbers."""
+        if not isinstance(module, fx.GraphModule):
+            raise TraceError(f"a function of the graph reads {type(module).__name__}, which is not its argument")
+        inputs, instructions, outputs = [], [], None
+        for n in module.graph.nodes:
+            if n.op == "placeholder":
+                inputs.append(n.name)
+                self.refs[n] = Ref(n.name)
+            elif n.op == "get_attr":
+                self.refs[n] = self.subgraph(getattr(module, n.target))
+            elif n.op == "call_function":
+                self.refs[n] = Ref(f"%{n.name}")
+                args, kwargs = tuple(self.arg(x) for x in n.args), sorted((k, self.arg(v)) for k, v in n.kwargs.items())
+                instructions.append(Instruction(n.name, op_name(n.target), args, tuple(kwargs), module_path(n)))
+            else:
+                outputs = self.arg(n.args[0])
+        return Subgraph(tuple(inputs), tuple(instructions), outputs)
+
     def arg(self, x: Any) -> Any:
         if isinstance(x, fx.Node):
             return self.refs[x]
         if isinstance(x, (list, tuple)):
             return tuple(self.arg(y) for y in x)
+        if isinstance(x, dict):
+            return FrozenDict({k: self.arg(v) for k, v in x.items()})
         return Device() if isinstance(x, torch.device) and x.type == self.device.type else x
 
     def resized(self, static: Any, terms: Any, *, inside: bool = False) -> Any:

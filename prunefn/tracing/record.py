@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -24,10 +25,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import trees
 from ..errors import TraceError
+from ..frozen_dict import FrozenDict
 from .capture import Captured, in_mode
+from .composites import definition
 from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
+from .rules import Rule, use_canonical
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 MOST_READ = 4096
@@ -38,13 +42,20 @@ READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 """Functions that return values to Python without the dispatcher."""
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool) -> Captured:
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    train: bool,
+    rules: Mapping[str, Rule] = FrozenDict(),
+) -> Captured:
     """Run the model once in train or eval mode, and record its ops; the model is left unchanged.
 
     Args:
         model: any module that runs.
         args, kwargs: example inputs, nested as the model expects them.
         train: run in train mode.
+        rules: the user's rules; an op that has none at all is recorded as the ops that torch defines it by.
 
     Returns:
         The graph at the sizes of the example, with `how = "recorded"`. Values that Python reads are among the outputs.
@@ -53,7 +64,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         TraceError: an op writes to several tensors. Errors of the model itself pass through.
     """
     graph = fx.Graph()
-    tape = _Tape(model, graph)
+    tape = _Tape(model, graph, rules)
     inputs = trees.map_tensors(torch.clone, (args, dict(kwargs)))  # the model may write to them
     buffers = buffer_copies(model)
     tape.placeholders(buffers, [*zip(positional_names(model, len(args)), inputs[0], strict=True), *inputs[1].items()])
@@ -66,6 +77,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
     listed = {x for x in outputs if isinstance(x, fx.Node)}
     outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *tape.ends()]) if n not in listed]
     graph.output(tuple(outputs))
+    use_canonical(graph)
     _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
     return Captured(
@@ -83,13 +95,15 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
         fixed={},
         reads={node.name: numbers for node, numbers in tape.read.items()},
         how="recorded",
+        refusal=tape.refusal,
     )
 
 
 class _Tape:
     """A growing graph, and the current position of the run in the model."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, rules: Mapping[str, Rule]) -> None:
+        self.rules = rules
         self.graph, self.memory = graph, Memory(graph, self.constant)
         self.model = model
         self.paths = {m: name for name, m in model.named_modules()}
@@ -106,6 +120,7 @@ class _Tape:
         """Values that ops have created."""
         self.read: dict[fx.Node, tuple[int | bool, ...] | None] = {}
         """Value that Python read → its numbers; None for floats, or too many numbers to compare."""
+        self.refusal = ""
 
     # ---- placeholders
 
@@ -162,6 +177,8 @@ class _Tape:
         """Run an op, record it, and return its result."""
         if str(func).startswith(METADATA):
             return func(*args, **kwargs)
+        if peek_interpreter_stack() is not None:
+            self.refusal = f"{func} runs inside torch.func, whose tensors a recording cannot follow"
         inputs = trees.tensors((args, kwargs))
         nodes = trees.map_tensors(self.memory.node, (args, kwargs))
         out = func(*args, **kwargs)
@@ -212,6 +229,9 @@ class _Mode(ProxyTorchDispatchMode):
         self.tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (function := definition(func, self.tape.rules)) is not None:
+            with self:
+                return function(*args, **(kwargs or {}))
         return self.tape.op(func, args, kwargs or {})
 
 

@@ -67,6 +67,13 @@ class Writes(TorchDispatchMode):
     The op of a BatchNorm writes to its buffers, but its schema omits that: run a model on `buffer_copies`.
     """
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let a model compile parts of itself while the mode is active."""
+        return True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         named_tensors = [*model.named_parameters(), *model.named_buffers()]

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import prunefn as pf
 from prunefn.tracing.capture import Captured
+from prunefn.tracing.rules import use_canonical
 
 from .search import SIZE, Args, bound, filled, tensor_slots
 
@@ -111,10 +112,22 @@ class Toy(nn.Module):
         """What `capture` would return."""
         _, in_spec = pytree.tree_flatten(((X,), {}))
         _, out_spec = pytree.tree_flatten(tuple(self.outputs))
+        use_canonical(self.graph)
         nodes = {n.name: n for n in self.graph.nodes}
-        names = [("batch", *(None,) * (X.ndim - 1))]
         return Captured(
-            self.graph, self.inputs, {}, {}, ["x"], in_spec, out_spec, list(self.outputs), {}, nodes, names, {}, {}
+            self.graph,
+            self.inputs,
+            {},
+            {},
+            ["x"],
+            in_spec,
+            out_spec,
+            list(self.outputs),
+            {},
+            nodes,
+            [(None, None)],
+            {},
+            {},
         )
 
     def trace(self) -> pf.Spec:

@@ -26,6 +26,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
 from prunefn.tracing.rules import find, pointwise
+from prunefn.tracing.rules.aliases import ALIASES
 from prunefn.tracing.rules.base import TABLE
 
 SIZE = 4
@@ -273,11 +274,12 @@ def runs(op: OpOverload, args: Args) -> bool:
 
 
 def names() -> list[str]:
-    """All entries of the table, and the ops that follow the pointwise rule by torch's tag."""
+    """All entries of the table, their other names, and the ops that follow the pointwise rule by torch's tag."""
     tagged = (
         f"aten.{n}" for n in dir(torch.ops.aten) if not n.endswith("_") and _is_tagged(getattr(torch.ops.aten, n))
     )
-    return sorted({*TABLE, *tagged})
+    aliases = (f"aten.{a}" for a in ALIASES if any(find(op, {}) for op in overloads(f"aten.{a}")))
+    return sorted({*TABLE, *tagged, *aliases})
 
 
 def _is_tagged(packet: Any) -> bool:

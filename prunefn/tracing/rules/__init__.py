@@ -44,6 +44,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     indexing,
     norm,
     pointwise,
+    quantize,
     recurrent,
     reduce,
     shape,
@@ -51,8 +52,10 @@ from . import (  # noqa: F401  (each module registers its rules)
     spatial,
     spectral,
 )
+from .aliases import canonical, named, use_canonical
 from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
+from .quantize import is_zero_point
 from .shape import freeze_all
 
 __all__ = [
@@ -68,8 +71,10 @@ __all__ = [
     "checked",
     "find",
     "freeze_all",
+    "is_zero_point",
     "keeps_zero",
     "no_rule",
+    "use_canonical",
 ]
 
 
@@ -79,7 +84,7 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
     Raises:
         TraceError: torch has no op of this name.
     """
-    rule_of = {name.replace("::", "."): rule for name, rule in extra.items()}
+    rule_of = {named(name.replace("::", ".")): rule for name, rule in extra.items()}
     for user_name, name in zip(extra, rule_of, strict=False):
         namespace, _, op = name.partition(".")
         packet, _, overload = op.partition(".")
@@ -93,9 +98,11 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
     return rule_of
 
 
-def find(op: OpOverload, extra: Mapping[str, Rule]) -> Rule | None:
+def find(op: Any, extra: Mapping[str, Rule]) -> Rule | None:
     """Return the rule of an op: the user's, else the table's, else by torch's tag that of pointwise ops; None if there is none."""
-    full = str(op)
+    if not isinstance(op, OpOverload):  # a function, such as a higher-order op
+        return None
+    full = str(op := canonical(op))
     bare = full.rsplit(".", 1)[0]
     for name in (full, bare):
         if match := extra.get(name) or TABLE.get(name):
