@@ -125,7 +125,7 @@ class Toy(nn.Module):
             list(self.outputs),
             {},
             nodes,
-            [(None, None)],
+            [("batch", *(None,) * (X.ndim - 1))],
             {},
             {},
         )
