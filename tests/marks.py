@@ -27,6 +27,7 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "test_random_nets.py::test_a_group_norm_mixes_the_positions_behind_the_channels": ALL,
     "test_recurrent.py::test_costs_are_those_of_every_matrix_at_every_step": ("lstm", "gru"),
     "test_transformers.py::test_forward_returns_the_model_output_class": ALL,
+    "test_sizes.py::test_forward_is_the_module_at_other_sizes": ("bert", "recurrent"),
     # laws and costs
     "test_laws.py::test_law_1_nothing_is_changed_and_the_same_call_gives_the_same_bits": NETWORKS,
     "test_laws.py::test_law_2_keeping_all_changes_nothing": NETWORKS,
@@ -107,6 +108,15 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     "test_kinds.py::test_kinds_of_real_architectures": ("resnet18", "vit", "mobilenet_v2"),
     "test_sync.py::test_shares_are_as_one_process_over_all_batches": ("2 ranks",),
     "test_phases.py::test_several_processes_do_what_one_does": ("2",),
+    **dict.fromkeys(
+        (
+            "test_sizes.py::test_removing_is_zeroing_at_other_sizes",
+            "test_sizes.py::test_costs_are_polynomials_in_the_sizes",
+            "test_sizes.py::test_statistics_of_mixed_sizes",
+        ),
+        ("bert", "unet", "graph", "recurrent"),
+    ),
+    "test_caches.py::test_encoder_decoders_are_exported_and_rebuilt": ("T5", "Whisper"),
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""
 
