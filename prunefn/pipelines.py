@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from . import compensation as compensations
 from . import criteria
 from .compensation.batch_norm import recalibrate as recalibrated
-from .compensation.repair import Repaired, affected, repairs, residuals, written
-from .compensation.sequential import collect_pairs, steps
+from .compensation.repair import repairs, residuals, written
+from .compensation.sequential import remove
 from .costs.analytic import cost
 from .criteria.scoring import score
 from .doors import door
@@ -25,7 +25,7 @@ from .stats import check_stats, collect_stats, sync_stats
 from .stats.weights import Weights
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
-from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Stats, Where
+from .types import Batch, Compensation, Criterion, Info, Params, Pruned, Scope, Stats, Where
 from .where import check_matches, choice, matches, only, touches
 
 
@@ -142,9 +142,13 @@ def pipeline(
         mask = select(
             scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
         )
-        options = {"covariance": covariance, "progress": progress, **reading}
-        dense = params, spec
-        pruned, current, errors = _remove(dense, mask, stats, batches or (), method, sequential, **options)
+        if sequential:
+            options = {"covariance": covariance, "progress": progress, **reading}
+            pruned, current, errors = remove(params, mask, batches or (), spec=spec, method=method, **options)
+        else:
+            repaired = list(repairs(params, stats, mask, spec=spec, method=method)) if method.needs else []
+            errors, pruned = residuals(repaired), written(params, repaired, spec)
+            pruned, current = apply(pruned, mask, spec=spec), shrink(spec, mask)
         if recalibrate and batches is not None:
             pruned = recalibrated(pruned, batches, spec=current, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
@@ -153,31 +157,6 @@ def pipeline(
         )
 
     return prune
-
-
-def _remove(
-    dense: tuple[Params, Spec],
-    mask: Mask,
-    stats: Stats,
-    batches: Iterable[Batch],
-    method: Compensation,
-    sequential: bool,
-    **options: Any,
-) -> tuple[Params, Spec, dict[str, Residual]]:
-    """Compensate and remove, block by block if sequential; return the pruned params, their spec, and site → error."""
-    errors: dict[str, Residual] = {}
-    pruned, current = dense
-    for part in steps(current, mask) if sequential else [mask]:
-        repaired: list[Repaired] = []
-        if method.needs and not sequential:
-            repaired = list(repairs(pruned, stats, part, spec=current, method=method))
-        elif method.needs and (sites := affected(current, part)):
-            pairs = collect_pairs(dense, (pruned, current), batches, sites=sites, **options)
-            moments = {name: p.small for name, p in pairs.items()}
-            repaired = list(repairs(pruned, moments, part, spec=current, method=method, dense=pairs))
-        errors |= residuals(repaired)
-        pruned, current = apply(written(pruned, repaired, current), part, spec=current), shrink(current, part)
-    return pruned, current, errors
 
 
 def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:

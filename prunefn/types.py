@@ -7,6 +7,7 @@ value: a NamedTuple of pure functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -70,15 +71,6 @@ class Moments(NamedTuple):
         if self.scatter is None:
             raise StatsError("there is no covariance: use collect_stats(…, covariance=True)")
         return self.scatter
-
-
-class Paired(NamedTuple):
-    """The statistics of one site in the dense network, and after other groups lost units."""
-
-    small: Moments
-    dense: Moments
-    cross: Tensor | None = None
-    """[d, d], sum of outer products of deviations: dense (rows) with small (columns)"""
 
 
 class Stats(NamedTuple):
@@ -166,22 +158,30 @@ class Inputs(NamedTuple):
     mean: Tensor
     """[g, i, taps or 1]"""
     variance: Tensor | None
-    """[g, i]"""
+    """[g, i, taps or 1]"""
     covariance: Tensor | None
-    """[g, i, i]"""
-    dense: Dense | None = None
-    """The same inputs in the dense network, if other units were removed before; None if none were."""
+    """[g, i, i], the same at every tap, with taps uncorrelated; or that of all taps of all inputs, [g, i·taps, i·taps]"""
+    count: float = inf
+    """Number of samples, or the sum of their weights."""
+    lacking: Lacking | None = None
+    """What the kept inputs do not give of the outputs to reproduce; always there when a compensation is called."""
+    halves: tuple[Inputs, ...] = ()
+    """The same statistics of either half of the samples, where they are known."""
 
 
-class Dense(NamedTuple):
-    """The statistics of inputs in the dense network, related to their current values."""
+class Lacking(NamedTuple):
+    """The outputs that a contraction must reproduce, less what the weight at hand gives for the kept inputs."""
 
     mean: Tensor
-    """[g, i, taps or 1]"""
-    covariance: Tensor | None = None
-    """[g, i, i]"""
-    cross: Tensor | None = None
-    """[g, i, i], covariance of dense inputs (rows) with current inputs (columns)"""
+    """[g, o]"""
+    variance: Tensor
+    """[g, o]"""
+    cross: Tensor | None
+    """[g, o, i, taps], covariance with the inputs"""
+    signal: Tensor
+    """[g, o], variance of the outputs to reproduce"""
+    given: Tensor
+    """[g, o], variance of what the weight at hand gives"""
 
 
 class Repair(NamedTuple):
@@ -191,6 +191,8 @@ class Repair(NamedTuple):
     """The new weight [g, out, in, taps]; None: unchanged. Its values at removed inputs do not matter."""
     shift: Tensor | None
     """[g, out], added to the output; None: nothing is added."""
+    expected: float | None = None
+    """Estimate of the squared error on new samples; None: that on the measured ones, as nothing was fitted."""
 
 
 class Compensation(NamedTuple):
@@ -200,7 +202,7 @@ class Compensation(NamedTuple):
     repair: Callable[[Tensor, Inputs], Repair] | None
     """(weight [g, out, in, taps], inputs) → repair, in float64; None: no compensation."""
     needs: tuple[str, ...] = ("moments",)
-    """Statistics to collect at sites, as for a criterion."""
+    """Statistics to collect at sites, as for a criterion; with "taps", the sequential mode gives the covariance of all taps."""
     fallback: Compensation | None = None
     """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
 
@@ -209,14 +211,16 @@ class Residual(NamedTuple):
     """The error of a site's output, summed over the outputs."""
 
     error: float
-    """Mean squared difference from the dense output."""
+    """Mean squared difference from the dense output, on the measured samples."""
     signal: float
     """Variance of the dense output that the site contributes."""
+    expected: float
+    """Estimate of the mean squared difference on new samples: larger where weights were fitted to few."""
 
     @property
     def relative(self) -> float:
-        """Error as a fraction of the variance; 0 if the variance is 0."""
-        return self.error / self.signal if self.signal else 0.0
+        """Expected error as a fraction of the variance; 0 if the variance is 0."""
+        return self.expected / self.signal if self.signal else 0.0
 
 
 @runtime_checkable

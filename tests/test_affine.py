@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn import compensation
-from prunefn.compensation.sequential import collect_pairs, steps
+from prunefn.compensation.fits import Task, collect_fits
+from prunefn.compensation.sequential import steps
 from prunefn.types import Moments
 
 from .small import Attention, Recurrent, Residual, Tied, Traced, Twice, bits, close, cnn, mlp, randn, traced
@@ -185,7 +186,8 @@ def test_the_predicted_error_is_the_error(method: compensation.Compensation, cov
     assert found.error == pytest.approx(real, rel=1e-9 if covariance else 1.0)
     if covariance:
         assert found.signal == pytest.approx(float(dense.var(0, correction=0).sum()), rel=1e-9)
-        assert found.relative == pytest.approx(found.error / found.signal)
+        assert found.relative == pytest.approx(found.expected / found.signal)
+        assert (found.expected > found.error) == (method.name == "affine")  # a fit does worse on new samples
 
 
 def test_the_error_of_affine_is_that_of_the_formula() -> None:
@@ -374,27 +376,36 @@ def test_errors_do_not_pile_up(method: compensation.Compensation) -> None:
     assert error[True] < error[False]
 
 
-def test_pairs_are_merged_over_batches() -> None:
+def test_fits_are_merged_over_batches() -> None:
+    """Inputs of the pruned network, outputs of the dense one; the halves are those of each batch."""
     t = fed([5, 8, 8, 3], x := randn(90, 5), 0)
     small = pf.pipeline(ratio=0.5, where="0")(t.params, [x], spec=t.spec)
-    site = t.spec.sites["4"]
-    found = collect_pairs(
-        (t.params, t.spec), (small.params, small.spec), x.split([50, 39, 1]), sites=[site], covariance=True
-    )["4"]
-    with torch.no_grad():
-        dense = t.model[:4](x)
-    pruned = F.relu(
-        F.linear(
-            F.relu(F.linear(x, small.params["0.weight"], small.params["0.bias"])),
-            small.params["2.weight"],
-            small.params["2.bias"],
-        )
+    weight = small.params["4.weight"][None, ..., None]
+    task = Task(
+        t.spec.sites["4"],
+        t.params["4.weight"][None, ..., None],
+        weight,
+        torch.arange(3),
+        slice(None),
+        "",
+        (0, 1),
+        weight,
     )
-    both = torch.cov(torch.cat([dense, pruned], 1).T, correction=0) * 90
-    close(found.dense.scatter, both[:8, :8], 1e-9)
-    close(found.small.scatter, both[8:, 8:], 1e-9)
-    close(found.cross, both[:8, 8:], 1e-9)
-    assert found.dense.count == 90
+    networks = (t.params, t.spec), (small.params, small.spec)
+    ((first,), (second,)) = collect_fits(*networks, x.split([50, 39, 1]), [task], covariance=True)[0]
+    with torch.no_grad():
+        dense = F.linear(t.model[:4](x), t.params["4.weight"])
+    hidden = F.relu(F.linear(x, small.params["0.weight"], small.params["0.bias"]))
+    pruned = F.relu(F.linear(hidden, small.params["2.weight"], small.params["2.bias"]))
+    lacking = dense - pruned @ t.params["4.weight"].T
+    rows = torch.cat([torch.arange(25), torch.arange(50, 69), torch.tensor([89])])
+    others = torch.tensor([n for n in range(90) if n not in rows.tolist()])
+    for fit, chosen in ((first, rows), (second, others)):
+        both = torch.cov(torch.cat([pruned, lacking], 1)[chosen].T, correction=0) * len(chosen)
+        close(fit.inputs.scatter, both[:8, :8], 1e-9)
+        close(fit.cross, both[8:, :8], 1e-9)
+        close(fit.outputs.m2, dense[chosen].var(0, correction=0) * len(chosen), 1e-9)
+        assert fit.inputs.count == len(chosen)
 
 
 def test_sequential_over_a_real_network() -> None:

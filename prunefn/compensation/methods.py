@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from einops import einsum
 from torch import Tensor
 
-from .._shapes import Bool, Float
+from .._shapes import Float
 from ..doors import door
 from ..errors import PruneError, StatsError
 from ..types import Compensation, Inputs, Repair
+from .error import lacking, weighted_sum
+from .least_squares import fit
 
 
 def none() -> Compensation:
@@ -28,22 +29,35 @@ def mean() -> Compensation:
 
 
 @door
-def affine(ridge: float = 1e-4, *, fallback: Compensation | None = None) -> Compensation:
-    """Replace removed inputs by their best affine estimate from the kept ones: x_P ≈ B x_S + c.
+def affine(ridge: float | None = None, *, intercept: bool = True, fallback: Compensation | None = None) -> Compensation:
+    """Replace removed inputs by their best affine estimate from the kept ones, by least squares on the outputs.
 
-    B = C_PS (C_SS + ridge · mean(diag C_SS) · I)⁻¹ and c = μ_P − B μ_S; W' = W_S + W_P B and b' = b + W_P c, at every tap of a
-    convolution. It is the optimal-brain update of a layer's outputs (OBS, OB²C), and CORP (arXiv 2602.05243) with ridge.
+    With S kept and y the dense outputs: W' = W_S + (C_yS − W_S C_SS)(C_SS + λ I)⁻¹ and b' = b + E y − W' μ_S. It is the
+    optimal-brain update of a layer's outputs (OBS, OB²C), and CORP (arXiv 2602.05243) with ridge. The weight of a convolution:
+
+    * `compensate` and a pipeline that is not sequential know the covariance of channels alone: they solve tap by tap, as if taps
+      were uncorrelated.
+    * `pipeline(sequential=True)` solves for all taps at once (im2col, one contraction after the other), as in OSSCAR
+      (arXiv 2403.12983). The covariance takes 24 · (inputs · taps)² bytes; a convolution whose covariance would not fit is
+      solved for some of its inputs at a time, with all their taps, and a warning says so.
 
     Args:
-        ridge: fraction of the mean variance of the kept inputs that is added to each variance; 0 uses the pseudo-inverse.
+        ridge: λ as a fraction of the mean variance of the kept inputs; 0 uses the pseudo-inverse. Default: for each contraction,
+            the one of 1e-6 … 1 that predicts new samples best: the other half of the samples if the sequential mode measured
+            both, else by generalised cross-validation (Golub, Heath and Wahba, 1979). If none of them predicts better than no
+            change of the weight, only means are compensated.
+        intercept: compensate the mean by a bias; False: least squares without a new bias, for classes that have none.
         fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
 
     Raises:
         PruneError: the ridge is negative.
     """
-    if not ridge >= 0:
-        raise PruneError(f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4")
-    return Compensation("affine", partial(_affine, ridge=ridge), ("covariance",), fallback)
+    if ridge is not None and not ridge >= 0:
+        raise PruneError(
+            f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4, or None to choose it from the data"
+        )
+    repair = partial(fit, ridge=ridge, intercept=intercept)
+    return Compensation("affine", repair, ("covariance", "taps"), fallback)
 
 
 @door
@@ -60,69 +74,15 @@ def variance_rescale(*, fallback: Compensation | None = None) -> Compensation:
 
 
 def _mean(weight: Float[Tensor, "g o i t"], x: Inputs) -> Repair:
-    kept = x.kept[..., None]
-    if x.dense is None:
-        return Repair(None, weighted_sum(weight, torch.where(kept, 0.0, x.mean)))
-    return Repair(None, weighted_sum(weight, x.dense.mean - torch.where(kept, x.mean, 0.0)))
-
-
-def _affine(weight: Float[Tensor, "g o i t"], x: Inputs, *, ridge: float) -> Repair:
-    assert x.covariance is not None
-    cross = x.covariance if x.dense is None or x.dense.cross is None else x.dense.cross
-    target = x.mean if x.dense is None else x.dense.mean
-    new_weight, lost_mean = torch.zeros_like(weight), torch.zeros_like(x.mean)
-    for g, (kept, c, k) in enumerate(zip(x.kept, x.covariance, cross, strict=True)):
-        b = _regression(c, k, kept, ridge)
-        new_weight[g][:, kept] = einsum(weight[g], b, "o i t, i s -> o s t")
-        lost_mean[g] = target[g] - b @ x.mean[g, kept]
-    return Repair(new_weight, weighted_sum(weight, lost_mean))
-
-
-def _regression(
-    c: Float[Tensor, "i i"], cross: Float[Tensor, "i i"], kept: Bool[Tensor, " i"], ridge: float
-) -> Float[Tensor, "i s"]:
-    """Return the coefficients of the regression of all dense inputs on the kept ones.
-
-    The ridge draws the estimate of a kept input to that input, and the estimate of a removed one to zero.
-
-    Args:
-        c: covariance of the inputs.
-        cross: covariance of the dense inputs (rows) with the inputs (columns).
-        kept: which inputs are kept, s of them.
-        ridge: as in `affine`.
-    """
-    identity = torch.eye(len(c), dtype=c.dtype, device=c.device)[:, kept]
-    within, missing = c[kept][:, kept], cross[:, kept] - identity @ c[kept][:, kept]
-    trace = float(within.diagonal().sum())
-    if ridge and trace:
-        within = within + torch.eye(len(within), dtype=c.dtype, device=c.device) * (ridge * trace / len(within))
-        factor, failed = torch.linalg.cholesky_ex(within)  # rounding can make it fail: then the pseudo-inverse is used
-        if not bool(failed):
-            return identity + torch.cholesky_solve(missing.mT, factor).mT
-    return identity + missing @ torch.linalg.pinv(within, hermitian=True)
+    return Repair(None, lacking(x).mean)
 
 
 def _rescale(weight: Float[Tensor, "g o i t"], x: Inputs) -> Repair:
-    kept_weight = weight * x.kept[:, None, :, None]
-    covariance = x.covariance if x.dense is None or x.dense.covariance is None else x.dense.covariance
-    before, after = output_variance(weight, x._replace(covariance=covariance)), output_variance(kept_weight, x)
-    # Outputs whose kept inputs have no variance, up to rounding, are not scaled.
-    scale = torch.where(after > 1e-12 * before, (before / after).sqrt(), 1.0)
-    scaled = kept_weight * scale[..., None, None]
-    target = x.mean if x.dense is None else x.dense.mean
-    return Repair(scaled, weighted_sum(weight, target) - weighted_sum(scaled, x.mean))
-
-
-def output_variance(weight: Float[Tensor, "g o i t"], x: Inputs) -> Float[Tensor, "g o"]:
-    """Return the variance of the outputs; the taps of a convolution are taken as uncorrelated."""
-    if x.covariance is not None:
-        return (einsum(weight, x.covariance, "g o i t, g i j -> g o j t") * weight).sum((-1, -2))
+    kept = weight * x.kept[:, None, :, None]
+    before, after = lacking(x).signal, lacking(x).given
     if x.variance is None:
         raise StatsError("only means were passed, but variances are needed; pass the stats that collect_stats returns")
-    return einsum(weight.square(), x.variance, "g o i t, g i -> g o")
-
-
-def weighted_sum(weight: Float[Tensor, "g o i t"], values: Float[Tensor, "g i t_or_1"]) -> Float[Tensor, "g o"]:
-    """Return Σ over inputs and taps of weight times value."""
-    weight = weight.sum(-1, keepdim=True) if values.shape[-1] == 1 else weight
-    return einsum(weight, values, "g o i t, g i t -> g o")
+    # Outputs whose kept inputs have no variance, up to rounding, are not scaled.
+    scale = torch.where(after > 1e-12 * before, (before / after).sqrt(), 1.0)
+    scaled = kept * scale[..., None, None]
+    return Repair(scaled, lacking(x).mean - weighted_sum(scaled - kept, x.mean))

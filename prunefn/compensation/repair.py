@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from .._shapes import Float
@@ -20,9 +20,9 @@ from ..spec.axis import keep, leaves, size
 from ..spec.parts import Site
 from ..spec.spec import Spec
 from ..stats import check_stats
-from ..types import Compensation, Dense, Inputs, Mask, Moments, Paired, Params, Repair, Residual, Stats
+from ..types import Compensation, Inputs, Mask, Moments, Params, Repair, Residual, Stats
 from . import methods as compensations
-from .methods import output_variance, weighted_sum
+from .error import residual_of, with_lacking
 
 ENOUGH = 2
 """Samples for each kept input: with n samples of k inputs, the error of a least-squares estimate grows by about n / (n − k)."""
@@ -85,7 +85,8 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
     With D the dense weight minus the compensated one (zero at removed inputs), the error is tr(D C Dᵀ) + ‖D μ − shift‖²: for
     `affine(0.0)`, tr(W_P (C_PP − C_PS C_SS⁻¹ C_SP) W_Pᵀ). It is the error of one layer on dense inputs: errors of earlier
     layers are not included. The prediction is exact over the measured samples for layers without taps. The taps of a
-    convolution are taken as uncorrelated; without covariances, so are the channels.
+    convolution are taken as uncorrelated; without covariances, so are the channels. On new samples, fitted weights do worse: by
+    generalised cross-validation, by (1 − parameters / samples)⁻².
 
     Args:
         stats: of the params to prune; with `covariance=True` for exact values.
@@ -94,8 +95,8 @@ def residual(stats: Stats, mask: Mask, *, spec: Spec, method: Compensation | Non
         method: default: `compensation.mean()`.
 
     Returns:
-        Site that loses inputs → `Residual(error, signal)`, sums over its outputs; `.relative` is their ratio. Both are of the
-        measured samples: where a warning says that these are few, the error on new data is larger.
+        Site that loses inputs → `Residual(error, signal, expected)`, sums over its outputs: `error` is of the measured samples,
+        `expected` an estimate for new ones, and `.relative` is its fraction of `signal`.
 
     Raises:
         StatsError, MaskError, ParamsError: as in `compensate`.
@@ -122,9 +123,11 @@ class Repaired(NamedTuple):
 
     site: Site
     weight: Tensor
-    """[g, out, in, taps]"""
+    """[g, out, in, taps], at hand"""
     inputs: Inputs
     repair: Repair
+    whole: Repair | None = None
+    """The repair of all inputs, if those at hand are only the last of several blocks."""
 
 
 def repairs(
@@ -134,7 +137,6 @@ def repairs(
     *,
     spec: Spec,
     method: Compensation,
-    dense: Mapping[str, Paired] | None = None,
 ) -> Iterator[Repaired]:
     """Yield a method's repair of each site that loses inputs.
 
@@ -143,35 +145,34 @@ def repairs(
 
     Args:
         params, means, mask, spec, method: as in `compensate`.
-        dense: site → moments in the dense network and in this one; repairs then aim at the outputs of the dense network.
     """
     moments, few = means.sites if isinstance(means, Stats) else means, list[str]()
     for site in affected(spec, mask):
         inputs, weight = site_inputs(site, moments, mask, params, spec), site_weight(params, site, spec=spec)
-        if dense is not None:
-            inputs = inputs._replace(dense=_dense_inputs(dense[site.name], site, spec, inputs))
-        repair = _repair(weight, inputs, site, spec, method)
-        yield Repaired(site, weight, inputs, repair)
-        few += _few_samples(site, moments[site.name], inputs, repair, method)
-    if few:
-        sites = "; ".join(few[:MOST_NAMED]) + (
-            f"; and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
-        )
-        warn(
-            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: {sites}; give "
-            f"collect_stats more batches ({ENOUGH} samples for each kept input, or more), a larger ridge such as "
-            "compensation.affine(1e-1), or take compensation.mean()",
-        )
+        repaired = repaired_by(method, site, weight, inputs, spec)
+        yield repaired
+        few += few_samples(repaired, method)
+    warn_of_few_samples(few, method)
 
 
-def _few_samples(
-    site: Site, moments: Tensor | Moments, inputs: Inputs, repair: Repair, method: Compensation
-) -> Iterator[str]:
+def few_samples(r: Repaired, method: Compensation) -> Iterator[str]:
     """Yield a text about a site whose new weight is estimated from a covariance of too few samples."""
-    kept = int(inputs.kept.sum(1).max())
-    estimated = repair.weight is not None and "covariance" in method.needs
-    if estimated and isinstance(moments, Moments) and moments.count < ENOUGH * kept:
-        yield f"site {site.name!r} has {moments.count} samples for {kept} kept inputs"
+    columns = int(r.inputs.kept.sum(1).max())
+    if r.inputs.covariance is not None and r.inputs.covariance.shape[-1] > r.inputs.kept.shape[1]:
+        columns *= r.weight.shape[-1]
+    if r.repair.weight is not None and "covariance" in method.needs and r.inputs.count < ENOUGH * columns:
+        yield f"site {r.site.name!r} has {r.inputs.count:.0f} samples for {columns} kept inputs"
+
+
+def warn_of_few_samples(few: Sequence[str], method: Compensation) -> None:
+    """Warn once of all sites with too few samples."""
+    if few:
+        more = f"; and {len(few) - MOST_NAMED} more sites" if len(few) > MOST_NAMED else ""
+        warn(
+            f"compensation {method.name!r} estimates weights from few samples, and may fit their noise: "
+            f"{'; '.join(few[:MOST_NAMED])}{more}; give collect_stats more batches ({ENOUGH} samples for each kept input, or "
+            "more), a larger ridge such as compensation.affine(1e-1), or take compensation.mean()",
+        )
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:
@@ -185,33 +186,17 @@ def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:
     """Return new params with the repairs applied."""
     out = dict(params)
     for r in repaired:
-        if r.repair.weight is not None:
-            _write_weight(out, r.site, r.repair.weight, spec)
-        if r.repair.shift is not None:
-            _add_shift(out, r.site, r.repair.shift.flatten(), spec)
+        weight, shift, *_ = r.whole or r.repair
+        if weight is not None:
+            _write_weight(out, r.site, weight, spec)
+        if shift is not None:
+            _add_shift(out, r.site, shift.flatten(), spec)
     return out
 
 
 def residuals(repaired: Iterable[Repaired]) -> dict[str, Residual]:
     """Return site → the error that remains after its repair."""
-    return {r.site.name: _residual(r.weight, r.inputs, r.repair) for r in repaired}
-
-
-def _residual(weight: Float[Tensor, "g o i t"], x: Inputs, repair: Repair) -> Residual:
-    """Return the squared error of a site's outputs after a repair, and their variance in the dense network."""
-    repaired = (weight if repair.weight is None else repair.weight) * x.kept[:, None, :, None]
-    target = x.mean if x.dense is None else x.dense.mean
-    bias = (
-        weighted_sum(weight, target) - weighted_sum(repaired, x.mean) - (0.0 if repair.shift is None else repair.shift)
-    )
-    if x.dense is None or x.dense.cross is None:
-        error, signal = output_variance(weight - repaired, x).sum(), output_variance(weight, x).sum()
-    else:
-        signal = output_variance(weight, x._replace(covariance=x.dense.covariance)).sum()
-        cross = einsum(weight, x.dense.cross, repaired, "g o i t, g i j, g o j t -> ")
-        # E‖W x − W' x'‖² about the means; rounding can make a small difference negative
-        error = (signal - 2 * cross + output_variance(repaired, x).sum()).clamp_min(0)
-    return Residual(float(error + bias.square().sum()), float(signal))
+    return {r.site.name: residual_of(r.weight, r.inputs, r.repair) for r in repaired}
 
 
 def check_covariance(x: Inputs, site: Site, purpose: str) -> Tensor:
@@ -220,25 +205,26 @@ def check_covariance(x: Inputs, site: Site, purpose: str) -> Tensor:
     return x.covariance
 
 
-def _repair(weight: Tensor, x: Inputs, site: Site, spec: Spec, method: Compensation) -> Repair:
+def repaired_by(method: Compensation, site: Site, weight: Tensor, x: Inputs, spec: Spec) -> Repaired:
     """Return the repair by the method, or by its fallback if the weight cannot be rewritten.
 
     Raises:
         StatsError: the method needs a covariance that was not collected.
         ParamsError: the weight cannot be rewritten, and the method has no fallback.
     """
+    x = with_lacking(weight, x)
     if method.repair is None:
-        return Repair(None, None)
+        return Repaired(site, weight, x, Repair(None, None))
     if "covariance" in method.needs:
         check_covariance(x, site, f"compensation {method.name!r}")
     if (repair := method.repair(weight, x)).weight is None or not (why := not_ours(site, spec)):
-        return repair
+        return Repaired(site, weight, x, repair)
     if method.fallback is None:
         raise ParamsError(
             f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; choose a fallback, such as "
             f"compensation.{method.name}(fallback=compensation.mean())"
         )
-    return _repair(weight, x, site, spec, method.fallback)
+    return repaired_by(method.fallback, site, weight, x, spec)
 
 
 def not_ours(site: Site, spec: Spec) -> str:
@@ -262,20 +248,9 @@ def site_inputs(site: Site, given: Mapping[str, Tensor | Moments], mask: Mask, p
     moments = given[site.name]
     if isinstance(moments, Tensor):
         return Inputs(kept, mean, None, None)
-    variance = rearrange(moments.m2.to(device).double() / moments.count, "(g i) -> g i", g=g)
-    if moments.scatter is None:
-        return Inputs(kept, mean, variance, None)
-    return Inputs(kept, mean, variance, _blocks(moments.scatter / moments.count, g).to(device))
-
-
-def _dense_inputs(pair: Paired, site: Site, spec: Spec, x: Inputs) -> Dense:
-    """Return the moments of a site's inputs in the dense network, arranged by the groups of its weight."""
-    g, device = len(x.kept), x.mean.device
-    mean = rearrange(_means(site, {site.name: pair.dense}, spec).to(device).double(), "(g i) t -> g i t", g=g)
-    if pair.cross is None or pair.dense.scatter is None:
-        return Dense(mean)
-    n = pair.dense.count
-    return Dense(mean, _blocks(pair.dense.scatter / n, g).to(device), _blocks(pair.cross / n, g).to(device))
+    variance = rearrange(moments.m2.to(device).double() / moments.count, "(g i) -> g i 1", g=g)
+    covariance = None if moments.scatter is None else _blocks(moments.scatter / moments.count, g).to(device)
+    return Inputs(kept, mean, variance, covariance, moments.count)
 
 
 def _blocks(c: Tensor, g: int) -> Tensor:

@@ -1,22 +1,31 @@
-"""The sequential mode: the order in which groups are pruned, and the inputs of a site once earlier groups are pruned."""
+"""The sequential mode: groups are removed from the input on, and each contraction is fitted to its dense outputs in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from ..program.batches import device_of, each, inputs_of
-from ..program.compiled import compiled
+from ..errors import warn
+from ..parameters.transforms import apply, shrink
+from ..program.compiled import site_weight, value_of
 from ..program.sharded import check_plain
-from ..spec.axis import leaves
+from ..spec.axis import keep, leaves
 from ..spec.parts import Site
 from ..spec.spec import Spec
-from ..stats.moments import cross_scatter, merge_moments, site_moments, tap_means
-from ..stats.weights import Weights, position_weights
-from ..types import Batch, Mask, Moments, Paired, Params
+from ..tracing.branches import Branch, Scale, other_branch
+from ..types import Batch, Compensation, Mask, Params, Repair, Residual
+from .fits import Halves, Task, collect_fits, inputs_of_fits
+from .repair import Repaired, affected, few_samples, repaired_by, residuals, warn_of_few_samples, written
+
+COPIES = 3
+"""Covariances of a site that are in memory at once: those of both halves of the samples, and of all."""
+LEAST_SCALE = 1e-3
+"""Outputs that are scaled by less than this fraction of the largest factor do not repair what was lost before."""
 
 
 def steps(spec: Spec, mask: Mask) -> list[Mask]:
@@ -45,83 +54,138 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     return [p for p in parts.values() if any(not bool(m.all()) for m in p.values())]
 
 
-def collect_pairs(
-    dense: tuple[Params, Spec],
-    small: tuple[Params, Spec],
+def remove(
+    params: Params,
+    mask: Mask,
     batches: Iterable[Batch],
     *,
-    sites: Sequence[Site],
-    covariance: bool = False,
-    weights: Weights = True,
-    max_batches: int | None = None,
-    progress: bool = False,
-) -> dict[str, Paired]:
-    """Measure sites in two networks on the same batches: the dense one, and the one with some groups already pruned.
+    spec: Spec,
+    method: Compensation,
+    **options: Any,
+) -> tuple[Params, Spec, dict[str, Residual]]:
+    """Remove groups from the input on, and fit each contraction that loses inputs to its outputs in the dense network.
+
+    A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
+    branch, it also makes up for what that branch has lost (He, Zhang and Sun, ICCV 2017, arXiv 1707.06168).
 
     Args:
-        dense: params and spec before anything was removed.
-        small: params and spec after some units were removed, but none at these sites.
-        batches, weights, max_batches, progress: as in `collect_stats`.
-        sites: of either spec, which have the same names, values and sizes.
-        covariance: measure covariances too, including those between the inputs of the two networks.
+        params: of the spec, not yet pruned.
+        mask: units to remove.
+        batches: read once for each contraction that loses inputs; those that read the same value share a pass.
+        spec: of the params.
+        method: of compensation.
+        options: as in `collect_fits`.
 
     Returns:
-        Site → moments in both networks.
+        The pruned params, their spec, and site → error.
     """
-    params, spec = dense
-    check_plain({**params, **small[0]}, "sequential=True", "leave it out")
-    device, out = device_of(params), {}
-    for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
-        inputs = inputs_of(batch, spec=spec, device=device)
-        dense_values, small_values = (_site_values(p, s, inputs, sites) for p, s in (dense, small))
-        # sites keep their sizes until they are compensated, so that both networks have the same positions there
-        weighted = position_weights(spec, inputs, batch, weights)
-        for site in sites:
-            for value in site.values:
-                of_dense = dense_values[value]
-                w = None if weighted is None else weighted.of(*value, of_dense.shape)
-                pair = _pair_moments(of_dense, small_values[value], value[1], site, covariance, w)
-                out[site.name] = _merge_pairs(out[site.name], pair) if site.name in out else pair
-    return out
+    check_plain(params, "sequential=True", "leave it out")
+    pruned, current, removed = params, spec, dict[str, Tensor]()
+    errors, few = dict[str, Residual](), list[str]()
+    for part in steps(spec, mask):
+        sites = affected(current, part)
+        pruned, current, removed = apply(pruned, part, spec=current), shrink(current, part), removed | part
+        for together in _by_input(sites, current) if method.needs else ():
+            tasks = [_task(spec.sites[s.name], (params, spec), (pruned, current), removed) for s in together]
+            networks = (params, spec), (pruned, current)
+            halves = collect_fits(*networks, batches, [_block(t) for t in tasks], **options)
+            repaired = [_fitted(t, h, networks, batches, method, options) for t, h in zip(tasks, halves, strict=True)]
+            errors |= residuals(repaired)
+            few += [text for r in repaired for text in few_samples(r, method)]
+            pruned = written(pruned, repaired, current)
+    warn_of_few_samples(few, method)
+    return pruned, current, errors
 
 
-def _site_values(
-    params: Params, spec: Spec, inputs: list[Tensor], sites: Sequence[Site]
-) -> Mapping[tuple[str, int], Tensor]:
-    """Run a network, and return (value, dim) → tensor for the values that the sites read."""
-    keys = tuple(dict.fromkeys(v for s in sites for v in s.values))
-
-    def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
-        return tuple(env[value] for value, _ in keys)
-
-    run = compiled(spec, params, ("values", keys), emit, only=[value for value, _ in keys])
-    with torch.no_grad():
-        return dict(zip(keys, run(params, inputs), strict=True))
+def _by_input(sites: Sequence[Site], spec: Spec) -> list[list[Site]]:
+    """Return the sites in the order of the program; those that read the same value next to each other are together."""
+    position = {i.name: n for n, i in enumerate(spec.program.instructions)}
+    ordered = sorted(sites, key=lambda s: position[s.calls[0]])
+    return [list(together) for _, together in groupby(ordered, key=lambda s: s.values)]
 
 
-def _pair_moments(
-    dense: Tensor, small: Tensor, dim: int, site: Site, covariance: bool, weights: Tensor | None
-) -> Paired:
-    """Return the moments of a site's input in both networks, for one batch."""
-    a, b = (_moments(x, dim, site, covariance, weights) for x in (dense, small))
-    return Paired(b, a, cross_scatter(dense, small, dim, a, b, weights) if covariance else None)
+def _task(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], removed: Mask) -> Task:
+    """Return what to fit at a site: its weights, the outputs that are left, and the branch that they are added to."""
+    (params, spec), (pruned, current) = dense, now
+    device = next(t.device for n, t in params.items() if n in spec.parameters)
+    outputs = keep(site.out, removed, spec.sizes).nonzero()[:, 0].to(device)
+    branch = _branch(site, spec)
+    scale = torch.ones(len(outputs), dtype=torch.float64, device=device)
+    for s in () if branch is None else branch.scales:
+        scale = scale * _factor(s, pruned, current)
+    weak = scale.abs() <= LEAST_SCALE * scale.abs().amax()
+    inverse = torch.where(weak, 0.0, 1 / torch.where(weak, 1.0, scale))
+    other, order = ("", ()) if branch is None else (branch.value, branch.order)
+    return Task(
+        current.sites[site.name],
+        site_weight(params, site, spec=spec),
+        site_weight(pruned, current.sites[site.name], spec=current),
+        outputs,
+        slice(None),
+        other,
+        order,
+        inverse,
+    )
 
 
-def _moments(x: Tensor, dim: int, site: Site, covariance: bool, weights: Tensor | None) -> Moments:
-    m = site_moments(x, dim, False, covariance, weights)
-    if not site.taps or site.geometry is None:
-        return m
-    taps, count = tap_means(x, dim, site.geometry, weights)
-    return m._replace(taps=taps, tap_count=count)
+def _branch(site: Site, spec: Spec) -> Branch | None:
+    branch = other_branch(site, spec)
+    channels = spec.program.axes[f"%{site.calls[0]}"][site.values[0][1]] if branch is not None else None
+    return branch if channels == site.out else None
 
 
-def _merge_pairs(a: Paired, b: Paired) -> Paired:
-    """Merge the moments of two sets of batches; the cross scatter by Chan's formula, too."""
-    n, m = a.dense.count, b.dense.count
-    if not n or not m:
-        return b if not n else a
-    cross = None
-    if a.cross is not None and b.cross is not None:
-        x, y = b.dense.mean - a.dense.mean, b.small.mean - a.small.mean
-        cross = torch.add(a.cross, b.cross).addr_(x, y, alpha=n * m / (n + m))
-    return Paired(merge_moments(a.small, b.small), merge_moments(a.dense, b.dense), cross)
+def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
+    """Return the factors of a site's outputs, [o] or [1], float64."""
+    factor = torch.ones(1, dtype=torch.float64)
+    if scale.weight:
+        factor = value_of(params, scale.weight, spec=spec).detach().double().flatten()
+    if scale.variance:
+        factor = factor / (value_of(params, scale.variance, spec=spec).double() + scale.eps).sqrt()
+    return factor
+
+
+def _block(task: Task, first: int = 0) -> Task:
+    """Return the task of fitting as many inputs from the given one on as the memory allows."""
+    return task._replace(inputs=slice(first, first + _inputs_at_once(task)))
+
+
+def _inputs_at_once(task: Task) -> int:
+    """Return the number of inputs of each group whose covariances over all taps fit into half of the memory."""
+    groups, _, inputs, taps = task.weight.shape
+    columns = int((_memory(task.weight.device) / 2 / (8 * COPIES * groups)) ** 0.5)
+    return min(inputs, max(1, columns // taps))
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes of a device that are free on CUDA, else those of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in os.sysconf_names else 1 << 34
+
+
+def _fitted(
+    task: Task,
+    halves: Halves,
+    networks: tuple[tuple[Params, Spec], tuple[Params, Spec]],
+    batches: Iterable[Batch],
+    method: Compensation,
+    options: dict[str, Any],
+) -> Repaired:
+    """Return the repair of a site; in blocks of its inputs, each given the others, if their covariance is too large."""
+    spec, at_once, size_of_group = networks[1][1], _inputs_at_once(task), task.weight.shape[2]
+    if at_once >= size_of_group or "covariance" not in method.needs:
+        return repaired_by(method, task.site, task.weight, inputs_of_fits(halves, task), spec)
+    warn(
+        f"site {task.site.name!r} is fitted for {at_once} of its {size_of_group} inputs at a time: the covariance of all taps "
+        "would take more than half of the memory"
+    )
+    weight, last = task.weight.clone(), None
+    for first in range(0, size_of_group, at_once):
+        block = _block(task._replace(weight=weight), first)
+        if first:
+            (halves,) = collect_fits(*networks, batches, [block], **options)
+        last = repaired_by(method, task.site, weight[:, :, block.inputs], inputs_of_fits(halves, block), spec)
+        if last.repair.weight is not None:
+            weight[:, :, block.inputs] = last.repair.weight
+    assert last is not None
+    return last._replace(whole=Repair(weight, last.repair.shift))

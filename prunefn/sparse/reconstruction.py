@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._shapes import Bool, Float
-from ..compensation.methods import weighted_sum
+from ..compensation.error import weighted_sum
 from ..compensation.repair import Repaired, check_covariance, not_ours, site_inputs, written
 from ..doors import door
 from ..errors import ParamsError, PruneError, warn

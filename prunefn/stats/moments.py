@@ -297,19 +297,11 @@ def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, 
     Raises:
         StatsError: the convolution is transposed.
     """
-    if g.transposed:
-        raise StatsError(
-            "a transposed convolution reads positions with weights; weights=False counts all positions alike"
-        )
     rank = len(g.kernel)
     x, w = (x, weights) if x.ndim == rank + 2 else (x[None], weights[None])
     w = w.to(x.device, torch.float64)
     x = F.pad(x.double() * (w > 0)[:, None], [p for pair in reversed(g.padding) for p in pair])
-    for i, (n, k, s, p, d) in enumerate(zip(w.shape[1:], g.kernel, g.stride, g.padding, g.dilation, strict=True)):
-        outputs = torch.arange((n + sum(p) - d * (k - 1) - 1) // s + 1, device=x.device)
-        centres = outputs * s - p[0] + d * (k - 1) // 2
-        inside = ((centres >= 0) & (centres < n)).to(w.dtype).reshape(-1, *(1,) * (rank - 1 - i))
-        w = w.index_select(1 + i, centres.clamp(0, n - 1)) * inside
+    w = centre_weights(w, g)
     taps = []
     for tap in product(*map(range, g.kernel)):
         at = tuple(
@@ -318,6 +310,24 @@ def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, 
         )
         taps.append((x[(slice(None), slice(None), *at)] * w[:, None]).flatten(2).sum((0, 2)))
     return torch.stack(taps, 1), _as_count(w.sum())
+
+
+def centre_weights(w: Tensor, g: Geometry) -> Tensor:
+    """Return the weights of output positions [n, *out], those of the input positions [n, *spatial] at the centres of the kernel.
+
+    Raises:
+        StatsError: the convolution is transposed.
+    """
+    if g.transposed:
+        raise StatsError(
+            "a transposed convolution reads positions with weights; weights=False counts all positions alike"
+        )
+    for i, (n, k, s, p, d) in enumerate(zip(w.shape[1:], g.kernel, g.stride, g.padding, g.dilation, strict=True)):
+        outputs = torch.arange((n + sum(p) - d * (k - 1) - 1) // s + 1, device=w.device)
+        centres = outputs * s - p[0] + d * (k - 1) // 2
+        inside = ((centres >= 0) & (centres < n)).to(w.dtype).reshape(-1, *(1,) * (len(g.kernel) - 1 - i))
+        w = w.index_select(1 + i, centres.clamp(0, n - 1)) * inside
+    return w
 
 
 def _as_count(total: Tensor) -> float:
