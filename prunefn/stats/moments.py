@@ -160,7 +160,7 @@ def cross_scatter(
     """Return the sum of outer products of the deviations of two values from their means, float64 [d, d]: rows a, columns b.
 
     Args:
-        a, b: [..., d at `dim`, ...] of the same shape.
+        a, b: [..., d at `dim`, ...]; of the same shape but for d.
         dim: counted from the right.
         first, second: moments of a and b, with the same weights.
         weights: as for `site_moments`.
@@ -175,7 +175,8 @@ def cross_scatter(
     )
     out = torch.zeros(len(p), len(q), dtype=torch.float64, device=x.device)
     for left, right in zip(_columns(x), _columns(y), strict=True):
-        out += left @ right.mT
+        wider = torch.promote_types(left.dtype, right.dtype)  # small tensors are summed in float64
+        out += left.to(wider) @ right.to(wider).mT
     return out.addr_(first.mean - p, second.mean - q, alpha=-first.count)
 
 
