@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from . import compensation as compensations
 from . import criteria
@@ -12,12 +12,14 @@ from .compensation.batch_norm import recalibrate as recalibrated
 from .compensation.repair import repairs, residuals, written
 from .compensation.sequential import remove
 from .costs.analytic import cost
+from .criteria import normalizer
 from .criteria.scoring import score
 from .doors import door
-from .errors import BatchError, PruneError, StatsError
+from .errors import BatchError, PruneError, StatsError, warn
 from .frozen_dict import FrozenDict
 from .parameters.transforms import apply, shrink
 from .program.sharded import is_sharded
+from .selection import scope as scopes
 from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
 from .spec.spec import Spec
@@ -25,8 +27,13 @@ from .stats import check_stats, collect_stats, sync_stats
 from .stats.weights import Weights
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
-from .types import Batch, Compensation, Criterion, Info, Params, Pruned, Scope, Stats, Where
+from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Stats, Where
 from .where import check_matches, choice, matches, only, touches
+
+LARGE, NEARLY_EMPTY = 32, 1 / 16
+"""Groups of at least so many units that keep at most this fraction are named by a warning."""
+MOST_NAMED = 3
+"""Number of groups that a warning names."""
 
 
 @runtime_checkable
@@ -69,16 +76,21 @@ def pipeline(
     weights: Weights = True,
     max_batches: int | None = None,
     freeze: Sequence[str] | str = (),
-    sequential: bool = False,
+    sequential: bool | None = None,
     recalibrate: bool = False,
 ) -> Prune:
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
+    Without a criterion, a pipeline that is called with batches removes the units of least loss by the optimal brain surgeon, per
+    saved MAC, and fits what is left block by block: `criteria.obs()`, `scope.knapsack()`, `compensation.affine()` and
+    `sequential=True`. Without batches and statistics, it ranks magnitudes, divided by their mean in each group, and compensates
+    nothing. With a criterion, the defaults are `scope.global_()`, `compensation.mean()` and `sequential=False`.
+
     Args:
-        criterion: default: `criteria.variance()`.
+        criterion: that scores the units.
         where: groups that may shrink: `kind("hidden")`, a glob, any predicate; default: all.
         ratio, scope, round_to, max_ratio, min_units: as in `select`.
-        compensation: default: `compensation.mean()`; `compensation.none()` for none.
+        compensation: `compensation.none()` for none.
         weights, max_batches: as in `collect_stats`.
         freeze: tensors that stay bit-identical: names, module paths, or globs for either. Their groups are not pruned; a
             shift that a compensation would add to a frozen tensor is added to a new bias.
@@ -92,6 +104,8 @@ def pipeline(
 
     Raises:
         StatsError: (when called) groups that match `where` have no score; names them.
+        PruneWarning: (when called) one ranking of raw scores nearly empties a group, or scores that are no losses are weighed
+            against costs.
         BatchError: (when called) a step needs batches, but `batches` is None; or an iterator cannot be read several times.
         ParamsError: (when called) a pattern of `freeze` matches nothing.
 
@@ -103,9 +117,9 @@ def pipeline(
     >>> small.info.before.params, small.info.after.params, small.info.removed
     (58, 30, {'0': (4, 8)})
     """
-    scoring: Criterion = criteria.variance() if criterion is None else criterion
-    method: Compensation = compensations.mean() if compensation is None else compensation
+    given = _Plan(criterion, scope, compensation, sequential)
     reading: dict[str, Any] = {"weights": weights, "max_batches": max_batches}
+    limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "min_units": min_units}
 
     @door
     def prune(
@@ -117,8 +131,10 @@ def pipeline(
         progress: bool = False,
         sync: bool = False,
     ) -> Pruned:
-        _check_batches(batches, scoring, method, sequential, recalibrate, measured=stats is not None)
-        if sequential and sync:
+        one_pass = batches is None or sync or any(map(is_sharded, params.values()))
+        plan = given.complete(batches is not None or stats is not None, one_pass)
+        _check_batches(batches, plan, recalibrate, measured=stats is not None)
+        if plan.sequential and sync:
             raise PruneError(
                 "sequential=True measures block by block on one process: give every process the same batches and sync=False"
             )
@@ -126,37 +142,110 @@ def pipeline(
         if stats is not None:
             check_stats(stats, spec, params)
         spec, free = _freeze(spec, where, freeze)
-        covariance = "covariance" in method.needs
         if stats is not None:
             stats = stats._replace(spec=spec)  # which differs in where a compensation may write
-        elif scoring.data or (method.needs and not sequential):
+        elif plan.criterion.data or (plan.compensation.needs and not plan.sequential):
             measure = partial(_collect_stats, params, batches, progress=progress, sync=sync, **reading)
-            stats = measure(spec=spec, criterion=scoring, where=free, covariance=covariance and not sequential)
+            covariance = plan.covariance and not plan.sequential
+            stats = measure(spec=spec, criterion=plan.criterion, where=free, covariance=covariance)
         else:
             stats = collect_stats(params, None, spec=spec)
-        scores = score(stats, criterion=scoring)
+        scores = score(stats, criterion=plan.criterion)
         if where is not None:
-            _check_scored([g.name for g in spec.groups.values() if matches(free, g)], scores, scoring)
+            _check_scored([g.name for g in spec.groups.values() if matches(free, g)], scores, plan.criterion)
         if free is not None:
             scores = only(scores, free, spec=spec)
-        mask = select(
-            scores, ratio, spec=spec, scope=scope, round_to=round_to, max_ratio=max_ratio, min_units=min_units
-        )
-        if sequential:
-            options = {"covariance": covariance, "progress": progress, **reading}
-            pruned, current, errors = remove(params, mask, batches or (), spec=spec, method=method, **options)
-        else:
-            repaired = list(repairs(params, stats, mask, spec=spec, method=method)) if method.needs else []
-            errors, pruned = residuals(repaired), written(params, repaired, spec)
-            pruned, current = apply(pruned, mask, spec=spec), shrink(spec, mask)
+        mask = select(scores, ratio, spec=spec, scope=plan.scope, **limits)
+        _warn_of_collapse(mask, plan)
+        options = {"progress": progress, **reading}
+        pruned, current, errors = _remove(params, mask, stats, batches or (), spec, plan, options)
         if recalibrate and batches is not None:
             pruned = recalibrated(pruned, batches, spec=current, max_batches=max_batches, progress=progress, sync=sync)
         removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
-        return Pruned(
-            pruned, current, mask, Info(cost(spec), cost(current), removed, FrozenDict(errors), FrozenDict(scores))
-        )
+        info = Info(cost(spec), cost(current), removed, FrozenDict(errors), FrozenDict(scores))
+        return Pruned(pruned, current, mask, info)
 
     return prune
+
+
+class _Plan(NamedTuple):
+    """The choices of a pipeline; None: not made."""
+
+    criterion: Criterion | None
+    scope: Scope | None
+    compensation: Compensation | None
+    sequential: bool | None
+
+    def complete(self, data: bool, one_pass: bool) -> _Chosen:
+        """Return the plan with all choices made.
+
+        Args:
+            data: whether there are batches or statistics.
+            one_pass: whether nothing can be measured block by block: several processes measure, or there are no batches.
+        """
+        criterion, scope, compensation, sequential = self
+        if criterion is None:
+            criterion = criteria.obs() if data else criteria.normalized(criteria.magnitude(), normalizer.mean)
+            scope = (scopes.knapsack() if data else scopes.global_()) if scope is None else scope
+            sequential = data and not one_pass if sequential is None else sequential
+            best = compensations.affine(fallback=compensations.mean()) if data else compensations.none()
+            compensation = best if compensation is None else compensation
+        return _Chosen(
+            criterion,
+            scopes.global_() if scope is None else scope,
+            compensations.mean() if compensation is None else compensation,
+            bool(sequential),
+        )
+
+
+class _Chosen(NamedTuple):
+    """The choices of a pipeline."""
+
+    criterion: Criterion
+    scope: Scope
+    compensation: Compensation
+    sequential: bool
+
+    @property
+    def covariance(self) -> bool:
+        """Whether the compensation needs covariances."""
+        return "covariance" in self.compensation.needs
+
+
+def _remove(
+    params: Params,
+    mask: Mask,
+    stats: Stats,
+    batches: Iterable[Batch],
+    spec: Spec,
+    plan: _Chosen,
+    options: Mapping[str, Any],
+) -> tuple[Params, Spec, dict[str, Residual]]:
+    """Compensate and remove; return the pruned params, their spec, and site → error."""
+    method = plan.compensation
+    if plan.sequential:
+        return remove(params, mask, batches, spec=spec, method=method, covariance=plan.covariance, **options)
+    repaired = list(repairs(params, stats, mask, spec=spec, method=method)) if method.needs else []
+    return apply(written(params, repaired, spec), mask, spec=spec), shrink(spec, mask), residuals(repaired)
+
+
+def _warn_of_collapse(mask: Mask, plan: _Chosen) -> None:
+    """Warn of groups that a ranking nearly empties because scores of different groups are not comparable."""
+    name, scope = plan.criterion.name, plan.scope
+    if scope.per is not None and scope.normalize is None and not plan.criterion.increments:
+        warn(
+            f"scope.{scope.name}() weighs scores against costs, but those of criterion {name!r} are no losses that add up over "
+            "groups; use criteria.obs(), criteria.fisher() or criteria.taylor(), or normalize=…"
+        )
+    if scope.classes is not None or scope.per is not None or scope.normalize is not None or plan.criterion.increments:
+        return
+    kept = {g: (int(m.sum()), len(m)) for g, m in mask.items()}
+    if lost := [f"{g!r} keeps {k} of {n} units" for g, (k, n) in kept.items() if n >= LARGE and k <= NEARLY_EMPTY * n]:
+        more = f", and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        warn(
+            f"one ranking of the raw scores of criterion {name!r} nearly empties groups: {', '.join(lost[:MOST_NAMED])}{more}; "
+            "use scope.global_(normalize=True), scope.local(), or max_ratio=0.9"
+        )
 
 
 def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
@@ -167,27 +256,21 @@ def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: boo
     return sync_stats(Stats() if no_batches else collect_stats(params, batches, **options))
 
 
-def _check_batches(
-    batches: Iterable[Batch] | None,
-    criterion: Criterion,
-    method: Compensation,
-    sequential: bool,
-    recalibrate: bool,
-    *,
-    measured: bool,
-) -> None:
+def _check_batches(batches: Iterable[Batch] | None, plan: _Chosen, recalibrate: bool, *, measured: bool) -> None:
     """Check that there are batches if a step needs them, and that they can be read as often as needed.
 
     Raises:
         BatchError: names the step that needs them.
     """
+    method = plan.compensation
     if batches is None:
-        if method.needs and not criterion.data and not measured:
+        if method.needs and not plan.criterion.data and not measured:
             raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
-        if needy := "sequential=True" if sequential and method.needs else "recalibrate=True" if recalibrate else "":
+        sequential = plan.sequential and bool(method.needs)
+        if needy := "sequential=True" if sequential else "recalibrate=True" if recalibrate else "":
             raise BatchError(f"{needy} needs batches")
-    elif (sequential or recalibrate) and iter(batches) is batches:
-        what = "sequential=True" if sequential else "recalibrate=True"
+    elif (plan.sequential or recalibrate) and iter(batches) is batches:
+        what = "sequential=True" if plan.sequential else "recalibrate=True"
         raise BatchError(
             f"{what} reads the batches several times, but this is an iterator; give a list or a DataLoader"
         )

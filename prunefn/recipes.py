@@ -25,6 +25,7 @@ from .types import Budget
 from .where import kind
 
 __all__ = [
+    "best",
     "corp",
     "depgraph_group_norm",
     "dvbp_ob2c",
@@ -40,6 +41,17 @@ __all__ = [
 
 
 Ratio = float | Budget
+
+
+@door
+def best(ratio: Ratio = 0.5, **options: Any) -> Prune:
+    """Remove what the optimal brain surgeon finds to cost least per saved MAC, and fit what is left block by block.
+
+    With batches: greedy OBS, weighted by the Fisher information where outputs are classes (`criteria.obs`), `scope.knapsack`, and
+    affine compensation over all taps towards the dense outputs, of the residual stream, too (`sequential=True`). Without batches:
+    magnitudes, divided by their mean in each group.
+    """
+    return pipeline(ratio=ratio, **options)
 
 
 @door

@@ -107,6 +107,8 @@ class Criterion(NamedTuple):
     needs: tuple[str, ...] = ("moments",)
     """Statistics to collect at sites: "moments", "absolute", "covariance"; empty for criteria on weights."""
     collectors: tuple[Collector, ...] = ()
+    increments: bool = False
+    """Whether scores are what removing units costs, in one unit of measure for all groups, so that their sums mean something."""
 
     @property
     def data(self) -> bool:

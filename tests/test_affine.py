@@ -205,7 +205,7 @@ def test_the_error_of_affine_is_that_of_the_formula() -> None:
 
 def test_a_pipeline_reports_residuals() -> None:
     t = traced(cnn(), x := randn(20, 3, 6, 6))
-    small = pf.pipeline(ratio=0.3, scope=pf.scope.local())(t.params, [x], spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local())(t.params, [x], spec=t.spec)
     stats = pf.collect_stats(t.params, [x], spec=t.spec)
     assert dict(small.info.residuals) == pf.residual(stats, small.mask, spec=t.spec)
     assert small.info.residuals and all(r.error >= 0 for r in small.info.residuals.values())
@@ -337,7 +337,13 @@ def fed(widths: list[int], x: Tensor, seed: int) -> Traced:
 def test_sequential_is_block_by_block() -> None:
     """By hand: each layer is fitted by least squares, from what is left of its inputs to its dense outputs."""
     t = fed([5, 8, 8, 8, 3], x := randn(100, 5), 0)
-    prune = pf.pipeline(ratio=0.5, scope=pf.scope.local(), compensation=compensation.affine(0.0), sequential=True)
+    prune = pf.pipeline(
+        criterion=pf.criteria.variance(),
+        ratio=0.5,
+        scope=pf.scope.local(),
+        compensation=compensation.affine(0.0),
+        sequential=True,
+    )
     small = prune(t.params, x.split(30), spec=t.spec)
     assert list(small.info.residuals) == ["2", "4", "6"]
     dense, y, first = x, x, True
@@ -367,7 +373,13 @@ def test_errors_do_not_pile_up(method: compensation.Compensation) -> None:
         t = fed([6, *[24] * 8, 3], x := randn(300, 6, seed=seed), seed)
         dense = pf.forward(t.params, x, spec=t.spec)
         for sequential in error:
-            prune = pf.pipeline(ratio=0.3, scope=pf.scope.local(), compensation=method, sequential=sequential)
+            prune = pf.pipeline(
+                criterion=pf.criteria.variance(),
+                ratio=0.3,
+                scope=pf.scope.local(),
+                compensation=method,
+                sequential=sequential,
+            )
             small = prune(t.params, [x], spec=t.spec)
             y = pf.forward(small.params, x, spec=small.spec)
             error[sequential] += float((y - dense).square().mean() / dense.var())
@@ -379,7 +391,7 @@ def test_errors_do_not_pile_up(method: compensation.Compensation) -> None:
 def test_fits_are_merged_over_batches() -> None:
     """Inputs of the pruned network, outputs of the dense one; the halves are those of each batch."""
     t = fed([5, 8, 8, 3], x := randn(90, 5), 0)
-    small = pf.pipeline(ratio=0.5, where="0")(t.params, [x], spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, where="0")(t.params, [x], spec=t.spec)
     weight = small.params["4.weight"][None, ..., None]
     task = Task(
         t.spec.sites["4"],
@@ -412,7 +424,9 @@ def test_sequential_over_a_real_network() -> None:
     """BatchNorm, padding, groups, tap means: the mean of every logit stays, whatever was removed before."""
     t = traced(cnn(), x := randn(40, 3, 6, 6))
     for method in (compensation.mean(), compensation.affine()):
-        prune = pf.pipeline(ratio=0.3, scope=pf.scope.local(), compensation=method, sequential=True)
+        prune = pf.pipeline(
+            criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local(), compensation=method, sequential=True
+        )
         small = prune(t.params, x.split(15), spec=t.spec)
         y, dense = (pf.forward(p, x, spec=s) for p, s in ((small.params, small.spec), (t.params, t.spec)))
         close(y.mean(0), dense.mean(0), 1e-9)
@@ -422,7 +436,7 @@ def test_iterators_cannot_be_read_twice() -> None:
     t = traced(mlp(5, 8, 3), x := randn(20, 5))
     for option in ("sequential", "recalibrate"):
         with pytest.raises(pf.BatchError, match=f"{option}=True reads the batches several times"):
-            pf.pipeline(**{option: True})(t.params, iter([x]), spec=t.spec)
+            pf.pipeline(criterion=pf.criteria.variance(), **{option: True})(t.params, iter([x]), spec=t.spec)
     with pytest.raises(pf.BatchError, match="recalibrate=True needs batches"):
         pf.pipeline(criterion=pf.criteria.magnitude(), compensation=compensation.none(), recalibrate=True)(
             t.params, None, spec=t.spec
@@ -431,8 +445,10 @@ def test_iterators_cannot_be_read_twice() -> None:
 
 def test_recalibration_at_the_end() -> None:
     t = traced(cnn(), x := randn(20, 3, 6, 6))
-    plain = pf.pipeline(ratio=0.3, scope=pf.scope.local())(t.params, [x], spec=t.spec)
-    anew = pf.pipeline(ratio=0.3, scope=pf.scope.local(), recalibrate=True)(t.params, [x], spec=t.spec)
+    plain = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local())(t.params, [x], spec=t.spec)
+    anew = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local(), recalibrate=True)(
+        t.params, [x], spec=t.spec
+    )
     expected = pf.recalibrate(plain.params, [x], spec=plain.spec)
     assert all(torch.equal(expected[n], v) for n, v in anew.params.items())
 

@@ -329,7 +329,7 @@ def test_a_pipeline_takes_them_all() -> None:
     assert small.info.after.macs <= 0.7 * small.info.before.macs
     assert small.info.after.params <= 0.6 * small.info.before.params
     assert small.spec.sizes["0"] % 4 == 0
-    by_name = pf.pipeline(ratio={"0": 0.25})(t.params, [randn(32, 4)], spec=t.spec)
+    by_name = pf.pipeline(criterion=pf.criteria.variance(), ratio={"0": 0.25})(t.params, [randn(32, 4)], spec=t.spec)
     assert by_name.info.removed == {"0": (4, 16), "2": (0, 12)}
 
 

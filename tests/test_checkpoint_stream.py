@@ -338,7 +338,7 @@ def test_everything_takes_params_on_disk(lazy: tuple[pf.Params, Traced], tmp_pat
     params, t = lazy
     x = randn(3, 5, 8, seed=7)
     assert torch.equal(pf.forward(params, x, spec=t.spec), pf.forward(t.params, x, spec=t.spec))
-    step = pf.pipeline(ratio=0.5, compensation=pf.compensation.affine())
+    step = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, compensation=pf.compensation.affine())
     mine, theirs = (step(p, [x], spec=t.spec) for p in (params, t.params))
     assert any(isinstance(p, OnDisk) for p in mine.params.values())  # what lost nothing
     assert all(torch.equal(mine.params[n], p) for n, p in theirs.params.items())

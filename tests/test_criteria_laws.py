@@ -36,6 +36,7 @@ TABLE: dict[str, Callable[[], pf.Criterion]] = {
     "movement": c.movement,
     "normalized(activation)": lambda: c.normalized(c.activation(), by=normalizer.max),
     "obd_c": c.obd_c,
+    "obs": c.obs,
     "random": c.random,
     "rank_fusion(magnitude, taylor)": lambda: c.rank_fusion(c.magnitude(), c.taylor(weights=True)),
     "smoothed(taylor)": lambda: c.smoothed(c.taylor(absolute=True)),

@@ -65,12 +65,14 @@ def test_a_ratio_outside_zero_to_one(ratio: float, call: str) -> None:
         if call == "select":
             pf.select(pf.score(stats()), ratio, spec=net().spec)
         else:
-            pf.pipeline(ratio=ratio)(net().params, [randn(6, 3)], spec=net().spec)
+            pf.pipeline(criterion=pf.criteria.variance(), ratio=ratio)(net().params, [randn(6, 3)], spec=net().spec)
 
 
 def test_a_budget_below_what_can_be_reached() -> None:
     with raises(pf.BudgetError, "budget.macs(0.01) cannot be met", "0.1429 of the macs stay", "at least 0.1429"):
-        pf.pipeline(ratio=pf.budget.macs(0.01))(net().params, [randn(6, 3)], spec=net().spec)
+        pf.pipeline(criterion=pf.criteria.variance(), ratio=pf.budget.macs(0.01))(
+            net().params, [randn(6, 3)], spec=net().spec
+        )
 
 
 def test_a_ratio_that_would_empty_a_group() -> None:

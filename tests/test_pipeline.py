@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_the_pipeline_is_its_steps(name: str) -> None:
     x = randn(20, 3)
     t = traced(Residual(3, 6, 8, 2), x)
     batches = list(x.split(7))
-    small = pf.pipeline(**kwargs)(t.params, batches, spec=t.spec)
+    small = pf.pipeline(**{"criterion": pf.criteria.variance()} | kwargs)(t.params, batches, spec=t.spec)
     steps = {k: v for k, v in kwargs.items() if k in ("scope", "round_to", "max_ratio", "min_units")}
     params, spec, mask = by_hand(
         t,
@@ -73,7 +74,7 @@ def test_golden_info() -> None:
     """4·8 + 8·2 MACs; (4 + 1)·8 + 8·2 + 2 parameters."""
     x = randn(9, 4)
     t = traced(mlp(4, 8, 2), x)
-    info = pf.pipeline(ratio=0.25)(t.params, [x], spec=t.spec).info
+    info = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.25)(t.params, [x], spec=t.spec).info
     assert (info.before.macs, info.before.params) == (48, 58)
     assert (info.after.macs, info.after.params) == (36, 44)
     assert info.removed == {"0": (2, 8)}
@@ -82,7 +83,7 @@ def test_golden_info() -> None:
 def test_two_rounds_are_two_calls() -> None:
     x = randn(20, 3)
     t = traced(mlp(3, 8, 8, 2), x)
-    prune = pf.pipeline(ratio=0.25)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.25)
     first = prune(t.params, [x], spec=t.spec)
     second = prune(first.params, [x], spec=first.spec)
     assert second.spec == pf.shrink(t.spec, pf.compose(first.mask, second.mask))
@@ -91,7 +92,7 @@ def test_two_rounds_are_two_calls() -> None:
 
 
 def test_it_is_reusable_on_another_network() -> None:
-    prune = pf.pipeline(ratio=0.5)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5)
     for t, x in ((traced(mlp(3, 4, 2), randn(5, 3)), randn(5, 3)), (traced(mlp(2, 6, 2), randn(5, 2)), randn(5, 2))):
         small = prune(t.params, [x], spec=t.spec)
         assert small.info.removed == {"0": (t.spec.sizes["0"] // 2, t.spec.sizes["0"])}
@@ -102,9 +103,11 @@ def test_it_measures_only_what_where_chooses() -> None:
     x = randn(20, 3)
     t = traced(mlp(3, 4, 5, 2), x)
     broken = {**t.params, "2.weight": t.params["2.weight"] * float("inf")}
-    assert pf.pipeline(where="0", ratio=0.25)(broken, [x], spec=t.spec).info.removed == {"0": (1, 4)}
+    assert pf.pipeline(criterion=pf.criteria.variance(), where="0", ratio=0.25)(
+        broken, [x], spec=t.spec
+    ).info.removed == {"0": (1, 4)}
     with pytest.raises(pf.StatsError, match="input of site '4' is not finite"):
-        pf.pipeline(ratio=0.25)(broken, [x], spec=t.spec)
+        pf.pipeline(criterion=pf.criteria.variance(), ratio=0.25)(broken, [x], spec=t.spec)
 
 
 def test_max_batches_and_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +131,47 @@ def test_without_need_of_data_there_need_be_none() -> None:
     ):
         pf.pipeline(criterion=pf.criteria.magnitude())(t.params, None, spec=t.spec)
     with pytest.raises(pf.BatchError, match="criterion 'variance' needs batches"):
-        pf.pipeline()(t.params, None, spec=t.spec)
+        pf.pipeline(criterion=pf.criteria.variance())(t.params, None, spec=t.spec)
+
+
+def test_the_default_is_the_best_plan_for_what_there_is() -> None:
+    """With batches, greedy OBS per saved MAC, fitted block by block; without, normalised magnitudes."""
+    t = traced(mlp(3, 16, 12, 2), x := randn(200, 3))
+    best = pf.pipeline(
+        criterion=pf.criteria.obs(),
+        scope=pf.scope.knapsack(),
+        compensation=pf.compensation.affine(fallback=pf.compensation.mean()),
+        sequential=True,
+        ratio=pf.budget.macs(0.5),
+    )
+    for prune in (pf.pipeline(ratio=pf.budget.macs(0.5)), pf.recipes.best(pf.budget.macs(0.5))):
+        a, b = (p(t.params, x.split(50), spec=t.spec) for p in (best, prune))
+        same(a.params, b.params)
+    plain = pf.pipeline(
+        criterion=pf.criteria.normalized(pf.criteria.magnitude(), pf.normalizer.mean),
+        compensation=pf.compensation.none(),
+    )
+    a, b = (p(t.params, None, spec=t.spec) for p in (plain, pf.pipeline()))
+    same(a.params, b.params)
+    with pytest.raises(pf.BatchError, match="sequential=True reads the batches several times"):
+        pf.pipeline()(t.params, iter([x]), spec=t.spec)
+
+
+def test_what_nearly_empties_a_group_is_said() -> None:
+    t = traced(mlp(3, 64, 64, 2), randn(2, 3))
+    scores = {"0": torch.arange(64.0), "2": 1000 + torch.arange(64.0)}
+    raw = pf.Criterion("raw", lambda _: scores, needs=())
+    prune = partial(pf.pipeline, criterion=raw, compensation=pf.compensation.none(), ratio=0.48)
+    with pytest.warns(
+        pf.PruneWarning, match=r"raw scores of criterion 'raw' nearly empties groups: '0' keeps 3 of 64 units"
+    ):
+        prune()(t.params, None, spec=t.spec)
+    with pytest.warns(
+        pf.PruneWarning, match=r"scope.knapsack\(\) weighs scores against costs, but those of criterion 'raw'"
+    ):
+        prune(scope=pf.scope.knapsack())(t.params, None, spec=t.spec)
+    for scope in (pf.scope.global_(normalize=True), pf.scope.local(), pf.scope.knapsack(normalize=True)):
+        prune(scope=scope)(t.params, None, spec=t.spec)
 
 
 class SplitAttention(nn.Module):
@@ -150,8 +193,10 @@ def test_groups_that_cannot_be_measured_are_named() -> None:
     with pytest.raises(
         pf.StatsError, match=r"'variance' has no score for 1 of the chosen groups: q.head_dim; .* leave them out by"
     ):
-        pf.pipeline(where=pf.kind("head_dim"), ratio=0.3)(t.params, [x], spec=t.spec)
-    small = pf.pipeline(where=lambda g: g.name != "q.head_dim", ratio=0.3)(t.params, [x], spec=t.spec)
+        pf.pipeline(criterion=pf.criteria.variance(), where=pf.kind("head_dim"), ratio=0.3)(t.params, [x], spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), where=lambda g: g.name != "q.head_dim", ratio=0.3)(
+        t.params, [x], spec=t.spec
+    )
     assert set(small.mask) == {"q.heads", "v.head_dim"}
     small = pf.pipeline(criterion=pf.criteria.magnitude(), where=pf.kind("head_dim"), ratio=0.3, scope=pf.scope.local())
     assert set(small(t.params, [x], spec=t.spec).mask) == {"q.head_dim", "v.head_dim"}
@@ -174,7 +219,7 @@ def test_law_1_nothing_changes_and_the_same_call_gives_the_same_bits(model: nn.M
     values, versions = [v.clone() for v in inputs], [v._version for v in inputs]
     flags, before = [m.training for m in t.model.modules()], copy.deepcopy(t.spec)
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    prune = pf.pipeline(ratio=0.3, scope=pf.scope.local())
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local())
 
     def everything() -> tuple[pf.Params, ...]:
         small = prune(t.params, x.split(2), spec=t.spec)
@@ -262,7 +307,9 @@ def test_recalibration_is_torchs_cumulative_average(model: nn.Module, shape: tup
 def test_recalibration_of_pruned_params() -> None:
     batches = [randn(6, 3, 6, 6, seed=s) for s in range(3)]
     t = traced(cnn(), batches[0])
-    small = pf.pipeline(ratio=0.3, scope=pf.scope.local())(t.params, batches, spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, scope=pf.scope.local())(
+        t.params, batches, spec=t.spec
+    )
     after = pf.recalibrate(small.params, batches, spec=small.spec)
     assert sum(n for n, _ in small.info.removed.values()) == 2
     seen = [F.conv2d(b, small.params["0.weight"], padding=1) for b in batches]
@@ -340,7 +387,7 @@ def test_statistics_at_hand_serve_many_pipelines() -> None:
     batches = [randn(16, 3), randn(16, 3)]
     stats = pf.collect_stats(t.params, batches, spec=t.spec, covariance=True)
     for options in ({}, {"freeze": "2.bias"}, {"compensation": pf.compensation.affine(), "where": "0"}):
-        prune = pf.pipeline(ratio=0.4, **options)  # type: ignore[arg-type]
+        prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.4, **options)  # type: ignore[arg-type]
         once, again = prune(t.params, batches, spec=t.spec), prune(t.params, None, spec=t.spec, stats=stats)
         assert once.params.keys() == again.params.keys() and once.spec == again.spec
         assert all(torch.equal(x, again.params[n]) for n, x in once.params.items())
@@ -348,7 +395,9 @@ def test_statistics_at_hand_serve_many_pipelines() -> None:
         prune({**t.params, "0.weight": t.params["0.weight"] + 1}, None, spec=t.spec, stats=stats)
     with pytest.raises(pf.StatsError, match="compensation 'affine' needs the covariance of site"):
         plain = pf.collect_stats(t.params, batches, spec=t.spec)
-        pf.pipeline(compensation=pf.compensation.affine())(t.params, None, spec=t.spec, stats=plain)
+        pf.pipeline(criterion=pf.criteria.variance(), compensation=pf.compensation.affine())(
+            t.params, None, spec=t.spec, stats=plain
+        )
     for options, what in (({"sequential": True}, "sequential"), ({"recalibrate": True}, "recalibrate")):
         with pytest.raises(pf.BatchError, match=f"{what}=True needs batches"):
-            pf.pipeline(**options)(t.params, None, spec=t.spec, stats=stats)  # type: ignore[arg-type]
+            pf.pipeline(criterion=pf.criteria.variance(), **options)(t.params, None, spec=t.spec, stats=stats)  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ def test_gradients_of_padded_batches(criterion: pf.Criterion) -> None:
 def test_a_sequential_pipeline_ignores_padding() -> None:
     spec, params, whole, parts = padded("bert")
     affine = pf.compensation.affine(fallback=pf.compensation.mean(), ridge=0.1)
-    prune = pf.pipeline(ratio=0.5, compensation=affine, sequential=True)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, compensation=affine, sequential=True)
     together, apart = (prune(params, batches, spec=spec) for batches in ([whole] * 40, parts * 40))
     assert all(torch.equal(m, apart.mask[g]) for g, m in together.mask.items())
     for name, t in together.params.items():

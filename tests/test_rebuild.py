@@ -221,7 +221,9 @@ def test_the_model_must_be_the_traced_one(sized: Traced) -> None:
 def test_a_bias_that_compensation_created_finds_its_place() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False))
     t = traced(model, randn(8, 4))
-    done = pf.pipeline(ratio=0.5, compensation=pf.compensation.mean())(t.params, [randn(8, 4)], spec=t.spec)
+    done = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, compensation=pf.compensation.mean())(
+        t.params, [randn(8, 4)], spec=t.spec
+    )
     new = pf.to_module(done.params, spec=done.spec, model=t.model)
     assert list(new.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     x = randn(5, 4, seed=2)
@@ -238,7 +240,9 @@ def test_a_class_without_room_for_a_bias_is_refused() -> None:
             return self.a(x).relu() @ self.w
 
     t = traced(Bare(), randn(8, 4))
-    done = pf.pipeline(ratio=0.5, compensation=pf.compensation.mean())(t.params, [randn(8, 4)], spec=t.spec)
+    done = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, compensation=pf.compensation.mean())(
+        t.params, [randn(8, 4)], spec=t.spec
+    )
     with raises(pf.PruneError, match="Bare has no room for"):
         pf.to_module(done.params, spec=done.spec, model=t.model)
 
@@ -421,7 +425,9 @@ def test_load_drops_no_key_silently() -> None:
 def test_load_carries_a_created_bias_and_ties() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False))
     t = traced(model, randn(8, 4))
-    done = pf.pipeline(ratio=0.5, compensation=pf.compensation.mean())(t.params, [randn(8, 4)], spec=t.spec)
+    done = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, compensation=pf.compensation.mean())(
+        t.params, [randn(8, 4)], spec=t.spec
+    )
     fresh = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
     back = pf.load(fresh, done.params, spec=t.spec)
     x = randn(5, 4, seed=2)

@@ -593,7 +593,9 @@ def test_a_recorded_run_is_replayed_where_its_flow_is_the_same(make: type[nn.Mod
     with torch.no_grad():
         hidden = [model.a(model.rnn(v)[0]).relu() for v in (x, y)] if make is PackedLSTM else None
     assert hidden is None or stats.sites["b"].count == 2 * 3 * 7
-    small = pf.pipeline(ratio=0.5, weights=False)(params, [(x, lengths), (y, others)], spec=spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5, weights=False)(
+        params, [(x, lengths), (y, others)], spec=spec
+    )
     with raises(pf.BatchError, match="a fixed number of positions"):
         pf.collect_stats(params, [(x, lengths)], spec=spec)
     lean = pf.to_module(small.params, spec=small.spec, model=model)

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunefn as pf
 from prunefn.spec.parts import Geometry
 from prunefn.stats.fingerprint import fingerprint
-from prunefn.stats.moments import merge_moments, site_moments, tap_means
+from prunefn.stats.moments import merge_moments, site_moments
+from prunefn.stats.taps import tap_means
 from prunefn.types import Moments
 
 from .small import Recurrent, Residual, Traced, close, cnn, identity, laws, mlp, randn, same, traced

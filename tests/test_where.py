@@ -160,7 +160,9 @@ def test_frozen_tensors_stay_to_the_bit(freeze: str, late: bool) -> None:
     """`late`: frozen by the pipeline, not by the trace."""
     x = randn(4, 5, 3, seed=1)
     spec = net().spec if late else pf.trace(net().model, (x,), freeze=freeze)
-    prune = pf.pipeline(ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ())
+    prune = pf.pipeline(
+        criterion=pf.criteria.variance(), ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ()
+    )
     pruned = prune(net().params, [x], spec=spec)
     assert any(not bool(m.all()) for m in pruned.mask.values())
     unchanged(
@@ -187,7 +189,9 @@ def test_a_frozen_norm_sends_the_compensation_into_a_new_bias(late: bool) -> Non
     model, x = cnn().double().eval(), randn(6, 3, 6, 6)
     freeze, params = ("7",), pf.params(model)  # the BatchNorm behind the last convolution, which has no bias
     spec = pf.trace(model, (x,), freeze=() if late else freeze)
-    prune = pf.pipeline(ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ())
+    prune = pf.pipeline(
+        criterion=pf.criteria.variance(), ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ()
+    )
     pruned = prune(params, [x], spec=spec)
     unchanged(params, pruned.params, [n for n in params if n.startswith("7.")])
     assert "6.bias" in pruned.params
@@ -230,7 +234,9 @@ def test_a_frozen_bias_that_no_other_can_join_freezes_its_weight(late: bool) -> 
     model, ((x,), _) = CASES["lstm"].model(), CASES["lstm"].inputs()
     params, freeze = pf.params(model), "lstm.bias_ih_l0"
     spec = pf.trace(model, (x,), freeze=() if late else freeze)
-    pruned = pf.pipeline(ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ())(params, [x], spec=spec)
+    pruned = pf.pipeline(
+        criterion=pf.criteria.variance(), ratio=0.5, scope=pf.scope.local(), freeze=freeze if late else ()
+    )(params, [x], spec=spec)
     assert any(not bool(m.all()) for m in pruned.mask.values())
     unchanged(params, pruned.params, [freeze, "lstm.weight_ih_l0"])
 
@@ -247,7 +253,9 @@ def test_tied_tensors_are_frozen_together() -> None:
 def test_a_pattern_that_matches_nothing() -> None:
     for call in (
         lambda: pf.trace(net().model, (randn(2, 5, 3),), freeze=("head", "blocks.0.upp")),
-        lambda: pf.pipeline(freeze="blocks.0.upp")(net().params, [randn(2, 5, 3)], spec=net().spec),
+        lambda: pf.pipeline(criterion=pf.criteria.variance(), freeze="blocks.0.upp")(
+            net().params, [randn(2, 5, 3)], spec=net().spec
+        ),
     ):
         with pytest.raises(
             pf.ParamsError, match=r"freeze='blocks.0.upp' matches no tensor and no module; did you mean"
@@ -261,7 +269,7 @@ def test_nothing_frozen_is_the_spec_as_it_was() -> None:
 
 def test_all_frozen() -> None:
     with pytest.raises(pf.PruneError, match=r"freeze=.* leaves no group"):
-        pf.pipeline(freeze="*")(net().params, [randn(2, 5, 3)], spec=net().spec)
+        pf.pipeline(criterion=pf.criteria.variance(), freeze="*")(net().params, [randn(2, 5, 3)], spec=net().spec)
 
 
 @laws
@@ -286,4 +294,4 @@ def test_what_matches_nothing_is_said_before_anything_is_measured() -> None:
         ("blokcs.*", "did you mean"),
     ):
         with pytest.raises(pf.PruneError, match=f"no group matches '.*'; .*{hint}|no group matches .*; {hint}"):
-            pf.pipeline(where=where)(t.params, [randn(2, 5, 3)], spec=t.spec)
+            pf.pipeline(criterion=pf.criteria.variance(), where=where)(t.params, [randn(2, 5, 3)], spec=t.spec)

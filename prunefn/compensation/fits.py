@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..program.batches import device_of, each, inputs_of
 from ..program.compiled import compiled
 from ..spec.parts import Geometry, Site
 from ..spec.spec import Spec
-from ..stats.moments import centre_weights, cross_scatter, merge_moments, site_moments
+from ..stats.moments import cross_scatter, merge_moments, site_moments
+from ..stats.taps import centre_weights, im2col
 from ..stats.weights import Weights, position_weights
 from ..types import Batch, Inputs, Lacking, Moments, Params
 
@@ -190,7 +189,7 @@ def patches(x: Tensor, dim: int, site: Site, weights: Tensor | None) -> Tensor:
     if not site.taps or site.geometry is None:
         return x.movedim(dim, -1).reshape(-1, x.shape[dim], 1)
     x = x if weights is None else x * (weights > 0).unsqueeze(dim).to(x)
-    return _im2col(x if x.ndim == len(site.geometry.kernel) + 2 else x[None], site.geometry)
+    return im2col(x if x.ndim == len(site.geometry.kernel) + 2 else x[None], site.geometry)
 
 
 def position_weights_of(weights: Tensor, site: Site) -> Tensor:
@@ -199,30 +198,6 @@ def position_weights_of(weights: Tensor, site: Site) -> Tensor:
         rank = len(site.geometry.kernel)
         weights = centre_weights(weights if weights.ndim == rank + 1 else weights[None], site.geometry)
     return weights.reshape(-1).double()
-
-
-def _im2col(x: Tensor, g: Geometry) -> Tensor:
-    """Return the patches of images [n, d, *spatial] as [positions, d, taps]."""
-    spatial, stride, padding, reach = (
-        x.shape[2:],
-        g.stride,
-        g.padding,
-        [d * (k - 1) for d, k in zip(g.dilation, g.kernel, strict=True)],
-    )
-    if g.transposed:  # a convolution of stride 1 over the inputs set apart, with the kernel turned round
-        apart = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(spatial, stride, strict=True)))
-        apart[(..., *(slice(None, None, s) for s in stride))] = x
-        padding = [(r - p[0], r - p[1] + o) for r, p, o in zip(reach, padding, g.output_padding, strict=True)]
-        x, stride = apart, (1,) * len(stride)
-    x = F.pad(x, [p for pair in reversed(padding) for p in pair])
-    sizes = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[2:], reach, stride, strict=True)]
-    taps = []
-    for tap in product(*map(range, g.kernel)):
-        starts = [d * (k - 1 - t if g.transposed else t) for d, k, t in zip(g.dilation, g.kernel, tap, strict=True)]
-        taps.append(
-            x[(..., *(slice(b, b + (m - 1) * s + 1, s) for b, m, s in zip(starts, sizes, stride, strict=True)))]
-        )
-    return torch.stack(taps, 2).movedim((1, 2), (-2, -1)).flatten(0, -3)
 
 
 def _fit(inputs: Tensor, outputs: Tensor, given: Tensor, weights: Tensor | None, covariance: bool) -> Fit:

@@ -33,6 +33,7 @@ from ._magnitude import magnitude
 from ._movement import movement
 from ._normalized import normalized
 from ._obd_c import obd_c
+from ._obs import obs
 from ._random import random
 from ._rank_fusion import rank_fusion
 from ._smoothed import smoothed
@@ -58,6 +59,7 @@ __all__ = [
     "movement",
     "normalized",
     "obd_c",
+    "obs",
     "random",
     "rank_fusion",
     "smoothed",

@@ -49,7 +49,7 @@ def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
     """
     check_chunk("fisher", chunk_size)
     collector = Collector(f"squared mask gradients of {loss_name(loss)}", SquaredMaskGradients(loss, chunk_size))
-    return Criterion("fisher", partial(_score, collector=collector), (), (collector,))
+    return Criterion("fisher", partial(_score, collector=collector), (), (collector,), increments=True)
 
 
 def check_chunk(name: str, chunk: int) -> None:

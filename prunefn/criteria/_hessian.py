@@ -64,7 +64,7 @@ def hessian(loss: Loss = cross_entropy, *, probes: int = 8, seed: int = 0) -> Cr
     name = f"Hessian diagonal of {loss_name(loss)}, {probes} probes, seed {seed}"
     collector = Collector(name, HessianDiagonal(loss, probes, seed))
     score = partial(_score, collector=collector, call=f"hessian(…, probes={probes}, seed={seed})")
-    return Criterion("hessian", score, (), (collector,))
+    return Criterion("hessian", score, (), (collector,), increments=True)
 
 
 def rademacher(like: Mapping[str, Tensor], probes: int, seed: int) -> list[Tensors]:

@@ -49,7 +49,9 @@ def obd_c(loss: Loss = cross_entropy, *, chunk_size: int = 8, reduction: Reducti
     """
     check_chunk("obd_c", chunk_size)
     collector = Collector(f"squared gradients of {loss_name(loss)}", SquaredWeightGradients(loss, chunk_size))
-    return Criterion("obd_c", partial(_score, collector=collector, reduction=reduction), (), (collector,))
+    return Criterion(
+        "obd_c", partial(_score, collector=collector, reduction=reduction), (), (collector,), increments=True
+    )
 
 
 def _score(stats: Stats, *, collector: Collector, reduction: Reduction) -> Scores:

@@ -81,10 +81,16 @@ def taylor(
     """
     if weights:
         collector = Collector(f"gradients of {loss_name(loss)}", WeightGradients(loss))
-        return Criterion("taylor", partial(_score_weights, collector=collector, reduction=reduction), (), (collector,))
+        return Criterion(
+            "taylor",
+            partial(_score_weights, collector=collector, reduction=reduction),
+            (),
+            (collector,),
+            increments=True,
+        )
     kind = "magnitudes of mask gradients" if absolute else "mask gradients"
     collector = Collector(f"{kind} of {loss_name(loss)}", MaskGradients(loss, absolute))
-    return Criterion("taylor", partial(_score_masks, collector=collector), (), (collector,))
+    return Criterion("taylor", partial(_score_masks, collector=collector), (), (collector,), increments=True)
 
 
 def _score_masks(stats: Stats, *, collector: Collector) -> Scores:

@@ -13,7 +13,8 @@ from ..program.compiled import Compiled, argument, compiled
 from ..spec.parts import Geometry, Site
 from ..spec.spec import Spec
 from ..types import Moments, Params
-from .moments import merge_moments, site_moments, tap_means
+from .moments import merge_moments, site_moments
+from .taps import tap_means
 from .weights import PositionWeights, weights_at
 
 

@@ -6,15 +6,10 @@ Within a batch, sums run in the data's precision about a pivot; the functions re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
-from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import StatsError
-from ..spec.parts import Geometry
 from ..types import Moments
 
 FAR, NEAR = 30.0, 10.0
@@ -87,7 +82,7 @@ def _weighted_moments(x: Tensor, dim: int, absolute: bool, covariance: bool, wei
         return Moments(0, zero, zero, None, 0, zero if absolute else None, zero.new_zeros(d, d) if covariance else None)
     if bool((w == 1).all()):
         return _moments_of_rows(_rows(rows, -1, flat=True), len(rows), absolute, covariance)
-    count, exact = _as_count(w.sum()), rows.double()
+    count, exact = as_count(w.sum()), rows.double()
     mean = w @ exact / count
     deviations = exact - mean
     return Moments(
@@ -97,24 +92,6 @@ def _weighted_moments(x: Tensor, dim: int, absolute: bool, covariance: bool, wei
         absolute=w @ exact.abs() / count if absolute else None,
         scatter=(w[:, None] * deviations).mT @ deviations if covariance else None,
     )
-
-
-@torch.fx.wrap
-def tap_means(x: Tensor, dim: int, geometry: Geometry, weights: Tensor | None = None) -> tuple[Tensor, int | float]:
-    """Return the mean over output positions of the zero-padded input at each tap, float64 [d, taps], and the number of positions.
-
-    Args:
-        x: [n, d, *spatial] or [d, *spatial].
-        dim: of the channels, counted from the right.
-        geometry: of the convolution.
-        weights: of x's positions, [n, *spatial] or [*spatial]; an output position counts as much as the input position
-            at the centre of its kernel; None: each counts once.
-    """
-    if weights is None:
-        sums, n = tap_sums(x, dim, geometry)
-    else:
-        sums, n = weighted_tap_sums(x, geometry, weights)
-    return (sums / n if n else sums), n
 
 
 def _rows(x: Tensor, dim: int, *, flat: bool) -> Tensor:
@@ -248,90 +225,7 @@ def _map_mean_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp_min(0)  # rounding can make a variance near 0 negative
 
 
-def tap_sums(x: Tensor, dim: int, g: Geometry) -> tuple[Tensor, int]:
-    """Return the sum over output positions of the zero-padded input at each tap, and the number of output positions.
-
-    The sums are float64 [d, taps]. For a transposed convolution, they run over the input positions whose contribution through
-    a tap falls inside the output.
-    """
-    rank = len(g.kernel)
-    batch = x.shape[0] if x.ndim == rank + 2 else 1
-    image = x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32)) if x.ndim == rank + 2 else x
-    image = image.double()
-    spatial = image.shape[1:]
-    if g.transposed:
-        out = [
-            (n - 1) * s - p[0] - p[1] + d * (k - 1) + o + 1
-            for n, s, p, d, k, o in zip(
-                spatial, g.stride, g.padding, g.dilation, g.kernel, g.output_padding, strict=True
-            )
-        ]
-    else:
-        image = F.pad(image, [p for pair in reversed(g.padding) for p in pair])
-        out = [
-            (n + p[0] + p[1] - d * (k - 1) - 1) // s + 1
-            for n, s, p, d, k in zip(spatial, g.stride, g.padding, g.dilation, g.kernel, strict=True)
-        ]
-    taps = [image]
-    for i, kernel in enumerate(g.kernel):  # one spatial dim (now dim 1) after the other
-        windows = [_reach(i, t, spatial[i], out[i], g) for t in range(kernel)]
-        step = 1 if g.transposed else g.stride[i]
-        taps = [v.narrow(1, start, length)[:, ::step].sum(1) for v in taps for start, length in windows]
-    return torch.stack(taps, 1), batch * prod(out)
-
-
-def _reach(i: int, t: int, n: int, out: int, g: Geometry) -> tuple[int, int]:
-    """Return (start, length) of the input positions that meet tap t along spatial dim i."""
-    if not g.transposed:
-        return t * g.dilation[i], (out - 1) * g.stride[i] + 1
-    offset = t * g.dilation[i] - g.padding[i][0]  # output position = input position * stride + offset
-    first = max(0, -(offset // g.stride[i]))
-    last = min(n - 1, (out - 1 - offset) // g.stride[i])
-    return min(first, n), max(0, last - first + 1)
-
-
-def weighted_tap_sums(x: Tensor, g: Geometry, weights: Tensor) -> tuple[Tensor, float]:
-    """Return the weighted sum over output positions of the zero-padded input at each tap, and the sum of the weights.
-
-    The sums are float64 [d, taps]. Positions without a weight are zero, like the padding at the end of a shorter input.
-
-    Raises:
-        StatsError: the convolution is transposed.
-    """
-    rank = len(g.kernel)
-    x, w = (x, weights) if x.ndim == rank + 2 else (x[None], weights[None])
-    w = w.to(x.device, torch.float64)
-    x = F.pad(x.double() * (w > 0)[:, None], [p for pair in reversed(g.padding) for p in pair])
-    w = centre_weights(w, g)
-    taps = []
-    for tap in product(*map(range, g.kernel)):
-        at = tuple(
-            slice(t * d, t * d + (m - 1) * s + 1, s)
-            for t, d, m, s in zip(tap, g.dilation, w.shape[1:], g.stride, strict=True)
-        )
-        taps.append((x[(slice(None), slice(None), *at)] * w[:, None]).flatten(2).sum((0, 2)))
-    return torch.stack(taps, 1), _as_count(w.sum())
-
-
-def centre_weights(w: Tensor, g: Geometry) -> Tensor:
-    """Return the weights of output positions [n, *out], those of the input positions [n, *spatial] at the centres of the kernel.
-
-    Raises:
-        StatsError: the convolution is transposed.
-    """
-    if g.transposed:
-        raise StatsError(
-            "a transposed convolution reads positions with weights; weights=False counts all positions alike"
-        )
-    for i, (n, k, s, p, d) in enumerate(zip(w.shape[1:], g.kernel, g.stride, g.padding, g.dilation, strict=True)):
-        outputs = torch.arange((n + sum(p) - d * (k - 1) - 1) // s + 1, device=w.device)
-        centres = outputs * s - p[0] + d * (k - 1) // 2
-        inside = ((centres >= 0) & (centres < n)).to(w.dtype).reshape(-1, *(1,) * (len(g.kernel) - 1 - i))
-        w = w.index_select(1 + i, centres.clamp(0, n - 1)) * inside
-    return w
-
-
-def _as_count(total: Tensor) -> float:
+def as_count(total: Tensor) -> float:
     """Return a sum of weights, as an int where it is one."""
     n = float(total)
     return int(n) if n.is_integer() else n

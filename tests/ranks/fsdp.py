@@ -240,7 +240,7 @@ def cases(rank: int, mesh: DeviceMesh, net: Net) -> dict[str, Any]:
 
     bad = {"input_ids": ids(2, 0)[:, :, None]}
     nan = {n: distribute_tensor(torch.full(p.shape, torch.nan), mesh) for n, p in params.items()}
-    prune = pf.pipeline(ratio=0.3, sequential=True)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, sequential=True)
     actions: dict[str, Callable[[], Any]] = {
         "nobody": lambda: collect([]),
         "wrong shape": lambda: collect([batches()[0], bad] if rank else batches()),
@@ -262,7 +262,7 @@ def cases(rank: int, mesh: DeviceMesh, net: Net) -> dict[str, Any]:
 
 
 def piped(params: pf.Params, share: list[Any], spec: pf.Spec, sync: bool = True) -> pf.Pruned:
-    return pf.pipeline(where="*.mlp*", ratio=0.3)(params, share, spec=spec, sync=sync)
+    return pf.pipeline(criterion=pf.criteria.variance(), where="*.mlp*", ratio=0.3)(params, share, spec=spec, sync=sync)
 
 
 def layouts(mesh: DeviceMesh, net: Net) -> dict[str, Any]:
