@@ -29,15 +29,16 @@ def options_of(section: Prune) -> dict[str, Any]:
     return options | ({"freeze": section.freeze} if section.freeze else {})
 
 
-def maker_of(section: Prune) -> Callable[[Any], Pruner]:
-    """Return the function from a ratio or budget to the pipeline.
+def maker_of(section: Prune, default: str) -> Callable[[Any], Pruner]:
+    """Return the function from a ratio or budget to the pipeline, of the section's recipe or the default one.
 
     Raises:
         PruneError: a name is unknown.
     """
-    if section.recipe not in RECIPES:
-        raise PruneError(f"there is no recipe {section.recipe!r}{nearest(section.recipe, RECIPES)}")
-    return partial(RECIPES[section.recipe], **options_of(section))
+    name = section.recipe or default
+    if name not in RECIPES:
+        raise PruneError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
+    return partial(RECIPES[name], **options_of(section))
 
 
 def amount_of(section: Prune) -> Any:

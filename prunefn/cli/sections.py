@@ -132,9 +132,9 @@ class Distill(Settings):
 class Prune(Settings):
     """Units to remove, and compensation for them."""
 
-    recipe: str = "vbp"
-    """vbp, dvbp_ob2c, corp, network_slimming, l1_channels, taylor, isomorphic, depgraph_group_norm, lamp, fpgm, mac_aware; the
-    options below override it"""
+    recipe: str | None = None
+    """best, vbp, dvbp_ob2c, corp, network_slimming, l1_channels, taylor, isomorphic, depgraph_group_norm, lamp, fpgm, mac_aware; the
+    options below override it; default: best for prune, vbp for pat"""
     ratio: float | dict[str, float] | None = None
     """fraction of the units to remove, or {glob of groups: ratio}; 0.5 if no budget is given"""
     macs: float | None = Field(default=None, gt=0, le=1)
@@ -161,7 +161,7 @@ class Prune(Settings):
     min_units: int = Field(default=1, ge=1)
     """minimal number of units that every group keeps"""
     sequential: bool = False
-    """compensate block by block towards the dense outputs"""
+    """compensate block by block towards the dense outputs; best does so unless it has a criterion"""
     recalibrate: bool = False
     """recompute the statistics of BatchNorms at the end"""
     images: int = Field(default=1024, ge=1)

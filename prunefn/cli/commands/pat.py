@@ -12,6 +12,8 @@ from ..sections import Config
 from .prune import goal_metrics
 
 FINAL = "final.safetensors"
+RECIPE = "vbp"
+"""The recipe of the rounds, unless another one is given."""
 
 
 def run(job: Job) -> Result:
@@ -36,7 +38,7 @@ def run(job: Job) -> Result:
         progress=not job.quiet,
     )
     phases = Phases(
-        maker_of(c.prune),
+        maker_of(c.prune, RECIPE),
         schedule_of(p.schedule, ratio, p.steps),
         budget=budget_of(of),
         sparse=(regularizer_of(p.regularizer), c.sparse.recipe(seed)) if c.sparse.epochs else None,
@@ -64,7 +66,7 @@ def run(job: Job) -> Result:
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     c, p = config, config.pat
-    maker_of(c.prune)
+    maker_of(c.prune, RECIPE)
     ratio, of = ratio_of(p, c.prune)
     steps = schedule_of(p.schedule, ratio, p.steps)
     yield f"build {c.model.name}, load {c.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
@@ -73,7 +75,7 @@ def plan(config: Config) -> Iterable[str]:
         yield f"sparse training: {p.regularizer}, {c.sparse.epochs} epochs at {c.sparse.lr}"
     ratios = ", ".join(f"{steps(t):.1%}" for t in range(1, p.steps + 1))
     target = "" if p.target is None else f", until {p.target:.0%} of the MACs are left"
-    yield f"{p.steps} rounds of {c.prune.recipe}: {ratios} of the {of} removed{target}"
+    yield f"{p.steps} rounds of {c.prune.recipe or RECIPE}: {ratios} of the {of} removed{target}"
     yield f"after each round: {c.between.epochs} epochs at {c.between.lr}"
     distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
     yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.lr}{distilled}"

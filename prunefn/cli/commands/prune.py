@@ -24,6 +24,9 @@ from ..sections import Config
 
 PRUNED = "pruned.safetensors"
 
+RECIPE = "best"
+"""The recipe, unless another one is given."""
+
 
 def run(job: Job) -> Result:
     """Remove units of a trained model, once, with statistics of clean training images. Nothing is trained.
@@ -36,7 +39,7 @@ def run(job: Job) -> Result:
     from ...train.picture import pictures
 
     config, out = job.config, job.folder
-    make, amount = maker_of(config.prune), amount_of(config.prune)
+    make, amount = maker_of(config.prune, RECIPE), amount_of(config.prune)
     data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
@@ -64,7 +67,7 @@ def run(job: Job) -> Result:
     pictures(rows, spec, mask, out)
     plots.scores(move(pruned.info.scores, "cpu"), mask, out / "scores.png")
     if pruned.info.residuals:
-        plots.residuals({config.prune.recipe: pruned.info.residuals}, out / "residuals.png")
+        plots.residuals({config.prune.recipe or RECIPE: pruned.info.residuals}, out / "residuals.png")
     page(out)
     job.show(terminal(table(rows)))
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
@@ -90,7 +93,7 @@ def options_for_page(config: Config) -> Result:
     dump = config.model_dump(mode="json")
     options = {k: v for k, v in dump["prune"].items() if v not in (None, []) and k != "recipe"}
     return {
-        "prune": config.prune.recipe,
+        "prune": config.prune.recipe or RECIPE,
         "options": options,
         "model": dump["model"],
         "data": dump["data"],
@@ -126,11 +129,11 @@ def table(rows: list[Result]) -> Table:
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     amount, p = amount_of(config.prune), config.prune
-    maker_of(p)
+    maker_of(p, RECIPE)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if config.data.name:
         yield f"collect statistics of {p.images} clean training images of {config.data.name}"
-    yield f"{p.recipe}: remove " + (
+    yield f"{p.recipe or RECIPE}: remove " + (
         f"a ratio of {amount} of the units" if isinstance(amount, float | dict) else _budgets(amount)
     )
     yield "measure dense and pruned" if config.data.name else "count MACs and parameters"
