@@ -1,0 +1,122 @@
+"""The search for the values of settings with which a rebuilt module is right.
+
+The likeliest values are tried first. A line that fails is traced to the numbers that caused it: those that it reads, then those
+of its function and module, then those of the modules that call it or ran before it. A change may be taken back at any time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ..spec.program import Program
+from .attributes import Setting
+from .problem import Problem
+
+TRIES = 64
+"""Maximal number of ways to set the attributes that are run before giving up."""
+
+Ranks = Mapping[str, int]
+"""Kind of settings → rank of the value that they have."""
+
+
+class _Node(NamedTuple):
+    """A way that was tried, and the changes of it that are still to be tried."""
+
+    cost: int
+    """How unlikely the next change is, with all changes before it since the last progress."""
+    progress: tuple[float, ...]
+    """How far the module ran, negated, so that the smallest node is the next."""
+    number: int
+    changes: Iterator[Ranks]
+
+
+def search(
+    settings: Sequence[Setting], program: Program, attempt: Callable[[Ranks], Problem | None]
+) -> tuple[Ranks, Problem | None]:
+    """Return ranks that work and None, or, if no ranks work, the likeliest ranks and their problem.
+
+    A node is a way to set everything. The next change is the one that is the least unlikely, over all nodes; a change that lets
+    the module run further starts anew.
+    """
+    limits: dict[str, int] = {}
+    for s in settings:
+        limits[s.kind] = max(limits.get(s.kind, 1), len(s.values))
+    suspicion = _Suspicion(settings, program)
+    ranks: Ranks = dict.fromkeys(limits, 0)
+    first_problem = problem = attempt(ranks)
+    seen, numbers, nodes, best = {_key(ranks)}, itertools.count(), list[_Node](), ()
+    cost = 0
+    while problem is not None:
+        progress = suspicion.progress(problem)
+        if not nodes or progress < best:
+            best, cost = progress, 0
+        heapq.heappush(nodes, _Node(cost, progress, next(numbers), _changes(ranks, limits, suspicion.order(problem))))
+        while nodes:
+            node = heapq.heappop(nodes)
+            changed = next((r for r in node.changes if _key(r) not in seen), None)
+            if changed is not None:
+                break
+        else:
+            return dict.fromkeys(limits, 0), first_problem
+        ranks, cost = changed, node.cost + 1
+        heapq.heappush(nodes, node._replace(cost=cost, number=next(numbers)))
+        if len(seen) >= TRIES:
+            return dict.fromkeys(limits, 0), first_problem
+        seen.add(_key(ranks))
+        problem = attempt(ranks)
+    return ranks, None
+
+
+def _key(ranks: Ranks) -> tuple[int, ...]:
+    return tuple(ranks.values())
+
+
+def _changes(ranks: Ranks, limits: Mapping[str, int], kinds: Sequence[str]) -> Iterator[Ranks]:
+    """Yield the ranks with another rank for one kind; the first kinds first."""
+    for kind in kinds:
+        for rank in range(limits[kind]):
+            if rank != ranks[kind]:
+                yield {**ranks, kind: rank}
+
+
+class _Suspicion:
+    """The order in which modules run, and which settings may have caused a problem."""
+
+    def __init__(self, settings: Sequence[Setting], program: Program) -> None:
+        self.settings = settings
+        self.position: dict[str, int] = {}
+        for n, ins in enumerate(program.instructions):
+            parts = ins.module.split(".") if ins.module else []
+            for path in (".".join(parts[:i]) for i in range(len(parts) + 1)):
+                self.position.setdefault(path, n)
+
+    def progress(self, problem: Problem) -> tuple[float, ...]:
+        """Return how far a module ran before it failed, negated; a module that ran to its end is the furthest."""
+        if not problem.frames:
+            return (-float("inf"),)
+        return tuple(-n for f in problem.frames for n in (float(self.position.get(f.path, 0)), float(f.line)))
+
+    def order(self, problem: Problem) -> list[str]:
+        """Return the kinds of the settings, the likeliest causes of a problem first."""
+        reached = self.position.get(problem.frames[-1].path, 0) if problem.frames else 0
+        return list(dict.fromkeys(s.kind for s in sorted(self.settings, key=lambda s: self._rate(s, problem, reached))))
+
+    def _rate(self, setting: Setting, problem: Problem, reached: int) -> tuple[int, int]:
+        """Return how far a setting is from the line that fails.
+
+        A line or function of its module reads it, its module is in the call stack, runs before, or runs later; if no line
+        fails, the settings with the strongest evidence come first.
+        """
+        if not problem.frames:
+            return (0, setting.level)
+        own = [(depth, f) for depth, f in enumerate(reversed(problem.frames)) if f.path == setting.path]
+        for tier, names in enumerate(("on_line", "in_function")):
+            if near := [depth for depth, f in own if not getattr(f, names).isdisjoint(setting.place.names)]:
+                return (tier, near[0])
+        if own:
+            return (2, own[0][0])
+        position = self.position.get(setting.path, reached + 1)
+        return (3, reached - position) if position <= reached else (4, position - reached)
