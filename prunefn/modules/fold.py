@@ -6,7 +6,7 @@ again from the smaller width; the ratio of the two is folded into the rows of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isclose
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import trees
+from ..errors import TraceError
 from ..program.batches import device_of
 from ..program.compiled import compiled
 from ..program.inputs import flat_inputs
@@ -58,13 +59,18 @@ def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tupl
 def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
     """Return the folds that undo the scales in which the rebuilt module's program differs; empty if no folds can."""
     args, kwargs = example_inputs(params, spec)
-    other = trace(module, args, kwargs, train=spec.train)
+    try:
+        other = trace(module, args, kwargs, train=spec.train, check=False)
+    except TraceError:  # it runs at the sizes of the example, but not at others
+        return []
     pairs = list(zip(spec.program.instructions, other.program.instructions, strict=False))
     if len(spec.program.instructions) != len(other.program.instructions) or any(a.op != b.op for a, b in pairs):
         return []
     folds = dict[tuple[Any, ...], Fold]()
+    scalars_of_spec, scalars_of_other = (_constant_scalars(s, params) for s in (spec, other))
     for a, b in pairs:
-        if family(a.op) in SCALES and (factor := _missing_factor(a, b)) is not None:
+        of_a, of_b = _factors(a, scalars_of_spec), _factors(b, scalars_of_other)
+        if family(a.op) in SCALES and (factor := _missing_factor(a.op, of_a, of_b)) is not None:
             folds_before = _find_folds_before(a, params, spec, factor)
             if not folds_before:
                 return []
@@ -72,12 +78,20 @@ def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
     return list(folds.values())
 
 
-def _missing_factor(a: Instruction, b: Instruction) -> float | None:
-    """Return the factor for the input of `b` so that it gives the output of `a`; None if they do not differ in one scale."""
-    of_a, of_b = ([*_floats(i.args), *_floats(tuple(v for _, v in i.kwargs))] for i in (a, b))
-    if len(of_a) != len(of_b) or len(of_a) != 1 or isclose(of_a[0], of_b[0], rel_tol=1e-9):
+def _missing_factor(op: str, of_a: Sequence[float], of_b: Sequence[float]) -> float | None:
+    """Return the factor for the input of an op that scales by `of_b` so that it gives the output of one that scales by `of_a`.
+
+    None if they do not differ in one scale.
+    """
+    if len(of_a) != len(of_b) or len(of_a) != 1 or isclose(of_a[0], of_b[0], rel_tol=1e-9) or not of_a[0] * of_b[0] > 0:
         return None
-    return of_b[0] / of_a[0] if family(a.op) in DIVIDES else of_a[0] / of_b[0]
+    return of_b[0] / of_a[0] if family(op) in DIVIDES else of_a[0] / of_b[0]
+
+
+def _factors(ins: Instruction, scalars: Mapping[str, float]) -> list[float]:
+    """Return the numbers by which an op may multiply or divide: floats, and numbers or constant scalars behind its first argument."""
+    others = [float(x) if type(x) is int else scalars.get(getattr(x, "name", "")) for x in ins.args[1:2]]
+    return [*(x for x in others if x is not None), *_floats(ins.args), *_floats(tuple(v for _, v in ins.kwargs))]
 
 
 def _floats(args: Any) -> list[float]:
@@ -87,20 +101,31 @@ def _floats(args: Any) -> list[float]:
     return [args] if isinstance(args, float) else []
 
 
+def _constant_scalars(spec: Spec, params: Params) -> dict[str, float]:
+    """Return the single numbers that ops which scale read, and that depend on no input and no parameter."""
+    varying = _varying(spec.program, spec.program.tensors)
+    scaling = [i for i in spec.program.instructions if family(i.op) in SCALES]
+    names = list(dict.fromkeys(n for i in scaling for n in i.reads() if n.startswith("%") and n not in varying))
+    args, kwargs = example_inputs(params, spec)
+    run = compiled(spec, params, ("scalars", *names), lambda _, env: tuple(env[n] for n in names), only=names)
+    values = run(params, flat_inputs(spec, args, kwargs)) if names else ()
+    return {n: float(v) for n, v in zip(names, values, strict=True) if isinstance(v, Tensor) and v.numel() == 1}
+
+
 def _find_folds_before(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
     """Return folds of the rows that feed the first argument of an op; empty if the argument does not scale with them."""
     by_name = {f"%{i.name}": i for i in spec.program.instructions}
-    layers = _find_layers(ins.args[0].name, by_name, _input_dependent(spec.program))
+    layers = _find_layers(ins.args[0].name, by_name, _varying(spec.program))
     return [] if layers is None else [f for i in layers for f in _find_rows(i, ins, params, spec, factor)]
 
 
-def _input_dependent(program: Program) -> set[str]:
-    """Return the names of the values that depend on the inputs."""
-    dependent = {i.name for i in program.inputs}
+def _varying(program: Program, tensors: Iterable[str] = ()) -> set[str]:
+    """Return the names of the values that depend on the inputs, or on these tensors."""
+    varying = {*(i.name for i in program.inputs), *tensors}
     for i in program.instructions:
-        if dependent.intersection(i.reads()):
-            dependent.add(f"%{i.name}")
-    return dependent
+        if varying.intersection(i.reads()):
+            varying.add(f"%{i.name}")
+    return varying
 
 
 def _find_layers(name: str, by_name: dict[str, Instruction], dependent: set[str]) -> list[Instruction] | None:
@@ -135,10 +160,13 @@ def _find_rows(layer: Instruction, scaled: Instruction, params: Params, spec: Sp
         out, reached = run(values, flat_inputs(spec, args, kwargs))
         # random factors in [1, 2), so that no gradient cancels to zero by symmetry
         noise = torch.rand(reached.shape, generator=torch.Generator().manual_seed(0)).to(reached)
-        (grad,) = torch.autograd.grad((reached * (noise + 1)).sum(), out)
+        weighted = (reached * (noise + 1)).sum()
+        (grad,) = torch.autograd.grad(weighted, out)
+        # Euler: a value that is the product of k values that scale with the layer (a correlation: 2) has this degree k
+        degree = float((grad * out).sum() / weighted)
     rows = grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0]
     transposed = family(layer.op) in TRANSPOSED
     return [
-        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor)
+        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor ** (1 / max(1, round(degree))))
         for t in dict.fromkeys([*tensors, *slots])
     ]

@@ -17,7 +17,7 @@ class OtherSelf(nn.Module):
         this.a, this.b = nn.Linear(6, d), nn.Linear(d, 3)
 
     def forward(this, x: Tensor) -> Tensor:
-        return this.b(this.a(x).view(-1, this.wid // 2, 2).flatten(1).relu())
+        return this.b(this.a(x).view(-1, this.wid).relu())
 
 
 class OtherSelfInside(nn.Module):
