@@ -113,10 +113,50 @@ def _constant_scalars(spec: Spec, params: Params) -> dict[str, float]:
 
 
 def _find_folds_before(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
-    """Return folds of the rows that feed the first argument of an op; empty if the argument does not scale with them."""
-    by_name = {f"%{i.name}": i for i in spec.program.instructions}
-    layers = _find_layers(ins.args[0].name, by_name, _varying(spec.program))
-    return [] if layers is None else [f for i in layers for f in _find_rows(i, ins, params, spec, factor)]
+    """Return folds of the rows that feed the first argument of an op; empty if the argument does not scale with them.
+
+    A gradient shows which rows reach the argument.
+    """
+    sources = _find_sources(ins.args[0].name, spec.program)
+    if sources is None or any(t not in params for layer in sources.layers for t in _tensors_of(layer, spec, params)):
+        return []
+    own = {layer.name: _tensors_of(layer, spec, params) for layer in sources.layers}
+    tensors = {*sources.addends, *(t for row in own.values() for t in row)}
+    values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
+    args, kwargs = example_inputs(params, spec)
+    names = *(f"%{name}" for name in own), ins.args[0].name
+    run = compiled(spec, values, ("fold", *names), lambda _, env: tuple(env[n] for n in names), only=names)
+    with torch.enable_grad():
+        *outputs, reached = run(values, flat_inputs(spec, args, kwargs))
+        outputs += [values[t] for t in sources.addends]
+        # random factors in [1, 2), so that no gradient cancels to zero by symmetry
+        noise = torch.rand(reached.shape, generator=torch.Generator().manual_seed(0)).to(reached)
+        weighted = (reached * (noise + 1)).sum()
+        grads = torch.autograd.grad(weighted, outputs)
+    with (
+        torch.no_grad()
+    ):  # Euler: a value that is a product of k values that scale (a correlation: 2) has this degree k
+        degree = float(sum((g * y).sum() for g, y in zip(grads, outputs, strict=True)) / weighted)
+    power = factor ** (1 / max(1, round(degree)))
+    folds = []
+    for layer, grad in zip(sources.layers, grads, strict=False):
+        rows, transposed = _reaching(grad, SCALABLE[family(layer.op)][2]), family(layer.op) in TRANSPOSED
+        folds += [Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, power) for t in own[layer.name]]
+    addends = zip(sources.addends, grads[len(sources.layers) :], strict=True)
+    return folds + [Fold(t, 0, _reaching(grad, 0), power) for t, grad in addends]
+
+
+def _reaching(grad: Tensor, dim: int) -> Tensor:
+    """Return the positions along a dim at which a gradient is not zero."""
+    return grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0] if grad.ndim > 1 else grad.nonzero()[:, 0]
+
+
+def _tensors_of(layer: Instruction, spec: Spec, params: Params) -> list[str]:
+    """Return the names of the weight and the bias of a layer, also of a bias that a compensation created."""
+    weight, bias, _ = SCALABLE[family(layer.op)]
+    tensors = [layer.args[i].name for i in (weight, bias) if i is not None and i < len(layer.args) and layer.args[i]]
+    slots = [s.tensor for s in spec.program.slots if s.instruction == layer.name and s.tensor in params]
+    return list(dict.fromkeys([*tensors, *slots]))
 
 
 def _varying(program: Program, tensors: Iterable[str] = ()) -> set[str]:
@@ -128,45 +168,29 @@ def _varying(program: Program, tensors: Iterable[str] = ()) -> set[str]:
     return varying
 
 
-def _find_layers(name: str, by_name: dict[str, Instruction], dependent: set[str]) -> list[Instruction] | None:
-    """Return the layers from which a value comes through linear ops only; None if there is another op on the way."""
-    layers: dict[str, Instruction] = {}
-    todo = [name]
+class _Sources(NamedTuple):
+    """What a value scales with."""
+
+    layers: list[Instruction]
+    addends: list[str]
+    """Parameters that are added on the way."""
+
+
+def _find_sources(name: str, program: Program) -> _Sources | None:
+    """Return what a value comes from through linear ops only; None if there is another op on the way."""
+    by_name = {f"%{i.name}": i for i in program.instructions}
+    varying = _varying(program, program.tensors)
+    layers, addends, todo = dict[str, Instruction](), dict[str, None](), [name]
     while todo:
-        ins = by_name.get(todo.pop())
+        ins = by_name.get(source := todo.pop())
         op = None if ins is None else family(ins.op)
-        if ins is None or not (op in SCALABLE or op in LINEAR):
+        if source in program.tensors:
+            addends[source] = None
+        elif ins is None or not (op in SCALABLE or op in LINEAR):
             return None
-        if op in SCALABLE:
+        elif op in SCALABLE:
             layers[ins.name] = ins
         else:
-            inputs = [r for r in refs(ins.args) if r in dependent]
+            inputs = [r for r in refs(ins.args) if r in varying]
             todo += inputs if op in MERGES else inputs[:1]
-    return list(layers.values())
-
-
-def _find_rows(layer: Instruction, scaled: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
-    """Return folds of the rows of a layer that reach the first argument of the scaled op; a gradient shows which rows do."""
-    weight, bias, dim = SCALABLE[family(layer.op)]
-    tensors = [layer.args[i].name for i in (weight, bias) if i is not None and i < len(layer.args) and layer.args[i]]
-    slots = [s.tensor for s in spec.program.slots if s.instruction == layer.name and s.tensor in params]
-    if any(t not in params for t in tensors):
-        return []
-    values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
-    args, kwargs = example_inputs(params, spec)
-    outputs = f"%{layer.name}", scaled.args[0].name
-    run = compiled(spec, values, ("fold", *outputs), lambda _, env: tuple(env[n] for n in outputs), only=outputs)
-    with torch.enable_grad():
-        out, reached = run(values, flat_inputs(spec, args, kwargs))
-        # random factors in [1, 2), so that no gradient cancels to zero by symmetry
-        noise = torch.rand(reached.shape, generator=torch.Generator().manual_seed(0)).to(reached)
-        weighted = (reached * (noise + 1)).sum()
-        (grad,) = torch.autograd.grad(weighted, out)
-        # Euler: a value that is the product of k values that scale with the layer (a correlation: 2) has this degree k
-        degree = float((grad * out).sum() / weighted)
-    rows = grad.movedim(dim, 0).flatten(1).abs().amax(1).nonzero()[:, 0]
-    transposed = family(layer.op) in TRANSPOSED
-    return [
-        Fold(t, 1 if transposed and len(spec.axes[t]) == 2 else 0, rows, factor ** (1 / max(1, round(degree))))
-        for t in dict.fromkeys([*tensors, *slots])
-    ]
+    return _Sources(list(layers.values()), list(addends))

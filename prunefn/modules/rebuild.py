@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import ParamsError, PruneError
 from ..parameters.transforms import check_names
+from ..parameters.transforms import params as dense_params
 from ..spec.axis import leaves, size
 from ..spec.spec import Spec
 from ..types import Params
+from .advice import advise
 from .attributes import settings, table
 from .confirm import confirm, confirm_by_twin
 from .expected import expect
@@ -25,7 +27,9 @@ from .problem import Problem
 from .search import Ranks, search
 from .twin import copied, recompute
 
-TRACES = 2
+TRIES, FEW_TRIES = 64, 8
+"""Maximal number of ways to set the attributes that are run: before giving up, and for each advice after that."""
+TRACES = 3
 """Maximal number of them that are traced, because they run but give other outputs: a scale may have to be folded."""
 
 Judge = Callable[[nn.Module], Problem | None]
@@ -35,8 +39,19 @@ Judge = Callable[[nn.Module], Problem | None]
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
+
+    def advice(problem: Problem) -> str:
+        return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(p, s, model, FEW_TRIES, lambda _: ""))
+
+    return _rebuild(params, spec, model, TRIES, advice)
+
+
+def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: Callable[[Problem], str]) -> nn.Module:
+    """Return the rebuilt module after at most this many tries; a refusal ends with the advice."""
     if spec.capture != "exported":
-        return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
+        return resized(
+            copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model), tries, advice
+        )
     expected, folds, traces = expect(params, spec, model), list[Fold](), itertools.count()
 
     def judge(module: nn.Module) -> Problem | None:
@@ -51,17 +66,24 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
                 problem = folded
         return None if problem is not None and problem.slight else problem
 
-    module = resized(copies(params, spec), spec, model, judge)
+    module = resized(copies(params, spec), spec, model, judge, tries, advice)
     fold(module, folds)
     return module
 
 
-def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge) -> nn.Module:
+def resized(
+    tensors: Mapping[str, Tensor],
+    spec: Spec,
+    model: nn.Module,
+    judge: Judge,
+    tries: int = TRIES,
+    advice: Callable[[Problem], str] = lambda _: "",
+) -> nn.Module:
     """Return the traced model with other tensors and the likeliest attributes that the judge accepts.
 
     Raises:
         ParamsError: the model is not the one that was traced.
-        PruneError: the judge accepts no attributes; states the problem of the likeliest.
+        PruneError: the judge accepts no attributes; states the problem of the likeliest, and the advice about it.
     """
     check_model(model, spec)
     possible = settings(model, spec)
@@ -71,11 +93,11 @@ def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: 
         settle(module, [(s.path, s.place, s.ranked(ranks)) for s in possible])
         return judge(module)
 
-    ranks, problem = search(possible, spec.program, attempt)
+    ranks, problem = search(possible, spec.program, attempt, tries)
     if problem is not None:
         raise PruneError(
-            f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
-            "fewer kinds, such as where=pf.kind('hidden'). Without model=, to_module gives a graph module, which runs at any size"
+            f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. No numbers in its attributes make it run."
+            f"{advice(problem)} Without model=, to_module gives a graph module, which runs at any size"
         )
     changed = {(s.path, str(s.place)): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.place.value}
     changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge)}

@@ -15,9 +15,6 @@ from ..spec.program import Program
 from .attributes import Setting
 from .problem import Problem
 
-TRIES = 64
-"""Maximal number of ways to set the attributes that are run before giving up."""
-
 Ranks = Mapping[str, int]
 """Kind of settings → rank of the value that they have."""
 
@@ -34,12 +31,12 @@ class _Node(NamedTuple):
 
 
 def search(
-    settings: Sequence[Setting], program: Program, attempt: Callable[[Ranks], Problem | None]
+    settings: Sequence[Setting], program: Program, attempt: Callable[[Ranks], Problem | None], tries: int
 ) -> tuple[Ranks, Problem | None]:
     """Return ranks that work and None, or, if no ranks work, the likeliest ranks and their problem.
 
     A node is a way to set everything. The next change is the one that is the least unlikely, over all nodes; a change that lets
-    the module run further starts anew.
+    the module run further starts anew. At most `tries` ways are tried.
     """
     limits: dict[str, int] = {}
     for s in settings:
@@ -63,7 +60,7 @@ def search(
             return dict.fromkeys(limits, 0), first_problem
         ranks, cost = changed, node.cost + 1
         heapq.heappush(nodes, node._replace(cost=cost, number=next(numbers)))
-        if len(seen) >= TRIES:
+        if len(seen) >= tries:
             return dict.fromkeys(limits, 0), first_problem
         seen.add(_key(ranks))
         problem = attempt(ranks)

@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
 from ..parameters.transforms import expand
+from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Params
 
@@ -42,15 +43,23 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
     """
     if any(spec.sizes[g] != spec.traced[g] and not spec.groups[g].exact for g in spec.groups):
         return None
-    dense = replace(
-        spec,
-        sizes=spec.traced,
-        groups=FrozenDict({n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}),
-    )
     leading_units = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
     twin = copied(model, {})
-    twin.load_state_dict(expand(params, leading_units, spec=dense), strict=False)
+    twin.load_state_dict(expand(params, leading_units, spec=_resized(spec)), strict=False)
     return twin
+
+
+def dense(spec: Spec) -> Spec | None:
+    """Return the spec at its traced sizes; None if units of its constants were removed, whose values are gone."""
+    if any(spec.sizes[g] != spec.traced[g] for axes in spec.constants.axes.values() for a in axes for g in leaves(a)):
+        return None
+    return _resized(spec)
+
+
+def _resized(spec: Spec) -> Spec:
+    """Return the spec at its traced sizes, with the constants that it has."""
+    groups = {n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}
+    return replace(spec, sizes=spec.traced, groups=FrozenDict(groups))
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

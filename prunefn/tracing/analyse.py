@@ -79,7 +79,9 @@ def _freeze_unread(a: Analysis) -> None:
     """Freeze the axes of tensors that occur in no value that an output needs."""
     if all(node in a.live for node in a.values if node.op == "call_function"):
         return
-    values = [v for node, value in a.values.items() if node in a.live for v in (value if isinstance(value, list) else [value])]
+    values = [
+        v for node, value in a.values.items() if node in a.live for v in (value if isinstance(value, list) else [value])
+    ]
     live = {var for v in values if isinstance(v, Value) for axis in v.axes for var in a.alg.vars(axis)}
     for axis in (x for axes in a.tensors.values() for x in axes):
         for var in a.alg.vars(axis):

@@ -144,6 +144,24 @@ class ScaleOfTensor(nn.Module):
         return self.o(((q @ k.transpose(-1, -2) / scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class ScaleBehindBias(nn.Module):
+    """A bias of its own is added before the scale, as in DeBERTa."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.all_head_size = 2, 16
+        self.q, self.k, self.v = (nn.Linear(6, 16, bias=False) for _ in range(3))
+        self.o = nn.Linear(16, 6)
+        self.q_bias = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q = q + self.q_bias.view(1, 1, self.heads, -1).transpose(1, 2)
+        q = q / torch.sqrt(torch.tensor(q.shape[-1], dtype=torch.float) * 3).to(q.dtype)
+        y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).reshape(*x.shape[:2], self.all_head_size))
+
+
 class ScaleOfWidth(nn.Module):
     """The scale is that of the whole width, which the module keeps as a number."""
 
@@ -251,6 +269,7 @@ CASES = [
     Case(FusedGrouped, tokens(12)),
     Case(Joint, lambda b: (randn(b, 5, 12), randn(b, 3, 10, seed=1))),
     Case(ScaleOfTensor, tokens(6)),
+    Case(ScaleBehindBias, tokens(6)),
     Case(ScaleOfWidth, tokens(6)),
     Case(MinGPT, tokens(16), refused="z.view(b, t, self.n_head, c // self.n_head)"),
     Case(MinGPTHidden, tokens(16), with_kinds=("hidden",)),
