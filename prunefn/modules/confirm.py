@@ -215,7 +215,7 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes
-                return failure(e, module)
+                return failure(e, wide)
     problem = difference(*results)
     return None if problem is not None and problem.slight else problem
 

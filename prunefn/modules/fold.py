@@ -21,7 +21,7 @@ from ..program.inputs import flat_inputs
 from ..spec.program import Instruction, Program, refs
 from ..spec.spec import Spec
 from ..tracing.api import trace
-from ..tracing.rules.families import DIVIDES, LINEAR, MERGES, SCALABLE, SCALES, TRANSPOSED, family
+from ..tracing.rules.families import BILINEAR, DIVIDES, HOMOGENEOUS, MERGES, SCALABLE, SCALES, TRANSPOSED, family
 from ..types import Params
 
 
@@ -56,8 +56,11 @@ def example_inputs(params: Params, spec: Spec, batch: int | None = None) -> tupl
     return trees.map_tensors(cast, (args, kwargs))
 
 
-def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
-    """Return the folds that undo the scales in which the rebuilt module's program differs; empty if no folds can."""
+def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[list[Fold]]:
+    """Return the folds that may undo the scales in which the rebuilt module's program differs; empty if no folds can.
+
+    There are up to two ways: of a product of queries and keys, the queries may be scaled, or the keys.
+    """
     args, kwargs = example_inputs(params, spec)
     try:
         other = trace(module, args, kwargs, train=spec.train, check=False)
@@ -66,16 +69,20 @@ def find_folds(module: nn.Module, params: Params, spec: Spec) -> list[Fold]:
     pairs = list(zip(spec.program.instructions, other.program.instructions, strict=False))
     if len(spec.program.instructions) != len(other.program.instructions) or any(a.op != b.op for a, b in pairs):
         return []
-    folds = dict[tuple[Any, ...], Fold]()
-    scalars_of_spec, scalars_of_other = (_constant_scalars(s, params) for s in (spec, other))
-    for a, b in pairs:
-        of_a, of_b = _factors(a, scalars_of_spec), _factors(b, scalars_of_other)
-        if family(a.op) in SCALES and (factor := _missing_factor(a.op, of_a, of_b)) is not None:
-            folds_before = _find_folds_before(a, params, spec, factor)
-            if not folds_before:
-                return []
-            folds.update({(f.tensor, f.dim, tuple(f.rows.tolist())): f for f in folds_before})
-    return list(folds.values())
+    of_spec, of_other = (_constant_scalars(s, params) for s in (spec, other))
+    factors = [
+        (a, factor)
+        for a, b in pairs
+        if family(a.op) in SCALES
+        and (factor := _missing_factor(a.op, _factors(a, of_spec), _factors(b, of_other))) is not None
+    ]
+    ways = ([_find_folds_before(a, params, spec, factor, operand) for a, factor in factors] for operand in (0, 1))
+    return [_without_repetitions(f for folds in way for f in folds) for way in ways if way and all(way)]
+
+
+def _without_repetitions(folds: Iterable[Fold]) -> list[Fold]:
+    """Return the folds, those of the same rows of a tensor only once."""
+    return list({(f.tensor, f.dim, tuple(f.rows.tolist())): f for f in folds}.values())
 
 
 def _missing_factor(op: str, of_a: Sequence[float], of_b: Sequence[float]) -> float | None:
@@ -112,19 +119,20 @@ def _constant_scalars(spec: Spec, params: Params) -> dict[str, float]:
     return {n: float(v) for n, v in zip(names, values, strict=True) if isinstance(v, Tensor) and v.numel() == 1}
 
 
-def _find_folds_before(ins: Instruction, params: Params, spec: Spec, factor: float) -> list[Fold]:
-    """Return folds of the rows that feed the first argument of an op; empty if the argument does not scale with them.
+def _find_folds_before(ins: Instruction, params: Params, spec: Spec, factor: float, operand: int) -> list[Fold]:
+    """Return folds of the rows that feed an argument of an op; empty if the argument does not scale with them.
 
-    A gradient shows which rows reach the argument.
+    It is the first argument, or that of this number if the op is a product. A gradient shows which rows reach it.
     """
-    sources = _find_sources(ins.args[0].name, spec.program)
+    argument = ins.args[operand if family(ins.op) in BILINEAR else 0].name
+    sources = _find_sources(argument, spec.program, operand)
     if sources is None or any(t not in params for layer in sources.layers for t in _tensors_of(layer, spec, params)):
         return []
     own = {layer.name: _tensors_of(layer, spec, params) for layer in sources.layers}
     tensors = {*sources.addends, *(t for row in own.values() for t in row)}
     values = {n: t.detach().requires_grad_(n in tensors) for n, t in params.items()}
     args, kwargs = example_inputs(params, spec)
-    names = *(f"%{name}" for name in own), ins.args[0].name
+    names = *(f"%{name}" for name in own), argument
     run = compiled(spec, values, ("fold", *names), lambda _, env: tuple(env[n] for n in names), only=names)
     with torch.enable_grad():
         *outputs, reached = run(values, flat_inputs(spec, args, kwargs))
@@ -176,8 +184,8 @@ class _Sources(NamedTuple):
     """Parameters that are added on the way."""
 
 
-def _find_sources(name: str, program: Program) -> _Sources | None:
-    """Return what a value comes from through linear ops only; None if there is another op on the way."""
+def _find_sources(name: str, program: Program, operand: int) -> _Sources | None:
+    """Return what a value scales with, through the factor of this number of each product; None if another op is on the way."""
     by_name = {f"%{i.name}": i for i in program.instructions}
     varying = _varying(program, program.tensors)
     layers, addends, todo = dict[str, Instruction](), dict[str, None](), [name]
@@ -186,11 +194,12 @@ def _find_sources(name: str, program: Program) -> _Sources | None:
         op = None if ins is None else family(ins.op)
         if source in program.tensors:
             addends[source] = None
-        elif ins is None or not (op in SCALABLE or op in LINEAR):
+        elif ins is None or not (op in SCALABLE or op in HOMOGENEOUS):
             return None
         elif op in SCALABLE:
             layers[ins.name] = ins
         else:
             inputs = [r for r in refs(ins.args) if r in varying]
-            todo += inputs if op in MERGES else inputs[:1]
+            first = operand if op in BILINEAR and len(inputs) > operand else 0
+            todo += inputs if op in MERGES else inputs[first : first + 1]
     return _Sources(list(layers.values()), list(addends))

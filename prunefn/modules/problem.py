@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import trees
+from ..errors import TraceError
 
 ROUNDING = 256
 """Differences below this many times the precision and the largest output are only rounding."""
@@ -41,6 +42,8 @@ class Problem(NamedTuple):
 
 def failure(error: Exception, module: nn.Module) -> Problem:
     """Return an error of a module's code as a problem: the innermost line outside of torch."""
+    if isinstance(error, TraceError) and isinstance(error.__cause__, Exception):  # of the run that was traced
+        error = error.__cause__
     tracebacks = list(_walk(error.__traceback__))
     paths = {id(m): path for path, m in module.named_modules(remove_duplicate=False)}
     frames, path, own = [], "", None

@@ -57,14 +57,14 @@ def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: C
     def judge(module: nn.Module) -> Problem | None:
         folds.clear()
         problem = confirm(module, expected, folds, train=spec.train)
-        if problem is not None and not problem.frames and next(traces) < TRACES:
-            folds.extend(find_folds(module, params, spec))
-            folded = confirm(module, expected, folds, train=spec.train) if folds else problem
-            if problem.slight and folded is not None and not folded.slight:
-                folds.clear()  # the folds make it worse, so the slight difference was rounding
-            else:
-                problem = folded
-        return None if problem is not None and problem.slight else problem
+        if problem is None or problem.frames:
+            return problem
+        for way in find_folds(module, params, spec) if next(traces) < TRACES else []:
+            folded = confirm(module, expected, way, train=spec.train)
+            if folded is None or folded.slight:
+                folds.extend(way)
+                return None
+        return None if problem.slight else problem  # without folds, a slight difference is rounding
 
     module = resized(copies(params, spec), spec, model, judge, tries, advice)
     fold(module, folds)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from ..parameters.transforms import expand
 from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Params
+from .places import parts, with_parts
 
 
 def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None:
@@ -77,13 +80,30 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
     try:
-        return copy.deepcopy(model, memo)
+        copied_model = copy.deepcopy(model, memo)
     except Exception as error:  # an attribute may be of any class and raise any error
         culprit = next((n for n in _attributes(model) if not _can_copy(model, n)), "one of its attributes")
         raise PruneError(
             f"{type(model).__name__} cannot be copied because of {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
             "attribute of the model, or leave model= out, for a graph module"
         ) from error
+    for module in copied_model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value.__closure__:
+                setattr(module, name, _rebound(value, memo))
+            elif isinstance(getattr(type(module), name, None), cached_property):
+                delattr(module, name)  # it was computed from the sizes of the model
+    return copied_model
+
+
+def _rebound(function: FunctionType, memo: Mapping[int, Any]) -> FunctionType:
+    """Return a function that reads the copies of what it reads from outside, such as of the module that defines it."""
+    filled = {i: cell for i, cell in enumerate(function.__closure__ or ()) if parts(cell)}
+    changes = {i: memo[id(c.cell_contents)] for i, c in filled.items() if id(c.cell_contents) in memo}
+    if not changes:
+        return function
+    cells = {i: CellType(value) for i, value in changes.items()}
+    return with_parts(function, {"__closure__": with_parts(function.__closure__, cells)})
 
 
 def _attributes(model: nn.Module) -> Iterator[str]:

@@ -162,6 +162,35 @@ class ScaleBehindBias(nn.Module):
         return self.o(y.transpose(1, 2).reshape(*x.shape[:2], self.all_head_size))
 
 
+class ScaleOfPooled(nn.Module):
+    """Queries are pooled by their maximum before they are scaled, as in Hiera."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 2, 8
+        self.q, self.k, self.v, self.o = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q = q.view(x.shape[0], self.heads, 2, -1, self.head_dim).amax(2)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ScaleOfKeys(nn.Module):
+    """The queries are also read without the scale, as for the relative positions of SAM: only the keys can be scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 2, 8
+        self.q, self.k, self.v, self.o = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 6)
+        self.rel = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        bias = q @ self.rel.t()
+        return self.o(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
 class ScaleOfWidth(nn.Module):
     """The scale is that of the whole width, which the module keeps as a number."""
 
@@ -270,6 +299,8 @@ CASES = [
     Case(Joint, lambda b: (randn(b, 5, 12), randn(b, 3, 10, seed=1))),
     Case(ScaleOfTensor, tokens(6)),
     Case(ScaleBehindBias, tokens(6)),
+    Case(ScaleOfPooled, tokens(6, length=4)),
+    Case(ScaleOfKeys, tokens(6, length=4)),
     Case(ScaleOfWidth, tokens(6)),
     Case(MinGPT, tokens(16), refused="z.view(b, t, self.n_head, c // self.n_head)"),
     Case(MinGPTHidden, tokens(16), with_kinds=("hidden",)),

@@ -162,6 +162,35 @@ class InClosure(Attend):
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class InClosureOfSelf(Attend):
+    """A lambda that reads the sizes, and a layer, from the module that defines it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.w = 4, 6
+        self.split = lambda f, x: f(x).view(x.shape[0], -1, self.n, self.w).transpose(1, 2)
+        self.last = lambda y: self.o(y.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.scaled_dot_product_attention(*(self.split(f, x) for f in (self.q, self.k, self.v))))
+
+
+class InMethod(Attend):
+    """A method under another name, and a partial of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 4
+        self.run = partial(self.attend, heads=4, width=6)
+        self.go = self.really
+
+    def really(self, x: Tensor) -> Tensor:
+        return self.run(x.view(*x.shape)) * self.n**0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.go(x)
+
+
 class InDefaults(Attend):
     """A lambda with the sizes as default values of its arguments."""
 
@@ -273,6 +302,9 @@ CASES = [
             SharedConfig,
         )
     ),
-    *(Case(cls, tokens(10)) for cls in (InPartial, InClosure, InDefaults, InClass, InProperty, InOrderedDict)),
+    *(
+        Case(cls, tokens(10))
+        for cls in (InPartial, InClosure, InClosureOfSelf, InMethod, InDefaults, InClass, InProperty, InOrderedDict)
+    ),
     *(Case(cls, vectors(6)) for cls in (InObject, SplitByAttributes, ModuleDicts)),
 ]
