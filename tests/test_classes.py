@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from pytest import mark, raises
 from torch import nn
@@ -45,6 +47,29 @@ def test_a_class_runs_at_half_of_its_sizes(name: str) -> None:
         close(a.double(), b.double(), max(tolerance, 1e-11))
 
 
+def test_a_refusal_advises_what_was_tried() -> None:
+    """Heads and head_dims are tied to a width that stays, so neither kind alone can stay whole; hidden groups can go."""
+    model, params, spec = halved(CASES["MinGPTHidden"]._replace(with_kinds=()))
+    with raises(
+        pf.PruneError, match=r"c // self.n_head.*It runs if only hidden groups are pruned: where=pf.kind\('hidden'\)\."
+    ):
+        pf.to_module(params, spec=spec, model=model)
+    model, params, spec = halved(CASES["MinGPT"])
+    with raises(pf.PruneError, match=r"make it run\. Without model=") as error:
+        pf.to_module(params, spec=spec, model=model)
+    assert "where=" not in str(error.value)
+
+
+def test_dead_code_shrinks_along_and_costs_nothing() -> None:
+    model, _, spec = halved(CASES["DeadBlocks"])
+    dense = pf.trace(model, CASES["DeadBlocks"].inputs(2), check=False)
+    assert list(dense.groups) == ["a"]
+    assert pf.cost(dense).macs == 6 * 16 + 16 * 3
+    assert [spec.shape(f"{n}.weight") for n in ("dead.0", "dead.3", "norm")] == [(10, 8), (8, 10), (8,)]
+    assert dense.frozen["dead.0.weight", 0] == ("nothing reads what is computed with it",)
+    assert "dead.0.weight" not in dense.program.tensors
+
+
 def test_numbers_are_found_in_containers_and_shared_objects_stay() -> None:
     model, params, spec = halved(CASES["SharedConfig"])
     new = pf.to_module(params, spec=spec, model=model)
@@ -53,7 +78,7 @@ def test_numbers_are_found_in_containers_and_shared_objects_stay() -> None:
 
 
 @mark.parametrize("name", ["InNestedDict", "RearrangeLayers", "InPartial", "InFrozenDataclass"])
-def test_a_saved_module_has_the_numbers_in_its_containers(name: str, tmp_path) -> None:
+def test_a_saved_module_has_the_numbers_in_its_containers(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model, params, spec = halved(case)
     new, x = pf.to_module(params, spec=spec, model=model), case.inputs(3)
