@@ -33,7 +33,7 @@ class _Node(NamedTuple):
 def search(
     settings: Sequence[Setting], program: Program, attempt: Callable[[Ranks], Problem | None], tries: int
 ) -> tuple[Ranks, Problem | None]:
-    """Return ranks that work and None, or, if no ranks work, the likeliest ranks and their problem.
+    """Return ranks that work and None, or, if no ranks work, the likeliest ranks and the problem of the way that ran furthest.
 
     A node is a way to set everything. The next change is the one that is the least unlikely, over all nodes; a change that lets
     the module run further starts anew. At most `tries` ways are tried.
@@ -42,29 +42,45 @@ def search(
     for s in settings:
         limits[s.kind] = max(limits.get(s.kind, 1), len(s.values))
     suspicion = _Suspicion(settings, program)
-    ranks: Ranks = dict.fromkeys(limits, 0)
-    first_problem = problem = attempt(ranks)
-    seen, numbers, nodes, best = {_key(ranks)}, itertools.count(), list[_Node](), ()
-    cost = 0
+    likeliest: Ranks = dict.fromkeys(limits, 0)
+    seen, numbers, nodes, problems = {_key(likeliest)}, itertools.count(), list[_Node](), list[_Failed]()
+    ranks, cost, problem = likeliest, 0, attempt(likeliest)
     while problem is not None:
         progress = suspicion.progress(problem)
-        if not nodes or progress < best:
-            best, cost = progress, 0
+        if all(progress < p.progress for p in problems):
+            cost = 0
+        problems.append(_Failed(progress, problem))
         heapq.heappush(nodes, _Node(cost, progress, next(numbers), _changes(ranks, limits, suspicion.order(problem))))
-        while nodes:
-            node = heapq.heappop(nodes)
-            changed = next((r for r in node.changes if _key(r) not in seen), None)
-            if changed is not None:
-                break
-        else:
-            return dict.fromkeys(limits, 0), first_problem
-        ranks, cost = changed, node.cost + 1
-        heapq.heappush(nodes, node._replace(cost=cost, number=next(numbers)))
-        if len(seen) >= tries:
-            return dict.fromkeys(limits, 0), first_problem
+        ranks, cost = _next_change(nodes, seen)
+        if ranks is None or len(seen) == tries:
+            return likeliest, _furthest(problems)
         seen.add(_key(ranks))
         problem = attempt(ranks)
     return ranks, None
+
+
+def _next_change(nodes: list[_Node], seen: set[tuple[int, ...]]) -> tuple[Ranks | None, int]:
+    """Return the likeliest ranks that were not tried yet, and their cost; None if there are no more."""
+    while nodes:
+        node = heapq.heappop(nodes)
+        ranks = next((r for r in node.changes if _key(r) not in seen), None)
+        if ranks is not None:
+            heapq.heappush(nodes, node._replace(cost=node.cost + 1))
+            return ranks, node.cost + 1
+    return None, 0
+
+
+class _Failed(NamedTuple):
+    """A way that failed, and how far it ran, negated."""
+
+    progress: tuple[float, ...]
+    problem: Problem
+
+
+def _furthest(failed: Sequence[_Failed]) -> Problem:
+    """Return the problem of the way that ran furthest among those that fail at a line; if none does, the first problem."""
+    at_lines = [f for f in failed if f.problem.frames]
+    return min(at_lines, key=lambda f: f.progress).problem if at_lines else failed[0].problem
 
 
 def _key(ranks: Ranks) -> tuple[int, ...]:
