@@ -7,6 +7,7 @@ A place is named like the Python expression that reads it from the module: `head
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -21,9 +22,14 @@ DEPTH = 5
 """Maximal number of steps from a module to a number."""
 LONGEST = 64
 """Containers with more entries hold data, not sizes."""
+MOST = 4096
+"""Maximal number of places in one attribute, which may refer to everything, such as a trainer."""
 OPAQUE = (nn.Module, Tensor, str, bytes, bool, float, complex, type, ModuleType, Enum, torch.dtype, torch.device)
 """Classes of values that are not searched for numbers."""
-FRAMEWORKS = ("torch", "numpy", "builtins", "collections", "threading", "logging", "re", "pathlib")
+FRAMEWORKS = (
+    *("torch", "numpy", "builtins", "collections", "threading", "logging", "re", "pathlib"),
+    *("lightning", "pytorch_lightning", "accelerate", "tokenizers"),
+)
 """Packages whose objects are searched only if they are plain containers."""
 OF_MODULES = frozenset(vars(nn.Module()))
 """Attributes of `nn.Module` itself."""
@@ -72,7 +78,8 @@ def places(module: nn.Module) -> Iterator[Place]:
         own = {**{k: v for k, v in vars(cls).items() if type(v) is int and not k.startswith("__")}, **own}
     for name, value in own.items():
         if not isinstance(getattr(type(module), name, None), cached_property):
-            yield from _places(value, Place((Step(name, True),), 0, (name,), False), frozenset())
+            start = Place((Step(name, True),), 0, (name,), False)
+            yield from itertools.islice(_places(value, start, frozenset()), MOST)
 
 
 def _places(value: Any, place: Place, outer: frozenset[int]) -> Iterator[Place]:
