@@ -117,6 +117,11 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         ("bert", "unet", "graph", "recurrent"),
     ),
     "test_caches.py::test_encoder_decoders_are_exported_and_rebuilt": ("T5", "Whisper"),
+    "test_classes.py::test_a_class_runs_at_half_of_its_sizes": (
+        "RearrangeLayers", "InDict", "InDataclass", "SharedConfig", "InPartial", "InClosureOfSelf", "InClass", "InObject",
+        "ModuleDicts", "ScaleOfTensor", "ScaleBehindBias", "ScaleOfKeys", "Correlation", "MinGPT", "Literal", "Time",
+        "GroupNormCoincidence", "UNet", "DeadHead", "DeadBlocks", "OtherSelfInside", "structured", "half", "Steps",
+    ),
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""
 

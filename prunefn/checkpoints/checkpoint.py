@@ -21,6 +21,7 @@ from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
 from ..modules.hf_config import is_transformers
+from ..modules.places import Place, places
 from ..modules.plan import Plan, plan_in, remember
 from ..modules.pretrained import save_with_plan
 from ..modules.pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
@@ -257,19 +258,13 @@ def load(
             return rebuild({n: t.detach() for n, t in tensors.items()}, small, model)
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     module = with_tensors(model, tensors)
-    _check_plan(module, plan or [], content.where)
-    if is_transformers(module) and _changes_sizes(own, tensors, module, plan or []):
+    numbers = _placed(module, plan or [], content.where)
+    shapes_differ = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
+    if is_transformers(module) and (shapes_differ or any(place.value != value for _, place, value in numbers)):
         save_with_plan(module, "its config is that of the model that pf.load was given, which has other sizes")
-    settle(module, plan or [])
+    settle(module, numbers)
     remember(module, plan or [])
     return module
-
-
-def _changes_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
-    """Return whether the tensors or the plan have other sizes than those that the model was built for."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    shapes_differ = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
-    return shapes_differ or any(getattr(modules[path], name) != value for path, name, value in plan)
 
 
 def _keep_fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
@@ -291,29 +286,24 @@ def _keep_fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool)
     return {n: t for n, t in state.items() if n not in foreign}
 
 
-def _check_plan(model: nn.Module, plan: Plan, where: str) -> None:
-    """Check that the plan sets only existing whole numbers, or rows of them, to such values.
+def _placed(model: nn.Module, plan: Plan, where: str) -> list[tuple[str, Place, int]]:
+    """Return the entries of a plan with their places in a model.
 
     Raises:
-        ParamsError: it sets another attribute; names it.
+        ParamsError: the plan sets something else than an existing whole number; names it.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules, numbers, out = dict(model.named_modules(remove_duplicate=False)), dict[str, dict[str, Place]](), []
     for path, name, value in plan:
-        now = getattr(modules.get(path), name, None)
-        fits = type(value) is type(now) is int or (
-            isinstance(now, list | tuple) and _is_int_row(now) and _is_int_row(value)
-        )
-        if not fits or name.startswith("_"):
-            is_now = now if type(now) is int or _is_int_row(now) else type(now).__name__
+        if path not in numbers:
+            numbers[path] = {str(p): p for p in places(modules[path])} if path in modules else {}
+        if name not in numbers[path] or type(value) is not int:
+            now = type(getattr(modules.get(path), name, None)).__name__
             raise ParamsError(
-                f"{where} would set {f'{path}.{name}'.lstrip('.')!r}, which is {is_now}, to {str(value)[:60]!r}; only sizes can be "
+                f"{where} would set {f'{path}.{name}'.lstrip('.')!r}, which is {now}, to {str(value)[:60]!r}; only sizes can be "
                 "set: is it of this class?"
             )
-
-
-def _is_int_row(value: Any) -> bool:
-    """Return whether a value is a list or tuple of whole numbers."""
-    return isinstance(value, list | tuple) and all(type(v) is int for v in value)
+        out.append((path, numbers[path][name], value))
+    return out
 
 
 def _replacement(t: Tensor, replaced: Tensor | None) -> Tensor:

@@ -8,11 +8,10 @@ ordered by the name of the attribute and the nearness of the evidence, and the r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -20,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, bound, leaves, size
 from ..spec.program import Size
 from ..spec.spec import Spec
+from .places import Place, places
 
 OTHER = re.compile(
     r"kernel|window|stride|pad|patch|img|image|grid|resolution|classes|labels|dilation|depth|layers|vocab|position"
@@ -33,6 +33,12 @@ CHANNELS = re.compile(
 
 MANY = 40
 """A module with more modules below its children counts as a network, not as a block."""
+MANY_PARTS = 6
+"""Sums of neighbouring parts are sizes only in concatenations with at most this many parts."""
+STRONG = 2
+"""Levels of evidence that suffice to change a number of any name: the module's own ops."""
+MOST_VALUES = 5
+"""Maximal number of values of one setting."""
 
 
 class Resized(NamedTuple):
@@ -44,32 +50,37 @@ class Resized(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """An attribute of one module with its candidate values, the likeliest first."""
+    """A number in the attributes of one module with its candidate values, the likeliest first."""
 
     path: str
-    attribute: str
-    now: Any
+    place: Place
     kind: str
-    """Class of the module and name of the attribute: all modules of one class get the same rank."""
-    values: tuple[Any, ...]
+    """Class of the module, name of the attribute and evidence: settings of one kind get the same rank."""
+    values: tuple[int, ...]
+    level: int
+    """Of the nearest evidence; see `_Nearby.levels`."""
 
-    def ranked(self, ranks: Mapping[str, int]) -> Any:
+    def ranked(self, ranks: Mapping[str, int]) -> int:
         """Return the value at the rank of its kind."""
         return self.values[min(ranks[self.kind], len(self.values) - 1)]
 
 
 def settings(model: nn.Module, spec: Spec) -> list[Setting]:
-    """Return every attribute of the traced model that may have to change. The model has its traced sizes."""
+    """Return every number in attributes of the traced model that may have to change. The model has its traced sizes."""
     nearby = _Nearby(model, spec)
     out = []
     for module, names in nearby.paths.items():
         levels, fixed = nearby.levels(module, names), table(module)
-        for name, value in vars(module).items():
-            if name.startswith("_") or name in ("training", *fixed) or (fixed and OTHER.search(name)):
+        sizes = {r.old for level in levels for r in level}
+        for place in places(module):
+            name = place.names[0]
+            if place.value not in sizes or name in fixed or (fixed and OTHER.search(name)):
                 continue
-            values = candidates(name, value, levels, spec)
+            values, evidence = candidates(place, levels, spec)
             if len(values) > 1:
-                out.append(Setting(names[0], name, value, f"{type(module).__qualname__}.{name}", values))
+                attribute = ".".join(n.lstrip("_") for n in place.names)
+                kind = f"{type(module).__qualname__}.{attribute} {' '.join(evidence)}"
+                out.append(Setting(names[0], place, kind, values, int(evidence[0].partition(":")[0])))
     return out
 
 
@@ -82,9 +93,12 @@ class _Nearby:
         for path, module in model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, []).append(path)
         self.ops: dict[str, list[Axis]] = {}
+        self.values: dict[str, list[Axis]] = {}
         for ins in spec.program.instructions:
             for axis in _sizes_in((ins.args, tuple(v for _, v in ins.kwargs))):
                 self.ops.setdefault(ins.module, []).append(bound(axis, spec.sample))
+            for value in (*ins.reads(), f"%{ins.name}"):
+                self.values.setdefault(ins.module, []).extend(spec.program.axes.get(value, ()))
         self.tensors: dict[str, list[Axis]] = {}
         for name, axes in spec.axes.items():
             self.tensors.setdefault(name.rpartition(".")[0], []).extend(axes)
@@ -95,8 +109,9 @@ class _Nearby:
     def levels(self, module: nn.Module, names: list[str]) -> list[list[Resized]]:
         """Return the sizes near a module in levels, the nearest first.
 
-        The levels: its own ops, their factors, its tensors, their factors, its children's tensors, their factors, the ops
-        of children and parents, the tensors below its children, the tensors of its siblings.
+        The levels: the arguments of its own ops, their factors, its tensors, their factors, the values that its ops read and
+        return, their factors, its children's tensors, their factors, the ops of children and parents, the tensors below its
+        children, the tensors of its siblings. For a layer of torch, only its own ops and tensors.
         """
         children = [f"{n}.{c}" if n else c for n in names for c, _ in module.named_children()]
         parents = [n.rpartition(".")[0] for n in names if n]
@@ -107,6 +122,10 @@ class _Nearby:
             [a for n in at for a in self.tensors.get(n, ())] for at in (names, children, descendants, siblings)
         )
         own = (own_ops, factors(own_ops), own_tensors, factors(own_tensors))
+        if not children and type(module).__module__.startswith("torch.nn"):
+            return [found(axes, self.spec) for axes in own]
+        values = [a for n in names for a in self.values.get(n, ())]
+        own = (*own, values, factors(values))
         others = (child_tensors, factors(child_tensors), near_ops, deep_tensors, sibling_tensors)
         return [found(axes, self.spec) for axes in (*own, *others)]
 
@@ -129,14 +148,16 @@ def _sizes_in(args: Any) -> Iterable[Axis]:
 
 
 def factors(axes: Iterable[Axis]) -> list[Axis]:
-    """Return all runs of neighbouring factors of products, and all parts of concatenations with their factors."""
+    """Return all runs of neighbouring factors of products, and all runs of neighbouring parts of concatenations."""
     out: list[Axis] = []
     for a in axes:
         if isinstance(a, Product):
             n = len(a.factors)
             out += [Product(a.factors[i:j]) for i in range(n) for j in range(i + 1, n + 1) if j - i < n]
         elif isinstance(a, Concat):
+            n = len(a.parts) if len(a.parts) <= MANY_PARTS else 0
             out += [*a.parts, *factors(a.parts)]
+            out += [Concat(a.parts[i:j]) for i in range(n) for j in range(i + 2, n + 1) if j - i < n]
     return out
 
 
@@ -147,29 +168,28 @@ def found(axes: Iterable[Axis], spec: Spec) -> list[Resized]:
     return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in sized if not isinstance(a, Fixed)]
 
 
-def candidates(name: str, value: Any, levels: list[list[Resized]], spec: Spec) -> tuple[Any, ...]:
-    """Return the candidates for an attribute, the likeliest first, its present value among them; empty if no size fits."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _int_candidates(name, value, levels, spec)
-    row: Any = value if type(value) in (list, tuple, torch.Size) else ()
-    if row and all(type(v) is int for v in row):
-        each = [_int_candidates(name, v, levels[:2], spec) or (v,) for v in row]
-        rows = [[c[min(i, len(c) - 1)] for c in each] for i in range(max(map(len, each)))]
-        return tuple(type(row)(r) for i, r in enumerate(rows) if r not in rows[:i])
-    return ()
+def candidates(place: Place, levels: list[list[Resized]], spec: Spec) -> tuple[tuple[int, ...], list[str]]:
+    """Return the candidates for a number, the likeliest first, its present value among them; and the evidence for them.
+
+    Without evidence in the module's own ops, a number changes only if it is named like a count of channels, or if nothing else
+    works.
+    """
+    name = place.names[-1]
+    fits = [(depth, r) for depth, level in enumerate(levels) for r in level if r.old == place.value]
+    fits.sort(key=lambda fit: (max(fit[0], STRONG - 1), fit[0], -_rate_likeness(name, fit[1], spec)))
+    strong = [r for depth, r in fits if depth < STRONG]
+    weak = [r for depth, r in fits if depth == fits[0][0]] if not strong else []
+    if place.is_shared or any(OTHER.search(n) for n in place.names) or not (strong or CHANNELS.search(name)):
+        values = [place.value, *(r.new for _, r in fits)]
+    else:
+        values = [*(r.new for r in strong or weak), place.value, *(r.new for _, r in fits)]
+    evidence = [f"{depth}:{_kinds_of(r, spec)}" for depth, r in fits[:MOST_VALUES]]
+    return tuple(dict.fromkeys(values))[:MOST_VALUES], evidence
 
 
-def _int_candidates(name: str, value: int, levels: list[list[Resized]], spec: Spec) -> tuple[int, ...]:
-    """Return the candidates for an attribute that is a whole number; see `candidates`."""
-    out: list[int] = []
-    for depth, level in enumerate(levels):
-        if depth > 1 and (out or not CHANNELS.search(name)):  # weak evidence serves only attributes named like channels
-            break
-        fits = [f for f in level if f.old == value]
-        fits.sort(key=lambda f: _rate_likeness(name, f, spec), reverse=True)
-        out += [f.new for f in fits]
-    out = [value, *out] if OTHER.search(name) else [*out, value]
-    return tuple(dict.fromkeys(out)) if len(set(out)) > 1 else ()
+def _kinds_of(near: Resized, spec: Spec) -> str:
+    """Return the kinds of the groups of an axis as a text."""
+    return "*".join(spec.groups[g].kind for g in leaves(near.axis) if g in spec.groups)
 
 
 def _rate_likeness(name: str, near: Resized, spec: Spec) -> int:
@@ -183,27 +203,6 @@ def _rate_likeness(name: str, near: Resized, spec: Spec) -> int:
     if "group" in name:
         return 2 * (kind == "groups") + (kind == "heads") + (lone is not None)  # of queries, or of a convolution
     return int(kind in ("hidden", "residual")) + (kind not in ("heads", "head_dim"))
-
-
-def ways(limits: list[int]) -> Iterator[tuple[int, ...]]:
-    """Yield all rows of numbers below the limits, those with the smallest sum first.
-
-    >>> list(ways([2, 2]))
-    [(0, 0), (0, 1), (1, 0), (1, 1)]
-    """
-    for total in range(sum(limits) - len(limits) + 1):
-        yield from _rows_of_sum(limits, total)
-
-
-def _rows_of_sum(limits: list[int], total: int) -> Iterator[tuple[int, ...]]:
-    """Yield all rows of numbers below the limits with this sum."""
-    if not limits:
-        if total == 0:
-            yield ()
-        return
-    for n in range(min(limits[0] - 1, total) + 1):
-        for rest in _rows_of_sum(limits[1:], total - n):
-            yield (n, *rest)
 
 
 # ---- layers of torch.nn

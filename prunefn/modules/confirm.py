@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +21,8 @@ from ..tracing.capture import in_mode
 from ..types import Params
 from .expected import Expected, seeded
 from .fold import Fold, example_inputs, fold
+from .problem import ROUNDING, Problem, difference, failure
 from .twin import dense_twin
-
-
-class Problem(NamedTuple):
-    """A reason why a rebuilt module is not accepted."""
-
-    text: str
-    owner: str = ""
-    """Class of the module whose code failed; empty if the module runs but gives other outputs."""
-    slight: bool = False
-    """Whether the difference may be rounding, though more than usual: a scale that hardly shows in outputs may be wrong."""
-
-
-ROUNDING = 256
-"""Differences below this many times the precision and the largest output are only rounding."""
 
 
 def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, train: bool) -> Problem | None:
@@ -58,9 +44,9 @@ def confirm(module: nn.Module, expected: Expected, folds: Sequence[Fold], *, tra
                 actual = module(*args, **kwargs)
             except Exception as e:  # the class's own code may raise anything at wrong sizes
                 if model_runs():
-                    return _failure(e)
+                    return failure(e, module)
                 continue
-        problem = _difference(actual, output)
+        problem = difference(actual, output)
         if problem is not None and not problem.slight:
             return problem
         slight = slight or problem
@@ -77,7 +63,7 @@ def confirm_by_trace(module: nn.Module, spec: Spec) -> Problem | None:
         try:
             module(*args, **kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
-            return _failure(e)
+            return failure(e, module)
     return _size_difference(trace(module, args, kwargs, train=spec.train), spec)
 
 
@@ -91,7 +77,7 @@ def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
     try:
         other = trace(module, args, kwargs, train=spec.train)
     except Exception as e:  # the class's own code may raise anything at wrong sizes
-        return _failure(e)
+        return failure(e, module)
     if (of_class := _floats_of(other)) != (of_spec := _floats_of(spec)):
         op, value = next(x for x in (*of_class, *of_spec) if of_class.count(x) != of_spec.count(x))
         return Problem(f"the class computes {value:.6g} for {op} in one of its sizes, and another number in the other")
@@ -151,7 +137,7 @@ def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
                 None, config=copy.deepcopy(config), state_dict=own, dtype=dtype, output_loading_info=True
             )
     except Exception as e:  # the class and the loader of transformers may raise anything
-        return _failure(e)
+        return failure(e, module)
     if refused := [f"{k}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]:
         return Problem(f"it does not load strictly ({'; '.join(refused)})")
     args, kwargs = example_inputs(own, spec)
@@ -170,12 +156,12 @@ def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec
         try:
             return functional_call(module, values, args, kwargs)
         except Exception as e:  # the class's own code may raise anything at wrong sizes
-            return _failure(e)
+            return failure(e, module)
 
 
 def _difference_of_same_code(actual: Any, expected: Any) -> Problem | None:
     """Return how two outputs of the same code at the same sizes differ; None within rounding, or 1 % in low precision."""
-    if isinstance(actual, Problem) or (problem := _difference(actual, expected)) is not None:
+    if isinstance(actual, Problem) or (problem := difference(actual, expected)) is not None:
         return actual if isinstance(actual, Problem) else problem
     xs, ys = (
         [t for t in trees.leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
@@ -229,44 +215,11 @@ def confirm_by_twin(module: nn.Module, params: Params, spec: Spec, model: nn.Mod
             try:
                 results.append(wide(*args, **kwargs))
             except Exception as e:  # the class's own code may raise anything at wrong sizes
-                return _failure(e)
-    problem = _difference(*results)
+                return failure(e, wide)
+    problem = difference(*results)
     return None if problem is not None and problem.slight else problem
 
 
 def _to_double(t: Tensor) -> Tensor:
     """Return floats in float64, other tensors unchanged."""
     return t.double() if t.is_floating_point() else t
-
-
-def _failure(error: Exception) -> Problem:
-    """Return an error as a problem: the innermost line outside of torch, and the class of the module that owns it."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [f for f in frames if not {"torch", "prunefn"}.intersection(f[0].f_code.co_filename.split("/"))] or frames
-    frame, line = own[-1]
-    owners = [type(m).__qualname__ for f, _ in own if isinstance(m := f.f_locals.get("self"), nn.Module)]
-    source = f"{frame.f_code.co_filename.rpartition('site-packages/')[2]}:{line}"
-    text = f"{type(error).__name__} at {source}: {str(error)[:300]}"
-    return Problem(text, owners[-1] if owners else "")
-
-
-def _difference(actual: Any, expected: Any) -> Problem | None:
-    """Return how two outputs differ: a problem beyond √eps, a slight one beyond rounding, else None."""
-    xs, ys = (trees.tensors(output) for output in (actual, expected))
-    if [tuple(x.shape) for x in xs] != [tuple(y.shape) for y in ys]:
-        return Problem(
-            f"its outputs have shapes {[tuple(x.shape) for x in xs]} instead of {[tuple(y.shape) for y in ys]}"
-        )
-    slight = None
-    for x, y in zip(xs, ys, strict=True):
-        if x.is_meta or not x.numel() or not (x.is_floating_point() or x.is_complex()):
-            continue
-        eps, largest = torch.finfo(x.dtype).eps, float(y.abs().nan_to_num(0, 0).max())
-        limit = eps**0.5 * max(1.0, largest)
-        # NaN at the same places is no difference; NaN at other places is an infinite one
-        gap = (x - y).abs().nan_to_num(0.0 if torch.equal(x.isnan(), y.isnan()) else float("inf"))
-        if float(gap.max()) > limit:
-            return Problem(f"its output differs by {float(gap.max()):.3g}")
-        if float(gap.max()) > ROUNDING * eps * largest:
-            slight = Problem(f"its output differs by {float(gap.max()):.3g}", slight=True)
-    return slight

@@ -25,10 +25,10 @@ def to_module(
     exports, and supports `load_state_dict`. It runs in the traced mode, whatever `train()` or `eval()` says; traced with
     `train=True`, it updates its BatchNorm buffers.
 
-    With `model`, the result is the original class: a copy of its module tree with new tensors, in which the attributes that
-    size its ops have the new sizes. `to_module` confirms it by running it against `forward` on random inputs like the traced
-    ones. If the class computes a scale from its width (attention's 1 / √head_dim), the scale of the traced width is kept by
-    folding the ratio into the layer that feeds it.
+    With `model`, the result is the original class: a copy of its module tree with new tensors, in which the numbers that size
+    its ops have the new sizes, also inside dicts, lists, configs, partial functions and closures. `to_module` confirms
+    it by running it against `forward` on random inputs like the traced ones. If the class computes a scale from its width
+    (attention's 1 / √head_dim), the scale of the traced width is kept by folding the ratio into the layer that feeds it.
 
     The params are copied: training the module does not write to them. Tied parameters stay tied.
 

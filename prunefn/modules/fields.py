@@ -20,7 +20,7 @@ from torch import nn
 from ..spec.axis import Axis, Leaf, Product
 from ..spec.spec import Spec
 from .attributes import Resized, factors, found
-from .confirm import Problem
+from .problem import Problem
 
 HEADS = re.compile(r"heads?(_kv)?$")
 """Names of fields that count heads."""

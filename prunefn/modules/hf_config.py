@@ -12,10 +12,11 @@ from torch import nn
 
 from ..spec.axis import leaves
 from ..spec.spec import Spec
-from .confirm import Problem, confirm_fresh, confirm_without_numbers
+from .confirm import confirm_fresh, confirm_without_numbers
 from .fields import Changes, changed, find_fields
 from .plan import Plan
 from .pretrained import save_with_plan
+from .problem import Problem
 
 
 def is_transformers(module: nn.Module) -> bool:

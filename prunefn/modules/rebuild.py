@@ -10,21 +10,26 @@ from torch import Tensor, nn
 
 from ..errors import ParamsError, PruneError
 from ..parameters.transforms import check_names
+from ..parameters.transforms import params as dense_params
 from ..spec.axis import leaves, size
 from ..spec.spec import Spec
 from ..types import Params
-from .attributes import settings, table, ways
-from .confirm import Problem, confirm, confirm_by_twin
+from .advice import advise
+from .attributes import settings, table
+from .confirm import confirm, confirm_by_twin
 from .expected import expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .hf_config import settle_config
+from .places import Place, write_number
 from .plan import remember
+from .problem import Problem
+from .search import Ranks, search
 from .twin import copied, recompute
 
-TRIES = 48
-"""Maximal number of ways to set the attributes that are run before giving up."""
-TRACES = 2
+TRIES, FEW_TRIES = 64, 8
+"""Maximal number of ways to set the attributes that are run: before giving up, and for each advice after that."""
+TRACES = 3
 """Maximal number of them that are traced, because they run but give other outputs: a scale may have to be folded."""
 
 Judge = Callable[[nn.Module], Problem | None]
@@ -34,83 +39,70 @@ Judge = Callable[[nn.Module], Problem | None]
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
+
+    def advice(problem: Problem) -> str:
+        return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(p, s, model, FEW_TRIES, lambda _: ""))
+
+    return _rebuild(params, spec, model, TRIES, advice)
+
+
+def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: Callable[[Problem], str]) -> nn.Module:
+    """Return the rebuilt module after at most this many tries; a refusal ends with the advice."""
     if spec.capture != "exported":
-        return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model))
+        return resized(
+            copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model), tries, advice
+        )
     expected, folds, traces = expect(params, spec, model), list[Fold](), itertools.count()
 
     def judge(module: nn.Module) -> Problem | None:
         folds.clear()
         problem = confirm(module, expected, folds, train=spec.train)
-        if problem is not None and not problem.owner and next(traces) < TRACES:
-            folds.extend(find_folds(module, params, spec))
-            folded = confirm(module, expected, folds, train=spec.train) if folds else problem
-            if problem.slight and folded is not None and not folded.slight:
-                folds.clear()  # the folds make it worse, so the slight difference was rounding
-            else:
-                problem = folded
-        return None if problem is not None and problem.slight else problem
+        if problem is None or problem.frames:
+            return problem
+        for way in find_folds(module, params, spec) if next(traces) < TRACES else []:
+            folded = confirm(module, expected, way, train=spec.train)
+            if folded is None or folded.slight:
+                folds.extend(way)
+                return None
+        return None if problem.slight else problem  # without folds, a slight difference is rounding
 
-    module = resized(copies(params, spec), spec, model, judge)
+    module = resized(copies(params, spec), spec, model, judge, tries, advice)
     fold(module, folds)
     return module
 
 
-def resized(tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge) -> nn.Module:
+def resized(
+    tensors: Mapping[str, Tensor],
+    spec: Spec,
+    model: nn.Module,
+    judge: Judge,
+    tries: int = TRIES,
+    advice: Callable[[Problem], str] = lambda _: "",
+) -> nn.Module:
     """Return the traced model with other tensors and the likeliest attributes that the judge accepts.
 
     Raises:
         ParamsError: the model is not the one that was traced.
-        PruneError: the judge accepts no attributes; states the problem of the likeliest.
+        PruneError: the judge accepts no attributes; states the problem of the likeliest, and the advice about it.
     """
     check_model(model, spec)
     possible = settings(model, spec)
     module = with_tensors(model, tensors, _replaced_constants(model, spec))
 
-    def attempt(ranks: Mapping[str, int]) -> Problem | None:
-        settle(module, [(s.path, s.attribute, s.ranked(ranks)) for s in possible])
+    def attempt(ranks: Ranks) -> Problem | None:
+        settle(module, [(s.path, s.place, s.ranked(ranks)) for s in possible])
         return judge(module)
 
-    limits: dict[str, int] = {}
-    for s in possible:
-        limits[s.kind] = max(limits.get(s.kind, 1), len(s.values))
-    ranks, problem = _search_ranks(limits, attempt)
+    ranks, problem = search(possible, spec.program, attempt, tries)
     if problem is not None:
         raise PruneError(
-            f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. Its code may tie sizes together: prune "
-            "fewer kinds, such as where=pf.kind('hidden'). Without model=, to_module gives a graph module, which runs at any size"
+            f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. No numbers in its attributes make it run."
+            f"{advice(problem)} Without model=, to_module gives a graph module, which runs at any size"
         )
-    changed = {(s.path, s.attribute): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.now}
+    changed = {(s.path, str(s.place)): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.place.value}
     changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge)}
     remember(module, [(path, name, value) for (path, name), value in changed.items()])
     return module
-
-
-def _search_ranks(
-    limits: Mapping[str, int], attempt: Callable[[Mapping[str, int]], Problem | None]
-) -> tuple[dict[str, int], Problem | None]:
-    """Return a rank for every kind of setting and None, or, if no ranks work, the problem of the first attempt.
-
-    If the code of a class fails, its own attributes are varied until it runs; then those of the next class that fails. The
-    likeliest values come first.
-    """
-    ranks, tries = dict.fromkeys(limits, 0), 1
-    first_problem = problem = attempt(ranks)
-    while problem is not None:
-        kinds = [k for k in limits if not problem.owner or k.startswith(f"{problem.owner}.")]
-        for row in ways([limits[k] for k in kinds]):
-            next_ranks = {**ranks, **dict(zip(kinds, row, strict=True))}
-            if next_ranks == ranks:
-                continue
-            if (tries := tries + 1) > TRIES:
-                return ranks, first_problem
-            next_problem = attempt(next_ranks)
-            # progress: everything works, or this class now runs and another one fails
-            if next_problem is None or (problem.owner and next_problem.owner != problem.owner):
-                ranks, problem = next_ranks, next_problem
-                break
-        else:
-            return ranks, first_problem
-    return ranks, None
 
 
 def check_model(model: nn.Module, spec: Spec) -> None:
@@ -184,11 +176,11 @@ def _replaced_constants(model: nn.Module, spec: Spec) -> list[tuple[Tensor, Tens
     return out
 
 
-def settle(module: nn.Module, values: Iterable[tuple[str, str, Any]]) -> None:
-    """Set attributes (path, name, value), then the sizes of `torch.nn` layers from the shapes of their tensors."""
+def settle(module: nn.Module, values: Iterable[tuple[str, Place, int]]) -> None:
+    """Set numbers (path, place, value), then the sizes of `torch.nn` layers from the shapes of their tensors."""
     modules = dict(module.named_modules(remove_duplicate=False))
-    for path, name, value in values:
-        setattr(modules[path], name, value)
+    for path, place, value in values:
+        write_number(modules[path], place, value)
     for m in module.modules():
         for name, value in table(m).items():
             setattr(m, name, value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
 from ..parameters.transforms import expand
+from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Params
+from .places import parts, with_parts
 
 
 def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None:
@@ -42,15 +46,23 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
     """
     if any(spec.sizes[g] != spec.traced[g] and not spec.groups[g].exact for g in spec.groups):
         return None
-    dense = replace(
-        spec,
-        sizes=spec.traced,
-        groups=FrozenDict({n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}),
-    )
     leading_units = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
     twin = copied(model, {})
-    twin.load_state_dict(expand(params, leading_units, spec=dense), strict=False)
+    twin.load_state_dict(expand(params, leading_units, spec=_resized(spec)), strict=False)
     return twin
+
+
+def dense(spec: Spec) -> Spec | None:
+    """Return the spec at its traced sizes; None if units of its constants were removed, whose values are gone."""
+    if any(spec.sizes[g] != spec.traced[g] for axes in spec.constants.axes.values() for a in axes for g in leaves(a)):
+        return None
+    return _resized(spec)
+
+
+def _resized(spec: Spec) -> Spec:
+    """Return the spec at its traced sizes, with the constants that it has."""
+    groups = {n: g._replace(size=spec.traced[n]) for n, g in spec.groups.items()}
+    return replace(spec, sizes=spec.traced, groups=FrozenDict(groups))
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -68,13 +80,30 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
     try:
-        return copy.deepcopy(model, memo)
+        copied_model = copy.deepcopy(model, memo)
     except Exception as error:  # an attribute may be of any class and raise any error
         culprit = next((n for n in _attributes(model) if not _can_copy(model, n)), "one of its attributes")
         raise PruneError(
             f"{type(model).__name__} cannot be copied because of {culprit!r}: {type(error).__name__}: {error!s:.200}; delete that "
             "attribute of the model, or leave model= out, for a graph module"
         ) from error
+    for module in copied_model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value.__closure__:
+                setattr(module, name, _rebound(value, memo))
+            elif isinstance(getattr(type(module), name, None), cached_property):
+                delattr(module, name)  # it was computed from the sizes of the model
+    return copied_model
+
+
+def _rebound(function: FunctionType, memo: Mapping[int, Any]) -> FunctionType:
+    """Return a function that reads the copies of what it reads from outside, such as of the module that defines it."""
+    filled = {i: cell for i, cell in enumerate(function.__closure__ or ()) if parts(cell)}
+    changes = {i: memo[id(c.cell_contents)] for i, c in filled.items() if id(c.cell_contents) in memo}
+    if not changes:
+        return function
+    cells = {i: CellType(value) for i, value in changes.items()}
+    return with_parts(function, {"__closure__": with_parts(function.__closure__, cells)})
 
 
 def _attributes(model: nn.Module) -> Iterator[str]:

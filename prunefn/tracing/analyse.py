@@ -14,12 +14,13 @@ from torch import Tensor, fx
 from ..errors import TraceError
 from . import rules
 from .axes import Algebra, Term, Var
-from .capture import Captured
+from .capture import Captured, live_nodes
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
 from .symbols import expression
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
+UNREAD = Reason("nothing reads what is computed with it")
 MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')
 
@@ -28,6 +29,8 @@ FRAME = re.compile(r'File "(.*)", line (\d+)')
 class Analysis:
     """The statements of the rules about a graph."""
 
+    live: set[fx.Node]
+    """Nodes that an output needs. Others only say which axes are the same."""
     alg: Algebra = field(default_factory=Algebra)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     """Node → a Value, a list of Values, a SizeOf, or a plain number."""
@@ -52,7 +55,7 @@ class Analysis:
 
 def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
     """Run the rules over the graph, and return their statements."""
-    a = Analysis()
+    a = Analysis(live=live_nodes([*captured.outputs, *captured.updates.values()]))
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             a.values[node] = _analyse_placeholder(a, node, captured)
@@ -68,7 +71,22 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
+    _freeze_unread(a)
     return a
+
+
+def _freeze_unread(a: Analysis) -> None:
+    """Freeze the axes of tensors that occur in no value that an output needs."""
+    if all(node in a.live for node in a.values if node.op == "call_function"):
+        return
+    values = [
+        v for node, value in a.values.items() if node in a.live for v in (value if isinstance(value, list) else [value])
+    ]
+    live = {var for v in values if isinstance(v, Value) for axis in v.axes for var in a.alg.vars(axis)}
+    for axis in (x for axes in a.tensors.values() for x in axes):
+        for var in a.alg.vars(axis):
+            if var not in live:
+                a.alg.freeze(var, UNREAD)
 
 
 def hints(value: Tensor) -> tuple[int, ...]:
@@ -176,6 +194,17 @@ def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
 def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
     inputs = call.tensors()
     active = any(v.active for v in inputs)
+    if node in a.live:
+        _record_statements(a, node, call, out)
+    values = [
+        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
+        for axes, m in zip(out, metas, strict=True)
+    ]
+    return values[0] if single else values
+
+
+def _record_statements(a: Analysis, node: fx.Node, call: Call, out: list[Axes]) -> None:
+    """Record what the rule states about an op that an output needs."""
     if call.resized:
         a.resized[node] = call.resized
     a.contractions += call.contractions
@@ -184,11 +213,6 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     a.layers |= {node.name} if call.layer else set()
     if not any(r.alias_info is not None for r in getattr(getattr(node.target, "_schema", None), "returns", ())):
         a.written += out
-    values = [
-        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
-        for axes, m in zip(out, metas, strict=True)
-    ]
-    return values[0] if single else values
 
 
 def _check_sizes(call: Call, out: list[Axes]) -> None:

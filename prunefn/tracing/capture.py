@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -86,8 +86,34 @@ def capture(
         program = _decomposed(program)
         _simplify(program)
     program = _without_composites(program, rules)
-    program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))  # all ops are functional now
+    _drop_dead_code(program.graph)  # all ops are functional now
     return _read_program(program, _in_program_order(program, (args, dict(kwargs)), names))
+
+
+def live_nodes(results: Iterable[Any]) -> set[fx.Node]:
+    """Return the nodes that results need, themselves included."""
+    live, todo = set[fx.Node](), [n for n in results if isinstance(n, fx.Node)]
+    while todo:
+        if (node := todo.pop()) not in live:
+            live.add(node)
+            todo += node.all_input_nodes
+    return live
+
+
+def _drop_dead_code(graph: fx.Graph) -> None:
+    """Erase the nodes that no output needs, except for those around tensors that only such nodes read.
+
+    The class runs these nodes, too, so the tensors have to follow the sizes of what they meet.
+    """
+    live = live_nodes(n for n in graph.nodes if n.op == "output")
+    kept = {n for n in graph.nodes if n.op == "placeholder" and n.users and n not in live}
+    for node in graph.nodes:
+        if node not in live and not kept.isdisjoint(node.all_input_nodes):
+            kept.add(node)
+    kept = live_nodes(kept)
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("placeholder", "output") and node not in live and node not in kept:
+            graph.erase_node(node)
 
 
 def _without_composites(program: ExportedProgram, rules: Mapping[str, Rule]) -> ExportedProgram:

@@ -19,6 +19,13 @@ LINEAR = _aten(
     "matmul bmm einsum repeat repeat_interleave index index_select movedim constant_pad_nd dropout type_as"
 ) | {"operator.getitem"}
 """Ops whose result scales with their first active argument."""
+HOMOGENEOUS = LINEAR | _aten(
+    "amax amin max_pool1d max_pool2d max_pool3d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d mean sum relu leaky_relu abs linalg_vector_norm upsample_nearest2d upsample_bilinear2d"
+)
+"""Ops whose result scales with their first active argument by any positive factor."""
+BILINEAR = _aten("matmul bmm einsum scaled_dot_product_attention")
+"""Ops whose result, or scores of attention, scale with their first two active arguments."""
 MERGES = _aten("cat stack add sub")
 """The ops of `LINEAR` whose result scales only if all their active arguments scale."""
 SCALES = _aten("mul div scaled_dot_product_attention")
