@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from .cases import CAP, cases, choose_timm
+from .cases import CAP, absent, cases, choose_timm
 from .process import run
 from .table import markdown
 
-SUITES = ("timm", "timm-2", "torchvision", "transformers", "ultralytics")
+SUITES = ("timm", "timm-2", "torchvision", "transformers", "ultralytics", "packages")
 PEERS = ("torch-pruning", "torch-kirigami")
 RESULTS = Path(__file__).parent.parent / "results"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "torch-kirigami")
@@ -26,7 +26,7 @@ def main(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="timm, timm-2, torchvision, transformers or ultralytics (where it is installed); all by default"
+            help="timm, timm-2, torchvision, transformers; where they are installed, ultralytics and packages; all by default"
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="these models only")] = None,
@@ -43,6 +43,8 @@ def main(
     path = out / "coverage.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     done = {(r["suite"], r["model"]) for r in rows}
+    for package in [p for s in suite or SUITES for p in absent(s)]:
+        typer.echo(f"not run, because it is not installed: {package}", err=True)
     wanted = [c for s in suite or SUITES for c in cases(s) if only is None or c.name in only]
     todo = [c for c in wanted if (c.suite, c.name) not in done]
     for case in (bar := tqdm(todo, dynamic_ncols=True)):
