@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..doors import door
-from ..errors import FormatError, ParamsError, SpecNeededError, nearest
+from ..errors import FormatError, ParamsError, SpecNeededError
 from ..files import atomic
 from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
-from ..modules.hf_config import is_transformers
+from ..modules.libraries import configured
 from ..modules.plan import Plan, plan_in, remember
 from ..modules.pretrained import save_with_plan
 from ..modules.pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
@@ -31,6 +31,7 @@ from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Mask, Params
 from .infer import infer_sizes
+from .prefix import fitting, without_prefix
 
 
 class Loaded(NamedTuple):
@@ -157,7 +158,7 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
     >>> torch.equal(again.params["2.weight"], small["2.weight"]), again.spec == pf.shrink(spec, mask), again.masks
     (True, True, ({'0': tensor([ True, False,  True])},))
     """
-    content = read_content(path, check=verify)
+    content = without_prefix(read_content(path, check=verify), spec.axes.__contains__)
     small = _sized_spec(content, spec)
     if content.kind == KIND_MODULE and small.sizes != small.traced:
         raise ParamsError(
@@ -225,7 +226,9 @@ def load(
         model: a freshly built model at its dense sizes; it is not changed.
         source: a state dict, or a file: safetensors (or a folder of them, with an index), or a file of `torch.save` (read with
             `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules state the sizes; for others
-            (params, a plain dict of tensors) `spec` is required.
+            (params, a plain dict of tensors) `spec` is required. Names that a wrapper saved load as well: parts that torch
+            inserts (`_orig_mod.`) and a prefix that all names share (`module.`, `ema_model.module.`, `model.`) are dropped if then
+            every name has a place in the model.
         spec: `trace(model, args)`, for those; sizes that the file does not state are inferred from the shapes.
         sizes: group → number of units, for sizes that the shapes do not determine.
         strict: whether the source must have every tensor of the model, and the model must have a place for every tensor of the
@@ -239,8 +242,8 @@ def load(
         ParamsError: keys or shapes do not fit (names them); the file is damaged or of another kind (names it).
         PruneError: the class cannot run at these sizes.
     """
-    content = read_content(source, check=verify)
-    state, plan = _keep_fitting_keys(model, content.tensors, strict), content.plan
+    content = fitting(read_content(source, check=verify), model, strict)
+    state, plan = content.tensors, content.plan
     own = own_tensors(model)
     tensors = {n: _replacement(t, own.get(n)) for n, t in state.items()}
     tied = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
@@ -258,37 +261,22 @@ def load(
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     module = with_tensors(model, tensors)
     _check_plan(module, plan or [], content.where)
-    if is_transformers(module) and _changes_sizes(own, tensors, module, plan or []):
-        save_with_plan(module, "its config is that of the model that pf.load was given, which has other sizes")
+    changed = _changed_sizes(own, tensors, module, plan or [])
+    for path, part, library in configured(module):
+        if any(not path or f"{n}.".startswith(f"{path}.") for n in changed):
+            save_with_plan(
+                part, library, "its config is that of the model that pf.load was given, which has other sizes"
+            )
     settle(module, plan or [])
     remember(module, plan or [])
     return module
 
 
-def _changes_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> bool:
-    """Return whether the tensors or the plan have other sizes than those that the model was built for."""
+def _changed_sizes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, plan: Plan) -> list[str]:
+    """Return the tensors and modules with other sizes in the tensors or the plan than those that the model was built for."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    shapes_differ = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
-    return shapes_differ or any(getattr(modules[path], name) != value for path, name, value in plan)
-
-
-def _keep_fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
-    """Return the state without the keys that have no place in the model; if strict, raise for these and for missing keys."""
-    own = model.state_dict()
-    modules = dict(model.named_modules(remove_duplicate=False))
-
-    def has_place(name: str) -> bool:
-        path, _, leaf = name.rpartition(".")
-        return name in own or (path in modules and leaf in modules[path]._parameters)
-
-    missing = [n for n in own if n not in state]
-    foreign = [n for n in state if not has_place(n)]
-    if strict and (missing or foreign):
-        lacks = f"lacks {', '.join(missing[:5])}" if missing else ""
-        extra = f"has {', '.join(foreign[:5])}, for which {type(model).__name__} has no place" if foreign else ""
-        hint = nearest((missing or foreign)[0], own if foreign and not missing else state)
-        raise ParamsError(f"the state dict {' and '.join(filter(None, (lacks, extra)))}{hint}")
-    return {n: t for n, t in state.items() if n not in foreign}
+    shapes = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
+    return [*shapes, *(path for path, name, value in plan if getattr(modules[path], name) != value)]
 
 
 def _check_plan(model: nn.Module, plan: Plan, where: str) -> None:
