@@ -117,6 +117,8 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         ("bert", "unet", "graph", "recurrent"),
     ),
     "test_caches.py::test_encoder_decoders_are_exported_and_rebuilt": ("T5", "Whisper"),
+    "test_libraries.py::test_a_model_of_transformers_inside_another_model": ("hidden",),
+    "test_submodules.py::test_the_backbone_of_a_detector": NONE,
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""
 

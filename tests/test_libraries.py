@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import PyTorchModelHubMixin
-from pytest import MonkeyPatch, mark, raises, warns
+from pytest import MonkeyPatch, mark, warns
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -167,11 +168,33 @@ def test_a_model_of_transformers_inside_another_model(kind: str, tmp_path: Path)
     assert model.bert.config.intermediate_size == 32
 
 
-def test_a_dataclass_as_config_is_of_no_library(tmp_path: Path) -> None:
-    """Only a dict of arguments can be followed; the state dict still carries the plan."""
-    model = Hub([8]).eval()
-    model._hub_mixin_config = SimpleNamespace(widths=[8])  # type: ignore[assignment]
+@dataclass
+class Sizes:
+    widths: list[int]
+    seed: int = 8
+
+
+class WithDataclass(Perceptron, PyTorchModelHubMixin):
+    """The mixin writes the dataclass as the config."""
+
+    def __init__(self, config: Sizes) -> None:
+        super().__init__(config.widths)
+
+
+class WithDict(Perceptron, PyTorchModelHubMixin):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config["widths"])
+
+
+@mark.parametrize(("cls", "config"), [(WithDataclass, Sizes([8, 6])), (WithDict, {"widths": [8, 6], "seed": 8})])
+def test_a_config_in_one_argument_says_the_sizes(cls: Any, config: Any, tmp_path: Path) -> None:
+    model = cls(config).eval()
     small = removed(model, (X,), {"layers.0": [3]})
-    with raises((TypeError, AttributeError)):
-        small.save_pretrained(tmp_path)
-    assert torch.equal(pf.load(Hub([8]).eval(), small.state_dict())(X), small(X))
+    small.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == {"widths": [7, 6], "seed": 8}
+    back = cls(Sizes(**written) if cls is WithDataclass else written)
+    back.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(back(X), small(X))
+    model.save_pretrained(tmp_path / "dense")
+    assert json.loads((tmp_path / "dense" / "config.json").read_text())["widths"] == [8, 6]

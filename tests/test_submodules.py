@@ -60,8 +60,9 @@ def test_every_call_counts_with_what_it_was_given() -> None:
     torch.manual_seed(0)
     model = Recursive()
     x, calls = torch.randn(5, 4), list[Tensor]()
-    model.part.register_forward_pre_hook(lambda _, args: calls.append(args[0].clone()))
+    handle = model.part.register_forward_pre_hook(lambda _, args: calls.append(args[0].detach().clone()))
     model(x, shift=1.0)
+    handle.remove()
     assert calls
     taken = pf.collect_stats(pf.params(model.part), calls, spec=(spec := pf.trace(model.part, (calls[0],))))
     expected = pf.select(pf.score(taken), 0.5, spec=spec)

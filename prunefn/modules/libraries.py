@@ -6,9 +6,11 @@ A class of another origin may have a `save_pretrained` and a `config`, too; noth
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -82,16 +84,33 @@ def _arguments_of_diffusers(model: Any) -> SimpleNamespace:
     return SimpleNamespace(**{n: v for n, v in model.config.items() if not n.startswith("_")})
 
 
-def _arguments_of_mixin(model: Any) -> SimpleNamespace | None:
-    """Return the arguments of the constructor that can be written as JSON; None if a dataclass holds them."""
-    return SimpleNamespace(**model._hub_mixin_config) if isinstance(model._hub_mixin_config, dict) else None
+def _config_of_mixin(model: Any) -> Any:
+    """Return the arguments of the constructor, or a copy of the dataclass that it takes; None if the model has neither."""
+    config = model._hub_mixin_config
+    return SimpleNamespace(**config) if isinstance(config, dict) else copy.copy(config)
 
 
-def _edited(config: Any, changes: Mapping[Field, int]) -> dict[str, Any]:
-    """Return the arguments with other numbers."""
+def _build_of_mixin(cls: Any, config: Any) -> nn.Module:
+    arguments: Any = vars(config) if isinstance(config, SimpleNamespace) else config
+    as_one = "config" in inspect.signature(cls.__init__).parameters
+    return cls(config=arguments) if as_one else cls(**arguments)
+
+
+def _write_to_mixin(model: Any, changes: Mapping[Field, int]) -> None:
+    config = _edited(_config_of_mixin(model), changes)
+    model._hub_mixin_config = vars(config) if isinstance(config, SimpleNamespace) else config
+
+
+def _text_of_mixin(model: Any) -> str:
+    config = model._hub_mixin_config
+    return json.dumps(asdict(config) if is_dataclass(config) else config, sort_keys=True, indent=2)
+
+
+def _edited(config: Any, changes: Mapping[Field, int]) -> Any:
+    """Return the config, which is a copy, with other numbers."""
     for field, value in changes.items():
         field.set(config, value)
-    return vars(config)
+    return config
 
 
 TRANSFORMERS = Library(
@@ -107,15 +126,15 @@ DIFFUSERS = Library(
     "ModelMixin",
     config=_arguments_of_diffusers,
     build=lambda cls, config: cls.from_config(vars(config)),
-    write=lambda model, changes: model.register_to_config(**_edited(_arguments_of_diffusers(model), changes)),
+    write=lambda model, changes: model.register_to_config(**vars(_edited(_arguments_of_diffusers(model), changes))),
     text=lambda model: model.to_json_string(),
 )
 HUB = Library(
     "huggingface_hub",
     "PyTorchModelHubMixin",
-    config=_arguments_of_mixin,
-    build=lambda cls, config: cls(**vars(config)),
-    write=lambda model, changes: setattr(model, "_hub_mixin_config", _edited(_arguments_of_mixin(model), changes)),
-    text=lambda model: json.dumps(model._hub_mixin_config, sort_keys=True, indent=2),
+    config=_config_of_mixin,
+    build=_build_of_mixin,
+    write=_write_to_mixin,
+    text=_text_of_mixin,
 )
 LIBRARIES = (TRANSFORMERS, DIFFUSERS, HUB)
