@@ -6,13 +6,14 @@ import csv
 import importlib.metadata
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from .cases import CAP, absent, cases, choose_timm
+from .cases import CAP, absent, cases, choose_timm, packages_of
 from .process import run
 from .table import markdown
 
@@ -40,10 +41,12 @@ def main(
     if choose:
         choose_timm()
         return
+    out.mkdir(parents=True, exist_ok=True)
     path = out / "coverage.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     done = {(r["suite"], r["model"]) for r in rows}
-    for package in [p for s in suite or SUITES for p in absent(s)]:
+    missing = [p for s in suite or SUITES for p in absent(s)]
+    for package in missing:
         typer.echo(f"not run, because it is not installed: {package}", err=True)
     wanted = [c for s in suite or SUITES for c in cases(s) if only is None or c.name in only]
     todo = [c for c in wanted if (c.suite, c.name) not in done]
@@ -57,9 +60,18 @@ def main(
         row["all_s"] = round(time.perf_counter() - start, 1)
         rows.append(row)
         write(path, rows)
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    setting = f"Time limits {limit:.0f} s, a peer {peer_limit:.0f} s; {threads} thread(s). {versions}"
+    setting = f"Time limits {limit:.0f} s, a peer {peer_limit:.0f} s; {threads} thread(s). {versions({r['suite'] for r in rows})}"
+    if missing:
+        setting += f". Not installed, so that their models were not run: {', '.join(missing)}"
     (out / "coverage.md").write_text(markdown(rows, setting, CAP))
+
+
+def versions(suites: Collection[str]) -> str:
+    """The versions of what was run, and of what it was compared with."""
+    distributions = importlib.metadata.packages_distributions()
+    imported = [p for p in packages_of("packages") if "packages" in suites and p in distributions]
+    names = dict.fromkeys([*PACKAGES, *(distributions[p][0] for p in imported)])
+    return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -47,10 +47,15 @@ def cases(suite: str) -> list[Case]:
     return list(_torchvision() if suite == "torchvision" else _timm(suite))
 
 
+def packages_of(suite: str) -> list[str]:
+    """The packages that the models of a suite are imported from, where they may be absent."""
+    models = packages.models().values() if suite == "packages" else ()
+    return ["ultralytics"] if suite == "ultralytics" else list(dict.fromkeys(m.package for m in models))
+
+
 def absent(suite: str) -> list[str]:
     """Packages of a suite that are not installed, so that their models are not run."""
-    wanted = {"ultralytics": ["ultralytics"], "packages": [m.package for m in packages.models().values()]}
-    return [p for p in dict.fromkeys(wanted.get(suite, [])) if not find_spec(p)]
+    return [p for p in packages_of(suite) if not find_spec(p)]
 
 
 def _yolo(name: str) -> nn.Module:
