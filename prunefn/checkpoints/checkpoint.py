@@ -137,7 +137,7 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
 
     Args:
         path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a file of another program whose shapes
-            determine the sizes.
+            determine the sizes. Prefixes of wrappers are dropped as by `load`.
         spec: the traced spec, before any `shrink`; in another process, trace the dense model again.
         verify: whether to check the hash of a file that prunefn wrote; turn it off only if reading twice takes too long.
 
