@@ -10,7 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def _write_to_mixin(model: Any, changes: Mapping[Field, int]) -> None:
 
 def _text_of_mixin(model: Any) -> str:
     config = model._hub_mixin_config
-    return json.dumps(asdict(config) if is_dataclass(config) else config, sort_keys=True, indent=2)
+    return json.dumps(config if isinstance(config, dict) else asdict(config), sort_keys=True, indent=2)
 
 
 def _edited(config: Any, changes: Mapping[Field, int]) -> Any:
