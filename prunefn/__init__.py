@@ -38,6 +38,7 @@ from .selection.choose import select
 from .spec.parts import Cost
 from .spec.spec import Spec
 from .stats import collect_stats, merge_stats, stats_bytes, sync_stats
+from .submodules import prune_submodule
 from .tracing.api import trace
 from .types import Collector, Criterion, Mask, Params, Scores, Stats
 from .where import exact, glob, kind, module, only, touches
@@ -107,6 +108,7 @@ __all__ = [
     "params",
     "pipeline",
     "profile",
+    "prune_submodule",
     "pruning",
     "recalibrate",
     "recipes",

@@ -122,6 +122,8 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         "ModuleDicts", "ScaleOfTensor", "ScaleBehindBias", "ScaleOfKeys", "Correlation", "MinGPT", "Literal", "Time",
         "GroupNormCoincidence", "UNet", "DeadHead", "DeadBlocks", "OtherSelfInside", "structured", "half", "Steps",
     ),
+    "test_libraries.py::test_a_model_of_transformers_inside_another_model": ("hidden",),
+    "test_submodules.py::test_the_backbone_of_a_detector": NONE,
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""
 

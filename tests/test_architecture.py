@@ -33,7 +33,7 @@ ROOMS = (
         "settings",
     ),  # the ground
     *("spec", "types", "doors", "program", "tracing", "where", "parameters", "stats", "criteria", "selection"),
-    *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "recipes"),
+    *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "submodules", "recipes"),
     *("data", "nets", "train", "by_name", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),
 )
 """From the ground up: a room imports rooms to its left. `prunefn` is the package's own `__init__`."""

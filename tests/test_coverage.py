@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pytest import mark
 
-from bench.coverage.cases import cases
+from bench.coverage import packages
+from bench.coverage.cases import absent, cases
 from bench.coverage.check import check
 from bench.coverage.table import markdown
 
@@ -33,3 +34,12 @@ def test_every_family_and_series_is_among_the_cases() -> None:
         c.name for c in cases("torchvision")
     }
     assert not [c for c in cases("timm") if c.name in {d.name for d in cases("timm-2")}]
+
+
+def test_models_of_other_packages_are_listed_and_absent_packages_named() -> None:
+    models = packages.models()
+    assert len(models) >= 80 and len({m.package for m in models.values()}) >= 8
+    assert {c.name for c in cases("packages")} == {n for n, m in models.items() if m.package not in absent("packages")}
+    for model in models.values():
+        args, kwargs = model.inputs(2)
+        assert args or kwargs

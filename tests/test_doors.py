@@ -174,6 +174,8 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     if name == "optimizer.slice_optimizer":
         more = {"model": net().model}
         values |= {"optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1)}
+    if name == "pf.prune_submodule":
+        values |= {"path": "0", "prune": pf.pipeline()}
     if name == "sharded.fill":  # it writes into its module
         values |= {"module": deepcopy(net().model)}
     parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
@@ -183,7 +185,7 @@ def base(name: str, folder: Path) -> dict[str, Any]:
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 DOORS_ONLY = (
-    *("pf.trace", "pf.latency", "pf.profile", "sparse.picture", "export.", "nets.", "data."),
+    *("pf.trace", "pf.latency", "pf.profile", "pf.prune_submodule", "sparse.picture", "export.", "nets.", "data."),
     *("train.train", "train.evaluate", "train.pat", "train.fine_tune", "train.sparse_train"),
 )
 """Slow to run: only their doors are tried."""

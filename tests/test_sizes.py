@@ -360,6 +360,33 @@ def test_two_lengths_have_two_names() -> None:
     )  # keys and values of seven more positions, and five queries that read them
 
 
+class Conditioned(nn.Module):
+    """Numbers by keyword in a nest, of which two meet one weight: their lengths add up to its width, whatever they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(28, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, added: dict[str, Tensor]) -> Tensor:
+        return self.b(self.a(torch.cat([added["text"], 2 * added["times"]], -1)).relu()) + x
+
+
+def test_lengths_that_add_up_to_the_width_of_a_weight() -> None:
+    torch.manual_seed(0)
+    model = Conditioned().eval()
+    spec = pf.trace(model, (torch.randn(2, 2),), {"added": {"text": torch.randn(2, 20), "times": torch.randn(2, 8)}})
+    assert spec.shape("a.weight") == (8, 28) and spec.sizes == {"a": 8}
+    params, mask = pf.params(model), pf.mask(spec, {"a": [1, 4]})
+    small, shrunk = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    for n in (20, 17):
+        x, added = torch.randn(3, 2), {"text": torch.randn(3, n), "times": torch.randn(3, 28 - n)}
+        assert torch.equal(pf.forward(params, x, added=added, spec=spec), model(x, added))
+        zeroed = pf.forward(pf.zero(params, mask, spec=spec), x, added=added, spec=spec)
+        assert torch.allclose(pf.forward(small, x, added=added, spec=shrunk), zeroed, atol=1e-6)
+    with pytest.raises(pf.BatchError, match="28"):
+        pf.forward(params, torch.randn(3, 2), added={"text": torch.randn(3, 20), "times": torch.randn(3, 9)}, spec=spec)
+
+
 def test_sizes_of_axes() -> None:
     axes = {a for axes in traced("unet").spec.program.axes.values() for a in axes}
     assert Leaf("height") in axes

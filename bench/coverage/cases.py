@@ -1,4 +1,4 @@
-"""What is covered: models of timm, torchvision and transformers, chosen by rule."""
+"""What is covered: models of timm, torchvision and transformers, chosen by rule; and of other packages, from a list."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from . import packages
 
 CAP = 45e6
 """Models with more parameters are left out, unless they are the smallest of their series."""
@@ -32,14 +34,28 @@ class Case(NamedTuple):
 
 
 def cases(suite: str) -> list[Case]:
-    """All cases of `timm`, `timm-2`, `torchvision`, `transformers`, or of `ultralytics` where it is installed."""
+    """All cases of `timm`, `timm-2`, `torchvision`, `transformers`, or of `ultralytics` and `packages` where they are installed."""
     if suite == "ultralytics":
         return [Case(suite, n, partial(_yolo, n), lambda b, _: _images(b, 96)) for n in YOLO if find_spec(suite)]
+    if suite == "packages":
+        found = [m for m in packages.models().values() if find_spec(m.package)]
+        return [Case(suite, m.name, m.build, lambda b, _, m=m: m.inputs(b)) for m in found]
     if suite == "transformers":
         from .hf import models
 
         return [Case(suite, n, c.build, lambda b, _, c=c: c.inputs(b)) for n, c in models().items()]
     return list(_torchvision() if suite == "torchvision" else _timm(suite))
+
+
+def packages_of(suite: str) -> list[str]:
+    """The packages that the models of a suite are imported from, where they may be absent."""
+    models = packages.models().values() if suite == "packages" else ()
+    return ["ultralytics"] if suite == "ultralytics" else list(dict.fromkeys(m.package for m in models))
+
+
+def absent(suite: str) -> list[str]:
+    """Packages of a suite that are not installed, so that their models are not run."""
+    return [p for p in packages_of(suite) if not find_spec(p)]
 
 
 def _yolo(name: str) -> nn.Module:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..doors import door
-from ..errors import FormatError, ParamsError, SpecNeededError, nearest
+from ..errors import FormatError, ParamsError, SpecNeededError
 from ..files import atomic
 from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
-from ..modules.hf_config import is_transformers
+from ..modules.libraries import configured
 from ..modules.places import Place, places
 from ..modules.plan import Plan, plan_in, remember
 from ..modules.pretrained import save_with_plan
@@ -32,6 +32,7 @@ from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Mask, Params
 from .infer import infer_sizes
+from .prefix import fitting, without_prefix
 
 
 class Loaded(NamedTuple):
@@ -137,7 +138,7 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
 
     Args:
         path: a file of `save(params, …)`, or a folder of `apply_checkpoint`; also a file of another program whose shapes
-            determine the sizes.
+            determine the sizes. Prefixes of wrappers are dropped as by `load`.
         spec: the traced spec, before any `shrink`; in another process, trace the dense model again.
         verify: whether to check the hash of a file that prunefn wrote; turn it off only if reading twice takes too long.
 
@@ -158,7 +159,7 @@ def load_params(path: str | os.PathLike[str], *, spec: Spec, verify: bool = True
     >>> torch.equal(again.params["2.weight"], small["2.weight"]), again.spec == pf.shrink(spec, mask), again.masks
     (True, True, ({'0': tensor([ True, False,  True])},))
     """
-    content = read_content(path, check=verify)
+    content = without_prefix(read_content(path, check=verify), spec.axes.__contains__)
     small = _sized_spec(content, spec)
     if content.kind == KIND_MODULE and small.sizes != small.traced:
         raise ParamsError(
@@ -226,7 +227,9 @@ def load(
         model: a freshly built model at its dense sizes; it is not changed.
         source: a state dict, or a file: safetensors (or a folder of them, with an index), or a file of `torch.save` (read with
             `weights_only=True`). Files of `save(module, …)` and state dicts of rebuilt modules state the sizes; for others
-            (params, a plain dict of tensors) `spec` is required.
+            (params, a plain dict of tensors) `spec` is required. Names that a wrapper saved load as well: parts that torch
+            inserts (`_orig_mod.`) and a prefix that all names share (`module.`, `ema_model.module.`, `model.`) are dropped if then
+            every name has a place in the model.
         spec: `trace(model, args)`, for those; sizes that the file does not state are inferred from the shapes.
         sizes: group → number of units, for sizes that the shapes do not determine.
         strict: whether the source must have every tensor of the model, and the model must have a place for every tensor of the
@@ -240,8 +243,8 @@ def load(
         ParamsError: keys or shapes do not fit (names them); the file is damaged or of another kind (names it).
         PruneError: the class cannot run at these sizes.
     """
-    content = read_content(source, check=verify)
-    state, plan = _keep_fitting_keys(model, content.tensors, strict), content.plan
+    content = fitting(read_content(source, check=verify), model, strict)
+    state, plan = content.tensors, content.plan
     own = own_tensors(model)
     tensors = {n: _replacement(t, own.get(n)) for n, t in state.items()}
     tied = {n: tensors[first] for n, first in _ties(model).items() if first in tensors and n in tensors}
@@ -259,31 +262,16 @@ def load(
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     module = with_tensors(model, tensors)
     numbers = _placed(module, plan or [], content.where)
-    shapes_differ = any(n not in own or own[n].shape != t.shape for n, t in tensors.items())
-    if is_transformers(module) and (shapes_differ or any(place.value != value for _, place, value in numbers)):
-        save_with_plan(module, "its config is that of the model that pf.load was given, which has other sizes")
+    shapes = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
+    changed = [*shapes, *(path for path, place, value in numbers if place.value != value)]
+    for path, part, library in configured(module):
+        if any(not path or f"{n}.".startswith(f"{path}.") for n in changed):
+            save_with_plan(
+                part, library, "its config is that of the model that pf.load was given, which has other sizes"
+            )
     settle(module, numbers)
     remember(module, plan or [])
     return module
-
-
-def _keep_fitting_keys(model: nn.Module, state: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
-    """Return the state without the keys that have no place in the model; if strict, raise for these and for missing keys."""
-    own = model.state_dict()
-    modules = dict(model.named_modules(remove_duplicate=False))
-
-    def has_place(name: str) -> bool:
-        path, _, leaf = name.rpartition(".")
-        return name in own or (path in modules and leaf in modules[path]._parameters)
-
-    missing = [n for n in own if n not in state]
-    foreign = [n for n in state if not has_place(n)]
-    if strict and (missing or foreign):
-        lacks = f"lacks {', '.join(missing[:5])}" if missing else ""
-        extra = f"has {', '.join(foreign[:5])}, for which {type(model).__name__} has no place" if foreign else ""
-        hint = nearest((missing or foreign)[0], own if foreign and not missing else state)
-        raise ParamsError(f"the state dict {' and '.join(filter(None, (lacks, extra)))}{hint}")
-    return {n: t for n, t in state.items() if n not in foreign}
 
 
 def _placed(model: nn.Module, plan: Plan, where: str) -> list[tuple[str, Place, int]]:

@@ -129,6 +129,7 @@ CLASSES: dict[str, tuple[str, type[PruneError]]] = {
     "Spec": ("pf.trace(model, example inputs)", ParamsError),
     "Stats": (STATS, StatsError),
     "Module": ("a model, which is an nn.Module", ParamsError),
+    "Prune": ("a pipeline, such as pf.pipeline(ratio=0.5)", PruneError),
     "Budget": ("a budget, such as pf.budget.macs(0.65)", BudgetError),
     "LatencyTable": ("pf.latency_table(spec, params)", PruneError),
     "Predictor": ("what predicts a cost, such as pf.latency_table(spec, params)", PruneError),

@@ -140,11 +140,16 @@ def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
         return failure(e, module)
     if refused := [f"{k}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]:
         return Problem(f"it does not load strictly ({'; '.join(refused)})")
-    args, kwargs = example_inputs(own, spec)
+    return confirm_same_code(fresh.to(device_of(own)), module, spec)
+
+
+def confirm_same_code(fresh: nn.Module, module: nn.Module, spec: Spec) -> Problem | None:
+    """Return the problem of a module of the same class and sizes; None if it computes the same with the same random weights."""
+    args, kwargs = example_inputs(dict(module.state_dict()), spec)
     expected: Any = _run_random(module, module, args, kwargs, spec)
     if isinstance(expected, Problem):
         return expected
-    return _difference_of_same_code(_run_random(fresh.to(device_of(own)), module, args, kwargs, spec), expected)
+    return _difference_of_same_code(_run_random(fresh, module, args, kwargs, spec), expected)
 
 
 def _run_random(module: nn.Module, like: nn.Module, args: Any, kwargs: Any, spec: Spec) -> Any:

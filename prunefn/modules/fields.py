@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ..spec.axis import Axis, Leaf, Product
@@ -95,16 +94,24 @@ def changed(config: Any, changes: Mapping[Field, int]) -> Any:
     return changed_config
 
 
-def find_fields(module: nn.Module, spec: Spec, check: Callable[[Any], Problem | None]) -> Fit:
-    """Return the fewest changes to `module.config` that make a fresh model of it the same as the module.
+def find_fields(
+    module: nn.Module,
+    config: Any,
+    spec: Spec,
+    build: Callable[[Any], nn.Module],
+    check: Callable[[Any], Problem | None],
+) -> Fit:
+    """Return the fewest changes to a config that make a fresh model of it the same as the module.
 
     Args:
-        module: the module at its new sizes, with the config of the traced sizes.
-        spec: the spec at the new sizes.
+        module: the module at its new sizes.
+        config: the config of the module at the traced sizes.
+        spec: the spec at the new sizes, with the module's names of tensors.
+        build: builds a fresh model of a config on `meta`.
         check: builds a fresh model of a config and returns its problem, or None.
     """
-    outline = _Outline(type(module), module.config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
-    options = dict(_options(module.config, outline, spec))
+    outline = _Outline(build, config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
+    options = dict(_options(config, outline, spec))
     likeliest = _drop_needless(outline, _search_greedily(outline, options))
     if gap := outline.gap(likeliest):
         tried = ", ".join(f"{f} = {' or '.join(map(str, v))}" for f, v in options.items()) or "none"
@@ -114,7 +121,7 @@ def find_fields(module: nn.Module, spec: Spec, check: Callable[[Any], Problem | 
     shaped = (way for way in itertools.islice(ways, WAYS) if not outline.gap(way))
     first_problem = ""
     for changes in itertools.islice(shaped, TRIES):
-        problem = check(changed(module.config, changes))
+        problem = check(changed(config, changes))
         if problem is None:
             return Fit(changes)
         settings = ", ".join(f"{f} = {v}" for f, v in changes.items()) or "the config unchanged"
@@ -125,8 +132,8 @@ def find_fields(module: nn.Module, spec: Spec, check: Callable[[Any], Problem | 
 class _Outline:
     """The shapes of fresh models on `meta`, by the changes in their config."""
 
-    def __init__(self, cls: type[nn.Module], config: Any, wanted: Shapes) -> None:
-        self.cls, self.config, self.wanted = cls, config, wanted
+    def __init__(self, build: Callable[[Any], nn.Module], config: Any, wanted: Shapes) -> None:
+        self.build, self.config, self.wanted = build, config, wanted
         self._shapes_by_changes: dict[frozenset[tuple[Field, int]], Shapes | str] = {}
         self.dense = self.shapes({})
 
@@ -135,8 +142,7 @@ class _Outline:
         key = frozenset(changes.items())
         if key not in self._shapes_by_changes:
             try:
-                with torch.device("meta"):
-                    fresh = self.cls(changed(self.config, changes))
+                fresh = self.build(changed(self.config, changes))
                 self._shapes_by_changes[key] = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
             except Exception as e:  # the class and its config may raise anything for wrong numbers
                 self._shapes_by_changes[key] = f"{type(e).__name__}: {str(e)[:200]}"

@@ -1,35 +1,28 @@
-"""Models of the transformers library: their config follows the new sizes if one config can state them."""
+"""Models of libraries: their config follows the new sizes if one config can state them."""
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..frozen_dict import FrozenDict
 from ..spec.axis import leaves
 from ..spec.spec import Spec
-from .confirm import confirm_fresh, confirm_without_numbers
-from .fields import Changes, changed, find_fields
-from .plan import Plan
+from .confirm import confirm_fresh, confirm_same_code, confirm_without_numbers
+from .fields import Fit, changed, find_fields
+from .libraries import Library, configured, fresh_model
+from .plan import Plan, joined
 from .pretrained import save_with_plan
 from .problem import Problem
-
-
-def is_transformers(module: nn.Module) -> bool:
-    """Return whether a module is a model of transformers, whose class builds a fresh model from a config.
-
-    Other classes may have a `save_pretrained` and a `config`, too: classes of users, of huggingface_hub, of diffusers.
-    """
-    transformers = sys.modules.get("transformers")  # if nobody imported it, no module is a model of it
-    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+from .twin import copied
 
 
 def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> Plan:
-    """Set the fields of `module.config` so that a fresh model of it is the same as the module.
+    """Set the fields of the configs of the models of libraries in a module, so that fresh models of them are the same.
 
     If no config states the sizes (layers of different sizes), the config does not change, and `save_pretrained` writes the
     weights and the attributes for `load`.
@@ -38,48 +31,72 @@ def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Pr
         Attributes that were also set because a fresh model has other numbers in them. They belong to code that did not run,
         such as another implementation of the attention.
     """
-    if not is_transformers(module) or all(spec.sizes[g] == n for g, n in spec.traced.items()):
-        return []
-    changes, problem = fit_config(module, spec)
-    if problem:
-        save_with_plan(module, problem)
-        return []
-    fresh = fresh_model(type(module), changed(module.config, changes))
-    _change_configs(module, changes)
-    vars(module).pop("save_pretrained", None)  # an earlier round may have set it, when no config stated the sizes
-    return _settle_unused(module, fresh, judge)
+    plan: Plan = []
+    for path, model, library in list(configured(module)):
+        part = _spec_of_part(spec, path)
+        if all(spec.sizes[g] == spec.traced[g] for axes in part.axes.values() for a in axes for g in leaves(a)):
+            continue
+        changes, problem = fit_config(module, path, model, library, part)
+        if problem:
+            save_with_plan(model, library, problem)
+            continue
+        fresh = fresh_model(library, type(model), changed(library.config(model), changes))
+        library.write(model, changes)
+        vars(model).pop("save_pretrained", None)  # an earlier round may have set it, when no config stated the sizes
+        changes_of_code = _settle_unused(model, fresh, lambda _: judge(module))
+        plan += [(joined(path, inner), name, value) for inner, name, value in changes_of_code]
+    return plan
 
 
-def fit_config(module: nn.Module, spec: Spec) -> tuple[Changes, str]:
-    """Return the fewest config changes that make a fresh model the same as the module, and the reason if there are none."""
+def _spec_of_part(spec: Spec, path: str) -> Spec:
+    """Return the spec with the axes of one submodule only, under the names that the submodule has for its tensors."""
+    prefix = f"{path}." if path else ""
+    axes = {n.removeprefix(prefix): a for n, a in spec.axes.items() if n.startswith(prefix)}
+    return replace(spec, axes=FrozenDict(axes)) if path else spec
+
+
+def fit_config(whole: nn.Module, path: str, model: nn.Module, library: Library, spec: Spec) -> Fit:
+    """Return the fewest config changes that make a fresh model the same as the module, and the reason if there are none.
+
+    Args:
+        whole: the module that was traced, at its new sizes.
+        path: the path of the model in it; empty if it is the whole.
+        model: the model of a library.
+        library: its library.
+        spec: the spec at the new sizes, with the model's names of tensors.
+    """
     if reason := table_reason(spec):
-        return {}, reason
+        return Fit({}, reason)
+
+    def build(config: Any) -> nn.Module:
+        return fresh_model(library, type(model), config)
 
     def check(config: Any) -> Problem | None:
-        if any(t.is_meta for t in module.parameters()):
-            return confirm_without_numbers(fresh_model(type(module), config).to(_dtype(module)), spec)
-        return confirm_fresh(module, config, spec)
+        if any(t.is_meta for t in model.parameters()):
+            return confirm_without_numbers(build(config).to(_dtype(model)), spec)
+        if library.module == "transformers" and not path:
+            return confirm_fresh(model, config, spec)
+        return _confirm_part(whole, model, library.build(type(model), config), spec)
 
-    return find_fields(module, spec, check)
+    return find_fields(model, library.config(model), spec, build, check)
+
+
+def _confirm_part(whole: nn.Module, model: nn.Module, fresh: nn.Module, spec: Spec) -> Problem | None:
+    """Return the problem of a fresh model in the place of a model; None if the whole then computes the same."""
+    state = model.state_dict()
+    try:
+        fresh.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        return Problem(f"it does not load strictly ({str(error)[:300]})")
+    device = next((t.device for t in state.values()), torch.device("cpu"))
+    memo: dict[int, Any] = {id(t): t for t in [*whole.parameters(), *whole.buffers()]}
+    memo[id(model)] = fresh.to(device, _dtype(model))
+    return confirm_same_code(memo[id(model)] if whole is model else copied(whole, memo), whole, spec)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
     """Return the type of the first floating-point parameter; float32 if there is none."""
     return next((t.dtype for t in module.parameters() if t.is_floating_point()), torch.float32)
-
-
-def _change_configs(module: nn.Module, changes: Changes) -> None:
-    """Set the fields in the config of the module, and in the copies of this config that submodules hold."""
-    own: Any = module.config
-    before = {f: f.get(own) for f in changes}
-    configs = {id(c): c for m in module.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
-    for field, value in changes.items():
-        same_class = [c for c in configs.values() if type(c) is type(field.owner(own))]
-        owners = {id(owner): owner for owner in [field.owner(own), *same_class]}
-        for owner in owners.values():
-            own_field = field._replace(path=())
-            if own_field.get(owner) == before[field]:
-                own_field.set(owner, value)
 
 
 def _settle_unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Module], Problem | None]) -> Plan:
@@ -97,12 +114,6 @@ def _settle_unused(module: nn.Module, fresh: nn.Module, judge: Callable[[nn.Modu
     for path, name, before, _ in changes:
         setattr(modules[path], name, before)
     return []
-
-
-def fresh_model(cls: type[nn.Module], config: Any) -> nn.Module:
-    """Return a new model of a copy of the config, on `meta`."""
-    with torch.device("meta"):
-        return cls(copy.deepcopy(config))
 
 
 def table_reason(spec: Spec) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 from ..errors import PruneError
 from ..spec.spec import Spec
 from .confirm import confirm_without_numbers
-from .hf_config import fresh_model, table_reason
+from .hf_config import table_reason
+from .libraries import TRANSFORMERS, fresh_model
 from .pretrained import refusal
 from .rebuild import resized
 
@@ -92,7 +93,7 @@ def _small_config(cls: type[nn.Module], dense: Any, spec: Spec) -> Any:
     Raises:
         PruneError: no config has these sizes.
     """
-    model = fresh_model(cls, dense)
+    model = fresh_model(TRANSFORMERS, cls, dense)
     if dense.dtype is not None:
         model.to(dense.dtype)
     model.train(spec.train)

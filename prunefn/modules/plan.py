@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,17 +22,38 @@ def remember(module: nn.Module, plan: Plan) -> None:
     module._prunefn_plan = [(*key, value) for key, value in merged.items()]  # type: ignore[assignment]
     if not any(isinstance(hook, _PlanHook) for hook in module._state_dict_hooks.values()):
         module._register_state_dict_hook(_PlanHook())
+    for path, part in module.named_modules():
+        inside = [(p[len(path) + 1 :], name, value) for p, name, value in plan if f"{p}.".startswith(f"{path}.")]
+        if path and inside and hasattr(part, "save_pretrained"):  # it may be saved by itself
+            remember(part, inside)
 
 
 def plan_in(module: nn.Module) -> Plan:
-    """Return the plan that a module remembers, which its pickles hold, too; empty if prunefn did not rebuild it."""
-    return list(getattr(module, "_prunefn_plan", ()))
+    """Return what a module and its submodules remember, which their pickles hold, too; empty if prunefn rebuilt none of them.
+
+    The values are those that the modules have now: a submodule may have been rebuilt after the module that contains it.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    plans = [(path, getattr(m, "_prunefn_plan", ())) for path, m in modules.items()]
+    values = {(joined(path, inner), name): value for path, plan in plans for inner, name, value in plan}
+    return [(path, name, getattr(modules[path], name, v)) for (path, name), v in values.items() if path in modules]
 
 
 def plan_of(state: Mapping[str, Any]) -> Plan | None:
-    """Return the plan that a state dict carries; None if it carries none."""
+    """Return the plan that a state dict carries, with those of submodules; None if it carries none."""
     metadata = getattr(state, "_metadata", None) or {}
-    return metadata.get("", {}).get(KEY)
+    plans = {path: values[KEY] for path, values in metadata.items() if KEY in values}
+    entries = {(joined(path, inner), name): value for path, plan in plans.items() for inner, name, value in plan}
+    return [(*place, value) for place, value in entries.items()] if plans else None
+
+
+def joined(path: str, inner: str) -> str:
+    """Return the path of a module inside the module at `path`.
+
+    >>> joined("backbone", "layers.0"), joined("", "layers.0"), joined("backbone", "")
+    ('backbone.layers.0', 'layers.0', 'backbone')
+    """
+    return ".".join(filter(None, (path, inner)))
 
 
 class _PlanHook:
@@ -43,10 +64,9 @@ class _PlanHook:
     """
 
     def __call__(self, module: nn.Module, state: Any, prefix: str, _: Any) -> None:
-        plan: Sequence[Any] = module._prunefn_plan  # type: ignore[assignment]
         metadata = getattr(state, "_metadata", None)
         if metadata is not None:
-            metadata.setdefault(prefix[:-1], {})[KEY] = [tuple(p) for p in plan]
+            metadata.setdefault(prefix[:-1], {})[KEY] = plan_in(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _PlanHook:
         return self

@@ -1,4 +1,4 @@
-"""The `save_pretrained` of pruned transformers models that no config describes: it writes weights and attributes for `load`."""
+"""The `save_pretrained` of pruned models of libraries that no config describes: it writes weights and attributes for `load`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..errors import PruneError, warn
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE
 from ..files.tensors import save_sealed
+from .libraries import Library
 from .plan import plan_in
 from .pruned_file import KIND_MODULE, notes
 
 DENSE_CONFIG = "dense_config.json"
-"""File of the config before pruning: under its usual name, transformers would load the weights into wrong sizes."""
+"""File of the config before pruning: under its usual name, the library would load the weights into wrong sizes."""
 
 
-def save_with_plan(module: nn.Module, why: str) -> None:
-    """Make `module.save_pretrained` write a file for `prunefn.load`, and warn that transformers itself cannot load it."""
-    module.save_pretrained = _Saver(module, why)  # type: ignore[assignment]
+def save_with_plan(module: nn.Module, library: Library, why: str) -> None:
+    """Make `module.save_pretrained` write a file for `prunefn.load`, and warn that the library itself cannot load it."""
+    module.save_pretrained = _Saver(module, library, why)  # type: ignore[assignment]
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -34,11 +35,11 @@ def refusal(module: nn.Module) -> str | None:
 class _Saver:
     """The `save_pretrained` of one module. A pickle stores the method of its class instead, so it loads without prunefn."""
 
-    def __init__(self, module: nn.Module, why: str) -> None:
-        self.module, self.why = module, why
+    def __init__(self, module: nn.Module, library: Library, why: str) -> None:
+        self.module, self.library, self.why = module, library, why
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Saver:
-        return _Saver(memo.get(id(self.module), self.module), self.why)
+        return _Saver(memo.get(id(self.module), self.module), self.library, self.why)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.module, "save_pretrained")
@@ -76,10 +77,10 @@ class _Saver:
             f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
             f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
         )
-        _write_checkpoint(self.module, folder, state_dict)
+        _write_checkpoint(self.module, self.library, folder, state_dict)
 
 
-def _write_checkpoint(module: Any, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
+def _write_checkpoint(module: Any, library: Library, folder: Path, state_dict: Mapping[str, Tensor] | None) -> None:
     """Write the weights, the dense config and the generation config, and remove files of an earlier checkpoint."""
     own = module.state_dict()
     state = own if state_dict is None else dict(state_dict)
@@ -89,10 +90,10 @@ def _write_checkpoint(module: Any, folder: Path, state_dict: Mapping[str, Tensor
     state = {**{n: state[first] for n, first in tied.items() if first in state}, **state}
     untied = {n: t for n, t in state.items() if n not in tied}
     metadata = notes(KIND_MODULE, plan=plan_in(module), names=list(state), tied=tied)
-    for path in [*folder.glob("model-*.safetensors"), folder / INDEX, folder / "config.json"]:
-        path.unlink(missing_ok=True)
+    for pattern in ("model-*.safetensors", "diffusion_pytorch_model*", INDEX, "config.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
     atomic.write(folder / SINGLE, lambda name: save_sealed(name, untied, metadata))
-    module.config.architectures = [type(module).__name__]
-    atomic.write_text(folder / DENSE_CONFIG, module.config.to_json_string())
-    if module.can_generate() and module.generation_config is not None:
+    atomic.write_text(folder / DENSE_CONFIG, library.text(module))
+    if library.module == "transformers" and module.can_generate() and module.generation_config is not None:
         module.generation_config.save_pretrained(folder)

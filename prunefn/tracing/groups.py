@@ -58,7 +58,12 @@ def find_groups(captured: Captured, a: Analysis) -> Found:
     def axis_of(t: Term) -> Axis:
         return a.alg.resolve(t, name, cache)
 
-    axes = {t: tuple(axis_of(x) for x in a.tensors[t]) for t in tensors}
+    def group_or_number(v: Var) -> Axis:
+        """A tensor has one size, also where it is the sum of sizes of inputs that vary against each other."""
+        return Leaf(names[v][0]) if v in names else Fixed(a.alg.size(v))
+
+    own: dict[Var, Axis] = {}
+    axes = {t: tuple(a.alg.resolve(x, group_or_number, own) for x in a.tensors[t]) for t in tensors}
     sizes = {n: a.alg.size(v) for v, (n, _) in names.items()}
     sites = find_sites(captured, a, contractions, axis_of, sizes)
     slots = find_slots(captured, contractions, sites, axis_of)
