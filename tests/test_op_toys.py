@@ -15,7 +15,7 @@ import prunefn as pf
 from prunefn.program.compiled import compiled
 from prunefn.spec.axis import size
 from prunefn.tracing import rules
-from prunefn.tracing.rules import pointwise
+from prunefn.tracing.rules import linalg, pointwise
 from prunefn.tracing.rules.base import TABLE
 
 from .op_toys.build import Toy, X
@@ -41,6 +41,22 @@ NO_TOY = {
     ),
     "aten._pack_padded_sequence": "its lengths must be sorted: tests/test_recurrent.py",
     "aten._pad_packed_sequence": "it does not check its arguments: tests/test_recurrent.py",
+    "aten._batch_norm_no_update": NORM,
+    "aten.segment_reduce": "its lengths must add up: tests/test_rules.py",
+    "aten.linalg_cross": "its vectors have three coordinates: tests/test_rules.py",
+    "aten.affine_grid_generator": "its size repeats that of its input: tests/test_rules.py",
+    "aten.lu_unpack": "its pivots are 32-bit integers: tests/test_rules.py",
+    "aten.linalg_lu_solve": "its pivots are 32-bit integers: tests/test_rules.py",
+    "aten._scaled_dot_product_flash_attention_for_cpu": "it needs four dims of three roles: tests/test_rules.py",
+    **dict.fromkeys(
+        (
+            "aten._scaled_dot_product_flash_attention.default",
+            "aten._scaled_dot_product_efficient_attention",
+            "aten._scaled_dot_product_cudnn_attention",
+            "aten._scaled_dot_product_fused_attention_overrideable",
+        ),
+        "it runs on GPUs only: tests/test_rules.py on `meta`",
+    ),
     "aten.rrelu_with_noise": "it writes to its noise",
     "aten._weight_norm": "it does not check its arguments: tests/test_toys.py",
     "aten._weight_norm_interface": "it does not check its arguments: tests/test_toys.py",
@@ -129,12 +145,14 @@ def test_laws(name: str) -> None:
 
 
 def without(params: pf.Params, mask: pf.Mask, spec: pf.Spec, op: OpOverload) -> pf.Params:
-    """Params with zeros where the removed units are read: in the head alone, if the op works on each element by itself.
+    """Params with zeros where the removed units are read: in the head alone, if the op works on each element or
+    matrix by itself.
 
-    It may be undefined at zero, as a logarithm is.
+    It may be undefined at zero, as a logarithm and an inverse are.
     """
     zeroed = pf.zero(params, mask, spec=spec)
-    alone = rules.find(op, {}) in (pointwise.pointwise, pointwise.untagged)
+    rule = rules.find(op, {})
+    alone = rule in (pointwise.pointwise, pointwise.untagged) or rule.__module__ == linalg.__name__
     return {n: params[n] if alone and "_head" not in n else t for n, t in zeroed.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_rules_are_found_from_the_special_to_the_general() -> None:
     assert rules.find(flip, {}) is pointwise.scanned
     for key in ("aten.flip.default", "aten.flip"):
         assert rules.find(flip, {key: mine}) is mine
-    assert rules.find(torch.ops.aten.cholesky_inverse.default, {}) is None
+    assert rules.find(torch.ops.aten.linalg_lstsq.default, {}) is None
 
 
 def test_two_rules_for_one_op_are_refused() -> None:
@@ -247,3 +248,107 @@ def test_a_deformable_convolution_keeps_all_of_its_channels(masked: bool) -> Non
     spec = pf.trace(model, (x,))
     assert not spec.groups and not spec.unknown
     assert torch.equal(pf.forward(pf.params(model), x[:1], spec=spec), model(x[:1]))
+
+
+# ---- rules whose ops no toy can be drawn for: tests/test_op_toys.py
+
+
+class Between(nn.Module):
+    """A function of [batch, 12] and of a parameter [12, 12], between two layers."""
+
+    def __init__(self, middle: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.w, self.middle = nn.Linear(4, 12), nn.Parameter(torch.rand(12, 12)), middle
+        self.b = nn.Linear(middle(torch.rand(2, 12), self.w).shape[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.middle(self.a(x), self.w))
+
+
+def pixels(h: Tensor) -> Tensor:
+    """[batch, 12] as 3 channels of 2 × 2 pixels."""
+    return h.view(-1, 3, 2, 2)
+
+
+def grid(h: Tensor, w: Tensor) -> Tensor:
+    places = F.affine_grid(w[:2, :3].expand(len(h), 2, 3), [len(h), 3, 2, 2], align_corners=False)
+    return F.grid_sample(pixels(h), places, align_corners=False).flatten(1)
+
+
+def lu(h: Tensor, w: Tensor) -> Tensor:
+    return torch.linalg.lu_solve(*torch.linalg.lu_factor(w[:4, :4] + torch.eye(4)), h.view(-1, 3, 4).mT).mT.flatten(1)
+
+
+def kernel(h: Tensor, w: Tensor) -> Tensor:
+    q, k, v = ((h @ m).view(-1, 2, 2, 3).transpose(1, 2) for m in (w, w, w.T))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0].transpose(1, 2).flatten(1)
+
+
+def segments(h: Tensor, w: Tensor) -> Tensor:
+    return torch.segment_reduce(torch.cat([h, 2 * h]), "sum", lengths=torch.full((h.shape[0],), 2))
+
+
+def masked_rows(h: Tensor, w: Tensor) -> Tensor:
+    rows = torch.stack([h, 2 * h], 1)
+    mask = torch.tensor([False, True]).view(1, 2, 1).expand_as(rows)
+    return rows.masked_scatter(mask, h @ w).sum(1)
+
+
+MIDDLES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], set[int]]] = {
+    "cross": (lambda h, w: torch.linalg.cross(h.view(-1, 4, 3), w[:4, :3][None]).flatten(1), {4}),
+    "affine_grid": (grid, {3}),
+    "lu_solve": (lu, {3}),
+    "lu_unpack": (lambda h, w: h + torch.linalg.lu(w)[1].sum(), {12}),
+    "attention_kernel": (kernel, {2, 3}),
+    "segment_reduce": (segments, {12}),
+    "masked_scatter": (masked_rows, {12}),
+    "diagonal": (lambda h, w: torch.diagonal(pixels(h), dim1=2, dim2=3).flatten(1), {3}),
+    "diagonal_scatter": (
+        lambda h, w: torch.diagonal_scatter(pixels(h), pixels(2 * h)[:, :, 0], 0, 2, 3).flatten(1),
+        {3},
+    ),
+    "rot90": (lambda h, w: torch.rot90(pixels(h), 1, [2, 3]).flatten(1), {3}),
+    "index_reduce": (lambda h, w: h.index_reduce(0, torch.tensor([0, 1]), 2 * h[:2], "amax"), {12}),
+    "block_diag": (lambda h, w: torch.block_diag(w[:2].sum(0), h)[1:, 12:], {12}),
+    "inverse": (lambda h, w: (torch.linalg.inv(pixels(h) + torch.eye(2))).flatten(1), {3}),
+}
+"""Function → its sizes that may be pruned."""
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("name", MIDDLES)
+def test_channels_pass(name: str) -> None:
+    """Removing is zeroing where the next layer reads, and some groups are there."""
+    middle, sizes = MIDDLES[name]
+    torch.manual_seed(0)
+    model, x = Between(middle).double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    assert not spec.unknown
+    assert sizes <= {g.size for g in spec.groups.values()}
+    torch.testing.assert_close(pf.forward(params, x, spec=spec), model(x))
+    mask = {g.name: torch.arange(g.size) > 0 for g in spec.groups.values() if g.exact}
+    zeroed = {n: t if n.startswith("a.") else pf.zero(params, mask, spec=spec)[n] for n, t in params.items()}
+    if name == "attention_kernel":  # products of queries and keys read the units, too
+        zeroed = pf.zero(params, mask, spec=spec)
+    small = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    torch.testing.assert_close(small, pf.forward(zeroed, x, spec=spec))
+
+
+@pytest.mark.parametrize(
+    "op", ["flash_attention", "efficient_attention", "cudnn_attention", "fused_attention_overrideable"]
+)
+def test_attention_kernels_of_gpus(op: str) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 3 * 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.a(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+            options = {} if "flash" in op else {"attn_bias": None}
+            options |= {"compute_log_sumexp": False} if op in ("efficient_attention", "cudnn_attention") else {}
+            y = getattr(torch.ops.aten, f"_scaled_dot_product_{op}")(q, k, v, **options)[0]
+            return self.b(y.transpose(1, 2).flatten(2))
+
+    spec = pf.trace(Attention().to("meta"), (torch.randn(2, 5, 8, device="meta"),))
+    assert not spec.unknown and {g.kind for g in spec.groups.values()} == {"heads", "head_dim"}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from .. import trees
 from ..errors import TraceError
 from . import rules
 from .axes import Algebra, Term, Var
-from .capture import Captured
+from .capture import LIBRARIES, Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
 from .symbols import expression
 
@@ -60,15 +61,37 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
             a.values[node] = _analyse_call(a, node, extra)
         elif node.op == "get_attr":  # a function that a higher-order op calls
             a.values[node] = None
-    results = [v for v in captured.outputs if isinstance(v, fx.Node)]
-    for v in (a.values[n] for n in results):
-        for w in v if isinstance(v, list) else [v]:
-            for axis in w.axes if isinstance(w, Value) else ():
-                a.alg.freeze(axis, OUTPUT)
+    for node in (v for v in captured.outputs if isinstance(v, fx.Node)):
+        shared = _leaves_of_siblings(a, node, captured.unread) if node in captured.unread else set[Var]()
+        for v in _leaves(a, node) - shared:
+            a.alg.freeze(v, OUTPUT)
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
     return a
+
+
+def _values(result: Any) -> list[Value]:
+    """Return the values of an op's result: one, or a nest of lists."""
+    if isinstance(result, list):
+        return [v for item in result for v in _values(item)]
+    return [result] if isinstance(result, Value) else []
+
+
+def _leaves(a: Analysis, node: fx.Node) -> set[Var]:
+    """Return the leaves of the axes of a value."""
+    return {v for w in _values(a.values[node]) for axis in w.axes for v in a.alg.vars(axis)}
+
+
+def _leaves_of_siblings(a: Analysis, node: fx.Node, unread: Collection[fx.Node]) -> set[Var]:
+    """Return the leaves of results that are read, of ops that gave the value of `node`, too, as an RNN gives all steps and a state."""
+    while node.all_input_nodes:
+        if node.target is operator.getitem:
+            siblings = [u for u in node.all_input_nodes[0].users if u is not node and u.users and u not in unread]
+            if siblings:
+                return set().union(*(_leaves(a, u) for u in siblings))
+        node = node.all_input_nodes[0]
+    return set()
 
 
 def hints(value: Tensor) -> tuple[int, ...]:
@@ -111,19 +134,18 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
         item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
         return item._replace(name=node.name) if isinstance(item, Value) else item
     meta = node.meta.get("val")
-    if not isinstance(meta, Tensor) and not (
-        isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)
-    ):
+    metas = trees.tensors(meta)
+    if not metas and meta not in ((), []):
         return _analyse_size(a, node, meta)
-    metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
-    shapes, unused = (
-        [hints(m) for m in metas],
-        _unused_outputs(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
-    )
+    shapes, unused = [hints(m) for m in metas], _unused_outputs(node, meta)
     call = Call(a.alg, str(node.target), node.name, _bind_arguments(a, node), shapes, reason_of(node), unused)
     call, out = _apply_rule(a, node, call, extra)
     _unify_sizes(a, metas, out)
-    return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
+    values = _record(a, node, call, out, metas)
+    if isinstance(meta, Tensor):
+        return values[0]
+    rest = iter(values)  # an op may return tensors, lists of them, and numbers
+    return list(trees.map_tensors(lambda _: next(rest), meta))
 
 
 def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
@@ -153,10 +175,13 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
         return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
 
 
-def _unused_outputs(node: fx.Node, count: int) -> frozenset[int]:
-    """Return the indices of outputs that nothing reads."""
+def _unused_outputs(node: fx.Node, meta: Any) -> frozenset[int]:
+    """Return the indices of the tensors among several results that nothing reads."""
+    if isinstance(meta, Tensor):
+        return frozenset()
     read: list[Any] = [u.args[1] for u in node.users if u.target is operator.getitem and u.users]
-    return frozenset(range(count)).difference(read)
+    is_read = [i in read for i, m in enumerate(meta) for _ in trees.tensors(m)]
+    return frozenset(i for i, r in enumerate(is_read) if not r)
 
 
 def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
@@ -173,7 +198,8 @@ def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
                 a.alg.unify(axis, known)
 
 
-def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor]) -> list[Value]:
+    """Add the statements of a call to the analysis, and return a value for each of its tensors."""
     inputs = call.tensors()
     active = any(v.active for v in inputs)
     if call.resized:
@@ -184,11 +210,11 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     a.layers |= {node.name} if call.layer else set()
     if not any(r.alias_info is not None for r in getattr(getattr(node.target, "_schema", None), "returns", ())):
         a.written += out
-    values = [
-        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
+    zero, repeated = rules.keeps_zero(node.target, call), rules.repeated_dims(node.target, call)
+    return [
+        Value(node.name, axes, active, m.dtype == torch.bool, zero, repeated)
         for axes, m in zip(out, metas, strict=True)
     ]
-    return values[0] if single else values
 
 
 def _check_sizes(call: Call, out: list[Axes]) -> None:
@@ -240,5 +266,5 @@ def reason_of(node: fx.Node) -> Reason:
     frames = [f for f in FRAME.findall(node.meta.get("stack_trace") or "") if not f[0].startswith("<")]
     if not frames:
         return Reason("", str(node.target))
-    path, line = next((f for f in reversed(frames) if "/site-packages/torch/" not in f[0]), frames[-1])
+    path, line = next((f for f in reversed(frames) if not f[0].startswith(LIBRARIES)), frames[-1])
     return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{line}")

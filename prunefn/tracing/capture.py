@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from .rules import Rule, use_canonical
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
+LIBRARIES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+"""Folders of torch and of the trace, whose lines are not the user's."""
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 DEPTH = 4
 """Most ops between an op without a rule and the ops that it is defined by."""
@@ -61,6 +64,8 @@ class Captured(NamedTuple):
     """Why a recorded run cannot be replayed; empty if nothing forbids it."""
     how: str = "exported"
     """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
+    unread: frozenset[fx.Node] = frozenset()
+    """The outputs of a recorded run that nothing read, but that another run may read."""
 
 
 def capture(

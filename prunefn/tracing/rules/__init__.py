@@ -42,6 +42,8 @@ from . import (  # noqa: F401  (each module registers its rules)
     detection,
     experts,
     indexing,
+    linalg,
+    losses,
     norm,
     pointwise,
     quantize,
@@ -74,8 +76,16 @@ __all__ = [
     "is_zero_point",
     "keeps_zero",
     "no_rule",
+    "repeated_dims",
     "use_canonical",
 ]
+
+
+EXPANDS = ("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
+EMPTY = ("aten.segment_reduce",)
+"""Ops whose result need not be zero where no values are reduced."""
+KEEPS = ("aten.clone", "aten.alias", "aten.detach", "aten.contiguous", "aten.to", "aten._to_copy", "aten.type_as")
+"""Ops that return the values of their first tensor, whose other tensors say a size or a dtype."""
 
 
 def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -123,7 +133,20 @@ def keeps_zero(op: Any, call: Call) -> bool:
     module = (find(op, {}) or no_rule).__module__
     if module == norm.__name__:
         return True
+    if module in (linalg.__name__, losses.__name__) or bare in EMPTY:
+        return False
     return pointwise.keeps_zero(call) if module == pointwise.__name__ else all(v.zero for v in inputs)
+
+
+def repeated_dims(op: Any, call: Call) -> frozenset[int]:
+    """Return the dims of an elementwise op's result, counted from the right, along which all of its values are equal."""
+    tags = getattr(op, "tags", ())
+    inputs, bare = call.tensors(), call.op.rpartition(".")[0]
+    if bare in EXPANDS or bare in KEEPS:
+        inputs = inputs[:1]
+    elif Tag.pointwise not in tags or Tag.nondeterministic_seeded in tags:
+        return frozenset()
+    return frozenset(d for d in range(-len(call.shape), 0) if inputs and all(v.repeats(d) for v in inputs))
 
 
 def no_rule(call: Call) -> list[Axes]:

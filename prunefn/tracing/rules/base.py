@@ -34,6 +34,12 @@ class Value(NamedTuple):
     """Whether it holds truth values; such an index is a mask."""
     zero: bool = True
     """Whether it is zero at a unit whose tensors are all zero."""
+    repeated: frozenset[int] = frozenset()
+    """Dims, counted from the right (-1), along which all of its values are equal."""
+
+    def repeats(self, dim: int) -> bool:
+        """Return whether its values are equal along a dim, counted from the right; also if it broadcasts along it."""
+        return dim in self.repeated or -dim > len(self.axes) or self.axes[dim] == ONE
 
 
 class Reason(NamedTuple):
