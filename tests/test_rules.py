@@ -163,11 +163,91 @@ def test_a_rule_that_fails_freezes_what_the_op_touches(monkeypatch: pytest.Monke
     assert "its rule raises KeyError: 'no such dim' by aten.flip.default at " in spec.explain("a.weight")
 
 
-def test_a_rule_of_the_user_that_fails_is_named() -> None:
-    with pytest.raises(
-        pf.TraceError, match=r"rules\['aten\.relu'\] fails at .*test_rules\.py:\d+: KeyError: 'no such dim'"
-    ):
-        pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={"aten.relu": failing})
+def test_a_rule_of_the_user_that_raises_is_named_and_freezes() -> None:
+    text = r"rules\['aten\.relu'\] raises KeyError: 'no such dim' at .*test_rules\.py:\d+; all axes that aten\.relu\.default"
+    with pytest.warns(pf.PruneWarning, match=text):
+        spec = pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={"aten.relu": failing})
+    assert not spec.groups and "rules['aten.relu'] raises KeyError: 'no such dim'" in spec.unknown["aten.relu.default"]
+    assert "rules['aten.relu'] raises KeyError: 'no such dim' by aten.relu.default at " in spec.explain("a.weight")
+
+
+WRONG: dict[str, Callable[[rules.Call], Any]] = {
+    r"returns axes of sizes \[\(\)\] for outputs of shapes \[\(2, 6\)\]": lambda call: (),
+    r"returns axes of sizes \[\(2, 6\), \(2, 6\)\] for outputs": lambda call: [call["self"].axes] * 2,
+    r"returns None, which is no tuple of axes": lambda call: None,
+    r"returns \[Value\(.*, which is no tuple of axes": lambda call: [call["self"]],
+    r"returns \[\(2, 6\)\], which is no tuple of axes": lambda call: call.shape,
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+@pytest.mark.parametrize("capture", ["exported", "recorded"])
+def test_a_wrong_result_names_the_rule(text: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if capture == "recorded":
+        monkeypatch.setattr("prunefn.tracing.api.capture", _fails)
+    with pytest.raises(pf.TraceError, match=rf"^rules\['aten\.tan'\] {text}.* at .*test_rules\.py:\d+$"):
+        pf.trace(Wide(torch.tan), (torch.randn(2, 4),), rules={"aten.tan": WRONG[text]})
+
+
+def _fails(*args: object, **kwargs: object) -> None:
+    raise pf.TraceError("not today")
+
+
+def same(call: rules.Call) -> rules.Axes:
+    """The axes of the first tensor."""
+    return call.tensors()[0].axes
+
+
+@torch.library.custom_op("prunefn_tests::spin", mutates_args=())
+def spin(x: Tensor) -> Tensor:
+    """An op with a gradient, of whose inside nothing is known."""
+    return x.sin()
+
+
+spin.register_fake(torch.empty_like)
+spin.register_autograd(
+    lambda ctx, grad: grad * ctx.saved_tensors[0].cos(),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+class Spin(torch.autograd.Function):
+    """A function with a gradient of its own, which calls an op of a library."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return spin(x) * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def branch(x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 4, torch.sin, torch.cos, (x,))
+
+
+OWN = [
+    (spin, "prunefn_tests.spin"),
+    (spin, "prunefn_tests.spin.default"),
+    (Spin.apply, "prunefn_tests.spin"),
+    (branch, "higher_order.cond"),
+]
+
+
+@pytest.mark.parametrize("colons", [False, True])
+@pytest.mark.parametrize(("op", "name"), OWN)
+def test_ops_of_libraries_and_functions_take_rules(op: Callable[[Tensor], Tensor], name: str, colons: bool) -> None:
+    model, x = Wide(op).eval(), torch.randn(2, 4)
+    assert list(pf.trace(model, (x,)).groups) == ["b"]
+    rule = (lambda call: [call["3"][0].axes]) if op is branch else same
+    spec = pf.trace(model, (x,), rules={name.replace(".", "::", 1) if colons else name: rule})
+    assert list(spec.groups) == ["a", "b"] and not spec.unknown
+    mask = {"a": torch.arange(6) < 4}
+    small = pf.forward(pf.apply(pf.params(model), mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    kept = {**pf.params(model), "b.weight": model.b.weight * mask["a"]}
+    if op is not branch:  # which way it goes depends on all units
+        torch.testing.assert_close(small, pf.forward(kept, x, spec=spec))
 
 
 @pytest.mark.parametrize("name", ["aten.renorm", "aten::renorm", "aten.renorm.default", "aten::renorm.default"])
@@ -186,6 +266,9 @@ def test_names_of_rules_are_those_of_torch(name: str) -> None:
         ("renorm", "'library.op'"),
         ("mylib::op", "'library.op'"),
         ("aten.renorm.x", "aten.renorm"),
+        ("higher_order.con", "higher_order.cond"),
+        ("prunefn_tests::spinn", "prunefn_tests.spin"),
+        ("prunefn_tests.spin.x", "prunefn_tests.spin"),
     ],
 )
 def test_a_rule_for_an_op_that_torch_does_not_know_is_refused(name: str, hint: str) -> None:
@@ -310,6 +393,7 @@ MIDDLES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], set[int]]] = {
     "rot90": (lambda h, w: torch.rot90(pixels(h), 1, [2, 3]).flatten(1), {3}),
     "index_reduce": (lambda h, w: h.index_reduce(0, torch.tensor([0, 1]), 2 * h[:2], "amax"), {12}),
     "block_diag": (lambda h, w: torch.block_diag(w[:2].sum(0), h)[1:, 12:], {12}),
+    "cholesky": (lambda h, w: torch.linalg.cholesky(pixels(h) @ pixels(h).mT + torch.eye(2)).flatten(1), {3}),
     "inverse": (lambda h, w: (torch.linalg.inv(pixels(h) + torch.eye(2))).flatten(1), {3}),
 }
 """Function → its sizes that may be pruned."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from .. import trees
-from ..errors import TraceError
+from ..errors import TraceError, warn
 from . import rules
-from .axes import Algebra, Term, Var
+from .axes import Algebra, Plus, Term, Times, Var
 from .capture import LIBRARIES, Captured
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
 from .symbols import expression
@@ -23,6 +23,10 @@ INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Re
 BATCH = Reason("it is the batch")
 MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')
+
+
+class WrongRuleError(TraceError):
+    """A rule of the user returns what cannot be the axes of the op's results."""
 
 
 @dataclass
@@ -133,7 +137,7 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
         item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
         return item._replace(name=node.name) if isinstance(item, Value) else item
-    meta = node.meta.get("val")
+    meta: Any = node.meta.get("val")
     metas = trees.tensors(meta)
     if not metas and meta not in ((), []):
         return _analyse_size(a, node, meta)
@@ -151,28 +155,36 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
 def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
     """Return the call with the statements of its rule, and the axes of the outputs.
 
-    An op without a rule, or whose built-in rule fails, freezes all axes that it touches and is reported.
+    An op without a rule, or whose rule raises, freezes all axes that it touches and is reported.
 
     Raises:
-        TraceError: a rule of the user fails.
+        WrongRuleError: a rule of the user returns no axes, or axes of other sizes than the op's results.
     """
     rule = rules.find(node.target, extra)
     if rule is None:
-        a.unknown.setdefault(call.op, call.at.source)
-        return call, rules.no_rule(call)
+        return call, _freeze_call(a, call, rules.why_no_rule(call.op))
+    name = next((f"rules[{key!r}]" for key, r in extra.items() if r is rule), "")
     # a rule that fails may have made some statements: the copy has none
     untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], layer=False)
     try:
         out = rule(call)
-        out = [out] if isinstance(out, tuple) else out
-        _check_sizes(call, out)
-        return call, out
     except Exception as error:  # a rule may raise anything
-        problem = f"{type(error).__name__}: {error}"
-        if key := next((k for k, v in extra.items() if v is rule), None):
-            raise TraceError(f"rules[{key!r}] fails at {call.at.source or node.name}: {problem}") from error
-        a.unknown.setdefault(call.op, f"{call.at.source} (its rule raises {problem})".strip())
-        return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
+        text = f"{name or 'its rule'} raises {type(error).__name__}: {error}"
+        if name:
+            warn(f"{text} at {call.at.source or node.name}; all axes that {call.op} touches are frozen")
+        return untouched, _freeze_call(a, untouched, text)
+    out = [out] if isinstance(out, tuple) else out
+    if not (problem := _wrong_sizes(call, out)):
+        return call, out
+    if name:
+        raise WrongRuleError(f"{name} {problem} at {call.at.source or node.name}")
+    return untouched, _freeze_call(a, untouched, f"its rule {problem}")
+
+
+def _freeze_call(a: Analysis, call: Call, why: str) -> list[Axes]:
+    """Freeze all axes that an op touches, and report it."""
+    a.unknown.setdefault(call.op, f"{call.at.source} ({why})".strip() if why != rules.NO_RULE else call.at.source)
+    return rules.freeze_all(call, why)
 
 
 def _unused_outputs(node: fx.Node, meta: Any) -> frozenset[int]:
@@ -217,11 +229,13 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
     ]
 
 
-def _check_sizes(call: Call, out: list[Axes]) -> None:
-    """Check that a rule returned axes of the right sizes, to find its bug here rather than in a pruned network."""
+def _wrong_sizes(call: Call, out: Any) -> str:
+    """Return how the result of a rule differs from the op's results, to find its bug here rather than in a pruned network."""
+    terms = (Var, Times, Plus)
+    if not isinstance(out, list) or not all(isinstance(t, tuple) and all(isinstance(x, terms) for x in t) for t in out):
+        return f"returns {out!r:.100}, which is no tuple of axes, and no list of such tuples"
     sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
-    if sizes != call.shapes:
-        raise TraceError(f"the rule returns axes of sizes {sizes} for outputs of shapes {call.shapes}")
+    return "" if sizes == call.shapes else f"returns axes of sizes {sizes} for outputs of shapes {call.shapes}"
 
 
 def _analyse_size(a: Analysis, node: fx.Node, meta: Any) -> Any:

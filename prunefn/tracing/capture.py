@@ -23,6 +23,7 @@ from .functional import make_functional, spell_out_writes
 from .recurrent_shapes import recurrent_shapes
 from .regions import inline_regions, runs_in_levels
 from .rules import Rule, use_canonical
+from .strided import spell_out_strides
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
@@ -141,6 +142,7 @@ def _simplify(program: ExportedProgram) -> None:
     """Rewrite a program in place into fewer and more common ops."""
     inline_regions(program.graph_module)
     use_canonical(program.graph)
+    spell_out_strides(program.graph)
     for n in list(program.graph.nodes):
         name = str(n.target) if n.op == "call_function" else ""
         if name.startswith(CHECKS):

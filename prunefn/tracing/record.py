@@ -32,6 +32,7 @@ from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
 from .rules import Rule, use_canonical
+from .strided import spell_out_strides
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 MOST_READ = 4096
@@ -79,6 +80,7 @@ def record(
     outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *unread]) if n not in listed]
     graph.output(tuple(outputs))
     use_canonical(graph)
+    spell_out_strides(graph)
     _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
     return Captured(
