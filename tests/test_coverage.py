@@ -5,7 +5,6 @@ from __future__ import annotations
 from pytest import mark
 
 import prunefn as pf
-
 from bench.coverage.cases import cases
 from bench.coverage.check import check, without_rule
 from bench.coverage.table import markdown
