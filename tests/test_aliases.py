@@ -13,7 +13,7 @@ from prunefn.tracing.rules.aliases import ALIASES, canonical
 from .op_toys.search import overloads
 
 aten = torch.ops.aten
-WITHOUT_RULE = {"inverse", "linalg_matrix_exp", "matrix_power", "orgqr", "row_stack", "det"}
+WITHOUT_RULE = {"matrix_power", "row_stack", "det"}
 """Aliases of ops without a rule."""
 
 

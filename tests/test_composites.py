@@ -84,3 +84,31 @@ def test_what_cannot_be_exported_is_recorded_op_by_op() -> None:
     spec = pf.trace(model, (x,))
     assert (spec.capture, dict(spec.unknown), list(spec.groups)) == ("recorded", {}, ["a"])
     assert torch.equal(pf.forward(pf.params(model), x, spec=spec), model(x))
+
+
+class Forces(nn.Module):
+    """The gradient of an energy by the positions, as networks of molecules return it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 12), nn.LayerNorm(12), nn.Linear(12, 8)
+        self.kinds, self.c = nn.Embedding(5, 12), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            h = F.elu(self.a(x)) * self.kinds(kinds)
+            energy = self.c(F.silu(self.b(h))).sum() + self.norm(h).square().sum()
+            return torch.autograd.grad(energy, x)[0]
+
+
+def test_a_gradient_in_forward_is_written_out() -> None:
+    model, x = Forces().double().eval(), (torch.randn(5, 4).double(), torch.arange(5))
+    spec, params = pf.trace(model, x), pf.params(model)
+    assert not spec.unknown and list(spec.groups) == ["a", "b"]
+    torch.testing.assert_close(pf.forward(params, *x, spec=spec), model(*x))
+    mask = {"b": torch.arange(8) % 3 != 0}
+    small = pf.forward(pf.apply(params, mask, spec=spec), *x, spec=pf.shrink(spec, mask))
+    torch.testing.assert_close(small, pf.forward({**params, "c.weight": model.c.weight * mask["b"]}, *x, spec=spec))
+    again = pf.to_module(pf.apply(params, mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+    torch.testing.assert_close(small, again(*x))

@@ -251,23 +251,29 @@ def test_einops_forms() -> None:
 class Packed(nn.Module):
     """Sequences of several lengths; such a model is recorded, not exported."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.RNNBase], *, ordered: bool) -> None:
         super().__init__()
         self.enter, self.rnn, self.fc = (
             nn.Linear(4, 6),
-            nn.GRU(6, 5, batch_first=True, bidirectional=True),
+            kind(6, 5, batch_first=True, bidirectional=True),
             nn.Linear(10, 2),
         )
+        self.ordered = ordered
 
     def forward(self, x: Tensor) -> Tensor:
         lengths = torch.arange(x.shape[1], x.shape[1] - len(x), -1)
-        packed = nn.utils.rnn.pack_padded_sequence(self.enter(x), lengths, batch_first=True)
+        lengths = lengths if self.ordered else lengths.flip(0)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.enter(x), lengths, batch_first=True, enforce_sorted=self.ordered
+        )
         return self.fc(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
 
 
-def test_packed_sequences() -> None:
+@pytest.mark.parametrize(("kind", "ordered"), [(nn.GRU, True), (nn.GRU, False), (nn.LSTM, False), (nn.RNN, False)])
+def test_packed_sequences(kind: type[nn.RNNBase], ordered: bool) -> None:
+    """Torch puts the last states into the order of the samples; that nothing reads them freezes no hidden unit."""
     x = torch.randn(3, 7, 4, dtype=torch.float64)
-    t = traced(Packed().requires_grad_(False), x)
+    t = traced(Packed(kind, ordered=ordered).requires_grad_(False), x)
     assert [g.size for g in t.spec.groups.values()] == [6, 5]
     assert not t.spec.unknown
     mask = random_mask(t.spec, 2)

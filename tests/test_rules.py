@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_rules_are_found_from_the_special_to_the_general() -> None:
     assert rules.find(flip, {}) is pointwise.scanned
     for key in ("aten.flip.default", "aten.flip"):
         assert rules.find(flip, {key: mine}) is mine
-    assert rules.find(torch.ops.aten.cholesky_inverse.default, {}) is None
+    assert rules.find(torch.ops.aten.linalg_lstsq.default, {}) is None
 
 
 def test_two_rules_for_one_op_are_refused() -> None:
@@ -162,11 +163,91 @@ def test_a_rule_that_fails_freezes_what_the_op_touches(monkeypatch: pytest.Monke
     assert "its rule raises KeyError: 'no such dim' by aten.flip.default at " in spec.explain("a.weight")
 
 
-def test_a_rule_of_the_user_that_fails_is_named() -> None:
-    with pytest.raises(
-        pf.TraceError, match=r"rules\['aten\.relu'\] fails at .*test_rules\.py:\d+: KeyError: 'no such dim'"
-    ):
-        pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={"aten.relu": failing})
+def test_a_rule_of_the_user_that_raises_is_named_and_freezes() -> None:
+    text = r"rules\['aten\.relu'\] raises KeyError: 'no such dim' at .*test_rules\.py:\d+; all axes that aten\.relu\.default"
+    with pytest.warns(pf.PruneWarning, match=text):
+        spec = pf.trace(Wide(torch.relu), (torch.randn(2, 4),), rules={"aten.relu": failing})
+    assert not spec.groups and "rules['aten.relu'] raises KeyError: 'no such dim'" in spec.unknown["aten.relu.default"]
+    assert "rules['aten.relu'] raises KeyError: 'no such dim' by aten.relu.default at " in spec.explain("a.weight")
+
+
+WRONG: dict[str, Callable[[rules.Call], Any]] = {
+    r"returns axes of sizes \[\(\)\] for outputs of shapes \[\(2, 6\)\]": lambda call: (),
+    r"returns axes of sizes \[\(2, 6\), \(2, 6\)\] for outputs": lambda call: [call["self"].axes] * 2,
+    r"returns None, which is no tuple of axes": lambda call: None,
+    r"returns \[Value\(.*, which is no tuple of axes": lambda call: [call["self"]],
+    r"returns \[\(2, 6\)\], which is no tuple of axes": lambda call: call.shape,
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+@pytest.mark.parametrize("capture", ["exported", "recorded"])
+def test_a_wrong_result_names_the_rule(text: str, capture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if capture == "recorded":
+        monkeypatch.setattr("prunefn.tracing.api.capture", _fails)
+    with pytest.raises(pf.TraceError, match=rf"^rules\['aten\.tan'\] {text}.* at .*test_rules\.py:\d+$"):
+        pf.trace(Wide(torch.tan), (torch.randn(2, 4),), rules={"aten.tan": WRONG[text]})
+
+
+def _fails(*args: object, **kwargs: object) -> None:
+    raise pf.TraceError("not today")
+
+
+def same(call: rules.Call) -> rules.Axes:
+    """The axes of the first tensor."""
+    return call.tensors()[0].axes
+
+
+@torch.library.custom_op("prunefn_tests::spin", mutates_args=())
+def spin(x: Tensor) -> Tensor:
+    """An op with a gradient, of whose inside nothing is known."""
+    return x.sin()
+
+
+spin.register_fake(torch.empty_like)
+spin.register_autograd(
+    lambda ctx, grad: grad * ctx.saved_tensors[0].cos(),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+class Spin(torch.autograd.Function):
+    """A function with a gradient of its own, which calls an op of a library."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return spin(x) * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def branch(x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 4, torch.sin, torch.cos, (x,))
+
+
+OWN = [
+    (spin, "prunefn_tests.spin"),
+    (spin, "prunefn_tests.spin.default"),
+    (Spin.apply, "prunefn_tests.spin"),
+    (branch, "higher_order.cond"),
+]
+
+
+@pytest.mark.parametrize("colons", [False, True])
+@pytest.mark.parametrize(("op", "name"), OWN)
+def test_ops_of_libraries_and_functions_take_rules(op: Callable[[Tensor], Tensor], name: str, colons: bool) -> None:
+    model, x = Wide(op).eval(), torch.randn(2, 4)
+    assert list(pf.trace(model, (x,)).groups) == ["b"]
+    rule = (lambda call: [call["3"][0].axes]) if op is branch else same
+    spec = pf.trace(model, (x,), rules={name.replace(".", "::", 1) if colons else name: rule})
+    assert list(spec.groups) == ["a", "b"] and not spec.unknown
+    mask = {"a": torch.arange(6) < 4}
+    small = pf.forward(pf.apply(pf.params(model), mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    kept = {**pf.params(model), "b.weight": model.b.weight * mask["a"]}
+    if op is not branch:  # which way it goes depends on all units
+        torch.testing.assert_close(small, pf.forward(kept, x, spec=spec))
 
 
 @pytest.mark.parametrize("name", ["aten.renorm", "aten::renorm", "aten.renorm.default", "aten::renorm.default"])
@@ -185,6 +266,9 @@ def test_names_of_rules_are_those_of_torch(name: str) -> None:
         ("renorm", "'library.op'"),
         ("mylib::op", "'library.op'"),
         ("aten.renorm.x", "aten.renorm"),
+        ("higher_order.con", "higher_order.cond"),
+        ("prunefn_tests::spinn", "prunefn_tests.spin"),
+        ("prunefn_tests.spin.x", "prunefn_tests.spin"),
     ],
 )
 def test_a_rule_for_an_op_that_torch_does_not_know_is_refused(name: str, hint: str) -> None:
@@ -247,3 +331,108 @@ def test_a_deformable_convolution_keeps_all_of_its_channels(masked: bool) -> Non
     spec = pf.trace(model, (x,))
     assert not spec.groups and not spec.unknown
     assert torch.equal(pf.forward(pf.params(model), x[:1], spec=spec), model(x[:1]))
+
+
+# ---- rules whose ops no toy can be drawn for: tests/test_op_toys.py
+
+
+class Between(nn.Module):
+    """A function of [batch, 12] and of a parameter [12, 12], between two layers."""
+
+    def __init__(self, middle: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.w, self.middle = nn.Linear(4, 12), nn.Parameter(torch.rand(12, 12)), middle
+        self.b = nn.Linear(middle(torch.rand(2, 12), self.w).shape[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.middle(self.a(x), self.w))
+
+
+def pixels(h: Tensor) -> Tensor:
+    """[batch, 12] as 3 channels of 2 × 2 pixels."""
+    return h.view(-1, 3, 2, 2)
+
+
+def grid(h: Tensor, w: Tensor) -> Tensor:
+    places = F.affine_grid(w[:2, :3].expand(len(h), 2, 3), [len(h), 3, 2, 2], align_corners=False)
+    return F.grid_sample(pixels(h), places, align_corners=False).flatten(1)
+
+
+def lu(h: Tensor, w: Tensor) -> Tensor:
+    return torch.linalg.lu_solve(*torch.linalg.lu_factor(w[:4, :4] + torch.eye(4)), h.view(-1, 3, 4).mT).mT.flatten(1)
+
+
+def kernel(h: Tensor, w: Tensor) -> Tensor:
+    q, k, v = ((h @ m).view(-1, 2, 2, 3).transpose(1, 2) for m in (w, w, w.T))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0].transpose(1, 2).flatten(1)
+
+
+def segments(h: Tensor, w: Tensor) -> Tensor:
+    return torch.segment_reduce(torch.cat([h, 2 * h]), "sum", lengths=torch.full((h.shape[0],), 2))
+
+
+def masked_rows(h: Tensor, w: Tensor) -> Tensor:
+    rows = torch.stack([h, 2 * h], 1)
+    mask = torch.tensor([False, True]).view(1, 2, 1).expand_as(rows)
+    return rows.masked_scatter(mask, h @ w).sum(1)
+
+
+MIDDLES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], set[int]]] = {
+    "cross": (lambda h, w: torch.linalg.cross(h.view(-1, 4, 3), w[:4, :3][None]).flatten(1), {4}),
+    "affine_grid": (grid, {3}),
+    "lu_solve": (lu, {3}),
+    "lu_unpack": (lambda h, w: h + torch.linalg.lu(w)[1].sum(), {12}),
+    "attention_kernel": (kernel, {2, 3}),
+    "segment_reduce": (segments, {12}),
+    "masked_scatter": (masked_rows, {12}),
+    "diagonal": (lambda h, w: torch.diagonal(pixels(h), dim1=2, dim2=3).flatten(1), {3}),
+    "diagonal_scatter": (
+        lambda h, w: torch.diagonal_scatter(pixels(h), pixels(2 * h)[:, :, 0], 0, 2, 3).flatten(1),
+        {3},
+    ),
+    "rot90": (lambda h, w: torch.rot90(pixels(h), 1, [2, 3]).flatten(1), {3}),
+    "index_reduce": (lambda h, w: h.index_reduce(0, torch.tensor([0, 1]), 2 * h[:2], "amax"), {12}),
+    "block_diag": (lambda h, w: torch.block_diag(w[:2].sum(0), h)[1:, 12:], {12}),
+    "cholesky": (lambda h, w: torch.linalg.cholesky(pixels(h) @ pixels(h).mT + torch.eye(2)).flatten(1), {3}),
+    "inverse": (lambda h, w: (torch.linalg.inv(pixels(h) + torch.eye(2))).flatten(1), {3}),
+}
+"""Function → its sizes that may be pruned."""
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("name", MIDDLES)
+def test_channels_pass(name: str) -> None:
+    """Removing is zeroing where the next layer reads, and some groups are there."""
+    middle, sizes = MIDDLES[name]
+    torch.manual_seed(0)
+    model, x = Between(middle).double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    assert not spec.unknown
+    assert sizes <= {g.size for g in spec.groups.values()}
+    torch.testing.assert_close(pf.forward(params, x, spec=spec), model(x))
+    mask = {g.name: torch.arange(g.size) > 0 for g in spec.groups.values() if g.exact}
+    zeroed = {n: t if n.startswith("a.") else pf.zero(params, mask, spec=spec)[n] for n, t in params.items()}
+    if name in ("attention_kernel", "cholesky"):  # products of two activations read the units, too
+        zeroed = pf.zero(params, mask, spec=spec)
+    small = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
+    torch.testing.assert_close(small, pf.forward(zeroed, x, spec=spec))
+
+
+@pytest.mark.parametrize(
+    "op", ["flash_attention", "efficient_attention", "cudnn_attention", "fused_attention_overrideable"]
+)
+def test_attention_kernels_of_gpus(op: str) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 3 * 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.a(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+            options = {} if "flash" in op else {"attn_bias": None}
+            options |= {"compute_log_sumexp": False} if op in ("efficient_attention", "cudnn_attention") else {}
+            y = getattr(torch.ops.aten, f"_scaled_dot_product_{op}")(q, k, v, **options)[0]
+            return self.b(y.transpose(1, 2).flatten(2))
+
+    spec = pf.trace(Attention().to("meta"), (torch.randn(2, 5, 8, device="meta"),))
+    assert not spec.unknown and {g.kind for g in spec.groups.values()} == {"heads", "head_dim"}

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import prunefn as pf
 from prunefn.costs.counted import flop_counter
 from prunefn.spec.axis import Leaf
+from prunefn.tracing.rules import NO_RULE, ON_PURPOSE
 from tests.orders import permuted
 from tests.zoo import double, random_mask, randomize
 
@@ -97,7 +98,16 @@ def _shares(model: nn.Module, spec: pf.Spec) -> Result:
         "removed": round(1 - left / total, 4),
         "macs_removed": round(1 - cost / max(dense, 1), 4),
         "frozen": "; ".join(f"{r}: {n}" for r, n in reasons.most_common()),
-    }
+    } | without_rule(spec)
+
+
+def without_rule(spec: pf.Spec) -> Result:
+    """How many axes of parameters are frozen for want of a rule, and how many ops of the program have none."""
+    axes = [(t, d) for t in spec.parameters if t not in spec.tied for d in range(len(spec.shape(t)))]
+    wanted = [a for a in axes if any(re.match(rf"{NO_RULE} by ", why) for why in spec.frozen.get(a, ()))]
+    ops = [i for i in spec.program.instructions if not i.is_size and i.op != "operator.getitem"]
+    missing = [i for i in ops if spec.unknown.get(i.op) is not None and ON_PURPOSE not in spec.unknown[i.op]]
+    return {"axes": len(axes), "axes_without_rule": len(wanted), "ops": len(ops), "ops_without_rule": len(missing)}
 
 
 def _laws(model: nn.Module, spec: pf.Spec, one: Inputs, y: Inputs) -> list[str]:

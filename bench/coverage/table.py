@@ -32,6 +32,7 @@ def markdown(rows: Sequence[Row], setting: str, cap: float) -> str:
         *(_total(s, [r for r in rows if r["suite"] == s]) for s in suites),
         _total("all", rows),
         "",
+        *without_rule([r for r in rows if r.get("ops")]),
         "## Not whole",
         "",
         *_not_whole(rows),
@@ -60,6 +61,20 @@ def _total(name: str, rows: Sequence[Row]) -> str:
         tried, runs = [r for r in rows if r.get(peer)], [r for r in rows if r.get(peer) == "runs"]
         cells += [f"{len(runs)} of {len(tried)}" if tried else "not tried", _median(runs, f"{peer} removed")]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def without_rule(rows: Sequence[Row]) -> list[str]:
+    """The shares of models, axes and ops that are frozen because an op has no rule."""
+    if not rows:
+        return []
+    total = {k: sum(int(r[k]) for r in rows) for k in ("axes", "axes_without_rule", "ops", "ops_without_rule")}
+    models = sum(int(r["ops_without_rule"]) > 0 for r in rows)
+    return [
+        f"Frozen for want of a rule: {models} of {len(rows)} models ({models / len(rows):.1%}), {total['axes_without_rule']} of "
+        f"{total['axes']} axes of parameters ({total['axes_without_rule'] / max(total['axes'], 1):.1%}), {total['ops_without_rule']} of "
+        f"{total['ops']} ops ({total['ops_without_rule'] / max(total['ops'], 1):.1%}).",
+        "",
+    ]
 
 
 def _median(rows: Sequence[Row], key: str) -> str:

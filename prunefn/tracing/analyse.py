@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..errors import TraceError
+from .. import trees
+from ..errors import TraceError, warn
 from . import rules
-from .axes import Algebra, Term, Var
-from .capture import Captured, live_nodes
+from .axes import Algebra, Plus, Term, Times, Var
+from .capture import LIBRARIES, Captured, live_nodes
 from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
 from .symbols import expression
 
@@ -23,6 +24,10 @@ BATCH = Reason("it is the batch")
 UNREAD = Reason("nothing reads what is computed with it")
 MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')
+
+
+class WrongRuleError(TraceError):
+    """A rule of the user returns what cannot be the axes of the op's results."""
 
 
 @dataclass
@@ -63,11 +68,10 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
             a.values[node] = _analyse_call(a, node, extra)
         elif node.op == "get_attr":  # a function that a higher-order op calls
             a.values[node] = None
-    results = [v for v in captured.outputs if isinstance(v, fx.Node)]
-    for v in (a.values[n] for n in results):
-        for w in v if isinstance(v, list) else [v]:
-            for axis in w.axes if isinstance(w, Value) else ():
-                a.alg.freeze(axis, OUTPUT)
+    for node in (v for v in captured.outputs if isinstance(v, fx.Node)):
+        shared = _leaves_of_siblings(a, node, captured.unread) if node in captured.unread else set[Var]()
+        for v in _leaves(a, node) - shared:
+            a.alg.freeze(v, OUTPUT)
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
@@ -79,14 +83,34 @@ def _freeze_unread(a: Analysis) -> None:
     """Freeze the axes of tensors that occur in no value that an output needs."""
     if all(node in a.live for node in a.values if node.op == "call_function"):
         return
-    values = [
-        v for node, value in a.values.items() if node in a.live for v in (value if isinstance(value, list) else [value])
-    ]
-    live = {var for v in values if isinstance(v, Value) for axis in v.axes for var in a.alg.vars(axis)}
+    live = {var for node in a.values if node in a.live for var in _leaves(a, node)}
     for axis in (x for axes in a.tensors.values() for x in axes):
         for var in a.alg.vars(axis):
             if var not in live:
                 a.alg.freeze(var, UNREAD)
+
+
+def _values(result: Any) -> list[Value]:
+    """Return the values of an op's result: one, or a nest of lists."""
+    if isinstance(result, list):
+        return [v for item in result for v in _values(item)]
+    return [result] if isinstance(result, Value) else []
+
+
+def _leaves(a: Analysis, node: fx.Node) -> set[Var]:
+    """Return the leaves of the axes of a value."""
+    return {v for w in _values(a.values[node]) for axis in w.axes for v in a.alg.vars(axis)}
+
+
+def _leaves_of_siblings(a: Analysis, node: fx.Node, unread: Collection[fx.Node]) -> set[Var]:
+    """Return the leaves of results that are read, of ops that gave the value of `node`, too, as an RNN gives all steps and a state."""
+    while node.all_input_nodes:
+        if node.target is operator.getitem:
+            siblings = [u for u in node.all_input_nodes[0].users if u is not node and u.users and u not in unread]
+            if siblings:
+                return set().union(*(_leaves(a, u) for u in siblings))
+        node = node.all_input_nodes[0]
+    return set()
 
 
 def hints(value: Tensor) -> tuple[int, ...]:
@@ -128,53 +152,63 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     if node.target is operator.getitem:
         item = a.values[node.args[0]][node.args[1]]  # type: ignore[index]
         return item._replace(name=node.name) if isinstance(item, Value) else item
-    meta = node.meta.get("val")
-    if not isinstance(meta, Tensor) and not (
-        isinstance(meta, (list, tuple)) and all(isinstance(m, Tensor | None) for m in meta)
-    ):
+    meta: Any = node.meta.get("val")
+    metas = trees.tensors(meta)
+    if not metas and meta not in ((), []):
         return _analyse_size(a, node, meta)
-    metas = [m for m in (meta if isinstance(meta, (list, tuple)) else [meta]) if m is not None]
-    shapes, unused = (
-        [hints(m) for m in metas],
-        _unused_outputs(node, len(metas)) if not isinstance(meta, Tensor) else frozenset(),
-    )
+    shapes, unused = [hints(m) for m in metas], _unused_outputs(node, meta)
     call = Call(a.alg, str(node.target), node.name, _bind_arguments(a, node), shapes, reason_of(node), unused)
     call, out = _apply_rule(a, node, call, extra)
     _unify_sizes(a, metas, out)
-    return _record(a, node, call, out, metas, single=isinstance(meta, Tensor))
+    values = _record(a, node, call, out, metas)
+    if isinstance(meta, Tensor):
+        return values[0]
+    rest = iter(values)  # an op may return tensors, lists of them, and numbers
+    return list(trees.map_tensors(lambda _: next(rest), meta))
 
 
 def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule]) -> tuple[Call, list[Axes]]:
     """Return the call with the statements of its rule, and the axes of the outputs.
 
-    An op without a rule, or whose built-in rule fails, freezes all axes that it touches and is reported.
+    An op without a rule, or whose rule raises, freezes all axes that it touches and is reported.
 
     Raises:
-        TraceError: a rule of the user fails.
+        WrongRuleError: a rule of the user returns no axes, or axes of other sizes than the op's results.
     """
     rule = rules.find(node.target, extra)
     if rule is None:
-        a.unknown.setdefault(call.op, call.at.source)
-        return call, rules.no_rule(call)
+        return call, _freeze_call(a, call, rules.why_no_rule(call.op))
+    name = next((f"rules[{key!r}]" for key, r in extra.items() if r is rule), "")
     # a rule that fails may have made some statements: the copy has none
     untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], layer=False)
     try:
         out = rule(call)
-        out = [out] if isinstance(out, tuple) else out
-        _check_sizes(call, out)
-        return call, out
     except Exception as error:  # a rule may raise anything
-        problem = f"{type(error).__name__}: {error}"
-        if key := next((k for k, v in extra.items() if v is rule), None):
-            raise TraceError(f"rules[{key!r}] fails at {call.at.source or node.name}: {problem}") from error
-        a.unknown.setdefault(call.op, f"{call.at.source} (its rule raises {problem})".strip())
-        return untouched, rules.freeze_all(untouched, f"its rule raises {problem}")
+        text = f"{name or 'its rule'} raises {type(error).__name__}: {error}"
+        if name:
+            warn(f"{text} at {call.at.source or node.name}; all axes that {call.op} touches are frozen")
+        return untouched, _freeze_call(a, untouched, text)
+    out = [out] if isinstance(out, tuple) else out
+    if not (problem := _wrong_sizes(call, out)):
+        return call, out
+    if name:
+        raise WrongRuleError(f"{name} {problem} at {call.at.source or node.name}")
+    return untouched, _freeze_call(a, untouched, f"its rule {problem}")
 
 
-def _unused_outputs(node: fx.Node, count: int) -> frozenset[int]:
-    """Return the indices of outputs that nothing reads."""
+def _freeze_call(a: Analysis, call: Call, why: str) -> list[Axes]:
+    """Freeze all axes that an op touches, and report it."""
+    a.unknown.setdefault(call.op, f"{call.at.source} ({why})".strip() if why != rules.NO_RULE else call.at.source)
+    return rules.freeze_all(call, why)
+
+
+def _unused_outputs(node: fx.Node, meta: Any) -> frozenset[int]:
+    """Return the indices of the tensors among several results that nothing reads."""
+    if isinstance(meta, Tensor):
+        return frozenset()
     read: list[Any] = [u.args[1] for u in node.users if u.target is operator.getitem and u.users]
-    return frozenset(range(count)).difference(read)
+    is_read = [i in read for i, m in enumerate(meta) for _ in trees.tensors(m)]
+    return frozenset(i for i, r in enumerate(is_read) if not r)
 
 
 def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
@@ -191,16 +225,17 @@ def _unify_sizes(a: Analysis, metas: list[Tensor], out: list[Axes]) -> None:
                 a.alg.unify(axis, known)
 
 
-def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor], *, single: bool) -> Any:
+def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list[Tensor]) -> list[Value]:
+    """Add the statements of a call to the analysis, and return a value for each of its tensors."""
     inputs = call.tensors()
     active = any(v.active for v in inputs)
     if node in a.live:
         _record_statements(a, node, call, out)
-    values = [
-        Value(node.name, axes, active, m.dtype == torch.bool, rules.keeps_zero(node.target, call))
+    zero, repeated = rules.keeps_zero(node.target, call), rules.repeated_dims(node.target, call)
+    return [
+        Value(node.name, axes, active, m.dtype == torch.bool, zero, repeated)
         for axes, m in zip(out, metas, strict=True)
     ]
-    return values[0] if single else values
 
 
 def _record_statements(a: Analysis, node: fx.Node, call: Call, out: list[Axes]) -> None:
@@ -215,11 +250,13 @@ def _record_statements(a: Analysis, node: fx.Node, call: Call, out: list[Axes]) 
         a.written += out
 
 
-def _check_sizes(call: Call, out: list[Axes]) -> None:
-    """Check that a rule returned axes of the right sizes, to find its bug here rather than in a pruned network."""
+def _wrong_sizes(call: Call, out: Any) -> str:
+    """Return how the result of a rule differs from the op's results, to find its bug here rather than in a pruned network."""
+    terms = (Var, Times, Plus)
+    if not isinstance(out, list) or not all(isinstance(t, tuple) and all(isinstance(x, terms) for x in t) for t in out):
+        return f"returns {out!r:.100}, which is no tuple of axes, and no list of such tuples"
     sizes = [tuple(call.alg.size(x) for x in axes) for axes in out]
-    if sizes != call.shapes:
-        raise TraceError(f"the rule returns axes of sizes {sizes} for outputs of shapes {call.shapes}")
+    return "" if sizes == call.shapes else f"returns axes of sizes {sizes} for outputs of shapes {call.shapes}"
 
 
 def _analyse_size(a: Analysis, node: fx.Node, meta: Any) -> Any:
@@ -264,5 +301,5 @@ def reason_of(node: fx.Node) -> Reason:
     frames = [f for f in FRAME.findall(node.meta.get("stack_trace") or "") if not f[0].startswith("<")]
     if not frames:
         return Reason("", str(node.target))
-    path, line = next((f for f in reversed(frames) if "/site-packages/torch/" not in f[0]), frames[-1])
+    path, line = next((f for f in reversed(frames) if not f[0].startswith(LIBRARIES)), frames[-1])
     return Reason("", str(node.target), f"{path.rpartition('site-packages/')[2]}:{line}")

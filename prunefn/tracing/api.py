@@ -16,7 +16,7 @@ from ..spec.constants import Constants
 from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
 from ..spec.spec import Spec, first_sentence
-from .analyse import Analysis, analyse
+from .analyse import Analysis, WrongRuleError, analyse
 from .arguments import arguments, positional
 from .caches import without_caches
 from .capture import Captured, capture
@@ -59,7 +59,8 @@ def trace(
             parameters of `forward` is itself the one input.
         kwargs: example keyword inputs.
         train: trace in train mode, so that `forward_train` returns updated BatchNorm buffers.
-        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules.
+        rules: extra rules by op name (`"mylib.op"`, `"mylib::op"` or `"aten.foo.default"`), which override the built-in rules;
+            `Call` says how to write one. If one raises, what the op touches is frozen, with a warning.
         freeze: tensors that must not change: names, module paths, or globs for either (`"head"`, `"*.norm?.*"`).
         dynamic: sizes of the inputs that may change from call to call. Default: the batch, and lengths of sequences (all dims of
             integer inputs and masks, and of inputs of up to three dims; nodes and edges of graphs). `"all"` adds channels, depth,
@@ -73,8 +74,8 @@ def trace(
         A `Spec`: groups with kinds, members and sites; the program; exact costs. Hashable, picklable, comparable.
 
     Raises:
-        TraceError: the model can be neither exported nor recorded (the text contains both messages); a rule of `rules` fails or
-            returns wrong sizes; or torch has no op of its name.
+        TraceError: the model can be neither exported nor recorded (the text contains both messages); a rule of `rules` returns
+            axes of wrong sizes; or torch has no op of its name.
         ParamsError: a pattern of `freeze` matches nothing.
 
     Example:
@@ -99,6 +100,8 @@ def _trace(model: nn.Module, example: Given, settings: Settings, names: list[Nam
     """Trace by `torch.export`, or else by recording."""
     try:
         return _trace_by_export(model, example, settings, names, chosen=chosen)
+    except WrongRuleError:  # a recording would follow the same rule
+        raise
     except TraceError as error:
         return _trace_by_recording(model, example, settings, " ".join(str(error).split())[:2000])
 
@@ -163,6 +166,8 @@ def _trace_by_recording(model: nn.Module, example: Given, settings: Settings, re
     try:
         captured = record(model, *example, settings.train, settings.rules)
         analysis = analyse(captured, settings.rules)
+    except WrongRuleError:
+        raise
     except Exception as error:  # the model's own code may raise anything
         raise TraceError(
             f"{reason}; and a run on the example inputs cannot be recorded: {type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,12 @@ from .functional import make_functional, spell_out_writes
 from .recurrent_shapes import recurrent_shapes
 from .regions import inline_regions, runs_in_levels
 from .rules import Rule, use_canonical
+from .strided import spell_out_strides
 from .symbols import fixed_dims
 from .unchanged import reseed, unchanged
 
+LIBRARIES = tuple(f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+"""Folders of torch and of the trace, whose lines are not the user's."""
 DROPOUT = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 DEPTH = 4
 """Most ops between an op without a rule and the ops that it is defined by."""
@@ -61,6 +65,8 @@ class Captured(NamedTuple):
     """Why a recorded run cannot be replayed; empty if nothing forbids it."""
     how: str = "exported"
     """`exported` or `recorded`; if recorded, all sizes are those of the example, and outputs include all values that Python read."""
+    unread: frozenset[fx.Node] = frozenset()
+    """The outputs of a recorded run that nothing read, but that another run may read."""
 
 
 def capture(
@@ -162,6 +168,7 @@ def _simplify(program: ExportedProgram) -> None:
     """Rewrite a program in place into fewer and more common ops."""
     inline_regions(program.graph_module)
     use_canonical(program.graph)
+    spell_out_strides(program.graph)
     for n in list(program.graph.nodes):
         name = str(n.target) if n.op == "call_function" else ""
         if name.startswith(CHECKS):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.export import default_decompositions
 
 from . import rules
 from .rules import Rule
@@ -18,15 +20,21 @@ KEPT = ("aten.sym_", "aten.item", "aten._assert", "prim.")
 
 
 def definition(op: Any, extra: Mapping[str, Rule]) -> Callable[..., Any] | None:
-    """Return the function by which torch defines an op without a rule; None if it has a rule, or a kernel of its own."""
+    """Return the function by which torch defines an op without a rule; None if it has a rule, or nothing but a kernel."""
     if not isinstance(op, OpOverload) or str(op).startswith(KEPT) or op._schema.is_mutable or rules.find(op, extra):
         return None
     kernel = op.py_kernels.get(IMPLICIT)
     if kernel is not None and not isinstance(kernel, torch._C.DispatchKey):
         return kernel
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), IMPLICIT):
-        return None
-    return lambda *args, **kwargs: op._op_dk(IMPLICIT, *args, **kwargs)
+    if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), IMPLICIT):
+        return lambda *args, **kwargs: op._op_dk(IMPLICIT, *args, **kwargs)
+    return _core_definitions().get(op)
+
+
+@cache
+def _core_definitions() -> dict[Any, Callable[..., Any]]:
+    """Return torch's own decompositions of ops that have kernels, which takes a second."""
+    return dict(default_decompositions().items())
 
 
 def composites(graph: fx.Graph, extra: Mapping[str, Rule]) -> dict[Any, Callable[..., Any]]:

@@ -148,7 +148,10 @@ def functional_twin(op: Any) -> OpOverload | None:
         return None
     else:
         packet = getattr(aten, name.removesuffix("_"), None)
-    twin = getattr(packet, op._overloadname, None) if packet is not None else None
-    if twin is None or [a.name for a in twin._schema.arguments] != [a.name for a in op._schema.arguments]:
-        return None
-    return twin
+    overloads = [] if packet is None else packet.overloads()
+    twins = (getattr(packet, o) for o in sorted(overloads, key=lambda o: o != op._overloadname))
+    return next((t for t in twins if _arguments(t) == _arguments(op)), None)
+
+
+def _arguments(op: OpOverload) -> list[tuple[Any, ...]]:
+    return [(a.name, str(a.type), a.has_default_value()) for a in op._schema.arguments]

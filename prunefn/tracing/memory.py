@@ -234,7 +234,11 @@ def place(t: Tensor) -> tuple[Any, ...]:
 
 
 def shadow(t: Tensor) -> Tensor:
-    """Return a tensor on meta with the same shape, strides and dtype."""
+    """Return a tensor on meta with the same shape, dtype and place in memory."""
     if t.layout != torch.strided:
         return torch.empty(t.shape, dtype=t.dtype, device="meta")
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+    if not t.storage_offset():
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+    last = t.storage_offset() + sum(s * (n - 1) for n, s in zip(t.shape, t.stride(), strict=True) if n)
+    memory = torch.empty(last + 1, dtype=t.dtype, device="meta")
+    return memory.as_strided(t.shape, t.stride(), t.storage_offset())

@@ -26,12 +26,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import trees
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
-from .capture import Captured, in_mode
+from .capture import LIBRARIES, Captured, in_mode
 from .composites import definition
 from .dynamic import positional_names
 from .functional import functional_twin
 from .memory import Memory, memory, shadow
 from .rules import Rule, use_canonical
+from .strided import spell_out_strides
 from .unchanged import Writes, buffer_copies, reseed, unchanged, written_by
 
 MOST_READ = 4096
@@ -75,9 +76,11 @@ def record(
     outputs = [tape.memory.node(x) if isinstance(x, Tensor) else _constant_or_none(x) for x in leaves]
     hidden_outputs = [tape.memory.node(t) for x in leaves if not isinstance(x, Tensor) for t in tensors_in(x)]
     listed = {x for x in outputs if isinstance(x, fx.Node)}
-    outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *tape.ends()]) if n not in listed]
+    unread = tape.ends()
+    outputs += [n for n in dict.fromkeys([*hidden_outputs, *tape.read, *unread]) if n not in listed]
     graph.output(tuple(outputs))
     use_canonical(graph)
+    spell_out_strides(graph)
     _, in_spec = trees.flatten(inputs)
     nodes = {n.name: n for n in graph.nodes}
     return Captured(
@@ -96,6 +99,7 @@ def record(
         reads={node.name: numbers for node, numbers in tape.read.items()},
         how="recorded",
         refusal=tape.refusal,
+        unread=frozenset(unread).difference(listed, hidden_outputs, tape.read),
     )
 
 
@@ -272,13 +276,13 @@ def _recording(tape: _Tape) -> Iterator[None]:
 
 
 def _source_line() -> str:
-    """Return the innermost line outside of torch and of this file, in the format of export."""
+    """Return the innermost line outside of torch and of the trace, in the format of export."""
     frame, inner = sys._getframe(1), ""
     while frame is not None and frame.f_code is not record.__code__:
         path = frame.f_code.co_filename
         if path != __file__:
             inner = inner or f'File "{path}", line {frame.f_lineno}'
-            if "/site-packages/torch/" not in path:
+            if not path.startswith(LIBRARIES):
                 return f'File "{path}", line {frame.f_lineno}'
         frame = frame.f_back
     return inner

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 import prunefn as pf
 from prunefn.tracing.capture import Captured
-from prunefn.tracing.rules import use_canonical
+from prunefn.tracing.rules import find, use_canonical
 
 from .search import SIZE, Args, bound, filled, tensor_slots
 
@@ -29,6 +29,7 @@ class Toy(nn.Module):
 
     def __init__(self, op: OpOverload, calls: Sequence[Args]) -> None:
         super().__init__()
+        self.tested = op
         self.graph, self.inputs = fx.Graph(), dict[str, str]()
         self.generator = torch.Generator().manual_seed(1)
         self.values: dict[fx.Node, Any] = {}
@@ -131,6 +132,15 @@ class Toy(nn.Module):
         )
 
     def trace(self) -> pf.Spec:
-        """The spec, without an export and a proof: their time is a hundred times that of the rules."""
-        with mock.patch("prunefn.tracing.api.capture", lambda *args, **kwargs: self.captured()):
+        """The spec, without an export and a proof: their time is a hundred times that of the rules.
+
+        An op without a rule is recorded, by which it is written out.
+        """
+
+        def captured(*args: Any, **kwargs: Any) -> Captured:
+            if find(self.tested, {}) is None:
+                raise pf.TraceError("it has no rule")
+            return self.captured()
+
+        with mock.patch("prunefn.tracing.api.capture", captured):
             return pf.trace(self, (X,), check=False)

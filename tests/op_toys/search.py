@@ -25,7 +25,8 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
-from prunefn.tracing.rules import find, pointwise
+from prunefn.tracing.composites import definition
+from prunefn.tracing.rules import NO_RULE, find, pointwise, why_no_rule
 from prunefn.tracing.rules.aliases import ALIASES
 from prunefn.tracing.rules.base import TABLE
 
@@ -63,8 +64,8 @@ BOOLEAN = ("mask", "condition", "attn_mask")
 FIXED = ("dtype", "layout", "device", "pin_memory", "memory_format", "generator", "out_dtype", "non_blocking")
 """Arguments that stay at their default: no axis depends on them, and enums come as ints, which torch does not check."""
 BUDGET, PAIRS = 3000, 1500
-KEPT, KEPT_POINTWISE = 8, 3
-"""Calls of an op; of one that works on each element by itself, where all ops share a rule."""
+KEPT, KEPT_SHARED = 8, 3
+"""Calls of an op; of one whose rule many ops share, or that has none of its own."""
 CALLS = Path(__file__).with_name("calls.jsonl")
 
 
@@ -110,7 +111,7 @@ def _is_functional(op: OpOverload) -> bool:
 def calls(op: OpOverload) -> list[Args]:
     """Calls of the op that run, from the plain one to those in which one or two arguments differ from it."""
     bases = _bases(op)
-    kept = KEPT_POINTWISE if find(op, {}) in (pointwise.pointwise, pointwise.untagged) else KEPT
+    kept = KEPT_SHARED if find(op, {}) in (pointwise.pointwise, pointwise.untagged, None) else KEPT
     found = [*bases, *_mutated(op, bases[0], kept - len(bases))] if bases else []
     return list({repr(c): c for c in found}.values())
 
@@ -274,12 +275,25 @@ def runs(op: OpOverload, args: Args) -> bool:
 
 
 def names() -> list[str]:
-    """All entries of the table, their other names, and the ops that follow the pointwise rule by torch's tag."""
+    """All entries of the table, their other names, ops by torch's tag of pointwise ones, and ops that torch defines by others."""
     tagged = (
         f"aten.{n}" for n in dir(torch.ops.aten) if not n.endswith("_") and _is_tagged(getattr(torch.ops.aten, n))
     )
     aliases = (f"aten.{a}" for a in ALIASES if any(find(op, {}) for op in overloads(f"aten.{a}")))
-    return sorted({*TABLE, *tagged, *aliases})
+    return sorted({*TABLE, *tagged, *aliases, *composites()})
+
+
+def composites() -> list[str]:
+    """The ops without a rule that torch defines by others, but for those of backward passes and of sparse and nested tensors."""
+    everything = sorted(
+        {n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("aten::")}
+    )
+    some = (
+        f"aten.{n}"
+        for n in everything
+        if not n.endswith("_") and why_no_rule(f"aten.{n}") == NO_RULE and n not in ALIASES
+    )
+    return [name for name in some if any(definition(op, {}) is not None for op in overloads(name))]
 
 
 def _is_tagged(packet: Any) -> bool:

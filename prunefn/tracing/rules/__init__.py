@@ -1,25 +1,6 @@
 """One small rule per op or family of ops; the table is keyed by op name, with or without overload.
 
-A rule is a function from a `Call` to the axes of the op's outputs. A rule of your own goes to `trace(…, rules=)`. If its op is a
-contraction, `call.contract` is all that statistics, compensation, sparse weights and costs need.
-
->>> import torch, prunefn as pf
->>> @torch.library.custom_op("prunefn_docs::project", mutates_args=())
-... def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-...     return x @ weight
->>> _ = project.register_fake(lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[1])))
->>> def rule(call):
-...     x, w = call["x"], call["weight"]
-...     inner, axes = call.unify(x.axes[-1], w.axes[0]), (*x.axes[:-1], w.axes[1])
-...     call.contract(macs=(*axes, inner), x=x, dim=-1, weight=w, pattern="i o -> 1 o i 1", out=w.axes[1])
-...     return axes
->>> class Own(torch.nn.Linear):
-...     def forward(self, x):
-...         return project(x, self.weight.T)
->>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.ReLU(), Own(8, 2, bias=False))
->>> spec = pf.trace(model, (torch.randn(2, 4),), rules={"prunefn_docs::project": rule})
->>> list(spec.groups), pf.cost(spec).macs, spec.einops("2.weight")
-(['0'], 48, '2 hidden')
+A rule is a function from a `Call` to the axes of the op's outputs: `Call` says how to write one of your own for `trace(…, rules=)`.
 
 A rule for everybody stands beside its kin in one of these files, under `@rule("aten.name")`; tests/test_op_toys.py makes toys of
 the op from its schema (`python -m tests.op_toys.search name`) and checks the laws on them.
@@ -32,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tag
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 
 from ...errors import TraceError, nearest
+from ...spec.program import HIGHER_ORDER
 from . import (  # noqa: F401  (each module registers its rules)
     contract,
     convolution,
@@ -42,6 +24,8 @@ from . import (  # noqa: F401  (each module registers its rules)
     detection,
     experts,
     indexing,
+    linalg,
+    losses,
     norm,
     pointwise,
     quantize,
@@ -55,10 +39,13 @@ from . import (  # noqa: F401  (each module registers its rules)
 from .aliases import canonical, named, use_canonical
 from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
 from .create import SizeOf
+from .frozen import NO_RULE, ON_PURPOSE, why_no_rule
 from .quantize import is_zero_point
 from .shape import freeze_all
 
 __all__ = [
+    "NO_RULE",
+    "ON_PURPOSE",
     "SEQUENCE",
     "Axes",
     "Call",
@@ -73,9 +60,17 @@ __all__ = [
     "freeze_all",
     "is_zero_point",
     "keeps_zero",
-    "no_rule",
+    "repeated_dims",
     "use_canonical",
+    "why_no_rule",
 ]
+
+
+EXPANDS = ("aten.expand", "aten.expand_as", "aten.broadcast_to", "aten.expand_copy")
+EMPTY = ("aten.segment_reduce",)
+"""Ops whose result need not be zero where no values are reduced."""
+KEEPS = ("aten.clone", "aten.alias", "aten.detach", "aten.contiguous", "aten.to", "aten._to_copy", "aten.type_as")
+"""Ops that return the values of their first tensor, whose other tensors say a size or a dtype."""
 
 
 def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -89,7 +84,7 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
         namespace, _, op = name.partition(".")
         packet, _, overload = op.partition(".")
         torch_op = getattr(getattr(torch.ops, namespace), packet, None) if packet else None
-        if torch_op is None or (overload and overload not in torch_op.overloads()):
+        if torch_op is None or (overload and overload not in getattr(torch_op, "overloads", tuple)()):
             ops = [f"{n}.{o}" for n in {namespace, "aten"} for o in dir(getattr(torch.ops, n))]
             raise TraceError(
                 f"rules={{{user_name!r}: …}}: torch has no op of this name{nearest(name, [*TABLE, *ops])}; "
@@ -100,7 +95,9 @@ def checked(extra: Mapping[str, Rule]) -> dict[str, Rule]:
 
 def find(op: Any, extra: Mapping[str, Rule]) -> Rule | None:
     """Return the rule of an op: the user's, else the table's, else by torch's tag that of pointwise ops; None if there is none."""
-    if not isinstance(op, OpOverload):  # a function, such as a higher-order op
+    if isinstance(op, HigherOrderOperator):
+        return extra.get(f"{HIGHER_ORDER}{op.name()}")
+    if not isinstance(op, OpOverload):
         return None
     full = str(op := canonical(op))
     bare = full.rsplit(".", 1)[0]
@@ -120,12 +117,20 @@ def keeps_zero(op: Any, call: Call) -> bool:
         return True
     if not inputs:
         return bare in ("aten.zeros", "aten.new_zeros")
-    module = (find(op, {}) or no_rule).__module__
+    module = getattr(find(op, {}), "__module__", "")
     if module == norm.__name__:
         return True
+    if module in (linalg.__name__, losses.__name__) or bare in EMPTY:
+        return False
     return pointwise.keeps_zero(call) if module == pointwise.__name__ else all(v.zero for v in inputs)
 
 
-def no_rule(call: Call) -> list[Axes]:
-    """Freeze all axes of an op without a rule."""
-    return freeze_all(call, "no rule")
+def repeated_dims(op: Any, call: Call) -> frozenset[int]:
+    """Return the dims of an elementwise op's result, counted from the right, along which all of its values are equal."""
+    tags = getattr(op, "tags", ())
+    inputs, bare = call.tensors(), call.op.rpartition(".")[0]
+    if bare in EXPANDS or bare in KEEPS:
+        inputs = inputs[:1]
+    elif Tag.pointwise not in tags or Tag.nondeterministic_seeded in tags:
+        return frozenset()
+    return frozenset(d for d in range(-len(call.shape), 0) if inputs and all(v.repeats(d) for v in inputs))

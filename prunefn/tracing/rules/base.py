@@ -34,6 +34,12 @@ class Value(NamedTuple):
     """Whether it holds truth values; such an index is a mask."""
     zero: bool = True
     """Whether it is zero at a unit whose tensors are all zero."""
+    repeated: frozenset[int] = frozenset()
+    """Dims, counted from the right (-1), along which all of its values are equal."""
+
+    def repeats(self, dim: int) -> bool:
+        """Return whether its values are equal along a dim, counted from the right; also if it broadcasts along it."""
+        return dim in self.repeated or -dim > len(self.axes) or self.axes[dim] == ONE
 
 
 class Reason(NamedTuple):
@@ -82,7 +88,43 @@ class TermLayout(NamedTuple):
 
 @dataclass
 class Call:
-    """One op of the graph, as passed to a rule."""
+    """One op of the graph, as passed to a rule: a function from a `Call` to the axes of the op's outputs.
+
+    `call["x"]` is an argument by the name in the op's schema (by its place, `call["0"]`, for a higher-order op such as
+    `higher_order.cond`): a number, None, a tensor as `Value` with `axes`, or a list of these. A rule returns one tuple of axes, or a
+    list with one for each output. Before that it states all that must hold:
+
+    * `unify(a, b)`: two dims have the same units, as the columns of x and of weight in `x @ weight.T`;
+    * `freeze(axes, why)`: no unit of these may go; `frozen(sizes, why)` are new axes of this kind, `fresh(sizes)` free ones;
+    * `broadcast(values)`: the axes of the result of an elementwise op;
+    * `mark(axes, "mixed:op")`: the result changes if a unit is removed instead of set to zero, as by a norm or a mean;
+    * `contract(…)`: the op multiplies by a weight; this is all that statistics, compensation and costs need;
+    * `resize(name, axes)`: this int argument of the call is the size of these axes.
+
+    An op that is not torch's has no rule, so all axes that it touches are frozen and `spec.unknown` names it. A
+    `torch.autograd.Function` is no op: its forward is traced. To give it a rule, make an op of it by `torch.library.custom_op`, with
+    `register_fake` for its shapes and `register_autograd` for its gradient.
+
+    >>> import torch, prunefn as pf
+    >>> @torch.library.custom_op("prunefn_docs::project", mutates_args=())
+    ... def project(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    ...     return x @ weight
+    >>> _ = project.register_fake(lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[1])))
+    >>> def rule(call):
+    ...     x, w = call["x"], call["weight"]
+    ...     inner, axes = call.unify(x.axes[-1], w.axes[0]), (*x.axes[:-1], w.axes[1])
+    ...     call.contract(macs=(*axes, inner), x=x, dim=-1, weight=w, pattern="i o -> 1 o i 1", out=w.axes[1])
+    ...     return axes
+    >>> class Own(torch.nn.Linear):
+    ...     def forward(self, x):
+    ...         return project(x, self.weight.T)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.ReLU(), Own(8, 2, bias=False))
+    >>> pf.trace(model, (torch.randn(2, 4),)).groups  # without a rule
+    FrozenDict({})
+    >>> spec = pf.trace(model, (torch.randn(2, 4),), rules={"prunefn_docs::project": rule})
+    >>> list(spec.groups), pf.cost(spec).macs, spec.einops("2.weight")
+    (['0'], 48, '2 hidden')
+    """
 
     alg: Algebra
     op: str

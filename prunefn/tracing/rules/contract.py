@@ -11,6 +11,7 @@ import torch
 from ...spec.parts import IN_OUT, OUT_IN
 from ..axes import ONE, Term, Times
 from .base import SEQUENCE, Axes, Call, Value, replaced, rule
+from .shape import freeze_all
 
 
 @rule(
@@ -25,6 +26,7 @@ from .base import SEQUENCE, Axes, Call, Value, replaced, rule
     "aten.dot",
     "aten.vdot",
     "aten.addbmm",
+    "aten._addmm_activation",
 )
 def contraction(call: Call) -> Axes:
     """Contract by `linear` or by a matrix product."""
@@ -180,8 +182,33 @@ def _dim_names(term: str, used: int, dots: int) -> list[str]:
 @rule("aten.scaled_dot_product_attention")
 def attention(call: Call) -> Axes:
     """Map q [..., l, e], k [..., s, e], v [..., s, f] to [..., l, f]; the scale stays that of the traced width."""
+    return _attended(call)
+
+
+@rule(
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_flash_attention.default",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_fused_attention_overrideable",
+)
+def attention_kernel(call: Call) -> list[Axes]:
+    """Compute attention by the kernel of a backend; its other results, for the backward pass, freeze all if something reads them."""
+    if not call.unused.issuperset(range(1, len(call.shapes))):
+        return freeze_all(call, "its result for the backward pass is read")
+    if "flash" in call.op:  # these kernels take one width
+        call.unify(call["query"].axes[-1], call["value"].axes[-1])
+    return [_attended(call), *(call.frozen(s, "it is for the backward pass") for s in call.shapes[1:])]
+
+
+def _attended(call: Call) -> Axes:
     call.layer = True
-    q, k, v, mask = call["query"], call["key"], call["value"], call["attn_mask"]
+    q, k, v, mask = (
+        call["query"],
+        call["key"],
+        call["value"],
+        call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"],
+    )
     inner = call.unify(q.axes[-1], k.axes[-1])
     source = call.unify(k.axes[-2], v.axes[-2])
     call.freeze([source, q.axes[-2]], "attention runs over it")
@@ -212,6 +239,13 @@ def outer(call: Call) -> Axes:
     """Map vectors a [m], b [n] to [m, n]."""
     a, b = call.tensors()
     return (a.axes[0], b.axes[0])
+
+
+@rule("aten.addr")
+def addr(call: Call) -> Axes:
+    """Add the outer product of vectors [m], [n] to a tensor that broadcasts to [m, n]."""
+    product = Value("", (call["vec1"].axes[0], call["vec2"].axes[0]), True)
+    return call.broadcast([product, call["self"]])
 
 
 @rule("aten.bilinear")

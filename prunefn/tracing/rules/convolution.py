@@ -63,6 +63,22 @@ def convolution(call: Call) -> Axes:
     return axes
 
 
+@rule("aten.conv_tbc")
+def conv_tbc(call: Call) -> Axes:
+    """Contract x [steps, batch, in] with weight [kernel, in, out] to [steps, batch, out]."""
+    x, w = call["self"], call["weight"]
+    call.layer = True
+    (steps, batch, channels), (kernel, inner, out) = x.axes, w.axes
+    call.freeze(steps, "a convolution runs along it")
+    call.freeze(kernel, "it is a kernel dim")
+    call.unify(channels, inner)
+    call.unify(out, call["bias"].axes[0])
+    (new_steps,) = call.frozen(call.shape[:1], "it is a spatial dim")
+    call.lay_out(w, "k i o -> 1 o i k")
+    call.contract(macs=(new_steps, batch, *w.axes), x=x, weight=w, bias=call["bias"], bias_arg="bias", out=out)
+    return (new_steps, batch, out)
+
+
 def _channels(call: Call, channels: Term, w: Value, groups: int, transposed: bool) -> tuple[Term, Term, Term]:
     """State the equations between channels, and return (groups, inputs per group, out channels)."""
     if groups == 1:

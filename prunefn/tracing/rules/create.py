@@ -25,6 +25,7 @@ class SizeOf(NamedTuple):
     "aten.new_ones",
     "aten.new_full",
     "aten.new_empty",
+    "aten.normal.float_float",
 )
 def filled(call: Call) -> Axes:
     """Return free axes, since one number fills the tensor (or its values are arbitrary); other ops may pin them."""
@@ -40,6 +41,7 @@ def _axis(call: Call, n: int, size: Any) -> Term:
 @rule(
     "aten.arange",
     "aten.linspace",
+    "aten.logspace",
     "aten.eye",
     "aten.scalar_tensor",
     "aten.tensor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..axes import ONE, Term
+from ..axes import ONE, Term, Times
 from .base import Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
@@ -18,6 +18,8 @@ def index(call: Call) -> Axes:
     dims, indices = _indexed_dims(call)
     if not dims:
         return x.axes
+    if (mask := indices[0]).boolean and len(indices) == 1 and (rest := _repeated_last(mask)):
+        return _masked(call, x, mask, dims, rest)
     call.freeze([x.axes[d] for d in dims], PICKED)
     call.freeze([a for v in indices for a in v.axes], "it is an index")
     before, after = _passing_dims(x, dims)
@@ -26,7 +28,24 @@ def index(call: Call) -> Axes:
     return (*before, *(call.frozen(shape, PICKED) if masked else call.broadcast(indices, shape)), *after)
 
 
-@rule("aten.index_put", "aten._unsafe_index_put")
+def _repeated_last(mask: Value) -> int:
+    """Return the number of the last dims along which a mask repeats, at most all but one."""
+    return next((k for k in range(len(mask.axes)) if not mask.repeats(-k - 1)), len(mask.axes) - 1)
+
+
+def _masked(call: Call, x: Value, mask: Value, dims: list[int], rest: int) -> Axes:
+    """Pick whole rows by a mask that repeats along its last dims: the result has one dim, which is (rows *last dims)."""
+    passing = dims[-rest:]
+    for d, a in zip(passing, mask.axes[-rest:], strict=True):
+        call.unify(x.axes[d], a)
+    call.freeze([*(x.axes[d] for d in dims[:-rest]), *mask.axes[:-rest]], PICKED)
+    last = Times(tuple(x.axes[d] for d in passing))
+    before, after = _passing_dims(x, dims)
+    (rows,) = call.frozen([call.shape[len(before)] // call.alg.size(last)], PICKED)
+    return (*before, last if rows == ONE else Times((rows, last)), *after)
+
+
+@rule("aten.index_put", "aten._unsafe_index_put", "aten._index_put_impl")
 def index_put(call: Call) -> Axes:
     """Freeze the dims at whose positions values are written; the values have the dims that reading these would give."""
     x, values = call["self"], call["values"]
@@ -110,12 +129,13 @@ def embedding_bag(call: Call) -> list[Axes]:
     "aten.scatter_reduce",
     "aten.index_add",
     "aten.index_copy",
+    "aten.index_reduce",
     "aten.take_along_dim",
 )
 def gather(call: Call) -> Axes | list[Axes]:
     """Freeze the dim whose positions data selects; unify other dims, or freeze them if only the first positions are used."""
     x = call["self"]
-    vector = call.op.startswith(("aten.index_add", "aten.index_copy"))  # their index has one dim
+    vector = call.op.startswith(("aten.index_add", "aten.index_copy", "aten.index_reduce"))  # their index has one dim
     others = [v for v in call.tensors() if not (vector and v is call["index"])]
     if call["dim"] is None or any(len(v.axes) not in (0, len(x.axes)) for v in others):
         return freeze_all(call, PICKED)
@@ -151,7 +171,7 @@ def topk(call: Call) -> list[Axes]:
     ]
 
 
-@rule("aten.unfold")
+@rule("aten.unfold", "aten.unfold_copy")
 def unfold(call: Call) -> Axes:
     """Freeze the dim along which windows are taken, and add a last dim of positions within a window."""
     x = call["self"]
@@ -160,14 +180,94 @@ def unfold(call: Call) -> Axes:
     return (*replaced(x.axes, {d: call.frozen([call.shape[d]], "windows")[0]}), *call.frozen(call.shape[-1:], "window"))
 
 
-@rule("aten.tril", "aten.triu", "aten.diagonal", "aten.diag_embed")
-def triangle(call: Call) -> list[Axes]:
+@rule("aten.tril", "aten.triu")
+def triangle(call: Call) -> Axes:
     """Freeze the last two dims, whose positions are compared with each other."""
     x = call["self"]
-    if len(call.shape) == len(x.axes) and call.op.split(".")[1] in ("tril", "triu"):
-        call.freeze(x.axes[-2:], "its positions are compared")
-        return [x.axes]
-    return freeze_all(call, "a diagonal is taken")
+    call.freeze(x.axes[-2:], "its positions are compared")
+    return x.axes
+
+
+DIAGONAL = "a diagonal is taken"
+
+
+@rule("aten.diagonal", "aten.diagonal_copy", "aten.trace")
+def diagonal(call: Call) -> Axes:
+    """Freeze two dims; the diagonal is the last dim of the result, or summed."""
+    x = call["self"]
+    pair = call.dims(x, [call["dim1"] or 0, 1 if call["dim2"] is None else call["dim2"]])
+    call.freeze([x.axes[d] for d in pair], DIAGONAL)
+    rest = tuple(a for d, a in enumerate(x.axes) if d not in pair)
+    return (*rest, *call.frozen(call.shape[len(rest) :], DIAGONAL))
+
+
+@rule("aten.diag_embed", "aten.diagonal_scatter")
+def diagonal_put(call: Call) -> Axes:
+    """Write the last dim of a tensor along the diagonal of two dims, which are frozen."""
+    x, src = (call["self"], call["src"]) if call["src"] is not None else (None, call["self"])
+    d1, d2 = (d % len(call.shape) for d in (call["dim1"], call["dim2"]))
+    call.freeze(src.axes[-1], DIAGONAL)
+    rest = iter(src.axes[:-1])
+    axes = tuple(call.frozen([n], DIAGONAL)[0] if d in (d1, d2) else next(rest) for d, n in enumerate(call.shape))
+    if x is not None:
+        call.freeze([x.axes[d1], x.axes[d2]], DIAGONAL)
+        axes = tuple(
+            call.unify(a, b) if d not in (d1, d2) else a for d, (a, b) in enumerate(zip(x.axes, axes, strict=True))
+        )
+    return axes
+
+
+@rule("aten.rot90")
+def rot90(call: Call) -> Axes:
+    """Freeze the two dims of a plane that is rotated by quarter turns."""
+    x = call["self"]
+    a, b = call.dims(x, call["dims"])
+    call.freeze([x.axes[a], x.axes[b]], "it is rotated")
+    return replaced(x.axes, {a: x.axes[b], b: x.axes[a]} if call["k"] % 2 else {})
+
+
+@rule("aten.take")
+def take(call: Call) -> Axes:
+    """Freeze all dims of a tensor that is indexed as if it were flat."""
+    call.freeze([*call["self"].axes, *call["index"].axes], PICKED)
+    return call["index"].axes
+
+
+@rule("aten.masked_scatter")
+def masked_scatter(call: Call) -> Axes:
+    """Overwrite the positions of a mask by the values of a source, one after the other.
+
+    Where the mask repeats along the last dims and the source [..., *last dims] has them, whole rows are written: these dims pass.
+    """
+    x, mask, source = call["self"], call["mask"], call["source"]
+    axes, passing = call.broadcast([x, mask]), 0
+    for a, b in zip(axes[:0:-1], source.axes[:0:-1], strict=False):
+        if not mask.repeats(-passing - 1) or call.alg.size(a) != call.alg.size(b):
+            break
+        call.unify(a, b)
+        passing += 1
+    written = (v[: len(v) - passing] for v in (axes, source.axes))
+    call.freeze([a for rows in written for a in rows], "positions of it are overwritten by a mask")
+    return axes
+
+
+@rule("aten.segment_reduce")
+def segment_reduce(call: Call) -> Axes:
+    """Reduce runs of positions of a dim; the dims after it pass."""
+    x, axis = call["data"], call["axis"] % len(call["data"].axes)
+    call.freeze(
+        [*x.axes[: axis + 1], *(a for v in call.tensors() if v is not x for a in v.axes)], "segments of it are reduced"
+    )
+    return (*call.frozen(call.shape[: axis + 1], "segments"), *x.axes[axis + 1 :])
+
+
+@rule("aten.embedding_renorm")
+def embedding_renorm(call: Call) -> Axes:
+    """Scale the rows of a weight [rows, width] that an index picks to a largest norm."""
+    rows, width = call["self"].axes
+    call.freeze([rows, *call["indices"].axes], PICKED)
+    call.mark([width], f"mixed:{call.op}")
+    return (rows, width)
 
 
 @rule("aten.meshgrid")

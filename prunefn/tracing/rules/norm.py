@@ -15,6 +15,7 @@ from .shape import freeze_all
     "aten.native_batch_norm",
     "aten.cudnn_batch_norm",
     "aten._batch_norm_with_update_functional",
+    "aten._batch_norm_no_update",
     "aten.instance_norm",
 )
 def per_channel(call: Call) -> Axes | list[Axes]:
@@ -79,6 +80,15 @@ def group_norm(call: Call) -> Axes | list[Axes]:
     call.resize("HxW", Times(x.axes[2:]))
     call.resize("N", x.axes[0])
     return [x.axes, *((x.axes[0], g) for _ in call.shapes[1:])]
+
+
+@rule("aten.renorm")
+def renorm(call: Call) -> Axes:
+    """Scale each position of a dim to a largest norm over all other dims."""
+    x = call["self"]
+    (kept,) = call.dims(x, call["dim"])
+    call.mark([a for d, a in enumerate(x.axes) if d != kept], f"mixed:{call.op}")
+    return x.axes
 
 
 @rule("aten._weight_norm", "aten._weight_norm_interface")

@@ -12,7 +12,8 @@ KEEPS_ZERO = frozenset(
         "div clone alias detach contiguous _to_copy dropout feature_dropout alpha_dropout native_dropout lift_fresh_copy "
         "lift_fresh positive hardshrink softshrink nan_to_num real imag _conj resolve_conj prelu _prelu_kernel "
         "expand_copy zeros_like add sub _add_relu rrelu floor ceil round trunc expm1 log1p glu cumsum flip roll "
-        "to type_as isnan isinf complex polar conj conj_physical resolve_neg"
+        "to type_as isnan isinf complex polar conj conj_physical resolve_neg "
+        "alias_copy detach_copy lift _lazy_clone _neg_view_copy"
     ).split()
 )
 """Pointwise ops that map zero to zero."""
@@ -121,6 +122,23 @@ def pointwise(call: Call) -> Axes | list[Axes]:
     "aten._conj_copy",
     "aten.resolve_neg",
     "aten._neg_view",
+    "aten._neg_view_copy",
+    "aten.alias_copy",
+    "aten.detach_copy",
+    "aten.lift",
+    "aten._lazy_clone",
+    "aten.rrelu_with_noise_functional",
+    "aten.normal",
+    "aten.normal_functional",
+    "aten.uniform",
+    "aten.exponential",
+    "aten.geometric",
+    "aten.cauchy",
+    "aten.log_normal",
+    "aten.randint_like",
+    "aten.poisson",
+    "aten.binomial",
+    "aten._standard_gamma",
 )
 def untagged(call: Call) -> Axes | list[Axes]:
     """Broadcast the inputs of pointwise ops that lack torch's tag."""
@@ -168,7 +186,7 @@ def softmax(call: Call) -> Axes:
     return x.axes
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.flip", "aten.roll")
+@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten._logcumsumexp", "aten.flip", "aten.roll")
 def scanned(call: Call) -> Axes:
     """Freeze the dims along which the order of positions matters."""
     x = call["self"]

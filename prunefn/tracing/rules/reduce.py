@@ -31,6 +31,12 @@ from .base import Axes, Call, rule
     "aten.count_nonzero",
     "aten.aminmax",
     "aten.frobenius_norm",
+    "aten.nanmedian",
+    "aten._aminmax",
+    "aten._is_all_true",
+    "aten._is_any_true",
+    "aten.linalg__powsum",
+    "aten.hash_tensor",
 )
 def reduction(call: Call) -> Axes | list[Axes]:
     """Mark the reduced dims as mixed: the contribution of a removed unit is missing, so pruning them is not exact."""
@@ -43,9 +49,18 @@ def reduction(call: Call) -> Axes | list[Axes]:
         out = tuple(ONE if d in dims else a for d, a in enumerate(x.axes))
     else:
         out = tuple(a for d, a in enumerate(x.axes) if d not in dims)
-    if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median") and 1 not in call.unused:
+    if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median", "nanmedian") and 1 not in call.unused:
         call.freeze([x.axes[d] for d in dims], "positions along it are returned")
     return out if len(call.shapes) == 1 else [out for _ in call.shapes]
+
+
+@rule("aten.dist")
+def dist(call: Call) -> Axes:
+    """Return the norm of a difference."""
+    values = call.tensors()
+    shape = torch.broadcast_shapes(*([call.alg.size(a) for a in v.axes] for v in values))
+    call.mark(call.broadcast(values, shape), f"mixed:{call.op}")
+    return ()
 
 
 @rule("aten.argmax", "aten.argmin", "aten.argsort")
@@ -59,7 +74,7 @@ def positions(call: Call) -> Axes:
     return tuple(a for d, a in enumerate(x.axes) if d not in dims)
 
 
-@rule("aten.cdist", "aten._cdist_forward")
+@rule("aten.cdist", "aten._cdist_forward", "aten._euclidean_dist")
 def cdist(call: Call) -> Axes:
     """Unify and mark the columns of two matrices, between whose rows distances are computed."""
     a, b = call.tensors()[:2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..axes import ONE, Plus
 from .base import Axes, Call, Value, replaced, rule
-from .shape import freeze_all
 
 OUTSIDE = "outside"
 """Mark of positions of a parameter that a slice excludes; at another size of the inputs it may include them."""
@@ -23,7 +22,7 @@ def cat(call: Call) -> Axes:
     return tuple(out)
 
 
-@rule("aten.stack")
+@rule("aten.stack", "aten._stack")
 def stack(call: Call) -> Axes:
     """Add a dim with one position per tensor, and unify the other dims."""
     values: list[Value] = call["tensors"]
@@ -31,6 +30,13 @@ def stack(call: Call) -> Axes:
     out = list(call.broadcast(values, [n for i, n in enumerate(call.shape) if i != d]))
     out[d:d] = call.frozen([len(values)], "tensors are stacked along it")
     return tuple(out)
+
+
+@rule("aten.block_diag")
+def block_diag(call: Call) -> Axes:
+    """Place matrices along a diagonal: their rows and their columns are concatenated."""
+    matrices = [(ONE,) * (2 - len(v.axes)) + v.axes for v in call["tensors"]]
+    return Plus(tuple(m[0] for m in matrices)), Plus(tuple(m[1] for m in matrices))
 
 
 @rule(
@@ -41,6 +47,8 @@ def stack(call: Call) -> Axes:
     "aten.split_with_sizes_copy",
     "aten.unsafe_chunk",
     "aten.unsafe_split",
+    "aten.unsafe_split_with_sizes",
+    "aten.split_copy",
 )
 def split(call: Call) -> list[Axes]:
     """Cut a dim into parts; the program is rewritten to name each part's size."""
@@ -86,7 +94,7 @@ def window(call: Call, n: int) -> tuple[int, int, int]:
     return start, max(start, end), call["step"] or 1
 
 
-@rule("aten.slice", "aten.slice_copy", "aten.narrow")
+@rule("aten.slice", "aten.slice_copy", "aten.narrow", "aten.narrow_copy")
 def slice_(call: Call) -> Axes:
     """Cut a dim before and after a range of positions."""
     x = call["self"]
@@ -139,12 +147,10 @@ def slice_scatter(call: Call) -> Axes:
     return replaced(out, {d: x.axes[d]})
 
 
-@rule("aten.select_scatter", "aten.diagonal_scatter")
+@rule("aten.select_scatter")
 def select_scatter(call: Call) -> Axes:
     """Freeze the dim at which one position is overwritten."""
     x, src = call["self"], call["src"]
-    if call["dim"] is None:
-        return freeze_all(call, "a diagonal is overwritten")[0]
     (d,) = call.dims(x, call["dim"])
     call.freeze(x.axes[d], "one position of it is overwritten")
     out = call.broadcast(

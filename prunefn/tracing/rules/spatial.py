@@ -59,6 +59,16 @@ def grid_sampler(call: Call) -> Axes:
     return replaced(x.axes, dict(enumerate(call.frozen(call.shape[2:], "it is a spatial dim"), start=2)))
 
 
+@rule("aten.affine_grid_generator")
+def affine_grid(call: Call) -> Axes:
+    """Turn matrices [n, rank, rank + 1] into grids [n, …, rank]; freeze all but the batch."""
+    theta = call["theta"]
+    call.freeze(theta.axes[1:], "it is a map of coordinates")
+    if isinstance(call["size"][0], int):
+        call.freeze(theta.axes[0], "its size is written in the call")
+    return (theta.axes[0], *call.frozen(call.shape[1:], "it is a spatial dim"))
+
+
 @rule("torchvision.deform_conv2d")
 def deform_conv2d(call: Call) -> Axes:
     """Freeze all dims but the batch, since offsets are laid out by kernel position and offset group."""
