@@ -32,8 +32,31 @@ ROOMS = (
         "tables",
         "settings",
     ),  # the ground
-    *("spec", "types", "doors", "program", "tracing", "where", "parameters", "stats", "criteria", "selection"),
-    *("compensation", "modules", "checkpoints", "report", "sparse", "costs", "pipelines", "recipes"),
+    *(
+        "spec",
+        "types",
+        "doors",
+        "distances",
+        "program",
+        "tracing",
+        "where",
+        "parameters",
+        "stats",
+        "criteria",
+        "selection",
+    ),
+    *(
+        "compensation",
+        "distillation",
+        "gates",
+        "modules",
+        "checkpoints",
+        "report",
+        "sparse",
+        "costs",
+        "pipelines",
+        "recipes",
+    ),
     *("data", "nets", "train", "by_name", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),
 )
 """From the ground up: a room imports rooms to its left. `prunefn` is the package's own `__init__`."""
