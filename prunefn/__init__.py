@@ -11,7 +11,7 @@ params, x ─forward▶ y                 ;   params ─to_module▶ nn.Module
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import compensation, criteria, recipes
+from . import compensation, criteria, distances, gates, recipes
 from ._version import __version__
 from .checkpoints.checkpoint import load, load_params, save
 from .checkpoints.lazy import lazy_params
@@ -22,9 +22,11 @@ from .compensation.repair import compensate, residual
 from .costs.analytic import cost
 from .costs.network_metrics import Metrics, compare, metrics
 from .costs.profiling import Profile, profile
+from .costs.soft import SoftCost, soft_cost, soft_latency
 from .costs.timing import Call, Clock, LatencyTable, latency, latency_table
 from .criteria import normalizer, reduction
 from .criteria.scoring import score
+from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
@@ -67,6 +69,7 @@ __all__ = [
     "PruneError",
     "PruneWarning",
     "Scores",
+    "SoftCost",
     "Spec",
     "Stats",
     "StatsError",
@@ -83,11 +86,13 @@ __all__ = [
     "cost",
     "criteria",
     "data",
+    "distances",
     "exact",
     "expand",
     "export",
     "forward",
     "forward_train",
+    "gates",
     "glob",
     "kept",
     "kept_positions",
@@ -112,6 +117,7 @@ __all__ = [
     "pruning",
     "recalibrate",
     "recipes",
+    "recover",
     "reduction",
     "residual",
     "save",
@@ -121,6 +127,8 @@ __all__ = [
     "select",
     "sharded",
     "shrink",
+    "soft_cost",
+    "soft_latency",
     "sparse",
     "stats_bytes",
     "sweep",

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from . import compensation as compensations
 from . import criteria
 from .compensation.batch_norm import recalibrate as recalibrated
@@ -14,6 +16,7 @@ from .compensation.sequential import remove
 from .costs.analytic import cost
 from .criteria import normalizer
 from .criteria.scoring import score
+from .distillation.recovery import recover
 from .doors import door
 from .errors import BatchError, PruneError, StatsError, warn
 from .frozen_dict import FrozenDict
@@ -78,6 +81,7 @@ def pipeline(
     freeze: Sequence[str] | str = (),
     sequential: bool | None = None,
     recalibrate: bool = False,
+    recover_steps: int = 0,
 ) -> Prune:
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
@@ -98,6 +102,8 @@ def pipeline(
             and compensated towards the dense network's outputs, so that errors do not accumulate. The batches are read once
             for the scores, and once more for each block; nothing is traced again.
         recalibrate: replace the running statistics of every BatchNorm at the end, with the same batches.
+        recover_steps: train for this many steps towards the dense outputs at last, with the same batches and without labels, by
+            `recover`; 0: nothing is trained.
 
     Returns:
         `prune(params, batches, *, spec) → Pruned(params, spec, mask, info)`.
@@ -133,11 +139,8 @@ def pipeline(
     ) -> Pruned:
         one_pass = batches is None or sync or any(map(is_sharded, params.values()))
         plan = given.complete(batches is not None or stats is not None, one_pass)
-        _check_batches(batches, plan, recalibrate, measured=stats is not None)
-        if plan.sequential and sync:
-            raise PruneError(
-                "sequential=True measures block by block on one process: give every process the same batches and sync=False"
-            )
+        _check_batches(batches, plan, _rereads(plan, recalibrate, recover_steps), measured=stats is not None)
+        _check_sync(sync, plan.sequential, recover_steps)
         check_matches(where, spec)
         if stats is not None:
             check_stats(stats, spec, params)
@@ -159,11 +162,12 @@ def pipeline(
         _warn_of_collapse(mask, plan)
         options = {"progress": progress, **reading}
         pruned, current, errors = _remove(params, mask, stats, batches or (), spec, plan, options)
+        ends, dense = {"max_batches": max_batches, "progress": progress}, (params, spec)
         if recalibrate and batches is not None:
-            pruned = recalibrated(pruned, batches, spec=current, max_batches=max_batches, progress=progress, sync=sync)
-        removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
-        info = Info(cost(spec), cost(current), removed, FrozenDict(errors), FrozenDict(scores))
-        return Pruned(pruned, current, mask, info)
+            pruned = recalibrated(pruned, batches, spec=current, sync=sync, **ends)
+        if recover_steps and batches is not None:
+            pruned = recover(pruned, batches, spec=current, dense=dense, steps=recover_steps, freeze=freeze, **ends)
+        return Pruned(pruned, current, mask, _info(spec, current, mask, errors, scores))
 
     return prune
 
@@ -248,6 +252,11 @@ def _warn_of_collapse(mask: Mask, plan: _Chosen) -> None:
         )
 
 
+def _info(spec: Spec, current: Spec, mask: Mask, errors: dict[str, Residual], scores: dict[str, Tensor]) -> Info:
+    removed = {g: (int((~m).sum()), len(m)) for g, m in mask.items()}
+    return Info(cost(spec), cost(current), removed, FrozenDict(errors), FrozenDict(scores))
+
+
 def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: bool, **options: Any) -> Stats:
     """Collect statistics; with `sync`, merge those of all processes."""
     if not sync:
@@ -256,8 +265,26 @@ def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: boo
     return sync_stats(Stats() if no_batches else collect_stats(params, batches, **options))
 
 
-def _check_batches(batches: Iterable[Batch] | None, plan: _Chosen, recalibrate: bool, *, measured: bool) -> None:
-    """Check that there are batches if a step needs them, and that they can be read as often as needed.
+def _rereads(plan: _Chosen, recalibrate: bool, recover_steps: int) -> list[str]:
+    """Return the options by which the batches are read again after the scores."""
+    options = {"sequential=True": plan.sequential and bool(plan.compensation.needs), "recalibrate=True": recalibrate}
+    return [o for o, on in {**options, f"recover_steps={recover_steps}": recover_steps > 0}.items() if on]
+
+
+def _check_sync(sync: bool, sequential: bool, recover_steps: int) -> None:
+    """Check that no step that runs on one process is asked for on several; raise PruneError if so."""
+    if sync and sequential:
+        raise PruneError(
+            "sequential=True measures block by block on one process: give every process the same batches and sync=False"
+        )
+    if sync and recover_steps:
+        raise PruneError(
+            f"recover_steps={recover_steps} trains on one process; leave it out, and call pf.recover on one"
+        )
+
+
+def _check_batches(batches: Iterable[Batch] | None, plan: _Chosen, rereads: Sequence[str], *, measured: bool) -> None:
+    """Check that there are batches if a step needs them, and that they can be read as often as needed by these options.
 
     Raises:
         BatchError: names the step that needs them.
@@ -266,13 +293,11 @@ def _check_batches(batches: Iterable[Batch] | None, plan: _Chosen, recalibrate: 
     if batches is None:
         if method.needs and not plan.criterion.data and not measured:
             raise BatchError(f"compensation {method.name!r} needs batches; or use compensation=compensation.none()")
-        sequential = plan.sequential and bool(method.needs)
-        if needy := "sequential=True" if sequential else "recalibrate=True" if recalibrate else "":
-            raise BatchError(f"{needy} needs batches")
-    elif (plan.sequential or recalibrate) and iter(batches) is batches:
-        what = "sequential=True" if plan.sequential else "recalibrate=True"
+        if rereads:
+            raise BatchError(f"{rereads[0]} needs batches")
+    elif rereads and iter(batches) is batches:
         raise BatchError(
-            f"{what} reads the batches several times, but this is an iterator; give a list or a DataLoader"
+            f"{rereads[0]} reads the batches several times, but this is an iterator; give a list or a DataLoader"
         )
 
 

@@ -141,6 +141,8 @@ class Budget(NamedTuple):
     """(size of each group, spec) → cost."""
     falls: bool = True
     """Whether the cost never rises when a unit is removed; if False, the whole removal order is searched."""
+    soft: Callable[[Mapping[str, Any], Spec], Any] | None = None
+    """The cost at sizes that need not be whole: floats, or tensors that carry gradients; None: there is none."""
 
 
 @runtime_checkable

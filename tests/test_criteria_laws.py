@@ -66,7 +66,8 @@ def measured() -> Measured:
 
 
 def test_the_table_has_them_all() -> None:
-    assert {name.partition("(")[0] for name in TABLE} == set(c.__all__)
+    """All but `given`, whose scores are the caller's: no law holds for them."""
+    assert {name.partition("(")[0] for name in TABLE} == set(c.__all__) - {"given"}
 
 
 @every

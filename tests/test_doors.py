@@ -31,6 +31,8 @@ ROOMS: dict[str, ModuleType] = {
     "budget": pf.budget,
     "scope": pf.scope,
     "criteria": pf.criteria,
+    "distances": pf.distances,
+    "gates": pf.gates,
     "compensation": pf.compensation,
     "normalizer": pf.normalizer,
     "reduction": pf.reduction,
@@ -139,8 +141,10 @@ def good(folder: Path) -> dict[str, Any]:
     return {
         "a": stats(), "args": (randn(2, 3),), "b": stats(), "batches": [randn(6, 3)], "block": 1, "budget": pf.budget.macs(0.5),
         "by": pf.criteria.magnitude(), "calibration": [], "cost": lambda sizes, spec: 1.0, "criterion": pf.criteria.magnitude(),
-        "data": [], "dst": folder / "b", "end": 3, "filters": 4, "first": {"0": bits("1011")}, "height": 1, "held_out": [],
-        "keep": 0.5, "key": lambda group, *_: 0, "labels": torch.arange(2), "m": 4, "mask": {"0": bits("1011")},
+        "data": [], "dense": (net().params, net().spec), "dst": folder / "b", "end": 3, "filters": 4, "first": {"0": bits("1011")},
+        "generator": torch.Generator().manual_seed(0), "height": 1, "held_out": [],
+        "keep": 0.5, "key": lambda group, *_: 0, "labels": torch.arange(2),
+        "logits": {"0": torch.zeros(4)}, "m": 4, "mask": {"0": bits("1011")},
         "masks": {"0.weight": torch.ones(4, 3, dtype=torch.bool)}, "means": stats(), "model": net().model, "module": net().model,
         "n": 2, "name_or_folder": "digits", "names": list(net().params), "networks": {"net": (net().params, net().spec)},
         "optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1), "parameters": dict(net().model.named_parameters()),
@@ -150,6 +154,7 @@ def good(folder: Path) -> dict[str, Any]:
         "setup": None, "source": folder / "a",
         "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
         "state": {}, "stats": stats(), "steps": 2, "student": randn(2, 3), "table": Table(), "teacher": randn(2, 3),
+        "units": {"0": torch.tensor(2.0)},
         "variances": {"0": torch.ones(4, requires_grad=True)}, "weight": torch.ones(4, 3), "where": "*", "what": net().model, "width": 1,
     }  # fmt: skip
 
@@ -185,7 +190,19 @@ def base(name: str, folder: Path) -> dict[str, Any]:
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 DOORS_ONLY = (
-    *("pf.trace", "pf.latency", "pf.profile", "pf.prune_submodule", "sparse.picture", "export.", "nets.", "data."),
+    *(
+        "pf.trace",
+        "pf.latency",
+        "pf.soft_latency",
+        "pf.profile",
+        "pf.prune_submodule",
+        "pf.recover",
+        "gates.learn",
+        "sparse.picture",
+        "export.",
+        "nets.",
+        "data.",
+    ),
     *("train.train", "train.evaluate", "train.pat", "train.fine_tune", "train.sparse_train"),
 )
 """Slow to run: only their doors are tried."""

@@ -28,7 +28,7 @@ FUNCTIONS: Room = {
     if n.islower()
 }
 CRITERIA: Room = {
-    **{n: getattr(criteria, n) for n in criteria.__all__ if n != "smoothed"},
+    **{n: getattr(criteria, n) for n in criteria.__all__ if n not in ("smoothed", "given")},
     **FUNCTIONS,
     "normalizer.quantile": normalizer.quantile,
 }

@@ -23,7 +23,7 @@ def options_of(section: Prune) -> dict[str, Any]:
         "where": where_of,
     }
     options = {key: make(text) for key, make in read.items() if (text := getattr(section, key)) is not None}
-    names = ("round_to", "max_ratio", "min_units", "sequential", "recalibrate")
+    names = ("round_to", "max_ratio", "min_units", "sequential", "recalibrate", "recover_steps")
     default = Prune()
     options |= {n: getattr(section, n) for n in names if getattr(section, n) != getattr(default, n)}
     return options | ({"freeze": section.freeze} if section.freeze else {})

@@ -164,6 +164,8 @@ class Prune(Settings):
     """compensate block by block towards the dense outputs; best does so unless it has a criterion"""
     recalibrate: bool = False
     """recompute the statistics of BatchNorms at the end"""
+    recover_steps: int = Field(default=0, ge=0)
+    """steps of training towards the dense outputs at the end, on the images for statistics, without labels; 0: none"""
     images: int = Field(default=1024, ge=1)
     """number of training images for statistics, without augmentation, drawn by the seed"""
     batch_size: int = Field(default=64, ge=1)

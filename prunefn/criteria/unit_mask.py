@@ -22,18 +22,23 @@ from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leav
 from ..spec.parts import Group
 from ..spec.program import Instruction, Ref
 from ..spec.spec import Spec
-from ..tracing.rules.families import CAST_AS, MULTIPLY
+from ..tracing.rules.families import ADD, CAST_AS, MULTIPLY
 from ..types import Params
 
 
 @lru_cache(maxsize=16)
-def masked(spec: Spec) -> Spec:
-    """Return the spec whose program multiplies the inputs of all sites by mask tensors; for the params of `mask_params`."""
+def masked(spec: Spec, *, replaced: bool = False) -> Spec:
+    """Return the spec whose program multiplies the inputs of all sites by mask tensors; for the params of `mask_params`.
+
+    Args:
+        spec: of the params.
+        replaced: whether the program also adds tensors there, so that a mask m makes m x + (1 − m) μ of an input x with mean μ.
+    """
     masked_calls: dict[str, tuple[str, str]] = {}
     axes: dict[str, tuple[Axis, ...]] = {}
     for site in spec.sites.values():
         for (value, dim), call in zip(site.values, site.calls, strict=True):
-            name = f"mask of {value} {dim}"
+            name = _mask_name(value, dim)
             masked_calls[call] = value, name
             axes[name] = (site.axis, *[Fixed(1)] * (-dim - 1))
     out: list[Instruction] = []
@@ -43,15 +48,33 @@ def masked(spec: Spec) -> Spec:
             value, name = masked_calls[i.name]
             if name not in inserted:
                 inserted.add(name)
-                out.append(Instruction(f"{name} cast", CAST_AS, (Ref(name), Ref(value)), (), i.module))
-                out.append(Instruction(name, MULTIPLY, (Ref(value), Ref(f"%{name} cast")), (), i.module))
-            args, kwargs = _replace_reference((i.args, i.kwargs), Ref(value), Ref(f"%{name}"))
+                out += _combine(name, MULTIPLY, value, name, i.module)
+                out += _combine(_shift_name(name), ADD, f"%{name}", _shift_name(name), i.module) if replaced else []
+            result = Ref(f"%{_shift_name(name) if replaced else name}")
+            args, kwargs = _replace_reference((i.args, i.kwargs), Ref(value), result)
             i = i._replace(args=args, kwargs=kwargs)
         out.append(i)
-    tensors = (*spec.program.tensors, *(n for n in axes if n in inserted))
-    program = spec.program._replace(instructions=tuple(out), tensors=tensors)
-    mask_axes = {n: a for n, a in axes.items() if n in inserted}
-    return replace(spec, program=program, axes=FrozenDict({**spec.axes, **mask_axes}))
+    added = {n: axes[n] for n in axes if n in inserted}
+    added |= {_shift_name(n): a for n, a in added.items()} if replaced else {}
+    program = spec.program._replace(instructions=tuple(out), tensors=(*spec.program.tensors, *added))
+    return replace(spec, program=program, axes=FrozenDict({**spec.axes, **added}))
+
+
+def _mask_name(value: str, dim: int) -> str:
+    return f"mask of {value} {dim}"
+
+
+def _shift_name(mask: str) -> str:
+    return f"shift by {mask}"
+
+
+def _combine(result: str, op: str, value: str, tensor: str, module: str) -> list[Instruction]:
+    """Return the instructions for an op on a value and a tensor that is cast to the value's type."""
+    cast = f"{tensor} cast"
+    return [
+        Instruction(cast, CAST_AS, (Ref(tensor), Ref(value)), (), module),
+        Instruction(result, op, (Ref(value), Ref(f"%{cast}")), (), module),
+    ]
 
 
 def _replace_reference(args: Any, old: Ref, new: Ref) -> Any:
@@ -66,7 +89,9 @@ def ones(spec: Spec, device: torch.device | None = None) -> dict[str, Tensor]:
     return {g.name: torch.ones(g.size, dtype=torch.float64, device=device) for g in spec.groups.values() if g.members}
 
 
-def mask_params(params: Params, masks: Mapping[str, Tensor], spec: Spec) -> Params:
+def mask_params(
+    params: Params, masks: Mapping[str, Tensor], spec: Spec, means: Mapping[str, Tensor] | None = None
+) -> Params:
     """Multiply units by masks, differentiably: `forward(mask_params(params, masks, spec), x, spec=masked(spec))`.
 
     A unit is multiplied wherever it enters a contraction with parameters: at the sites of its group, and in the input dim of
@@ -82,6 +107,7 @@ def mask_params(params: Params, masks: Mapping[str, Tensor], spec: Spec) -> Para
         params: of the spec; may have biases that a compensation created.
         masks: group → float [units]; absent groups are not multiplied.
         spec: of the params.
+        means: site → mean of its input, [size of the axis], that removed units are replaced by; for `masked(spec, replaced=True)`.
 
     Returns:
         Params of `masked(spec)`: `params`, with the mask tensors that multiply the sites' inputs.
@@ -98,6 +124,11 @@ def mask_params(params: Params, masks: Mapping[str, Tensor], spec: Spec) -> Para
     like = next(iter(masks.values()), torch.ones((), dtype=torch.float64))
     for name, (axis, *rest) in ((n, a) for n, a in masked(spec).axes.items() if n not in spec.axes):
         out[name] = spread(axis, masks, spec.sizes, like).reshape(-1, *(1,) * len(rest))
+    if means is not None:
+        for site in spec.sites.values():
+            for mask in {_mask_name(*v) for v in site.values} & out.keys():
+                mean = means[site.name].to(out[mask]).reshape(out[mask].shape)
+                out[_shift_name(mask)] = (1 - out[mask]) * mean
     scales: dict[tuple[str, int], Tensor] = {}
     for g, m in masks.items():
         for (tensor, dim), first in _weights_to_scale(spec.groups[g], spec, frozenset(params)).items():

@@ -64,7 +64,7 @@ def _makes(function: Any, *class_names: str) -> bool:
 
 MADE = (
     "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Choice", "Normalizer", "Schedule",
-    "Regularizer",
+    "Regularizer", "Distance",
 )  # fmt: skip
 """Classes of values that functions of prunefn make; no argument takes such a function itself."""
 
@@ -126,6 +126,20 @@ def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) 
             _refuse_uncalled(v, ("Budget",), at_entry(refuse, name, i, v))
         return value
     return read_float(value, name, refuse, given)
+
+
+def read_budgets(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
+    """Read one budget, or several."""
+    _refuse_uncalled(value, ("Budget",), refuse)
+    if isinstance(value, Budget):
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        refuse()
+    for i, v in enumerate(value):
+        if not isinstance(v, Budget):
+            _refuse_uncalled(v, ("Budget",), at_entry(refuse, name, i, v))
+            at_entry(refuse, name, i, v)()
+    return value
 
 
 # ---- groups and tensors

@@ -18,6 +18,7 @@ WEIGHT_MASKS = "a dict parameter → bool tensor of its shape, True = kept, such
 SCORES = "a dict group → float tensor [units], such as pf.score(stats)"
 BATCHES = "a list of batches or a DataLoader"
 RATIO = "the fraction removed, such as 0.5, or a budget such as pf.budget.macs(0.65)"
+BUDGET = "a budget, such as pf.budget.macs(0.65), or a list of them"
 STATS = "pf.collect_stats(params, batches, spec=spec)"
 NUMBER = "a finite number, such as 0.5"
 
@@ -59,6 +60,9 @@ KINDS: dict[str, Kind] = {
     "scores: Mapping[str, Tensor]": Kind(
         "a dict parameter → float tensor of its shape, such as sparse.score(stats)", tensors.read_scores, distinct=True
     ),
+    "logits: Mapping[str, Tensor]": Kind(
+        "a dict group → float tensor of logits [units]", tensors.read_scores, MaskError, True
+    ),
     "masks: Mapping[str, Tensor]": Kind(WEIGHT_MASKS, tensors.read_numbers, MaskError, True),
     "within: Mapping[str, Tensor]": Kind(WEIGHT_MASKS, tensors.read_numbers, MaskError, True),
     "WeightMasks": Kind(WEIGHT_MASKS, tensors.read_numbers, MaskError, True),
@@ -81,6 +85,7 @@ KINDS: dict[str, Kind] = {
     "Mapping[str, tuple[Params, Spec]]": Kind(
         "a dict name → (params, spec), such as {'small': (pruned.params, pruned.spec)}", tensors.read_networks
     ),
+    "tuple[Params, Spec]": Kind("(params, spec) of the dense network", tensors.read_network),
     "Iterable[Batch]": Kind(BATCHES, tensors.read_batches, BatchError),
     "Sequence[Batch]": Kind(BATCHES, tensors.read_batches, BatchError),
     "Source": Kind("a dataset, a DataLoader or a list of batches", tensors.read_batches, BatchError),
@@ -101,12 +106,14 @@ KINDS: dict[str, Kind] = {
     "Pattern": Kind("a pattern, such as pf.sparse.pattern.n_m(2, 4)", choices.read_pattern),
     "Compensation": Kind("a compensation, such as pf.compensation.mean()", choices.read_compensation),
     "Ratio": Kind(RATIO, choices.read_ratio),
+    "Budget | Sequence[Budget]": Kind(BUDGET, choices.read_budgets, BudgetError),
     "Where | str": Kind(WHERE, choices.read_where),
     "Sequence[str] | str": Kind(TEXTS, choices.read_names, ParamsError),
     "Sequence[str]": Kind("a list of names", plain.list_of(plain.read_text)),
     "bool | Normalizer": Kind("True, or a function such as pf.normalizer.min_max", choices.read_normalize),
     "Normalizer": Kind("a function such as pf.normalizer.min_max", choices.function_of("Normalizer")),
     "Reduction": Kind("a function such as pf.reduction.max", choices.function_of("Reduction")),
+    "Distance": Kind("a distance, such as pf.distances.kl()", choices.function_of("Distance")),
     "Loss": Kind("a function (output, *rest of the batch) → scalar tensor", choices.function_of(modules=True)),
     "Metrics": Kind("a function (output, *rest of the batch) → dict name → tensor", choices.function_of(modules=True)),
     "Schedule": Kind("a schedule, such as train.schedule.linear(0.5, 4)", choices.function_of("Schedule")),

@@ -141,12 +141,17 @@ def read_measured(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any
 def read_networks(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
     """Read a mapping from names to (params, spec)."""
     for key, pair in read_mapping(value, name, refuse, given).items():
-        what = f"{name}[{key!r}] is {said(pair)}"
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], Mapping):
-            refuse("", what)
-        read_tensors(pair[0], f"{name}[{key!r}][0]", refuse, given)
-        if type(pair[1]).__name__ != "Spec":
-            refuse("", f"{name}[{key!r}][1] is {said(pair[1])}")
+        read_network(pair, f"{name}[{key!r}]", refuse, given)
+    return value
+
+
+def read_network(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read (params, spec)."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[0], Mapping):
+        refuse("", f"{name} is {said(value)}")
+    read_tensors(value[0], f"{name}[0]", refuse, given)
+    if type(value[1]).__name__ != "Spec":
+        refuse("", f"{name}[1] is {said(value[1])}")
     return value
 
 

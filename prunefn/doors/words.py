@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 ROOMS = (
-    "", "criteria", "scope", "compensation", "budget", "normalizer", "reduction", "recipes", "sharded",
+    "", "criteria", "scope", "compensation", "budget", "normalizer", "reduction", "recipes", "sharded", "distances", "gates",
     "sparse", "sparse.criteria", "sparse.scope", "sparse.pattern", "train", "train.losses", "train.schedule", "train.regularizers",
 )  # fmt: skip
 """Namespaces of public functions below `prunefn`."""

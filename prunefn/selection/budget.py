@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, isfinite
+from typing import Any
 
 from ..doors import door
 from ..errors import BudgetError, PruneError
@@ -30,13 +31,13 @@ def macs(keep: float) -> Budget:
     >>> macs(0.65).keep
     0.65
     """
-    return _budget("macs", keep, _macs)
+    return _budget("macs", keep, _macs, soft=_macs)
 
 
 @door
 def params(keep: float) -> Budget:
     """Limit the number of parameters to this fraction of the whole network's."""
-    return _budget("params", keep, _params)
+    return _budget("params", keep, _params, soft=_params)
 
 
 @door
@@ -45,7 +46,7 @@ def activations(keep: float) -> Budget:
 
     Activations are the elements that all ops write for one sample, which training keeps in memory.
     """
-    return _budget("activations", keep, _activations)
+    return _budget("activations", keep, _activations, soft=_activations)
 
 
 @door
@@ -58,7 +59,8 @@ def latency(keep: float, table: Predictor) -> Budget:
 
     Args:
         keep: fraction of the prediction for the spec's sizes.
-        table: any object with `predict(sizes) → float`, such as a table by `pf.latency_table`.
+        table: any object with `predict(sizes) → float`, such as a table by `pf.latency_table`. With a method `interpolate` for
+            sizes that need not be whole, as that table has, gates can be learned under the budget.
 
     >>> class Table:
     ...     def predict(self, sizes):
@@ -66,12 +68,18 @@ def latency(keep: float, table: Predictor) -> Budget:
     >>> latency(0.8, Table()).quantity
     'latency'
     """
-    return _budget("latency", keep, partial(_predict, table), falls=False)
+    soft = partial(_interpolate, table) if callable(getattr(table, "interpolate", None)) else None
+    return _budget("latency", keep, partial(_predict, table), falls=False, soft=soft)
 
 
 @door
 def custom(
-    keep: float, cost: Callable[[Mapping[str, int], Spec], float], *, name: str = "custom", falls: bool = False
+    keep: float,
+    cost: Callable[[Mapping[str, int], Spec], float],
+    *,
+    name: str = "custom",
+    falls: bool = False,
+    soft: Callable[[Mapping[str, Any], Spec], Any] | None = None,
 ) -> Budget:
     """Limit any cost to this fraction of the whole network's.
 
@@ -81,6 +89,8 @@ def custom(
         name: for messages; not the name of a field of `Cost`.
         falls: whether the cost never rises when a unit is removed. If so, bisection finds the fewest units; otherwise the
             search of `latency` is used.
+        soft: the same cost at sizes that need not be whole, floats or scalar tensors, by which it can be differentiated; gates can
+            be learned under the budget with it.
 
     Raises:
         BudgetError: keep is not in (0, 1].
@@ -97,33 +107,42 @@ def custom(
         raise PruneError(
             f"budget.custom(name={name!r}): this is the name of a cost of the spec; use budget.{name}({keep})"
         )
-    return _budget(name, keep, cost, falls=falls)
+    return _budget(name, keep, cost, falls=falls, soft=soft)
 
 
 def _budget(
-    quantity: str, keep: float, cost: Callable[[Mapping[str, int], Spec], float], *, falls: bool = True
+    quantity: str,
+    keep: float,
+    cost: Callable[[Mapping[str, int], Spec], float],
+    *,
+    falls: bool = True,
+    soft: Callable[[Mapping[str, Any], Spec], Any] | None = None,
 ) -> Budget:
     if not 0 < keep <= 1:
         raise BudgetError(
             f"budget.{quantity}({keep}): the fraction that is kept must be above 0 and at most 1, such as 0.65"
         )
-    return Budget(quantity, keep, cost, falls)
+    return Budget(quantity, keep, cost, falls, soft)
 
 
-def _macs(sizes: Mapping[str, int], spec: Spec) -> int:
+def _macs(sizes: Mapping[str, Any], spec: Spec) -> Any:
     return spec.costs.macs(sizes)
 
 
-def _params(sizes: Mapping[str, int], spec: Spec) -> int:
+def _params(sizes: Mapping[str, Any], spec: Spec) -> Any:
     return spec.costs.params(sizes)
 
 
-def _activations(sizes: Mapping[str, int], spec: Spec) -> int:
+def _activations(sizes: Mapping[str, Any], spec: Spec) -> Any:
     return spec.costs.activations(sizes)
 
 
 def _predict(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
     return float(table.predict(sizes))
+
+
+def _interpolate(table: Any, sizes: Mapping[str, Any], _: Spec) -> Any:
+    return table.interpolate(sizes)
 
 
 # ---- meeting budgets

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Concat:
 
 Axis = Leaf | Fixed | Derived | Product | Concat
 Sizes = Mapping[str, int]
+Number = TypeVar("Number", int, float, Tensor)
+"""Type of a size: an int, or an expected size that need not be whole, which a tensor carries gradients of."""
 
 
 def product(factors: list[Axis]) -> Axis:
@@ -83,12 +86,16 @@ def concat(parts: list[Axis]) -> Axis:
     return kept[0] if len(kept) == 1 else Concat(tuple(kept)) if kept else Fixed(0)
 
 
-def size(axis: Axis, sizes: Sizes) -> int:
+def size(axis: Axis, sizes: Mapping[str, Number]) -> Number:
     """Return the number of positions of `axis`, given the size of each leaf.
 
     >>> size(Product((Fixed(3), Leaf("heads"), Leaf("head_dim"))), {"heads": 2, "head_dim": 8})
     48
     """
+    return _size(axis, sizes)
+
+
+def _size(axis: Axis, sizes: Mapping[str, Any]) -> Any:
     match axis:
         case Leaf(name):
             return sizes[name]
@@ -97,9 +104,9 @@ def size(axis: Axis, sizes: Sizes) -> int:
         case Derived(expr):
             return int(value(expr, sizes))
         case Product(factors):
-            return prod(size(f, sizes) for f in factors)
+            return prod(_size(f, sizes) for f in factors)
         case Concat(parts):
-            return sum(size(p, sizes) for p in parts)
+            return sum(_size(p, sizes) for p in parts)
 
 
 def leaves(axis: Axis) -> Iterator[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .axis import Axis, Fixed, Sizes, bound, size
+from .axis import Axis, Fixed, Number, Sizes, bound, size
 from .parts import Cost
 
 
@@ -15,16 +15,22 @@ class Polynomial(NamedTuple):
 
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
-    def __call__(self, sizes: Sizes) -> int:
-        """Return the value for the given leaf sizes."""
-        size_of: dict[Axis, int] = {}
+    def __call__(self, sizes: Mapping[str, Number]) -> Number:
+        """Return the value for the given leaf sizes; sizes that are tensors can be differentiated by.
 
-        def size_at(axis: Axis) -> int:
+        >>> from prunefn.spec.axis import Leaf
+        >>> polynomial([(Leaf("a"), Leaf("a"), Fixed(3))])({"a": 1.5})
+        6.75
+        """
+        size_of: dict[Axis, Any] = {}
+
+        def size_at(axis: Axis) -> Any:
             if axis not in size_of:
                 size_of[axis] = size(axis, sizes)
             return size_of[axis]
 
-        return sum(c * prod(map(size_at, axes)) for c, axes in self.terms)
+        total: Any = sum(c * prod(map(size_at, axes)) for c, axes in self.terms)
+        return total
 
     def bind(self, sizes: Sizes) -> Polynomial:
         """Return the polynomial in the other leaves, with these sizes for some leaves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...doors import door
 from ...frozen_dict import FrozenDict
@@ -26,17 +26,18 @@ class Grid(NamedTuple):
     seconds: tuple[float, ...]
     """Seconds at all combinations of sizes, row-major."""
 
-    def at(self, where: Sequence[int]) -> float:
+    def at(self, where: Sequence[Any]) -> Any:
         """Return the seconds at a point, by linear interpolation in each size; beyond the grid, by extrapolation."""
-        corners = [(0, 1.0)]  # (row-major index, weight) of the grid points around `where`
+        corners: list[tuple[int, Any]] = [(0, 1.0)]  # (row-major index, weight) of the grid points around `where`
         for grid_sizes, n in zip(self.sizes, where, strict=True):
             i, share = _interval(grid_sizes, n)
-            sides = [(i + j, w) for j, w in ((0, 1 - share), (1, share)) if w]
+            # a weight of zero still has a gradient
+            sides = [(i + j, w) for j, w in ((0, 1 - share), (1, share)) if i + j < len(grid_sizes)]
             corners = [(k * len(grid_sizes) + j, v * w) for k, v in corners for j, w in sides]
         return sum(self.seconds[k] * w for k, w in corners)
 
 
-def _interval(grid_sizes: Sequence[int], n: int) -> tuple[int, float]:
+def _interval(grid_sizes: Sequence[int], n: Any) -> tuple[int, Any]:
     """Return the index of the lower end of the interval for n, and the share of the way from there to the upper end."""
     if len(grid_sizes) == 1:
         return 0, 0.0
@@ -103,6 +104,21 @@ class LatencyTable(NamedTuple):
         4.0
         """
         return sum(self._seconds(self.merged, sizes))
+
+    def interpolate(self, sizes: Mapping[str, Any]) -> Any:
+        """Return the seconds of a forward at sizes that need not be whole, as floats or as tensors that carry gradients.
+
+        Between the measured sizes that suit the kernels, the seconds are linear in each size, so that they are continuous and equal
+        `predict` there; odd sizes in between take longer than this.
+
+        >>> from prunefn.spec.axis import Leaf
+        >>> table = LatencyTable(None, "", "", 1, "", 1, 16, FrozenDict({"a": 8}), (), ())
+        >>> table._replace(merged=(Op("", "", "", (Leaf("a"),), Grid(((1, 8),), (1.0, 8.0))),)).interpolate({"a": 4.5})
+        4.5
+        """
+        every: dict[str, Any] = {**self.sizes, **sizes}
+        size_of = {a: size(a, every) for a in dict.fromkeys(a for op in self.merged for a in op.axes)}
+        return sum((op.even or op.grid).at([size_of[a] for a in op.axes]) for op in self.merged)
 
     def by_op(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Return the seconds of each instruction; their sum is the prediction."""

@@ -46,7 +46,7 @@ SCALABLE = {
 TRANSPOSED = _aten("addmm")
 """The ops of `SCALABLE` whose weight is [in, out]."""
 BATCH_NORM = "aten.batch_norm.default"
-MULTIPLY, CAST_AS = "aten.mul.Tensor", "aten.type_as.default"
+ADD, MULTIPLY, CAST_AS = "aten.add.Tensor", "aten.mul.Tensor", "aten.type_as.default"
 """Ops that extend a program."""
 
 

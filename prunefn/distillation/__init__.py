@@ -1,0 +1,1 @@
+"""Distillation: training without labels towards the outputs of the dense network."""
