@@ -26,9 +26,35 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     """Return the program as a graph module; see `to_module`."""
     check_names(params, spec)
     device = device_of(params)
-    constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
+    root = nn.Module()
+    for name, t in copies(params, spec).items():
+        _register(root, name, t, persistent=True)
+    for n in spec.program.constants:
+        _register(root, constant_path(n), constant(spec, n, device).clone(), persistent=False)
+    graph, modules = flat_graph(params, spec, device)
+    if paths := block_paths(blocks, params, modules.values()):
+        graph, inner = nest(graph, modules, paths, root)
+        for path, block in inner.items():
+            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
+            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
+    _add_unread_inputs(graph, spec)
+    _arrange(graph, params)
+    graph.set_codegen(_signature(spec))
+    module = fx.GraphModule(root, graph)
+    if spec.program.constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
+        module.set_submodule("_constants", root.get_submodule("_constants"))
+    return module
+
+
+def flat_graph(params: Params, spec: Spec, device: torch.device) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Return the program as a graph of flat inputs and outputs, and the last node of each instruction → path of its module.
+
+    Tensors have their names, and constants that of `constant_path`.
+    """
+    constants = {n: constant_path(n) for n in spec.program.constants}
     inputs = [i.name for i in spec.program.inputs]
     updates = dict(spec.program.updates)
+    modules: dict[fx.Node, str] = {}
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         if name in inputs:
@@ -37,34 +63,21 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         # autograd may keep what is read, so a buffer that is updated later is read as a copy
         return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
 
-    modules: dict[fx.Node, str] = {}
-
     def emit(graph: fx.Graph, env: Any) -> Any:
         modules.update({env[f"%{i.name}"]: i.module for i in spec.program.instructions})
         for name, ref in updates.items():
             graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
         return list(result(spec, env))
 
-    root = nn.Module()
-    for name, t in copies(params, spec).items():
-        _register(root, name, t, persistent=True)
-    for n, path in constants.items():
-        _register(root, path, constant(spec, n, device).clone(), persistent=False)
     present = spec.slots.intersection(params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
     _assert_domain(graph, spec)
-    if paths := block_paths(blocks, params, modules.values()):
-        graph, inner = nest(graph, modules, paths, root)
-        for path, block in inner.items():
-            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
-            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
-    _add_unread_inputs(graph, spec)
-    _arrange(graph, params)
-    graph.set_codegen(_signature(spec, inputs))
-    module = fx.GraphModule(root, graph)
-    if constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
-        module.set_submodule("_constants", root.get_submodule("_constants"))
-    return module
+    return graph, modules
+
+
+def constant_path(name: str) -> str:
+    """Return the path of a constant in a graph module."""
+    return f"_constants.{name.replace('.', '_')}"
 
 
 def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
@@ -99,7 +112,8 @@ def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
         if name not in first_names:
             copy = outline(t) if is_sharded(t) else t.detach().clone()
             is_parameter = name in spec.parameters or name in slots
-            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
+            trains = copy.is_floating_point() and name not in spec.without_grad
+            out[name] = nn.Parameter(copy, trains) if is_parameter else copy
     return {name: out[first_names.get(name, name)] for name in params}
 
 
@@ -145,7 +159,7 @@ def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
         first = node
 
 
-def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
+def _signature(spec: Spec) -> _PyTreeCodeGen:
     """Return the code generator that nests arguments and results as in the traced model."""
     args, kwargs = spec.program.in_spec.children()
     names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])
