@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..spec.layers import Layer
-from .text import Group, Text, call, lines, literal, quoted
+from .text import Group, Text, call, is_name, lines, literal, quoted
 
 SPARSE = 8
 """Most missing numbers of a list, such as those of layers without tensors; with more, the module is no list."""
@@ -73,7 +73,7 @@ class Containers:
         if self.is_list(parent):
             return f"{self.access(parent)}[{name}]"
         owner = self.access(parent)
-        return f"{owner}.{name}" if name.isidentifier() else f"getattr({owner}, {quoted(name)})"
+        return f"{owner}.{name}" if is_name(name) else f"getattr({owner}, {quoted(name)})"
 
     def lines(self) -> list[str]:
         """Return the statements that make all modules and tensors."""
@@ -134,7 +134,7 @@ class Containers:
     def _assigned(self, name: str, value: Text, method: str) -> list[str]:
         """Return the statement that sets an attribute, by a method if its name is no identifier."""
         path, _, leaf = name.rpartition(".")
-        if leaf.isidentifier():
+        if is_name(leaf):
             return lines(value, 2, f"{self.access(path)}.{leaf} = ")
         return lines(call(f"{self.access(path)}.{method}", [quoted(leaf), value]), 2)
 

@@ -13,7 +13,7 @@ from ..program.inputs import signature
 from ..spec.example import Like
 from ..spec.expressions import written
 from ..spec.spec import Spec
-from .text import Group, Text, literal
+from .text import Group, Text, assigned, flat, literal
 
 TAKEN = ("self", "torch", "nn", "F", "math", "device", "constants")
 """Names that a source uses itself."""
@@ -117,11 +117,10 @@ def returned(form: trees.Form, values: Iterator[Text], classes: list[tuple[str, 
         name = f"Output{len(classes) + 1 if classes else ''}"
         fields = tuple((str(k), t or "object") for k, t in zip(shape.keys, types, strict=True))
         classes.append((name, fields))
-        items = [f"{k}={p.text}" if isinstance(p.text, str) else p.text._replace(open=f"{k}={p.text.open}") for k, p in zip(shape.keys, parts, strict=True)]
+        items = [assigned(f"{k}=", p.text) for k, p in zip(shape.keys, parts, strict=True)]
         return Returned(Group(f"{name}(", tuple(items), ")"), name)
     if shape.kind == "dict":
-        pairs = [(literal(k), p.text) for k, p in zip(shape.keys, parts, strict=True)]
-        items = [f"{k}: {t}" if isinstance(t, str) else t._replace(open=f"{k}: {t.open}") for k, t in pairs]
+        items = [assigned(f"{flat(literal(k))}: ", p.text) for k, p in zip(shape.keys, parts, strict=True)]
         return Returned(Group("{", tuple(items), "}"), f"dict[str, {inner}]" if inner else "")
     texts = tuple(p.text for p in parts)
     if form.type is list:

@@ -24,7 +24,7 @@ from .containers import Containers, Tensors
 from .interface import Interface, interface_of
 from .source_text import Parts, source_text
 from .statements import DEVICE, Body, Module, Value, observe
-from .text import Text, call, flat, literal
+from .text import Group, Text, call, flat, literal, quoted
 from .verify import ATOL, BATCHES, Example, Exported, Run, export
 
 INLINE = 16
@@ -185,6 +185,6 @@ def _uses(
 def _constant_text(name: str, t: Tensor) -> Text:
     """Return the expression of a constant."""
     if t.numel() > INLINE:
-        return f'constants["{name}"]'
+        return Group("constants[", (quoted(name),), "]")
     dtype = [] if t.dtype in (torch.float32, torch.int64, torch.bool) and t.numel() else [("dtype", literal(t.dtype))]
     return call("torch.tensor", [literal(t.tolist())], dtype)

@@ -22,8 +22,8 @@ MAIN = "x"
 LONG = 40
 """Characters of a size that gets a name instead of being repeated."""
 FOREVER = 1 << 60
-DEVICE = torch.device("meta")
-"""Stands for the device of the parameters in the graph of a program that is written."""
+DEVICE = torch.device("cpu", 0)
+"""Stands for the device of the parameters in the graph of a program that is written; no model says `cpu:0` itself."""
 TRAINING = {"F.batch_norm": "training", "F.instance_norm": "use_input_stats"} | {
     f"torch.{name}": "train" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 }
@@ -268,7 +268,7 @@ class Body:
         function, args = written.function, written.args
         if function == "operator.getitem":
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            return Bound(f"{_bracketed(self._operand(args[0]))}[{', '.join(map(self._key, index))}]")
+            return Bound(Group(f"{_bracketed(self._operand(args[0]))}[", tuple(map(self._key, index)), "]"))
         if function.startswith("operator."):
             return infix(function.removeprefix("operator."), [self._operand(a) for a in args])
         kwargs = [(n, self._value(v)) for n, v in self._training(written).items()]

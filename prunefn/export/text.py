@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import math
 import re
 from collections.abc import Sequence
@@ -23,7 +24,15 @@ class Group(NamedTuple):
     close: str
 
 
-Text = str | Group
+class Infix(NamedTuple):
+    """Two operands of an operator, which can be written on two lines."""
+
+    left: str
+    sign: str
+    right: str
+
+
+Text = str | Group | Infix
 
 
 class Code(str):
@@ -38,6 +47,8 @@ def flat(text: Text) -> str:
     >>> flat(Group("f(", ("x", Group("size=[", ("2", "3"), "]")), ")"))
     'f(x, size=[2, 3])'
     """
+    if isinstance(text, Infix):
+        return f"{text.left} {text.sign} {text.right}"
     return text if isinstance(text, str) else f"{text.open}{', '.join(map(flat, text.items))}{text.close}"
 
 
@@ -57,10 +68,13 @@ def lines(text: Text, depth: int, before: str = "", after: str = "") -> list[str
     line = f"{space}{before}{flat(text)}{after}"
     if len(line) <= WIDTH:
         return [line]
+    head = f"{space}{before}{text.open if isinstance(text, Group) else flat(text)}"
+    if before.endswith(("= ", "return ")) and (not isinstance(text, Group) or len(head) > WIDTH):
+        return [f"{space}{before}(", *lines(text, depth + 1), f"{space}){after}"]
+    if isinstance(text, Infix):
+        return [f"{space}{before}{text.left}", f"{space}{text.sign} {text.right}{after}"]
     if isinstance(text, str):
-        if not before.endswith(("= ", "return ")):
-            return [line]
-        return [f"{space}{before}(", f"{space}{INDENT}{text}", f"{space}){after}"]
+        return [line]
     inner = f"{space}{INDENT}{', '.join(map(flat, text.items))}"
     if len(inner) <= WIDTH:
         body = [inner]
@@ -68,7 +82,7 @@ def lines(text: Text, depth: int, before: str = "", after: str = "") -> list[str
         body = lines(text.items[0], depth + 1)
     else:
         body = [line for item in text.items for line in lines(item, depth + 1, after=",")]
-    return [f"{space}{before}{text.open}", *body, f"{space}{text.close}{after}"]
+    return [head, *body, f"{space}{text.close}{after}"]
 
 
 def call(function: str, args: Sequence[Text], kwargs: Sequence[tuple[str, Text]] = ()) -> Group:
@@ -78,7 +92,12 @@ def call(function: str, args: Sequence[Text], kwargs: Sequence[tuple[str, Text]]
 
 def assigned(name: str, text: Text) -> Text:
     """Return a text with a prefix."""
-    return f"{name}{text}" if isinstance(text, str) else text._replace(open=f"{name}{text.open}")
+    return text._replace(open=f"{name}{text.open}") if isinstance(text, Group) else f"{name}{flat(text)}"
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of an attribute or variable."""
+    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def quoted(text: str) -> str:
@@ -129,7 +148,7 @@ class Bound(NamedTuple):
 def infix(name: str, operands: Sequence[Bound]) -> Bound:
     """Return the expression of a function of `operator`.
 
-    >>> infix("mul", [infix("add", [Bound("a"), Bound("2")]), Bound("b")]).text
+    >>> flat(infix("mul", [infix("add", [Bound("a"), Bound("2")]), Bound("b")]).text)
     '(a + 2) * b'
     >>> infix("pow", [Bound("a"), Bound("2")]).text
     'a**2'
@@ -141,7 +160,7 @@ def infix(name: str, operands: Sequence[Bound]) -> Bound:
     left = _inside(operands[0], strength + (name == "pow" or is_comparison))
     right = _inside(operands[1], strength + (name != "pow"))
     tight = name == "pow" and is_simple(left) and is_simple(right)
-    return Bound(f"{left}{sign}{right}" if tight else f"{left} {sign} {right}", strength)
+    return Bound(f"{left}{sign}{right}" if tight else Infix(left, sign, right), strength)
 
 
 def _inside(operand: Bound, strength: int) -> str:

@@ -235,7 +235,7 @@ def _add_call(path: str, nodes: Sequence[fx.Node], outer: fx.Graph, env: dict[fx
     inside = {a: graph.placeholder(a.name) for a in arguments}
     for node in nodes:
         inside[node] = graph.node_copy(node, inside.__getitem__)
-        if node.op == "get_attr":
+        if node.op in ("get_attr", "call_module"):
             inside[node].target = str(node.target).removeprefix(f"{path}.")
     results = [n for n in nodes if any(u not in own for u in n.users)]
     graph.output(inside[results[0]] if len(results) == 1 else tuple(inside[n] for n in results))

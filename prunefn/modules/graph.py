@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from .. import trees
 from ..parameters.transforms import check_names, tied_names
 from ..program.batches import device_of
 from ..program.build import build
@@ -20,6 +21,7 @@ from ..spec.expressions import Expr, emitted, names
 from ..spec.spec import Spec
 from ..types import Params
 from .blocks import block_paths, nest
+from .public import use_functions, use_layers
 
 
 def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -> fx.GraphModule:
@@ -32,14 +34,20 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     for n in spec.program.constants:
         _register(root, constant_path(n), constant(spec, n, device).clone(), persistent=False)
     graph, modules = flat_graph(params, spec, device)
+    use_layers(graph, modules, root, spec)
     if paths := block_paths(blocks, params, modules.values()):
         graph, inner = nest(graph, modules, paths, root)
         for path, block in inner.items():
+            use_functions(block)
             _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
             root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
+    use_functions(graph)
     _add_unread_inputs(graph, spec)
     _arrange(graph, params)
-    graph.set_codegen(_signature(spec))
+    if is_flat(spec):
+        _nest_output(graph, spec)
+    else:
+        graph.set_codegen(_signature(spec))
     module = fx.GraphModule(root, graph)
     if spec.program.constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
         module.set_submodule("_constants", root.get_submodule("_constants"))
@@ -71,6 +79,9 @@ def flat_graph(params: Params, spec: Spec, device: torch.device) -> tuple[fx.Gra
 
     present = spec.slots.intersection(params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    first = next(iter(graph.nodes))
+    for node in [n for n in graph.nodes if n.op == "placeholder" and n is not first]:
+        first.prepend(node)
     _assert_domain(graph, spec)
     return graph, modules
 
@@ -157,6 +168,22 @@ def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
         if node is not first:
             first.prepend(node)
         first = node
+
+
+def is_flat(spec: Spec) -> bool:
+    """Return whether all arguments are tensors, and the result is one, or tuples, lists and dicts of them."""
+    arguments = [child.kind for part in trees.outline(spec.program.in_spec).children for child in part.children]
+    return set(arguments) <= {"leaf"} and all(isinstance(x, Like) for x in spec.example.leaves) and _is_plain(spec.program.out_spec)
+
+
+def _is_plain(form: trees.Form) -> bool:
+    return form.type in (None, tuple, list, dict) and all(map(_is_plain, form.children()))
+
+
+def _nest_output(graph: fx.Graph, spec: Spec) -> None:
+    """Nest the flat outputs of a graph as the traced model does."""
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output.args = (trees.unflatten(list(output.args[0]), spec.program.out_spec),)  # type: ignore[arg-type]
 
 
 def _signature(spec: Spec) -> _PyTreeCodeGen:

@@ -119,7 +119,7 @@ def _base_name(target: Any) -> str:
 
 def _short(argument: Any, value: Any) -> Any:
     """Return one number for a list of equal numbers, where the op takes both."""
-    if argument.N and isinstance(value, list | tuple) and len(value) > 0 and all(v is value[0] or v == value[0] for v in value):
+    if isinstance(value, list | tuple) and len(value) == argument.N and all(v is value[0] or v == value[0] for v in value):
         return value[0]
     return list(value) if isinstance(value, tuple) else value
 
@@ -307,6 +307,7 @@ FORMS: dict[str, Callable[[Arguments], Call | None]] = {
     "constant_pad_nd": lambda v: Call("F.pad", (v["self"], v["pad"]), {"value": v["value"]} if v["value"] else {}),
     **{f"{op}_pad{n}d": _pad(mode, n) for n in (1, 2, 3) for op, mode in PADDINGS.items()},
     "rsub": lambda v: Call("operator.sub", (v["other"], v["self"]), {}) if v["alpha"] == 1 else None,
+    "alias": lambda v: Call(".view_as", (v["self"], v["self"]), {}),
     "mT": lambda v: Call(".transpose", (v["self"], -2, -1), {}),
 }
 """Op → its public form, from its arguments by name."""
