@@ -55,7 +55,13 @@ class Containers:
     def is_list(self, path: str) -> bool:
         """Return whether a module is written as a list."""
         numbers = [c.rpartition(".")[2] for c in self.children.get(path, [])]
-        if not path or not numbers or path in self.own or path in self.tensors.layers or not all(map(str.isdigit, numbers)):
+        if (
+            not path
+            or not numbers
+            or path in self.own
+            or path in self.tensors.layers
+            or not all(map(str.isdigit, numbers))
+        ):
             return False
         return list(map(int, numbers)) == sorted(map(int, numbers)) and int(numbers[-1]) < 2 * len(numbers) + SPARSE
 
@@ -108,7 +114,9 @@ class Containers:
 
     def _layer(self, path: str) -> Text:
         layer = self.tensors.layers[path]
-        dtypes = {t.dtype for n, t in self.tensors.values.items() if n.rpartition(".")[0] == path and t.is_floating_point()}
+        dtypes = {
+            t.dtype for n, t in self.tensors.values.items() if n.rpartition(".")[0] == path and t.is_floating_point()
+        }
         options = [*layer.options, *(("dtype", d) for d in dtypes - {torch.float32})]
         return call(f"nn.{layer.kind}", [_number(s) for s in layer.sizes], [(n, _number(v)) for n, v in options])
 

@@ -41,7 +41,12 @@ def interface_of(spec: Spec) -> Interface:
     """Return the signature of a spec's program."""
     traced = call_of(spec.example)
     names = tuple(_identifier(n) for n in traced.names)
-    parameters, variables, unpacked, fixed = dict[str, str](), list[str](), list[tuple[str, str]](), list[tuple[str, object]]()
+    parameters, variables, unpacked, fixed = (
+        dict[str, str](),
+        list[str](),
+        list[tuple[str, str]](),
+        list[tuple[str, object]](),
+    )
     for original, name, node in zip(traced.names, names, traced.nodes, strict=True):
         if not node.tensors:
             continue
@@ -104,7 +109,9 @@ class Returned(NamedTuple):
     """(name, fields with their types) of named tuples."""
 
 
-def returned(form: trees.Form, values: Iterator[Text], classes: list[tuple[str, tuple[tuple[str, str], ...]]]) -> Returned:
+def returned(
+    form: trees.Form, values: Iterator[Text], classes: list[tuple[str, tuple[tuple[str, str], ...]]]
+) -> Returned:
     """Return the nest of the outputs; named tuples that it needs are added to the classes."""
     shape = trees.outline(form)
     if shape.kind == "leaf":

@@ -31,7 +31,10 @@ def source_text(parts: Parts) -> str:
     result = returned(parts.interface.outputs, iter(parts.body.outputs), classes)
     sections = [
         [*_head(parts), "", *_imports(parts, bool(classes)), "", *_files(parts)],
-        *([f"class {name}(NamedTuple):", *(f"    {field}: {kind}" for field, kind in fields)] for name, fields in classes),
+        *(
+            [f"class {name}(NamedTuple):", *(f"    {field}: {kind}" for field, kind in fields)]
+            for name, fields in classes
+        ),
         [*_model(parts), "", *_forward(parts, result)],
         _load(parts),
     ]
@@ -49,16 +52,12 @@ def _head(parts: Parts) -> list[str]:
 
 
 def _imports(parts: Parts, has_classes: bool) -> list[str]:
-    text = "\n".join([*parts.containers, *_call_body(parts)])
-    rooms = {room for room in ("torch", "F", "math") if f"{room}." in text} | {r for r in parts.body.rooms}
+    text = "\n".join(parts.containers)
+    rooms = parts.body.rooms | {"torch"} if "torch." in text else parts.body.rooms
     standard = ["import math"] * ("math" in rooms) + ["from pathlib import Path"]
     standard += ["from typing import NamedTuple"] * has_classes
     third = ["import torch"] * ("torch" in rooms) + ["import torch.nn.functional as F"] * ("F" in rooms)
     return [*standard, "", *third, "from safetensors.torch import load_file", "from torch import Tensor, nn"]
-
-
-def _call_body(parts: Parts) -> list[str]:
-    return parts.body.lines
 
 
 def _files(parts: Parts) -> list[str]:
@@ -88,7 +87,9 @@ def _forward(parts: Parts, result: Returned) -> list[str]:
     checks = [
         line
         for path, value in i.fixed
-        for line in lines(call("torch._assert", [f"{path} == {literal(value)}", quoted(f"{path} must be {value!r}")]), 2)
+        for line in lines(
+            call("torch._assert", [f"{path} == {literal(value)}", quoted(f"{path} must be {value!r}")]), 2
+        )
     ]
     unpacked = [f"        {variable} = {path}" for variable, path in i.unpacked]
     device = [f"        device = {i.variables[0]}.device"] if parts.body.reads_device else []

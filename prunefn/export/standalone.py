@@ -18,12 +18,13 @@ from ..modules.graph import constant_path, flat_graph
 from ..parameters.transforms import tied_names
 from ..program.compiled import constant
 from ..spec.layers import Layer, Use, layer_use
+from ..spec.program import HIGHER_ORDER
 from ..spec.spec import Spec
 from ..types import Params
 from .containers import Containers, Tensors
 from .interface import Interface, interface_of
 from .source_text import Parts, source_text
-from .statements import DEVICE, Body, Module, Value, observe
+from .statements import DEVICE, Body, Module, Value, observe, refusal
 from .text import Group, Text, call, flat, literal, quoted
 from .verify import ATOL, BATCHES, Example, Exported, Run, export
 
@@ -81,9 +82,13 @@ def source(
     if Path(path).suffix != ".py":
         raise PruneError(f"path is {os.fspath(path)!r}; the name of a source ends in .py, such as 'small.py'")
 
+    if higher := next((i for i in spec.program.instructions if i.op.startswith(HIGHER_ORDER)), None):
+        raise refusal(higher.op, higher.module)
+
     def make(example: Example, file: Path) -> Run:
         interface = interface_of(spec)
-        tensors, constants, tied = {n: t.detach().cpu() for n, t in params.items()}, _constants(spec), tied_names(params, spec)
+        tensors = {n: t.detach().cpu() for n, t in params.items()}
+        constants, tied = _constants(spec), tied_names(params, spec)
         file.write_text(_written(tensors, constants, tied, spec, example, interface, file.stem), encoding="utf-8")
         first = {n: t.contiguous() for n, t in tensors.items() if n not in tied}
         save_file(first, file.with_suffix(".safetensors"), {"format": "pt"})
@@ -120,14 +125,16 @@ def _constants(spec: Spec) -> dict[str, Tensor]:
     for n in spec.program.constants:
         path = spec.constants.sources.get(n, n)
         parent = path.rpartition(".")[0]
-        is_free = path not in taken and path not in out and (not parent or any(t.startswith(f"{parent}.") for t in taken))
+        is_free = (
+            path not in taken and path not in out and (not parent or any(t.startswith(f"{parent}.") for t in taken))
+        )
         name = path if is_free else f"constants.{n.replace('.', '_')}"
         out[name] = constant(spec, n, torch.device("cpu"))
     return out
 
 
 def _written(
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     constants: Mapping[str, Tensor],
     tied: Mapping[str, str],
     spec: Spec,
@@ -142,9 +149,7 @@ def _written(
     uses = _uses(graph, seen, tensors, spec)
     values = {n: _constant_text(n, t) for n, t in constants.items()}
     layers = {u.path: u.layer for u in uses.values()}
-    containers = Containers(
-        Tensors(tensors, spec.parameters | spec.slots, spec.without_grad, tied, values, layers)
-    )
+    containers = Containers(Tensors(tensors, spec.parameters | spec.slots, spec.without_grad, tied, values, layers))
     place = {constant_path(n): name for n, name in zip(spec.program.constants, constants, strict=True)}
     places = {i.name: at for at, i in enumerate(spec.program.inputs)}
     body = Body(
@@ -153,13 +158,15 @@ def _written(
             modules,
             seen,
             uses,
-            lambda p: containers.access(place.get(p, p)),
+            lambda path: containers.access(place.get(path) or path),
             interface.variables,
             {(places[i], d): leaf for leaf, (i, d) in spec.program.free.items()},
             frozenset(p for n in tensors for p in _ancestors(n.rpartition(".")[0])),
         ),
     )
-    return source_text(Parts(stem, containers.lines(), body, interface, tied, any("constants[" in flat(v) for v in values.values())))
+    return source_text(
+        Parts(stem, containers.lines(), body, interface, tied, any("constants[" in flat(v) for v in values.values()))
+    )
 
 
 def _ancestors(path: str) -> list[str]:
@@ -177,7 +184,7 @@ def _uses(
         use = layer_use(node, spec.shape, seen[node].dims or 0) if node.op == "call_function" else None
         if use is not None and use.path and layers.get(use.path, use.layer) == use.layer:
             own = {n.removeprefix(f"{use.path}.") for n in tensors if n.startswith(f"{use.path}.")}
-            if use.path in layers or own == set(use.layer.build().state_dict()):
+            if use.path in layers or own == use.layer.tensors():
                 layers[use.path], uses[node] = use.layer, use
     return uses
 

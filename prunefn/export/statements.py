@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..errors import PruneError
 from ..spec.layers import Use
 from ..spec.plain import Call, plain
-from .text import Bound, Code, Group, Text, assigned, call, flat, infix, is_simple, lines, literal, sliced
+from .text import Bound, Code, Group, Text, call, flat, infix, lines, literal, sliced
 
 MAIN = "x"
 """Name of the main chain of values; a branch from it is named after the module in which it begins."""
@@ -103,7 +103,10 @@ class Body:
                 self._busy[name] = self._end(node) if name == MAIN else FOREVER
                 self._sizes |= {(name, d): text for (i, d), text in module.sizes.items() if i == place}
         self._named_sizes: set[tuple[str, int]] = set()
-        for self._now, node in enumerate(self.nodes):
+        self._now = 0
+        """Place of the statement that is being written."""
+        for place, node in enumerate(self.nodes):
+            self._now = place
             self._write(node)
 
     # ---- statements
@@ -128,7 +131,9 @@ class Body:
         """Write a size of a dim, with the name that it has in the spec."""
         value, dim = node.args
         source = flat(self._value(value))
-        key = (source, dim) if isinstance(value, fx.Node) and value.op == "placeholder" and isinstance(dim, int) else None
+        key = (
+            (source, dim) if isinstance(value, fx.Node) and value.op == "placeholder" and isinstance(dim, int) else None
+        )
         if key in self._named_sizes and key is not None:
             self._text[node] = Bound(self._sizes[key])
             return
@@ -212,7 +217,7 @@ class Body:
     def _named(self, node: fx.Node, freed: list[str], end: int) -> str:
         """Return the name of a result, and keep it until the end."""
         parts = [p for p in self._paths[node].split(".") if p and not p.isdigit()]
-        own = parts[-1] if parts else str(node.name)
+        own = parts[-1] if parts else str(node.name).removesuffix("_default")
         if MAIN in freed or self._busy.get(MAIN, -1) <= self._now:
             name = MAIN
         else:
@@ -257,11 +262,7 @@ class Body:
         """
         written = plain(node)
         if written is None:
-            where = f" in module {self._paths[node]!r}" if self._paths.get(node) else ""
-            raise PruneError(
-                f"op {node.target}{where} is no public function of torch, so that the network cannot be written as plain source; "
-                "pf.export.program writes it as an exported program, and to_module(…, model=model) gives the original class"
-            )
+            raise refusal(str(node.target), self._paths[node])
         return self._expression(written)
 
     def _expression(self, written: Call) -> Bound:
@@ -290,6 +291,15 @@ class Body:
         if isinstance(key, slice):
             return sliced(*("" if k is None else flat(self._value(k)) for k in (key.start, key.stop, key.step)))
         return flat(self._value(key))
+
+
+def refusal(op: str, path: str) -> PruneError:
+    """Return the error for an op that plain source cannot call."""
+    where = f" in module {path!r}" if path else ""
+    return PruneError(
+        f"op {op}{where} is no public function of torch, so that the network cannot be written as plain source; "
+        "pf.export.program writes it as an exported program, and to_module(…, model=model) gives the original class"
+    )
 
 
 def _bracketed(value: Bound) -> str:

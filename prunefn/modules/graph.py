@@ -34,8 +34,9 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     for n in spec.program.constants:
         _register(root, constant_path(n), constant(spec, n, device).clone(), persistent=False)
     graph, modules = flat_graph(params, spec, device)
-    use_layers(graph, modules, root, spec)
-    if paths := block_paths(blocks, params, modules.values()):
+    paths = block_paths(blocks, params, modules.values()) if blocks else []
+    use_layers(graph, modules, root, spec, blocks=paths)
+    if paths:
         graph, inner = nest(graph, modules, paths, root)
         for path, block in inner.items():
             use_functions(block)
@@ -173,7 +174,11 @@ def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
 def is_flat(spec: Spec) -> bool:
     """Return whether all arguments are tensors, and the result is one, or tuples, lists and dicts of them."""
     arguments = [child.kind for part in trees.outline(spec.program.in_spec).children for child in part.children]
-    return set(arguments) <= {"leaf"} and all(isinstance(x, Like) for x in spec.example.leaves) and _is_plain(spec.program.out_spec)
+    return (
+        set(arguments) <= {"leaf"}
+        and all(isinstance(x, Like) for x in spec.example.leaves)
+        and _is_plain(spec.program.out_spec)
+    )
 
 
 def _is_plain(form: trees.Form) -> bool:

@@ -5,10 +5,8 @@ Quantisers, TorchScript and everything else that looks for layers or functions o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, fx, nn
 
 from ..spec.layers import Use, layer_use
@@ -16,7 +14,9 @@ from ..spec.plain import Call, function_of, plain
 from ..spec.spec import Spec
 
 
-def use_layers(graph: fx.Graph, modules: dict[fx.Node, str], root: nn.Module, spec: Spec) -> None:
+def use_layers(
+    graph: fx.Graph, modules: dict[fx.Node, str], root: nn.Module, spec: Spec, *, blocks: Sequence[str]
+) -> None:
     """Call layers for the ops that belong to modules which do nothing else, in place.
 
     BatchNorm stays a function, because a graph module keeps the traced mode.
@@ -26,9 +26,15 @@ def use_layers(graph: fx.Graph, modules: dict[fx.Node, str], root: nn.Module, sp
         modules: last node of each instruction → path of its module; updated for the new nodes.
         root: the module that has the tensors; containers of tensors are replaced by layers that have the same tensors.
         spec: of the program.
+        blocks: paths of modules that become graph modules of their own, and no layers.
     """
-    busy = {p for path in modules.values() for p in _outside(path)}
-    uses = {n: use for n, path in modules.items() if (use := _use(n, path, root, spec)) is not None and path not in busy}
+    busy = {*blocks, *(p for path in modules.values() for p in _outside(path))}
+    names = {
+        n for n, _ in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
+    }
+    uses = {
+        n: use for n, path in modules.items() if path not in busy and (use := _use(n, path, names, spec)) is not None
+    }
     shared = {path for n, path in modules.items() if path in {u.path for u in uses.values()} and n not in uses}
     first: dict[str, Use] = {}
     calls: dict[fx.Node, fx.Node] = {}
@@ -54,18 +60,14 @@ def _outside(path: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts))]
 
 
-def _use(node: fx.Node, path: str, root: nn.Module, spec: Spec) -> Use | None:
+def _use(node: fx.Node, path: str, names: Iterable[str], spec: Spec) -> Use | None:
     """Return the layer that a node may call: that of its module, whose tensors are the layer's and no others."""
     use = layer_use(node, spec.shape, 0) if node.op == "call_function" else None
-    if use is None or use.path not in ("", path) or not path or hasattr(fx.GraphModule, path.partition(".")[0]):
+    is_free = path and path not in names and not hasattr(fx.GraphModule, path.partition(".")[0])
+    if use is None or use.path not in ("", path) or not is_free:
         return None
-    owner: Any = root
-    for part in path.split("."):
-        owner = getattr(owner, part, None)
-        if owner is None:
-            break
-    own = set() if owner is None else set(dict([*owner.named_parameters(), *owner.named_buffers()])) if isinstance(owner, nn.Module) else {""}
-    return use._replace(path=path) if own == set(use.layer.build().state_dict()) else None
+    own = {n.removeprefix(f"{path}.") for n in names if n.startswith(f"{path}.")}
+    return use._replace(path=path) if own == use.layer.tensors() else None
 
 
 def _replace(root: nn.Module, use: Use) -> None:
@@ -88,19 +90,16 @@ def use_functions(graph: fx.Graph) -> None:
         call = plain(node)
         if call is not None:
             with graph.inserting_before(node):
-                args, kwargs = _emitted(call, graph)
-            function = function_of(call)
-            node.op, node.target = ("call_method" if isinstance(function, str) else "call_function"), function
-            node.args, node.kwargs = args, kwargs
+                public = _emitted(call, graph)
+            node.replace_all_uses_with(public)
+            public.meta = node.meta
+            graph.erase_node(node)
 
 
-def _emitted(call: Call, graph: fx.Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call; calls among them become nodes."""
-    args = []
-    for a in call.args:
-        if isinstance(a, Call):
-            function, (inner, options) = function_of(a), _emitted(a, graph)
-            create = graph.call_method if isinstance(function, str) else graph.call_function
-            a = create(function, inner, options)
-        args.append(a)
-    return tuple(args), dict(call.kwargs)
+def _emitted(call: Call, graph: fx.Graph) -> fx.Node:
+    """Return the node of a call; calls among its arguments become nodes before it."""
+    args = tuple(_emitted(a, graph) if isinstance(a, Call) else a for a in call.args)
+    function = function_of(call)
+    if isinstance(function, str):
+        return graph.call_method(function, args, call.kwargs)
+    return graph.call_function(function, args, call.kwargs)

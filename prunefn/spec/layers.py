@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from .plain import Arguments, arguments
+from .plain import Arguments, arguments, op_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of each tensor of a layer by its name in it; without a tensor, the name is absent."""
@@ -28,6 +28,14 @@ class Layer(NamedTuple):
         """Return the layer, without values."""
         with torch.device("meta"):
             return getattr(nn, self.kind)(*self.sizes, **dict(self.options))
+
+    def tensors(self) -> set[str]:
+        """Return the names of the layer's tensors.
+
+        >>> sorted(Layer("Linear", (4, 3)).tensors())
+        ['bias', 'weight']
+        """
+        return set(self.build().state_dict())
 
 
 class Use(NamedTuple):
@@ -61,7 +69,7 @@ def layer_use(node: fx.Node, shape: Callable[[str], tuple[int, ...]], dims: int)
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return None
-    rule = LAYERS.get(target._schema.name.partition("::")[2])
+    rule = LAYERS.get(op_of(target))
     if rule is None:
         return None
     values = arguments(node)
@@ -72,7 +80,11 @@ def layer_use(node: fx.Node, shape: Callable[[str], tuple[int, ...]], dims: int)
         return None
     path = next(iter(paths), "")
     others = [v for k, v in values.items() if isinstance(v, fx.Node) and k not in ROLES]
-    if len(others) != 1 or (names and not path) or any(_has_node(v) for k, v in values.items() if v is not others[0] and k not in ROLES):
+    if (
+        len(others) != 1
+        or (names and not path)
+        or any(_has_node(v) for k, v in values.items() if v is not others[0] and k not in ROLES)
+    ):
         return None
     layer = rule(values, {role: shape(name) for role, name in names.items()}, dims)
     return None if layer is None else Use(path, layer, tuple(others))
@@ -120,7 +132,12 @@ def _conv(kind: str) -> Rule:
 
 
 def _batch_norm(v: Arguments, shapes: Shapes, dims: int) -> Layer | None:
-    if "running_mean" not in shapes or v["training"] or ("weight" in shapes) != ("bias" in shapes) or not 2 <= dims <= 5:
+    if (
+        "running_mean" not in shapes
+        or v["training"]
+        or ("weight" in shapes) != ("bias" in shapes)
+        or not 2 <= dims <= 5
+    ):
         return None
     affine = () if "weight" in shapes else (("affine", False),)
     return Layer(f"BatchNorm{max(dims - 2, 1)}d", shapes["running_mean"], (*_given(v, eps=1e-5, momentum=0.1), *affine))
@@ -129,7 +146,11 @@ def _batch_norm(v: Arguments, shapes: Shapes, dims: int) -> Layer | None:
 def _layer_norm(v: Arguments, shapes: Shapes, dims: int) -> Layer | None:
     shape, eps = v["normalized_shape"], _given(v, eps=1e-5)
     if "weight" not in shapes:
-        return Layer("LayerNorm", (_one_of(shape),), (*eps, ("elementwise_affine", False))) if "bias" not in shapes else None
+        return (
+            Layer("LayerNorm", (_one_of(shape),), (*eps, ("elementwise_affine", False)))
+            if "bias" not in shapes
+            else None
+        )
     return Layer("LayerNorm", (_one_of(shape),), (*eps, *_no_bias(shapes)))
 
 
@@ -156,7 +177,11 @@ def _embedding(v: Arguments, shapes: Shapes, dims: int) -> Layer | None:
 
 
 def _prelu(v: Arguments, shapes: Shapes, dims: int) -> Layer | None:
-    return Layer("PReLU", () if shapes["weight"] == (1,) else shapes["weight"]) if len(shapes.get("weight", ())) == 1 else None
+    return (
+        Layer("PReLU", () if shapes["weight"] == (1,) else shapes["weight"])
+        if len(shapes.get("weight", ())) == 1
+        else None
+    )
 
 
 def _plain(kind: str, *positional: str, **defaults: Any) -> Rule:

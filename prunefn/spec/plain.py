@@ -24,11 +24,6 @@ class Call(NamedTuple):
     """Values as in nodes of a graph, and nested calls."""
     kwargs: dict[str, Any]
 
-    @property
-    def is_nested(self) -> bool:
-        """Whether an argument is a call."""
-        return any(isinstance(a, Call) for a in self.args)
-
 
 Arguments = Mapping[str, Any]
 Form = Callable[[Arguments], Call]
@@ -59,9 +54,11 @@ UNUSED = frozenset("cudnn_enable cudnn_enabled implicit pin_memory layout non_bl
 SPREAD = frozenset("reshape permute expand repeat flip tile".split())
 """Methods that take a list of numbers one by one."""
 RENAMED = {
-    "_to_copy": ".to", "to": ".to", "split_with_sizes": ".split", "_unsafe_view": ".reshape", "view": ".reshape", "clone": ".clone",
-    "lift_fresh_copy": ".clone", "scalar_tensor": "torch.tensor", "softmax": "F.softmax", "log_softmax": "F.log_softmax", "numpy_T": ".t", "_adaptive_avg_pool2d": "F.adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d": "F.adaptive_avg_pool3d", "log_sigmoid": "F.logsigmoid",
+    "_to_copy": ".to", "to": ".to", "split_with_sizes": ".split", "_unsafe_view": ".reshape", "view": ".reshape",
+    "_reshape_copy": ".reshape", "clone": ".clone", "lift_fresh_copy": ".clone", "_conj": ".conj", "mH": ".adjoint",
+    "numpy_T": ".t", "scalar_tensor": "torch.tensor", "_unsafe_index_put": "torch.index_put",
+    "softmax": "F.softmax", "log_softmax": "F.log_softmax", "log_sigmoid": "F.logsigmoid",
+    "_adaptive_avg_pool2d": "F.adaptive_avg_pool2d", "_adaptive_avg_pool3d": "F.adaptive_avg_pool3d",
 }  # fmt: skip
 """Op → function of another name with the same arguments."""
 RESAMPLING = {
@@ -86,7 +83,7 @@ def plain(node: fx.Node) -> Call | None:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or target._schema.is_mutable:
         return None
-    name, values = _base_name(target), arguments(node)
+    name, values = op_of(target), arguments(node)
     if name in RESAMPLING:
         return _interpolate(name, values)
     if name in FORMS:
@@ -113,13 +110,18 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return {a.name: _short(a, given.get(a.name, a.default_value)) for a in schema.arguments}
 
 
-def _base_name(target: Any) -> str:
+def op_of(target: Any) -> str:
+    """Return the name of an op without its namespace and overload."""
     return target._schema.name.partition("::")[2]
 
 
 def _short(argument: Any, value: Any) -> Any:
     """Return one number for a list of equal numbers, where the op takes both."""
-    if isinstance(value, list | tuple) and len(value) == argument.N and all(v is value[0] or v == value[0] for v in value):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) == argument.N
+        and all(v is value[0] or v == value[0] for v in value)
+    ):
         return value[0]
     return list(value) if isinstance(value, tuple) else value
 
@@ -135,7 +137,11 @@ def _public_name(name: str, values: Arguments) -> str | None:
             return f"torch.{prefix}.{name.removeprefix(f'{prefix}_')}"
     if name.startswith("_"):
         return None
-    if isinstance(values.get("self"), fx.Node) and callable(getattr(Tensor, name, None)):
+    if (
+        next(iter(values), "") == "self"
+        and isinstance(values["self"], fx.Node)
+        and callable(getattr(Tensor, name, None))
+    ):
         return f".{name}"
     return f"torch.{name}" if hasattr(torch, name) else f"F.{name}" if hasattr(F, name) else None
 
@@ -168,8 +174,10 @@ def _goes_by_position(function: str, name: str, value: Any) -> bool:
         return function == ".to"
     if function.startswith("F."):
         return name in POSITIONAL
-    return value is not None and not isinstance(value, bool | torch.device | torch.memory_format) and (
-        not isinstance(value, str) or name == "equation"
+    return (
+        value is not None
+        and not isinstance(value, bool | torch.device | torch.memory_format)
+        and (not isinstance(value, str) or name == "equation")
     )
 
 
@@ -183,8 +191,8 @@ def _same(value: Any, default: Any) -> bool:
 
 def _index(x: Any, dim: Any, key: Any) -> Call:
     """Return the indexing of one dim, counted from either side."""
-    before = (slice(None),) * dim if dim >= 0 else (...,)
-    index = (*before, key, *((slice(None),) * (-dim - 1) if dim < 0 else ()))
+    whole = slice(None)
+    index: tuple[Any, ...] = (*[whole] * dim, key) if dim >= 0 else (..., key, *[whole] * (-dim - 1))
     return Call("operator.getitem", (x, index if len(index) > 1 else key), {})
 
 
@@ -228,7 +236,9 @@ def _interpolate(name: str, v: Arguments) -> Call | None:
     to = {"size": size} if size is not None else {"scale_factor": scales[0]}
     options = {"align_corners": True} if v.get("align_corners") else {}
     antialias = {"antialias": True} if name.endswith("_aa") else {}
-    return Call("F.interpolate", (v.get("input", v.get("self")),), {**to, "mode": RESAMPLING[name], **options, **antialias})
+    return Call(
+        "F.interpolate", (v.get("input", v.get("self")),), {**to, "mode": RESAMPLING[name], **options, **antialias}
+    )
 
 
 def _grid_sample(v: Arguments) -> Call:
@@ -276,7 +286,9 @@ def _softmax(function: str) -> Form:
 def _pad(mode: str, dims: int) -> Form:
     """Return the form of a padding by values of the input."""
     return lambda v: Call(
-        "F.pad", (v["self"], v["padding"] if isinstance(v["padding"], list) else [v["padding"]] * 2 * dims), {"mode": mode}
+        "F.pad",
+        (v["self"], v["padding"] if isinstance(v["padding"], list) else [v["padding"]] * 2 * dims),
+        {"mode": mode},
     )
 
 
@@ -307,7 +319,7 @@ FORMS: dict[str, Callable[[Arguments], Call | None]] = {
     "constant_pad_nd": lambda v: Call("F.pad", (v["self"], v["pad"]), {"value": v["value"]} if v["value"] else {}),
     **{f"{op}_pad{n}d": _pad(mode, n) for n in (1, 2, 3) for op, mode in PADDINGS.items()},
     "rsub": lambda v: Call("operator.sub", (v["other"], v["self"]), {}) if v["alpha"] == 1 else None,
-    "alias": lambda v: Call(".view_as", (v["self"], v["self"]), {}),
+    **dict.fromkeys(("alias", "lift_fresh"), lambda v: Call(".view_as", (v["self"], v["self"]), {})),
     "mT": lambda v: Call(".transpose", (v["self"], -2, -1), {}),
 }
 """Op → its public form, from its arguments by name."""
