@@ -116,6 +116,15 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         ),
         ("bert", "unet", "graph", "recurrent"),
     ),
+    **dict.fromkeys(
+        (
+            "test_source.py::test_it_does_what_forward_does_under_the_original_names",
+            "test_source.py::test_it_is_plain_and_formatted",
+            "test_source.py::test_gradients_are_those_of_the_class",
+            "test_source.py::test_torchscript_and_export_take_it",
+        ),
+        ("unet", "recurrent", "odd", "llama"),
+    ),
     "test_caches.py::test_encoder_decoders_are_exported_and_rebuilt": ("T5", "Whisper"),
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""

@@ -178,7 +178,7 @@ assert not any(m.split(".")[0] in ("timm", "torchvision", "transformers") for m 
 
 def test_it_needs_torch_and_safetensors_alone() -> None:
     names = []
-    for name in ("unet", "recurrent", "odd", "llama", "resnet18"):
+    for name in ("unet", "recurrent", "odd", "llama"):
         w = written(name)
         args, kwargs = w.spec.example.draw(seed=3)
         tensors = tuple(a for a in args if not isinstance(a, int))
