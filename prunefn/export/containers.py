@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -148,18 +148,21 @@ class Containers:
 
     def _without_grad(self) -> list[str]:
         """Return the statements that keep parameters from training, for whole modules where it holds for all in them."""
-        first = {n for n in self.tensors.parameters if n in self.tensors.values and n not in self.tensors.tied}
-        frozen = self.tensors.without_grad & first
-        targets = dict.fromkeys(self._outermost(n, frozen, first) for n in self.tensors.values if n in frozen)
+        first = [n for n in self.tensors.values if n in self.tensors.parameters and n not in self.tensors.tied]
+        frozen = self.tensors.without_grad
+        training = {path for n in first if n not in frozen for path in ancestors(n)}
+        targets = dict.fromkeys(next((p for p in ancestors(n) if p not in training), n) for n in first if n in frozen)
         return [line for t in targets for line in lines(call(f"{self.access(t)}.requires_grad_", ["False"]), 2)]
 
-    def _outermost(self, name: str, frozen: Iterable[str], parameters: Iterable[str]) -> str:
-        """Return the outermost module with a parameter whose parameters are all frozen; the parameter if there is none."""
-        parts = name.split(".")
-        for path in (".".join(parts[:n]) for n in range(len(parts))):
-            if all(p in set(frozen) for p in parameters if not path or p.startswith(f"{path}.")):
-                return path
-        return name
+
+def ancestors(path: str) -> list[str]:
+    """Return the paths of the modules that contain a module or tensor, from the outermost.
+
+    >>> ancestors("layers.0.fc")
+    ['', 'layers', 'layers.0']
+    """
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts))]
 
 
 def _number(value: object) -> Text:

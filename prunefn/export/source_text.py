@@ -53,7 +53,7 @@ def _head(parts: Parts) -> list[str]:
 
 def _imports(parts: Parts, has_classes: bool) -> list[str]:
     text = "\n".join(parts.containers)
-    rooms = parts.body.rooms | {"torch"} if "torch." in text else parts.body.rooms
+    rooms = parts.body.rooms | ({"torch"} if "torch." in text or parts.interface.fixed else set())
     standard = ["import math"] * ("math" in rooms) + ["from pathlib import Path"]
     standard += ["from typing import NamedTuple"] * has_classes
     third = ["import torch"] * ("torch" in rooms) + ["import torch.nn.functional as F"] * ("F" in rooms)

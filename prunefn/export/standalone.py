@@ -21,7 +21,7 @@ from ..spec.layers import Layer, Use, layer_use
 from ..spec.program import HIGHER_ORDER
 from ..spec.spec import Spec
 from ..types import Params
-from .containers import Containers, Tensors
+from .containers import Containers, Tensors, ancestors
 from .interface import Interface, interface_of
 from .source_text import Parts, source_text
 from .statements import DEVICE, Body, Module, Value, observe, refusal
@@ -161,17 +161,12 @@ def _written(
             lambda path: containers.access(place.get(path) or path),
             interface.variables,
             {(places[i], d): leaf for leaf, (i, d) in spec.program.free.items()},
-            frozenset(p for n in tensors for p in _ancestors(n.rpartition(".")[0])),
+            frozenset(p for n in tensors for p in ancestors(n.rpartition(".")[0])),
         ),
     )
     return source_text(
         Parts(stem, containers.lines(), body, interface, tied, any("constants[" in flat(v) for v in values.values()))
     )
-
-
-def _ancestors(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def _uses(
