@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..names import ancestors
 from ..spec.layers import Layer
 from .text import Group, Text, call, is_name, lines, literal, quoted
 
@@ -153,16 +154,6 @@ class Containers:
         training = {path for n in first if n not in frozen for path in ancestors(n)}
         targets = dict.fromkeys(next((p for p in ancestors(n) if p not in training), n) for n in first if n in frozen)
         return [line for t in targets for line in lines(call(f"{self.access(t)}.requires_grad_", ["False"]), 2)]
-
-
-def ancestors(path: str) -> list[str]:
-    """Return the paths of the modules that contain a module or tensor, from the outermost.
-
-    >>> ancestors("layers.0.fc")
-    ['', 'layers', 'layers.0']
-    """
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts))]
 
 
 def _number(value: object) -> Text:

@@ -15,13 +15,14 @@ from .. import trees
 from ..doors import door
 from ..errors import PruneError
 from ..modules.graph import constant_path, flat_graph
+from ..names import ancestors
 from ..parameters.transforms import tied_names
 from ..program.compiled import constant
 from ..spec.layers import Layer, Use, layer_use
 from ..spec.program import HIGHER_ORDER
 from ..spec.spec import Spec
 from ..types import Params
-from .containers import Containers, Tensors, ancestors
+from .containers import Containers, Tensors
 from .interface import Interface, interface_of
 from .source_text import Parts, source_text
 from .statements import DEVICE, Body, Module, Value, observe, refusal

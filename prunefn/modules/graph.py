@@ -44,12 +44,15 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
             root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
     use_functions(graph)
     _add_unread_inputs(graph, spec)
-    _arrange(graph, params)
     if is_flat(spec):
         _nest_output(graph, spec)
     else:
         graph.set_codegen(_signature(spec))
+    _name_where_read(graph)
     module = fx.GraphModule(root, graph)
+    if list(module.state_dict()) != list(params):
+        _arrange(graph, params)
+        module = fx.GraphModule(root, graph)
     if spec.program.constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
         module.set_submodule("_constants", root.get_submodule("_constants"))
     return module
@@ -152,6 +155,13 @@ def _add_unread_inputs(graph: fx.Graph, spec: Spec) -> None:
             continue
         with graph.inserting_before(next(iter(graph.nodes))) if last is None else graph.inserting_after(last):
             last = graph.placeholder(f"not_read_{i}")
+
+
+def _name_where_read(graph: fx.Graph) -> None:
+    """Name each tensor just before its first reader, so that quantisers may replace a layer: nothing else names its tensors."""
+    places = {n: i for i, n in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if n.op == "get_attr" and n.users]:
+        min(node.users, key=places.__getitem__).prepend(node)
 
 
 def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:

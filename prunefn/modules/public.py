@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, fx, nn
 
+from ..names import ancestors
 from ..spec.layers import Use, layer_use
 from ..spec.plain import Call, function_of, plain
 from ..spec.spec import Spec
@@ -28,7 +29,7 @@ def use_layers(
         spec: of the program.
         blocks: paths of modules that become graph modules of their own, and no layers.
     """
-    busy = {*blocks, *(p for path in modules.values() for p in _outside(path))}
+    busy = {*blocks, *(p for path in modules.values() for p in ancestors(path))}
     names = {
         n for n, _ in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
     }
@@ -52,12 +53,6 @@ def use_layers(
         for tensor in [t for t in read if not t.users]:
             graph.erase_node(tensor)
         modules[called] = modules.pop(node)
-
-
-def _outside(path: str) -> list[str]:
-    """Return the paths of the modules that contain a module."""
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts))]
 
 
 def _use(node: fx.Node, path: str, names: Iterable[str], spec: Spec) -> Use | None:
