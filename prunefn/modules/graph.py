@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,10 +50,9 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
     else:
         graph.set_codegen(_signature(spec))
     _name_where_read(graph)
-    module = fx.GraphModule(root, graph)
-    if list(module.state_dict()) != list(params):
+    if list(fx.GraphModule(root, copy.deepcopy(graph)).state_dict()) != list(params):
         _arrange(graph, params)
-        module = fx.GraphModule(root, graph)
+    module = fx.GraphModule(root, graph)
     if spec.program.constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
         module.set_submodule("_constants", root.get_submodule("_constants"))
     return module
@@ -125,10 +125,10 @@ def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, t in params.items():
         if name not in first_names:
-            copy = outline(t) if is_sharded(t) else t.detach().clone()
+            new = outline(t) if is_sharded(t) else t.detach().clone()
             is_parameter = name in spec.parameters or name in slots
-            trains = copy.is_floating_point() and name not in spec.without_grad
-            out[name] = nn.Parameter(copy, trains) if is_parameter else copy
+            trains = new.is_floating_point() and name not in spec.without_grad
+            out[name] = nn.Parameter(new, trains) if is_parameter else new
     return {name: out[first_names.get(name, name)] for name in params}
 
 

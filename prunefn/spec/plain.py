@@ -203,7 +203,7 @@ def _slice(v: Arguments) -> Call:
 
 
 def _index_tensors(v: Arguments) -> Call:
-    index = tuple(slice(None) if i is None else i for i in v["indices"])
+    index: Any = tuple(slice(None) if i is None else i for i in v["indices"])
     return Call("operator.getitem", (v["self"], index if len(index) > 1 else index[0]), {})
 
 
