@@ -1,4 +1,4 @@
-"""Match names of tensors and modules against globs."""
+"""Names of tensors and modules: globs that match them, modules that contain them."""
 
 from __future__ import annotations
 
@@ -12,3 +12,13 @@ def named(name: str, pattern: str) -> bool:
     [True, True, True, False]
     """
     return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") or fnmatchcase(name, f"{pattern}.*")
+
+
+def ancestors(path: str) -> list[str]:
+    """Return the paths of the modules that contain a module or tensor, from the outermost.
+
+    >>> ancestors("layers.0.fc")
+    ['', 'layers', 'layers.0']
+    """
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts))]

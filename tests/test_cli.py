@@ -300,8 +300,11 @@ def test_from_training_to_a_file_for_other_runtimes(tmp_path: Path, monkeypatch:
     checked = run("load-check", *VIT, "--checkpoint", final, "--json").json
     assert checked["macs"] == pruned["macs"] and checked["difference"] < 1e-5
 
-    exported = run("export", *VIT, "--checkpoint", final, "--formats", "torchscript", "--batches", "1,3", "--json").json
-    assert set(exported) == {"torchscript"} and Path(exported["torchscript"]["path"]).exists()
+    exported = run(
+        "export", *VIT, "--checkpoint", final, "--formats", "torchscript,source", "--batches", "1,3", "--json"
+    ).json
+    assert set(exported) == {"torchscript", "source"} and Path(exported["source"]["path"]).name == "model_source.py"
+    assert Path(exported["torchscript"]["path"]).exists()
     timed = run("profile", *VIT, small, "--rounds", "2", "--json").json
     assert list(timed["networks"]) == ["dense", "pruned"]
     assert timed["networks"]["pruned"]["macs"] == pruned["macs"]

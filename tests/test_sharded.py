@@ -113,6 +113,10 @@ def test_blocks_own_their_tensors(stack: tuple[pf.Params, pf.Spec]) -> None:
         read = {str(n.target) for n in block.graph.nodes if n.op == "get_attr"}
         assert read == {n.removeprefix(f"{name}.") for n in params if n.startswith(f"{name}.")}
     used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr" and n.users}
+    layers = [
+        str(n.target) for n in module.graph.nodes if n.op == "call_module" and str(n.target) not in blocks_of(module)
+    ]
+    used |= {f"{path}.{n}" for path in layers for n, _ in module.get_submodule(path).named_parameters()}
     assert used == {
         *[n for n in params if not n.startswith("layers")],
         *[n for n in used if n.startswith("_constants")],

@@ -231,7 +231,7 @@ class Pat(Settings):
 class Export(Settings):
     """Files for other runtimes."""
 
-    formats: tuple[Literal["onnx", "program", "aoti", "torchscript", "state_dict"], ...] = ("onnx", "program")
+    formats: tuple[Literal["onnx", "program", "aoti", "torchscript", "source", "state_dict"], ...] = ("onnx", "program")
     """formats of the files; each is compared with the network before it is written"""
     batches: tuple[int, ...] = (1, 2, 5)
     """batch sizes of the comparison"""

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import PruneError, nearest
+from ..names import ancestors
 
 CLONE, COPY = torch.ops.aten.clone.default, torch.ops.aten.copy_.default
 
@@ -32,8 +33,8 @@ def block_paths(patterns: Sequence[str] | str, tensors: Iterable[str], running: 
     >>> block_paths("layers.*", ["stem.bias", "layers.0.fc.weight", "layers.1.weight"], ["stem", "layers.0", "layers.1"])
     ['layers.0', 'layers.1']
     """
-    with_tensors = list(dict.fromkeys(p for name in tensors for p in _parents(name)))
-    with_instructions = {p for path in running for p in [*_parents(path), path]}
+    with_tensors = list(dict.fromkeys(p for name in tensors for p in ancestors(name)[1:]))
+    with_instructions = {p for path in running for p in [*ancestors(path)[1:], path]}
     possible = [p for p in with_tensors if p in with_instructions]
     matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -43,13 +44,7 @@ def block_paths(patterns: Sequence[str] | str, tensors: Iterable[str], running: 
                 f"blocks={pattern!r} matches no module that has tensors and runs in the program{nearest(pattern, possible)}"
             )
         matched.update(matching)
-    return [p for p in possible if p in matched and not matched.intersection(_parents(p))]
-
-
-def _parents(path: str) -> list[str]:
-    """Return the paths of the modules that contain a tensor or module, from the outside in."""
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
+    return [p for p in possible if p in matched and not matched.intersection(ancestors(p))]
 
 
 def in_block(path: str, paths: Iterable[str]) -> str | None:
@@ -235,7 +230,7 @@ def _add_call(path: str, nodes: Sequence[fx.Node], outer: fx.Graph, env: dict[fx
     inside = {a: graph.placeholder(a.name) for a in arguments}
     for node in nodes:
         inside[node] = graph.node_copy(node, inside.__getitem__)
-        if node.op == "get_attr":
+        if node.op in ("get_attr", "call_module"):
             inside[node].target = str(node.target).removeprefix(f"{path}.")
     results = [n for n in nodes if any(u not in own for u in n.users)]
     graph.output(inside[results[0]] if len(results) == 1 else tuple(inside[n] for n in results))

@@ -23,14 +23,17 @@ def to_module(
 
     Without `model`, the result is a graph module. It takes and returns the same as the traced model; it trains, compiles,
     exports, and supports `load_state_dict`. It runs in the traced mode, whatever `train()` or `eval()` says; traced with
-    `train=True`, it updates its BatchNorm buffers.
+    `train=True`, it updates its BatchNorm buffers. Modules that do what one layer of `torch.nn` does are that layer, except for
+    BatchNorm, and everything else calls public functions of torch: quantisers find as many layers as in the class. If the inputs
+    are plain tensors and the outputs tensors in tuples, lists or dicts, `torch.jit.script` takes it.
 
     With `model`, the result is the original class: a copy of its module tree with new tensors, in which the numbers that size
     its ops have the new sizes, also inside dicts, lists, configs, partial functions and closures. `to_module` confirms
     it by running it against `forward` on random inputs like the traced ones. If the class computes a scale from its width
     (attention's 1 / √head_dim), the scale of the traced width is kept by folding the ratio into the layer that feeds it.
 
-    The params are copied: training the module does not write to them. Tied parameters stay tied.
+    The params are copied: training the module does not write to them. Tied parameters stay tied, and parameters that did not
+    require gradients when the model was traced do not here.
 
     With `blocks`, parts of the graph module become submodules at their original paths, which it calls. Tools that hook modules
     then work on them: `fully_shard`, activation checkpoints. Names, numbers and everything else do not change.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from .. import trees
 from ..parameters.transforms import check_names, tied_names
 from ..program.batches import device_of
 from ..program.build import build
@@ -20,15 +22,51 @@ from ..spec.expressions import Expr, emitted, names
 from ..spec.spec import Spec
 from ..types import Params
 from .blocks import block_paths, nest
+from .public import use_functions, use_layers
 
 
 def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -> fx.GraphModule:
     """Return the program as a graph module; see `to_module`."""
     check_names(params, spec)
     device = device_of(params)
-    constants = {n: f"_constants.{n.replace('.', '_')}" for n in spec.program.constants}
+    root = nn.Module()
+    for name, t in copies(params, spec).items():
+        _register(root, name, t, persistent=True)
+    for n in spec.program.constants:
+        _register(root, constant_path(n), constant(spec, n, device).clone(), persistent=False)
+    graph, modules = flat_graph(params, spec, device)
+    paths = block_paths(blocks, params, modules.values()) if blocks else []
+    use_layers(graph, modules, root, spec, blocks=paths)
+    if paths:
+        graph, inner = nest(graph, modules, paths, root)
+        for path, block in inner.items():
+            use_functions(block)
+            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
+            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
+    use_functions(graph)
+    _add_unread_inputs(graph, spec)
+    if is_flat(spec):
+        _nest_output(graph, spec)
+    else:
+        graph.set_codegen(_signature(spec))
+    _name_where_read(graph)
+    if list(fx.GraphModule(root, copy.deepcopy(graph)).state_dict()) != list(params):
+        _arrange(graph, params)
+    module = fx.GraphModule(root, graph)
+    if spec.program.constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
+        module.set_submodule("_constants", root.get_submodule("_constants"))
+    return module
+
+
+def flat_graph(params: Params, spec: Spec, device: torch.device) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """Return the program as a graph of flat inputs and outputs, and the last node of each instruction → path of its module.
+
+    Tensors have their names, and constants that of `constant_path`.
+    """
+    constants = {n: constant_path(n) for n in spec.program.constants}
     inputs = [i.name for i in spec.program.inputs]
     updates = dict(spec.program.updates)
+    modules: dict[fx.Node, str] = {}
 
     def load(graph: fx.Graph, name: str) -> fx.Node:
         if name in inputs:
@@ -37,34 +75,24 @@ def graph_module(params: Params, spec: Spec, blocks: Sequence[str] | str = ()) -
         # autograd may keep what is read, so a buffer that is updated later is read as a copy
         return graph.call_function(torch.ops.aten.clone.default, (node,)) if name in updates else node
 
-    modules: dict[fx.Node, str] = {}
-
     def emit(graph: fx.Graph, env: Any) -> Any:
         modules.update({env[f"%{i.name}"]: i.module for i in spec.program.instructions})
         for name, ref in updates.items():
             graph.call_function(torch.ops.aten.copy_.default, (graph.get_attr(name), env[ref.name]))
         return list(result(spec, env))
 
-    root = nn.Module()
-    for name, t in copies(params, spec).items():
-        _register(root, name, t, persistent=True)
-    for n, path in constants.items():
-        _register(root, path, constant(spec, n, device).clone(), persistent=False)
     present = spec.slots.intersection(params)
     graph = build(spec.program, spec.sizes, present=present, device=device, load=load, emit=emit)
+    first = next(iter(graph.nodes))
+    for node in [n for n in graph.nodes if n.op == "placeholder" and n is not first]:
+        first.prepend(node)
     _assert_domain(graph, spec)
-    if paths := block_paths(blocks, params, modules.values()):
-        graph, inner = nest(graph, modules, paths, root)
-        for path, block in inner.items():
-            _arrange(block, [n.removeprefix(f"{path}.") for n in params if n.startswith(f"{path}.")])
-            root.set_submodule(path, fx.GraphModule(root.get_submodule(path), block))
-    _add_unread_inputs(graph, spec)
-    _arrange(graph, params)
-    graph.set_codegen(_signature(spec, inputs))
-    module = fx.GraphModule(root, graph)
-    if constants:  # GraphModule of torch 2.11 copies buffers as persistent; these are not
-        module.set_submodule("_constants", root.get_submodule("_constants"))
-    return module
+    return graph, modules
+
+
+def constant_path(name: str) -> str:
+    """Return the path of a constant in a graph module."""
+    return f"_constants.{name.replace('.', '_')}"
 
 
 def _assert_domain(graph: fx.Graph, spec: Spec) -> None:
@@ -97,9 +125,10 @@ def copies(params: Params, spec: Spec) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, t in params.items():
         if name not in first_names:
-            copy = outline(t) if is_sharded(t) else t.detach().clone()
+            new = outline(t) if is_sharded(t) else t.detach().clone()
             is_parameter = name in spec.parameters or name in slots
-            out[name] = nn.Parameter(copy, copy.is_floating_point()) if is_parameter else copy
+            trains = new.is_floating_point() and name not in spec.without_grad
+            out[name] = nn.Parameter(new, trains) if is_parameter else new
     return {name: out[first_names.get(name, name)] for name in params}
 
 
@@ -128,6 +157,13 @@ def _add_unread_inputs(graph: fx.Graph, spec: Spec) -> None:
             last = graph.placeholder(f"not_read_{i}")
 
 
+def _name_where_read(graph: fx.Graph) -> None:
+    """Name each tensor just before its first reader, so that quantisers may replace a layer: nothing else names its tensors."""
+    places = {n: i for i, n in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if n.op == "get_attr" and n.users]:
+        min(node.users, key=places.__getitem__).prepend(node)
+
+
 def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
     """Put the inputs first, then all tensors in the order of the params.
 
@@ -145,7 +181,27 @@ def _arrange(graph: fx.Graph, params: Iterable[str]) -> None:
         first = node
 
 
-def _signature(spec: Spec, inputs: list[str]) -> _PyTreeCodeGen:
+def is_flat(spec: Spec) -> bool:
+    """Return whether all arguments are tensors, and the result is one, or tuples, lists and dicts of them."""
+    arguments = [child.kind for part in trees.outline(spec.program.in_spec).children for child in part.children]
+    return (
+        set(arguments) <= {"leaf"}
+        and all(isinstance(x, Like) for x in spec.example.leaves)
+        and _is_plain(spec.program.out_spec)
+    )
+
+
+def _is_plain(form: trees.Form) -> bool:
+    return form.type in (None, tuple, list, dict) and all(map(_is_plain, form.children()))
+
+
+def _nest_output(graph: fx.Graph, spec: Spec) -> None:
+    """Nest the flat outputs of a graph as the traced model does."""
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output.args = (trees.unflatten(list(output.args[0]), spec.program.out_spec),)  # type: ignore[arg-type]
+
+
+def _signature(spec: Spec) -> _PyTreeCodeGen:
     """Return the code generator that nests arguments and results as in the traced model."""
     args, kwargs = spec.program.in_spec.children()
     names = [f"arg_{i}" for i in range(args.num_children)] + list(kwargs.context or [])

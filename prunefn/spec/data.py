@@ -53,6 +53,8 @@ class SpecData:
     """Instruction → layout of each weight of its contractions, as stated by the op's rule."""
     scales: tuple[str, ...] = field(default=(), repr=False)
     """Values that are the weight of a norm layer."""
+    without_grad: frozenset[str] = field(default=frozenset(), repr=False)
+    """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 
     def _key(self) -> tuple[Any, ...]:
         return (

@@ -212,6 +212,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         input_sizes=FrozenDict({n: m for n, m in program.domain.traced.items() if n not in program.domain.batch}),
         layouts=find_layouts(captured, analysis, solution.axis_of),
         scales=tuple(dict.fromkeys(value_name(captured, v.name) for v in analysis.scales)),
+        without_grad=frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad),
     )
     return unwritten(spec, frozen_tensors) if frozen_tensors else spec
 

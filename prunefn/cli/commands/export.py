@@ -11,11 +11,19 @@ from ..command import Command, Job, Result
 from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
-ENDINGS = {"onnx": ".onnx", "program": ".pt2", "aoti": ".aoti.pt2", "torchscript": ".pt", "state_dict": ".safetensors"}
+ENDINGS = {
+    "onnx": ".onnx",
+    "program": ".pt2",
+    "aoti": ".aoti.pt2",
+    "torchscript": ".pt",
+    "source": "_source.py",
+    "state_dict": ".safetensors",
+}
+"""Format → ending of its file; that of a source keeps its weights apart from a state dict."""
 
 
 def run(job: Job) -> Result:
-    """Write a model for other runtimes: ONNX, exported program, AOTInductor, TorchScript, state dict.
+    """Write a model for other runtimes: ONNX, exported program, AOTInductor, TorchScript, plain source, state dict.
 
     Every file is read back and compared with the network at several batch sizes; one that differs by more than --atol is not
     written.
