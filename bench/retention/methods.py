@@ -58,6 +58,8 @@ class Method(NamedTuple):
     criterion: pf.Criterion
     compensation: Compensation
     sequential: bool = False
+    scope: Scope | None = None
+    """Instead of the variant's."""
 
 
 METHODS = (
@@ -70,6 +72,7 @@ METHODS = (
     Method("CORP (weighted variance + affine)", pf.criteria.weighted_variance(), pf.compensation.affine()),
     Method("DVBP + OB²C (denoised variance + affine)", pf.criteria.denoised_variance(), pf.compensation.affine()),
     Method(f"{SEQUENTIAL} (weighted variance)", pf.criteria.weighted_variance(), pf.compensation.affine(), True),
+    Method(f"{SEQUENTIAL} (greedy OBS per MAC)", pf.criteria.obs(), pf.compensation.affine(), True, pf.scope.knapsack()),
 )
 PEERS = tuple(peer.methods(rankings=("uniform", "global"), layers=("everything", "interior")))
 
@@ -86,12 +89,12 @@ def ours(case: Case, stats: pf.Stats, method: Method, variant: str, keep: float)
     scope, where = VARIANTS[variant]
     scores = pf.only(pf.score(stats, criterion=method.criterion), where, spec=spec)
     if method.sequential:
-        given = pf.Criterion(method.name, lambda _: scores, needs=())
+        given = pf.Criterion(method.name, lambda _: scores, needs=(), increments=method.criterion.increments)
         prune = pf.pipeline(
             criterion=given,
             where=where,
             ratio=pf.budget.macs(keep),
-            scope=scope,
+            scope=method.scope or scope,
             compensation=method.compensation,
             sequential=True,
         )
