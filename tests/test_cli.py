@@ -242,7 +242,7 @@ def test_a_function_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["inspect", "resnt18"], "there is no model 'resnt18'; did you mean 'resnet18'", 1),
         (["inspect", "timm/resnt18"], "timm has no model 'resnt18'", 1),
         (["inspect", "nowhere:net"], "there is no module 'nowhere'", 1),
-        (["prune", "timm/resnet10t"], "needs batches: give --data, or --criterion magnitude --compensation none", 1),
+        (["prune", "timm/resnet10t", "--recipe", "vbp"], "needs batches: give --data, or --criterion magnitude --compensation none", 1),
         (["prune", "timm/resnet10t", "--criterion", "varance"], "there is no 'varance'; did you mean 'variance'", 1),
         (["prune", "timm/resnet10t", "--recipe", "vbpp"], "there is no recipe 'vbpp'; did you mean 'vbp'", 1),
         (["prune", "timm/resnet10t", "--ratio", "0.5", "--macs", "0.5"], "give one of the two", 1),
@@ -408,7 +408,7 @@ def test_what_somebody_may_not_have_meant(tmp_path: Path, monkeypatch: pytest.Mo
     assert "results of other options" in run(*plain, "--round-to", "2").stderr and "note" not in again.stdout
     asked = ["prune", "timm/resnet10t", "--model.input-shape", "3,32,32", "--criterion", "magnitude"]
     assert run(*asked, "--compensation", "none", "--out", "weights", "--json").json["macs_removed"] > 0.1
-    failed = run("prune", "timm/resnet10t", "--json", code=1)
+    failed = run("prune", "timm/resnet10t", "--recipe", "vbp", "--json", code=1)
     assert failed.json["error"] in failed.stderr
     planned = run(
         "finetune", *VIT, "--distill.teacher", "t.safetensors", "--distill.alpha", "0.5", "--dry-run", "--json"

@@ -183,7 +183,7 @@ BATCHES: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 READERS: dict[str, Callable[[Any], Any]] = {
     "collect_stats": lambda b: pf.collect_stats(net().params, b, spec=net().spec),
-    "pipeline": lambda b: pf.pipeline()(net().params, b, spec=net().spec),
+    "pipeline": lambda b: pf.pipeline(criterion=pf.criteria.variance())(net().params, b, spec=net().spec),
 }
 
 

@@ -46,7 +46,7 @@ def test_law_1_nothing_is_changed_and_the_same_call_gives_the_same_bits(name: st
     s = subject(name)
     before = {n: (t, t._version, t.double().sum()) for n, t in s.params.items()}
     flags, rng = [m.training for m in s.model.modules()], torch.get_rng_state()
-    prune = pf.pipeline(criterion=pf.criteria.variance(), where=pf.kind("hidden"), ratio=0.3)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), where=pf.kind("hidden"), ratio=0.3, scope=pf.scope.local())
     first, second = (prune(s.params, [s.x], spec=s.spec) for _ in range(2))
     assert flags == [m.training for m in s.model.modules()]
     assert torch.equal(rng, torch.get_rng_state())

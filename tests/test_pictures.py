@@ -198,7 +198,7 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "layers": lambda path: plots.layers(MLP, pf.shrink(MLP, MASK), path),
     "pareto": lambda path: plots.pareto([("a", 2e9, 0.7), ("b", 1e9, 0.6), ("c", 2e9, 0.5), ("d", 2e9, 0.7)], path),
     "pareto of one": lambda path: plots.pareto([("<$a_b$>", 2e3, 0.7)], path),
-    "residuals": lambda path: plots.residuals({"mean": {"2": Residual(1, 4)}, "no": {"4": Residual(0, 1)}}, path),
+    "residuals": lambda path: plots.residuals({"mean": {"2": Residual(1, 4, 2)}, "no": {"4": Residual(0, 1, 0)}}, path),
     "spec": MLP.picture,
 }
 

@@ -45,7 +45,7 @@ def network(name: str) -> tuple[Traced, list[Any]]:
 
 def test_all_recipes_are_here() -> None:
     assert set(NAMES) == {
-        "vbp", "dvbp_ob2c", "corp", "network_slimming", "l1_channels", "taylor", "isomorphic", "depgraph_group_norm",
+        "best", "vbp", "dvbp_ob2c", "corp", "network_slimming", "l1_channels", "taylor", "isomorphic", "depgraph_group_norm",
         "lamp", "fpgm", "mac_aware",
     }  # fmt: skip
 

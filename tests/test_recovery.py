@@ -33,7 +33,7 @@ def case(convolutions: bool = True) -> Case:
         model[-1].weight.mul_(20)  # so that classes differ from sample to sample
     t = traced(model, randn(*shape))
     batches = [randn(*shape, seed=s) for s in range(8)]
-    return Case((t.params, t.spec), pf.pipeline(ratio=0.3)(t.params, batches, spec=t.spec), batches)
+    return Case((t.params, t.spec), pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3)(t.params, batches, spec=t.spec), batches)
 
 
 def recovered(c: Case, **options: Any) -> pf.Params:
@@ -73,7 +73,7 @@ def test_biases_that_a_compensation_created() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
     t, batches = traced(model, randn(8, 4)), [randn(8, 4, seed=s) for s in range(4)]
-    small = pf.pipeline(ratio=0.5)(t.params, batches, spec=t.spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5)(t.params, batches, spec=t.spec)
     (created,) = set(small.params) - set(t.params)
     params = pf.recover(small.params, batches, spec=small.spec, dense=(t.params, t.spec), steps=20, lr=1e-2)
     assert not torch.equal(params[created], small.params[created])
@@ -151,7 +151,7 @@ def test_frozen_tensors_stay_and_tied_ones_stay_tied() -> None:
     model = Tied().double()
     spec, params = pf.trace(model, (torch.arange(4),)), pf.params(model)
     batches = [torch.randint(7, (16,), generator=torch.Generator().manual_seed(s)) for s in range(4)]
-    small = pf.pipeline(ratio=0.5)(params, batches, spec=spec)
+    small = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5)(params, batches, spec=spec)
     better = pf.recover(small.params, batches, spec=small.spec, dense=(params, spec), steps=20, lr=1e-2)
     assert better["out.weight"] is better["embed.weight"] and not torch.equal(
         better["out.weight"], small.params["out.weight"]
@@ -160,7 +160,7 @@ def test_frozen_tensors_stay_and_tied_ones_stay_tied() -> None:
 
 def test_the_pipeline_ends_with_it() -> None:
     c = case()
-    prune = pf.pipeline(ratio=0.3, recover_steps=40)
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, recover_steps=40)
     params = prune(c.dense[0], c.batches, spec=c.dense[1]).params
     same(params, recovered(c, lr=3e-4))
     with pytest.raises(pf.BatchError, match="recover_steps=40 needs batches"):

@@ -25,7 +25,7 @@ def test_the_backbone_of_a_detector(tmp_path: Path) -> None:
     model = detector()
     before = {n: t.clone() for n, t in pf.params(model).items()}
     batches = [([torch.rand(3, 64, 72), torch.rand(3, 60, 64)],)]
-    prune = pf.pipeline(ratio=0.3, where=pf.kind("hidden"))
+    prune = pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3, where=pf.kind("hidden"))
     small, pruned = pf.prune_submodule(model, "backbone", batches, prune)
     assert pruned.spec.capture == "exported" and pruned.info.after.params < 0.7 * pruned.info.before.params
     same(dict(pf.params(model)), before)
@@ -66,13 +66,13 @@ def test_every_call_counts_with_what_it_was_given() -> None:
     assert calls
     taken = pf.collect_stats(pf.params(model.part), calls, spec=(spec := pf.trace(model.part, (calls[0],))))
     expected = pf.select(pf.score(taken), 0.5, spec=spec)
-    small, pruned = pf.prune_submodule(model, "part", [{"x": x, "shift": 1.0}], pf.pipeline(ratio=0.5))
+    small, pruned = pf.prune_submodule(model, "part", [{"x": x, "shift": 1.0}], pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5))
     same(dict(pruned.mask), dict(expected))
     assert small.part[1].out_features == 3 and small.training and small(x).shape == x.shape
 
 
 def test_what_cannot_be_pruned_is_named() -> None:
-    model, prune = Recursive(), pf.pipeline(ratio=0.5)
+    model, prune = Recursive(), pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5)
     with raises(pf.PruneError, match=r"Recursive has no submodule 'prat'.*'part'"):
         pf.prune_submodule(model, "prat", [torch.randn(5, 4)], prune)
     with raises(pf.BatchError, match="does not call 'unused' on these batches"):

@@ -11,7 +11,7 @@ inputs. The shift that it returns [groups, out] goes into the bias, or into one 
 >>> own = Compensation("half_of_the_mean", half_of_the_mean, needs=("moments",))
 >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 >>> spec = pf.trace(model, (torch.randn(2, 4),))
->>> small = pf.pipeline(compensation=own)(pf.params(model), [torch.randn(64, 4)], spec=spec)
+>>> small = pf.pipeline(criterion=pf.criteria.variance(), compensation=own)(pf.params(model), [torch.randn(64, 4)], spec=spec)
 >>> bool((small.params["2.bias"] != model[2].bias).any())
 True
 

@@ -62,7 +62,7 @@ def lines(text: Text, depth: int, before: str = "", after: str = "") -> list[str
         after: the part after it.
 
     >>> lines(Group("f(", ("first" * 9, "second" * 9), ")"), 0, "x = ")[1]
-    'firstfirstfirstfirstfirstfirstfirstfirstfirst,'
+    '    firstfirstfirstfirstfirstfirstfirstfirstfirst,'
     """
     space = INDENT * depth
     line = f"{space}{before}{flat(text)}{after}"

@@ -59,9 +59,30 @@ class Analysis:
 
 
 def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
-    """Run the rules over the graph, and return their statements."""
+    """Run the rules over the graph, and return their statements.
+
+    Dead code says which of its tensors follow the sizes of others. Where it would freeze what the outputs' code leaves free, it is
+    erased from the graph.
+    """
+    a = _analyse(captured, extra)
+    dead = [n for n in captured.graph.nodes if n.op == "call_function" and n not in a.live]
+    if not dead:
+        return a
+    without = _analyse(captured, extra, skip=frozenset(dead))
+    free = {(t, d) for t, axes in without.tensors.items() for d, x in enumerate(axes) if not without.alg.is_frozen(x)}
+    alone = {captured.tensors[n.name] for n in captured.graph.nodes if n.name in captured.tensors and n.users.keys() <= set(dead)}
+    if not any(a.alg.is_frozen(a.tensors[t][d]) for t, d in free if t not in alone):
+        return a
+    for node in reversed(dead):
+        captured.graph.erase_node(node)
+    return _analyse(captured, extra)
+
+
+def _analyse(captured: Captured, extra: Mapping[str, Rule], skip: frozenset[fx.Node] = frozenset()) -> Analysis:
     a = Analysis(live=live_nodes([*captured.outputs, *captured.updates.values()]))
     for node in captured.graph.nodes:
+        if node in skip:
+            continue
         if node.op == "placeholder":
             a.values[node] = _analyse_placeholder(a, node, captured)
         elif node.op == "call_function":
