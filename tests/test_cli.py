@@ -242,7 +242,11 @@ def test_a_function_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["inspect", "resnt18"], "there is no model 'resnt18'; did you mean 'resnet18'", 1),
         (["inspect", "timm/resnt18"], "timm has no model 'resnt18'", 1),
         (["inspect", "nowhere:net"], "there is no module 'nowhere'", 1),
-        (["prune", "timm/resnet10t", "--recipe", "vbp"], "needs batches: give --data, or --criterion magnitude --compensation none", 1),
+        (
+            ["prune", "timm/resnet10t", "--recipe", "vbp"],
+            "needs batches: give --data, or --criterion magnitude --compensation none",
+            1,
+        ),
         (["prune", "timm/resnet10t", "--criterion", "varance"], "there is no 'varance'; did you mean 'variance'", 1),
         (["prune", "timm/resnet10t", "--recipe", "vbpp"], "there is no recipe 'vbpp'; did you mean 'vbp'", 1),
         (["prune", "timm/resnet10t", "--ratio", "0.5", "--macs", "0.5"], "give one of the two", 1),

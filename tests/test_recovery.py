@@ -33,7 +33,11 @@ def case(convolutions: bool = True) -> Case:
         model[-1].weight.mul_(20)  # so that classes differ from sample to sample
     t = traced(model, randn(*shape))
     batches = [randn(*shape, seed=s) for s in range(8)]
-    return Case((t.params, t.spec), pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3)(t.params, batches, spec=t.spec), batches)
+    return Case(
+        (t.params, t.spec),
+        pf.pipeline(criterion=pf.criteria.variance(), ratio=0.3)(t.params, batches, spec=t.spec),
+        batches,
+    )
 
 
 def recovered(c: Case, **options: Any) -> pf.Params:

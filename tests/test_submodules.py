@@ -66,7 +66,9 @@ def test_every_call_counts_with_what_it_was_given() -> None:
     assert calls
     taken = pf.collect_stats(pf.params(model.part), calls, spec=(spec := pf.trace(model.part, (calls[0],))))
     expected = pf.select(pf.score(taken), 0.5, spec=spec)
-    small, pruned = pf.prune_submodule(model, "part", [{"x": x, "shift": 1.0}], pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5))
+    small, pruned = pf.prune_submodule(
+        model, "part", [{"x": x, "shift": 1.0}], pf.pipeline(criterion=pf.criteria.variance(), ratio=0.5)
+    )
     same(dict(pruned.mask), dict(expected))
     assert small.part[1].out_features == 3 and small.training and small(x).shape == x.shape
 

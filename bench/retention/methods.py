@@ -72,7 +72,9 @@ METHODS = (
     Method("CORP (weighted variance + affine)", pf.criteria.weighted_variance(), pf.compensation.affine()),
     Method("DVBP + OB²C (denoised variance + affine)", pf.criteria.denoised_variance(), pf.compensation.affine()),
     Method(f"{SEQUENTIAL} (weighted variance)", pf.criteria.weighted_variance(), pf.compensation.affine(), True),
-    Method(f"{SEQUENTIAL} (greedy OBS per MAC)", pf.criteria.obs(), pf.compensation.affine(), True, pf.scope.knapsack()),
+    Method(
+        f"{SEQUENTIAL} (greedy OBS per MAC)", pf.criteria.obs(), pf.compensation.affine(), True, pf.scope.knapsack()
+    ),
 )
 PEERS = tuple(peer.methods(rankings=("uniform", "global"), layers=("everything", "interior")))
 

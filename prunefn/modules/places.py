@@ -31,8 +31,8 @@ FRAMEWORKS = (
     *("lightning", "pytorch_lightning", "accelerate", "tokenizers"),
 )
 """Packages whose objects are searched only if they are plain containers."""
-OF_MODULES = frozenset(vars(nn.Module()))
-"""Attributes of `nn.Module` itself."""
+OF_MODULES = frozenset(vars(nn.Module())) | {"_hub_mixin_config"}
+"""Attributes of `nn.Module` itself, and the arguments that huggingface_hub's mixin keeps, which no forward reads."""
 
 
 class Step(NamedTuple):

@@ -70,7 +70,11 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
         return a
     without = _analyse(captured, extra, skip=frozenset(dead))
     free = {(t, d) for t, axes in without.tensors.items() for d, x in enumerate(axes) if not without.alg.is_frozen(x)}
-    alone = {captured.tensors[n.name] for n in captured.graph.nodes if n.name in captured.tensors and n.users.keys() <= set(dead)}
+    alone = {
+        captured.tensors[n.name]
+        for n in captured.graph.nodes
+        if n.name in captured.tensors and n.users.keys() <= set(dead)
+    }
     if not any(a.alg.is_frozen(a.tensors[t][d]) for t, d in free if t not in alone):
         return a
     for node in reversed(dead):
