@@ -206,7 +206,7 @@ class Compensation(NamedTuple):
     repair: Callable[[Tensor, Inputs], Repair] | None
     """(weight [g, out, in, taps], inputs) → repair, in float64; None: no compensation."""
     needs: tuple[str, ...] = ("moments",)
-    """Statistics to collect at sites, as for a criterion; with "taps", the sequential mode gives the covariance of all taps."""
+    """Statistics to collect at sites, as for a criterion; the sequential mode gives the covariance of all taps."""
     fallback: Compensation | None = None
     """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
 

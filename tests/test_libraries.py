@@ -131,7 +131,7 @@ def test_what_no_arguments_say_is_saved_with_its_plan(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     uneven = removed(model, (X,), {"a": [0, 5]})
     for small in (uneven, deepcopy(uneven)):
-        with warns(UserWarning, match=r"no config of Square says the sizes .*'[ab]\.weight' has shape .*pf\.load"):
+        with warns(UserWarning, match=r"no config of Square says the sizes .*'a\.weight' has shape .*pf\.load"):
             small.save_pretrained(tmp_path)
         assert json.loads((tmp_path / "dense_config.json").read_text()) == {"width": 8}
         assert not (tmp_path / "config.json").exists()

@@ -115,7 +115,7 @@ def _parts(x: Tensor, geometry: Geometry | None, taps: int, number: int) -> Iter
     """Yield (half, slice along dim 0) of a value, with patches of bounded size."""
     n = len(x)
     if geometry is not None and x.ndim == len(geometry.kernel) + 1:  # a single image: dim 0 are channels
-        yield number % 2, slice(0, n)
+        yield number % 2, slice(None)
         return
     step = max(1, ELEMENTS * n // max(1, x.numel() * taps))
     for half, (start, stop) in enumerate([(0, n // 2), (n // 2, n)]):
@@ -151,14 +151,12 @@ def _rows(
         weights: of its positions.
         other_before, other_now: what the outputs are added to, in both networks.
     """
-    single = task.site.geometry is not None and x.ndim == len(task.site.geometry.kernel) + 1
-    whole = slice(None) if single else part
-    weights = None if weights is None else weights[whole]
-    before, now = (patches(v[whole], dim, task.site, weights) for v in (x, y))
+    weights = None if weights is None else weights[part]
+    before, now = (patches(v[part], dim, task.site, weights) for v in (x, y))
     target = _apply(task.dense_weight, before).flatten(1)[:, task.outputs]
     if other_before is not None and other_now is not None:
         back = [task.order.index(d) for d in range(len(task.order))]
-        dense_other, other = (v.permute(back)[whole].movedim(dim, -1).flatten(0, -2) for v in (other_before, other_now))
+        dense_other, other = (v.permute(back)[part].movedim(dim, -1).flatten(0, -2) for v in (other_before, other_now))
         target = target + (dense_other[:, task.outputs] - other) * task.scale.to(target)
     g, _, i, _ = task.weight.shape
     gives = _apply(task.weight, now)

@@ -18,13 +18,11 @@ RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
 
 def fit(weight: Float[Tensor, "g o i t"], x: Inputs, *, ridge: float | None, intercept: bool) -> Repair:
     """Return the repair of `compensation.affine`, and the squared error that it is expected to have on new samples."""
-    problems = _problems(weight, x, intercept)
+    problems, ridges = _problems(weight, x, intercept), RIDGES if ridge is None else (ridge,)
     if x.halves:
         halves = [(half, _problems(weight, half, intercept)) for half in x.halves]
-        ridges = RIDGES if ridge is None else (ridge,)
         errors = {r: _held_out_error(weight, halves, r, intercept) for r in ridges}
     else:
-        ridges = RIDGES if ridge is None else (ridge,)
         errors = {r: sum(_generalised_error(p, r, float(x.count), intercept) for p in problems) for r in ridges}
     best = min(errors, key=lambda r: errors[r])
     return _repair(weight, x, problems, best, intercept)._replace(expected=errors[best])

@@ -57,7 +57,7 @@ def affine(ridge: float | None = None, *, intercept: bool = True, fallback: Comp
             f"affine's ridge is {ridge}; it must be 0 or more, such as 1e-4, or None to choose it from the data"
         )
     repair = partial(fit, ridge=ridge, intercept=intercept)
-    return Compensation("affine", repair, ("covariance", "taps"), fallback)
+    return Compensation("affine", repair, ("covariance",), fallback)
 
 
 @door
