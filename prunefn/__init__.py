@@ -37,6 +37,8 @@ from .selection import budget, scope
 from .selection.budget import uniform_ratio
 from .selection.by_hand import mask
 from .selection.choose import select
+from .sensitivities.effects import Effect, Sensitivity
+from .sensitivities.groups import sensitivity
 from .spec.parts import Cost
 from .spec.spec import Spec
 from .stats import collect_stats, merge_stats, stats_bytes, sync_stats
@@ -59,6 +61,7 @@ __all__ = [
     "Collector",
     "Cost",
     "Criterion",
+    "Effect",
     "LatencyTable",
     "Mask",
     "MaskError",
@@ -69,6 +72,7 @@ __all__ = [
     "PruneError",
     "PruneWarning",
     "Scores",
+    "Sensitivity",
     "SoftCost",
     "Spec",
     "Stats",
@@ -125,6 +129,7 @@ __all__ = [
     "scope",
     "score",
     "select",
+    "sensitivity",
     "sharded",
     "shrink",
     "soft_cost",

@@ -30,7 +30,7 @@ from .stats import check_stats, collect_stats, sync_stats
 from .stats.weights import Weights
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
-from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Stats, Where
+from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Scores, Stats, Where
 from .where import check_matches, choice, matches, only, touches
 
 LARGE, NEARLY_EMPTY = 32, 1 / 16
@@ -155,7 +155,7 @@ def pipeline(
             stats = collect_stats(params, None, spec=spec)
         scores = score(stats, criterion=plan.criterion)
         if where is not None:
-            _check_scored([g.name for g in spec.groups.values() if matches(free, g)], scores, plan.criterion)
+            check_scored(free, spec, scores, plan.criterion)
         if free is not None:
             scores = only(scores, free, spec=spec)
         mask = select(scores, ratio, spec=spec, scope=plan.scope, **limits)
@@ -318,9 +318,9 @@ def _freeze(spec: Spec, where: Where | str | None, patterns: Sequence[str] | str
     return unwritten(spec, names), free
 
 
-def _check_scored(groups: Sequence[str], scores: dict, criterion: Criterion) -> None:
-    """Check that the groups have scores; raise StatsError if not."""
-    if missing := [g for g in groups if g not in scores]:
+def check_scored(where: Where | str | None, spec: Spec, scores: Scores, criterion: Criterion) -> None:
+    """Check that the chosen groups have scores; raise StatsError if not."""
+    if missing := [g.name for g in spec.groups.values() if matches(where, g) and g.name not in scores]:
         names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise StatsError(
             f"criterion {criterion.name!r} has no score for {len(missing)} of the chosen groups: {names}; they have no "

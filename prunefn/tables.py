@@ -43,6 +43,22 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 
+def aligned(table: Table) -> str:
+    """Return the table in columns of equal width for monospaced text, without its title.
+
+    >>> print(aligned(Table("costs", ("method", "MACs"), (("dense", "12"), ("pruned", "7")))))
+    method  MACs
+    dense     12
+    pruned     7
+    """
+    lines = [[c.replace("\n", " ") for c in cells] for cells in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    first, *others = range(len(widths))
+    return "\n".join(
+        "  ".join([cells[first].ljust(widths[first]), *(cells[i].rjust(widths[i]) for i in others)]) for cells in lines
+    )
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file; it gets its name only when it is complete."""
     text = io.StringIO()

@@ -55,6 +55,7 @@ ROOMS = (
         "sparse",
         "costs",
         "pipelines",
+        "sensitivities",
         "submodules",
         "recipes",
     ),

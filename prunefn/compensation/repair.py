@@ -140,19 +140,34 @@ def repairs(
 ) -> Iterator[Repaired]:
     """Yield a method's repair of each site that loses inputs.
 
-    Sites are repaired one by one, so that a single weight of DTensors is gathered at any time. At the end, a warning names the
-    sites with too few samples for a weight that is estimated from the covariance.
+    At the end, a warning names the sites with too few samples for a weight that is estimated from the covariance.
 
     Args:
         params, means, mask, spec, method: as in `compensate`.
     """
-    moments, few = means.sites if isinstance(means, Stats) else means, list[str]()
-    for site in affected(spec, mask):
-        inputs, weight = site_inputs(site, moments, mask, params, spec), site_weight(params, site, spec=spec)
-        repaired = repaired_by(method, site, weight, inputs, spec)
+    few = list[str]()
+    for repaired in repairs_of_sites(params, means, mask, spec=spec, method=method):
         yield repaired
         few += few_samples(repaired, method)
     warn_of_few_samples(few, method)
+
+
+def repairs_of_sites(
+    params: Params,
+    means: Stats | Mapping[str, Tensor | Moments],
+    mask: Mask,
+    *,
+    spec: Spec,
+    method: Compensation,
+) -> Iterator[Repaired]:
+    """Yield what `repairs` yields, without its warning.
+
+    Sites are repaired one by one, so that a single weight of DTensors is gathered at any time.
+    """
+    moments = means.sites if isinstance(means, Stats) else means
+    for site in affected(spec, mask):
+        inputs, weight = site_inputs(site, moments, mask, params, spec), site_weight(params, site, spec=spec)
+        yield repaired_by(method, site, weight, inputs, spec)
 
 
 def few_samples(r: Repaired, method: Compensation) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ..drawing.canvas import GRID, head, rows
 from ..drawing.canvas import INK as INK
 from ..drawing.canvas import canvas as canvas
 from ..drawing.canvas import save as save
+from .heat_maps import heat_maps as heat_maps
 from .layers import layers as layers
 from .norms import norms as norms
 from .pareto import pareto as pareto
