@@ -12,6 +12,7 @@ Every recipe takes a ratio (fraction of units removed) or a budget, and any opti
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import compensation, criteria
@@ -21,7 +22,9 @@ from .doors import door
 from .pipelines import Prune, pipeline
 from .selection import scope
 from .selection.budget import macs
-from .types import Budget
+from .spec.spec import Spec
+from .tracing.rules.families import is_batch_norm
+from .types import Batch, Budget, Params, Pruned
 from .where import kind
 
 __all__ = [
@@ -56,14 +59,18 @@ def best(ratio: Ratio = 0.5, **options: Any) -> Prune:
 
 @door
 def vbp(ratio: Ratio = 0.5, **options: Any) -> Prune:
-    """Remove units of least variance and compensate their means (VBP, Berisha et al., ICCV 2025, arXiv 2507.12988)."""
+    """Remove units of least variance and compensate their means (VBP, Berisha et al., ICCV 2025, arXiv 2507.12988).
+
+    As published, all units are ranked together by their variance. With BatchNorm, scales of layers mean nothing: variances are
+    divided by their mean in each group, unless `scope` or `criterion` is given, and `recalibrate=True` keeps much more accuracy.
+    """
     defaults = {
         "criterion": criteria.variance(),
         "where": kind("hidden"),
         "scope": scope.global_(),
         "compensation": compensation.mean(),
     }
-    return pipeline(ratio=ratio, **defaults | options)
+    return _normalized_with_batch_norm(ratio, defaults, options)
 
 
 @door
@@ -170,6 +177,21 @@ def mac_aware(ratio: Ratio | None = None, **options: Any) -> Prune:
         "compensation": compensation.none(),
     }
     return pipeline(ratio=macs(0.5) if ratio is None else ratio, **defaults | options)
+
+
+def _normalized_with_batch_norm(ratio: Ratio, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Prune:
+    """Return a recipe's pipeline, in which networks with BatchNorm get normalised scores, unless options choose how to rank."""
+    published = pipeline(ratio=ratio, **{**defaults, **options})
+    if {"scope", "criterion"} & options.keys():
+        return published
+    normalized = pipeline(ratio=ratio, **{**defaults, "scope": scope.global_(normalize=True), **options})
+
+    @door
+    def prune(params: Params, batches: Iterable[Batch] | None, *, spec: Spec, **options: Any) -> Pruned:
+        has_batch_norm = any(is_batch_norm(i.op) for i in spec.program.instructions)
+        return (normalized if has_batch_norm else published)(params, batches, spec=spec, **options)
+
+    return prune
 
 
 def __dir__() -> list[str]:

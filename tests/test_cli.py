@@ -395,6 +395,23 @@ def test_sweep_analyze_and_the_final_report(tmp_path: Path, monkeypatch: pytest.
     assert {"trials.csv", "pareto.png", "report.html"} <= {p.name for p in (tmp_path / "runs/sweep").iterdir()}
 
 
+def test_sensitivity_of_each_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of the Python function, and its files."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["sensitivity", *VIT, "--images", "256", "--held-out", "100", "--ratios", "0.5,0.25", "--where", "hidden"]
+    found = run(*asked, "--metric", "loss", "--json").json
+    assert (found["criterion"], found["compensation"], found["metric"]) == ("obs", "affine", "loss")
+    assert [(e["ratio"], e["removed"]) for e in found["effects"]] == [(0.25, 16), (0.5, 32)]
+    assert all(0 < e["predicted"] < 1 and e["estimated"] > 0 and e["measured"] for e in found["effects"])
+    assert sorted(p.name for p in Path("runs/sensitivity").iterdir()) == [
+        "config.yaml",
+        *(f"sensitivity.{end}" for end in ("csv", "json", "png")),
+    ]
+    shown = run(*asked, "--held-out", "0", "--compensation", "none", "--criterion", "weighted_variance").stdout
+    assert "compensation none" in shown and "measured" not in shown and "25" in shown
+    assert "must be above 0 and below 1" in run(*asked, "--ratios", "1.5", code=2).stderr
+
+
 def test_what_somebody_may_not_have_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Advice works as it is given, `none` is not the mean, and remarks say what is easily missed."""
     monkeypatch.chdir(tmp_path)

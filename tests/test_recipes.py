@@ -85,3 +85,20 @@ def test_a_loss_of_ones_own() -> None:
         recipes.taylor(0.3, where=pf.kind("hidden"), **k)(t.params, batches, spec=t.spec) for k in ({}, {"loss": loss})
     )
     assert any(not torch.equal(a.mask[g], b.mask[g]) for g in a.mask)
+
+
+@pytest.mark.parametrize("net, normalize", [("resnet", True), ("vit", None)])
+def test_variances_are_normalized_in_networks_with_batch_norm(net: str, normalize: bool | None) -> None:
+    """As published in all others; a scope or criterion that is given is taken as it is."""
+    t, batches = network(net)
+    global_ = pf.scope.global_
+    options: dict[str, Any] = {"criterion": pf.criteria.variance(), "where": pf.kind("hidden")}
+    by_hand = {n: pf.pipeline(ratio=0.4, scope=global_(normalize=n), **options) for n in (None, True)}
+    masks = {n: prune(t.params, batches, spec=t.spec).mask for n, prune in by_hand.items()}
+    assert any(not torch.equal(masks[None][g], masks[True][g]) for g in masks[True])
+    given = {"scope": global_()}, {"criterion": pf.criteria.variance()}
+    for prune, expected in ((recipes.vbp(0.4), normalize), *((recipes.vbp(0.4, **o), None) for o in given)):
+        found = prune(t.params, batches, spec=t.spec)
+        assert all(torch.equal(found.mask[g], m) for g, m in masks[expected].items())
+    with pytest.raises(pf.ParamsError, match="spec is"):
+        recipes.vbp(0.4)(t.params, batches, spec=None)  # type: ignore[arg-type]

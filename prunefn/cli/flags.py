@@ -18,7 +18,7 @@ SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data
 """Options with a short flag in all commands."""
 LONG = "__long"
 """Suffix of the parameter of a flag under its long name."""
-WORDS = ("prune.compensation",)
+WORDS = ("prune.compensation", "sensitivity.compensation")
 """Options for which `none` is a value."""
 
 

@@ -19,6 +19,7 @@ from .commands import (
     profile,
     prune,
     report,
+    sensitivity,
     sparsify,
     sweep,
     train,
@@ -67,7 +68,22 @@ def main(
 
 
 app.command()(demo)
-MODULES = (inspect, train, evaluate, prune, sparsify, pat, finetune, export, profile, analyze, sweep, report, check)
+MODULES = (
+    inspect,
+    train,
+    evaluate,
+    prune,
+    sparsify,
+    pat,
+    finetune,
+    export,
+    profile,
+    analyze,
+    sensitivity,
+    sweep,
+    report,
+    check,
+)
 for module in MODULES:
     add(app, module.COMMAND)
 app.command()(config)

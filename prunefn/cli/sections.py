@@ -248,6 +248,34 @@ class Profile(Settings):
     """number of timed rounds, all networks in turns"""
 
 
+class Sensitivity(Settings):
+    """What each group costs alone."""
+
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """fractions of a group's units to remove"""
+    metric: Literal["top1", "loss", "distance"] = "top1"
+    """what is measured: top-1, the cross entropy, or the distance of the outputs from the dense ones, which needs no labels"""
+    criterion: str | None = None
+    """units are removed in the order of its scores, such as magnitude; default: obs"""
+    compensation: str | None = None
+    """affine(ridge=1e-4), mean, variance_rescale, none; default: affine, with mean where a weight cannot be rewritten"""
+    where: str | None = None
+    """groups to look at, as for prune; default: all that have a score"""
+    images: int = Field(default=1024, ge=1)
+    """number of training images for statistics, without augmentation, drawn by the seed"""
+    held_out: int = Field(default=1024, ge=0)
+    """number of validation images (else of held-out images) to measure on, drawn by the seed; 0: only predict"""
+    batch_size: int = Field(default=64, ge=1)
+    """images of a batch"""
+
+    @field_validator("ratios")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 < r < 1 for r in value):
+            raise ValueError("each is the fraction of a group's units to remove and must be above 0 and below 1")
+        return value
+
+
 class Sweep(Settings):
     """Many prunings, each fine-tuned."""
 
@@ -290,4 +318,5 @@ class Config(Settings):
     distill: Distill = Distill()
     export: Export = Export()
     profile: Profile = Profile()
+    sensitivity: Sensitivity = Sensitivity()
     sweep: Sweep = Sweep()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, log10
+from math import copysign, isfinite, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..drawing.canvas import GONE, INK, canvas, rows, save
+from ..drawing.canvas import GONE, INK, KEPT, canvas, rows, save
 from ..errors import PruneError
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 DECADES = 3.0
 """Magnitudes below the largest one by more than these powers of ten have the colour of zero."""
 DARK = 0.6
-"""Cells darker than this, from 0 to 1, have white numbers."""
+"""Cells darker than this, have white numbers."""
+DEEP_BLUE, DEEP_ORANGE = "#1F3A63", "#7A3B12"
+"""Colours of the largest magnitudes."""
 CELL, ROW = 0.62, 0.21
 """Width of a column and height of a row, in inches."""
 CHAR = 0.062
@@ -33,12 +35,16 @@ class HeatMap(NamedTuple):
     """[rows][columns]; None: an empty cell."""
     form: str = ".3g"
     """Format of the numbers in the cells."""
+    worse: int = 1
+    """Sign of the values that are orange; those of the other sign are blue."""
+    log: bool = True
+    """Whether the colour follows the logarithm of the magnitude."""
 
 
 def heat_maps(
     names: Sequence[str], columns: Sequence[str], maps: Sequence[HeatMap], path: Path | str, *, label: str
 ) -> None:
-    """Draw heat maps with common rows; the colour is the magnitude on a logarithmic scale of each map.
+    """Draw heat maps with common rows; the colour of a cell is its magnitude within its map.
 
     Args:
         names: names of the rows, from the top.
@@ -71,21 +77,23 @@ def _draw(axes: Axes, heat: HeatMap) -> None:
     """Draw the cells of one heat map with their numbers."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    depths = depths_of(heat.values)
-    colours = LinearSegmentedColormap.from_list("depth", ["white", GONE, "#7A3B12"])
-    axes.imshow(depths, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    depths = heat.worse * depths_of(heat.values, log=heat.log)
+    colours = LinearSegmentedColormap.from_list("depth", [DEEP_BLUE, KEPT, "white", GONE, DEEP_ORANGE])
+    axes.imshow(depths, cmap=colours, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     for i, line in enumerate(heat.values):
         for j, value in enumerate(line):
             if value is not None:
-                colour = "white" if depths[i, j] > DARK else INK
+                colour = "white" if abs(depths[i, j]) > DARK else INK
                 axes.text(j, i, format(value, heat.form), ha="center", va="center", fontsize=6.5, color=colour)
 
 
-def depths_of(values: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """Return the depth of the colour of each cell, from 0 (zero, or no value) to 1 (the largest magnitude, or no number).
+def depths_of(values: Sequence[Sequence[float | None]], *, log: bool = True) -> np.ndarray:
+    """Return the depth of the colour of each cell, from -1 to 1, with the sign of its value; 0: zero, or no value.
 
     >>> depths_of([[1.0, -0.1], [0.0, None]]).round(2).tolist()
-    [[1.0, 0.67], [0.0, 0.0]]
+    [[1.0, -0.67], [0.0, 0.0]]
+    >>> depths_of([[1.0, -0.1]], log=False).tolist()
+    [[1.0, -0.1]]
     """
     sizes = [abs(v) for line in values for v in line if v is not None and isfinite(v)]
     largest = max(sizes, default=0.0)
@@ -95,6 +103,7 @@ def depths_of(values: Sequence[Sequence[float | None]]) -> np.ndarray:
             return 0.0
         if not isfinite(value):
             return 1.0
-        return max(0.0, 1 + (log10(abs(value)) - log10(largest)) / DECADES)
+        share = abs(value) / largest
+        return copysign(max(0.0, 1 + log10(share) / DECADES) if log else share, value)
 
     return np.array([[depth(v) for v in line] for line in values])

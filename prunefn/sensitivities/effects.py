@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
-from math import isnan
+from math import isfinite, isnan
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
@@ -80,6 +80,8 @@ class Sensitivity(NamedTuple):
     def picture(self, path: Path | str) -> None:
         """Draw heat maps of group × ratio, the most sensitive group on top: MACs saved, predicted error, measured change.
 
+        Orange is worse, blue is better. Colours follow the logarithm of the numbers, except for MACs.
+
         Args:
             path: path of the PNG.
         """
@@ -87,16 +89,19 @@ class Sensitivity(NamedTuple):
         names = [f"{g}  ({effects[0].kind}, {effects[0].units})" for g, effects in by_group.items()]
         columns = [f"{e.ratio:.0%}" for e in next(iter(by_group.values()))]
 
-        def panel(title: str, value: Callable[[Effect], float | None], form: str) -> HeatMap:
-            return HeatMap(title, [[value(e) for e in effects] for effects in by_group.values()], form)
+        def panel(title: str, value: Callable[[Effect], float | None], form: str, **style: Any) -> HeatMap:
+            return HeatMap(title, [[value(e) for e in effects] for effects in by_group.values()], form, **style)
 
         panels = [
-            panel("MACs saved (% of dense)", lambda e: 100 * e.macs_saved / self.macs, ".1f"),
+            panel("MACs saved (% of dense)", lambda e: 100 * e.macs_saved / self.macs, ".1f", worse=-1, log=False),
             panel("predicted error of the next layers", lambda e: e.predicted, ".2g"),
         ]
         if self.metric:
             title = self.metric if self.dense is None else f"{self.metric}, less {self.dense:.4g}"
-            panels.append(panel(f"measured: {title}", lambda e: e.measured, ".2g" if self.dense is None else "+.2g"))
+            form = ".2g" if self.dense is None else "+.2g"
+            # Pruning makes most networks worse, so that most changes have the sign of what is worse.
+            worse = -1 if sum(v for e in self.effects if isfinite(v := e.measured or 0.0)) < 0 else 1
+            panels.append(panel(f"measured: {title}", lambda e: e.measured, form, worse=worse))
         heat_maps(names, columns, panels, path, label="units of the group removed")
 
     def _title(self) -> str:

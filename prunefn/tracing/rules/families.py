@@ -57,3 +57,12 @@ def family(op: str) -> str:
     ('aten.add', 'operator.getitem')
     """
     return op if op.startswith("operator.") else op.rpartition(".")[0]
+
+
+def is_batch_norm(op: str) -> bool:
+    """Return whether an op normalises each channel over the batch or by running statistics, in eval or in train mode.
+
+    >>> is_batch_norm(BATCH_NORM), is_batch_norm("aten._native_batch_norm_legit_functional.default"), is_batch_norm("aten.layer_norm")
+    (True, True, False)
+    """
+    return "batch_norm" in op
