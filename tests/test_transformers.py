@@ -354,6 +354,26 @@ def test_what_no_config_says_is_saved_with_its_plan(tmp_path: Path) -> None:
     assert torch.equal(twice(input_ids=IDS).logits, small(input_ids=IDS).logits)
 
 
+def test_biases_of_a_compensation_are_what_no_config_says(tmp_path: Path) -> None:
+    """The warning names the compensation without new biases; then the library loads what is saved."""
+    torch.manual_seed(0)
+    model = llama().eval().requires_grad_(False)
+    spec, params = pf.trace(model, (), {"input_ids": IDS}), pf.params(model)
+    batches = [torch.randint(0, 50, (8, 16), generator=torch.Generator().manual_seed(s)) for s in range(4)]
+
+    def small(**options: Any) -> nn.Module:
+        prune = pf.pipeline(ratio=0.25, where=pf.kind("hidden"), scope=pf.scope.local(), **options)
+        pruned = prune(params, batches, spec=spec)
+        return pf.to_module(pruned.params, spec=pruned.spec, model=model)
+
+    with warns(UserWarning, match=r"created '.*down_proj\.bias' \(in all, 2 biases\).*affine\(intercept=False\)"):
+        small().save_pretrained(tmp_path)
+    plain = small(compensation=pf.compensation.affine(intercept=False))
+    plain.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(again(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
 def test_a_trainer_saves_what_no_config_says(tmp_path: Path) -> None:
     __import__("pytest").importorskip("accelerate")
     torch.manual_seed(0)

@@ -46,7 +46,8 @@ def affine(ridge: float | None = None, *, intercept: bool = True, fallback: Comp
             the one of 1e-6 … 1 that predicts new samples best: the other half of the samples if the sequential mode measured
             both, else by generalised cross-validation (Golub, Heath and Wahba, 1979). If none of them predicts better than no
             change of the weight, only means are compensated.
-        intercept: compensate the mean by a bias; False: least squares without a new bias, for classes that have none.
+        intercept: compensate the mean by a bias; False: least squares without a new bias, for classes whose config has none, so
+            that `save_pretrained` writes a model that its library loads.
         fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
 
     Raises:

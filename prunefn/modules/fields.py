@@ -11,7 +11,7 @@ import copy
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -37,6 +37,14 @@ TRIES = 12
 """Maximal number of the ways with the right shapes that are run."""
 VALUES = 3
 """Maximal number of values that are tried for one field."""
+
+ALIKE = "A model whose layers are pruned alike (scope=pf.scope.local()) may have a config"
+"""Advice where no config states the sizes."""
+NO_BIAS = (
+    "To have a config, compensate without new biases: compensation=pf.compensation.affine(intercept=False), or "
+    "pf.compensation.none()"
+)
+"""Advice where a compensation created biases."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 _Point = tuple[int, Shapes]
@@ -84,6 +92,8 @@ class Fit(NamedTuple):
     """The fewest changes that are right; empty if none are needed or none are right."""
     problem: str = ""
     """Why no config has the sizes; empty if the changes are right."""
+    advice: str = ALIKE
+    """How to prune so that there may be one."""
 
 
 def changed(config: Any, changes: Mapping[Field, int]) -> Any:
@@ -111,6 +121,8 @@ def find_fields(
         check: builds a fresh model of a config and returns its problem, or None.
     """
     outline = _Outline(build, config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
+    if created := [n for n in outline.wanted if n in spec.slots]:
+        return Fit({}, _created_text(created), NO_BIAS)
     options = dict(_options(config, outline, spec))
     likeliest = _drop_needless(outline, _search_greedily(outline, options))
     if gap := outline.gap(likeliest):
@@ -127,6 +139,12 @@ def find_fields(
         settings = ", ".join(f"{f} = {v}" for f, v in changes.items()) or "the config unchanged"
         first_problem = first_problem or f"a fresh model with {settings} has the right shapes, but {problem.text}"
     return Fit({}, first_problem)
+
+
+def _created_text(created: Sequence[str]) -> str:
+    """Return a text about the biases that a compensation created."""
+    more = f" (in all, {len(created)} biases)" if len(created) > 1 else ""
+    return f"a compensation created {created[0]!r}{more}, and a fresh model has no such tensor"
 
 
 class _Outline:

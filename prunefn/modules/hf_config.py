@@ -36,9 +36,9 @@ def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Pr
         part = _spec_of_part(spec, path)
         if all(spec.sizes[g] == spec.traced[g] for axes in part.axes.values() for a in axes for g in leaves(a)):
             continue
-        changes, problem = fit_config(module, path, model, library, part)
+        changes, problem, advice = fit_config(module, path, model, library, part)
         if problem:
-            save_with_plan(model, library, problem)
+            save_with_plan(model, library, problem, advice)
             continue
         fresh = fresh_model(library, type(model), changed(library.config(model), changes))
         library.write(model, changes)

@@ -13,6 +13,7 @@ from ..errors import PruneError, warn
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE
 from ..files.tensors import save_sealed
+from .fields import ALIKE
 from .libraries import Library
 from .plan import plan_in
 from .pruned_file import KIND_MODULE, notes
@@ -21,9 +22,16 @@ DENSE_CONFIG = "dense_config.json"
 """File of the config before pruning: under its usual name, the library would load the weights into wrong sizes."""
 
 
-def save_with_plan(module: nn.Module, library: Library, why: str) -> None:
-    """Make `module.save_pretrained` write a file for `prunefn.load`, and warn that the library itself cannot load it."""
-    module.save_pretrained = _Saver(module, library, why)  # type: ignore[assignment]
+def save_with_plan(module: nn.Module, library: Library, why: str, advice: str = ALIKE) -> None:
+    """Make `module.save_pretrained` write a file for `prunefn.load`, and warn that the library itself cannot load it.
+
+    Args:
+        module: the pruned model.
+        library: its library.
+        why: reason why no config describes it.
+        advice: how to prune so that there may be one.
+    """
+    module.save_pretrained = _Saver(module, library, why, advice)  # type: ignore[assignment]
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -35,11 +43,11 @@ def refusal(module: nn.Module) -> str | None:
 class _Saver:
     """The `save_pretrained` of one module. A pickle stores the method of its class instead, so it loads without prunefn."""
 
-    def __init__(self, module: nn.Module, library: Library, why: str) -> None:
-        self.module, self.library, self.why = module, library, why
+    def __init__(self, module: nn.Module, library: Library, why: str, advice: str) -> None:
+        self.module, self.library, self.why, self.advice = module, library, why, advice
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Saver:
-        return _Saver(memo.get(id(self.module), self.module), self.library, self.why)
+        return _Saver(memo.get(id(self.module), self.module), self.library, self.why, self.advice)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.module, "save_pretrained")
@@ -75,7 +83,7 @@ class _Saver:
         warn(
             f"{name}.from_pretrained cannot load what is saved in {folder}, since no config of {name} says the sizes of this pruned "
             f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
-            f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
+            f"{DENSE_CONFIG}. {self.advice}",
         )
         _write_checkpoint(self.module, self.library, folder, state_dict)
 
