@@ -100,6 +100,11 @@ def test_the_most_sensitive_group_comes_first() -> None:
 
     by_prediction = [[effect("a", 0.5, 0.1, None)], [effect("b", 0.5, 0.3, None)], [effect("c", 0.5, None, None)]]
     assert [e.group for e in most_sensitive_first(by_prediction)] == ["b", "a", "c"]
+    estimates = [
+        [effect("a", 0.5, 0.9, None)._replace(estimated=0.1)],
+        [effect("b", 0.5, 0.3, None)._replace(estimated=0.2)],
+    ]
+    assert [e.group for e in most_sensitive_first(estimates)] == ["b", "a"]
     drops = [[effect("a", 0.5, 0.9, -0.1)], [effect("b", 0.5, 0.3, -0.4)], [effect("c", 0.5, 0.1, float("nan"))]]
     assert [e.group for e in most_sensitive_first(drops)] == ["c", "b", "a"]
     t, stats, batches = case("mlp")
@@ -190,7 +195,10 @@ def test_table_rows_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found.picture(tmp_path / "a.png")
     found.picture(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    saved, predicted, measured = figures[0].axes
+    saved, predicted, estimated, measured = figures[0].axes
+    assert [float(text.get_text()) for text in estimated.texts] == [
+        pytest.approx(e.estimated, rel=0.06) for e in found.effects
+    ]
     names = [label.get_text().split()[0] for label in saved.get_yticklabels()]
     assert names == list(dict.fromkeys(e.group for e in found.effects))
     assert [label.get_text() for label in predicted.get_xticklabels()] == ["25%", "50%"]

@@ -37,8 +37,8 @@ class Effect(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Magnitude of the effect: the measured one, or else the predicted; infinite if it is not a number."""
-        value = next((v for v in (self.measured, self.predicted) if v is not None), 0.0)
+        """Magnitude of the effect: the measured, or else the estimated, or else the predicted one; infinite if not a number."""
+        value = next((v for v in (self.measured, self.estimated, self.predicted) if v is not None), 0.0)
         return float("inf") if isnan(value) else abs(value)
 
 
@@ -78,7 +78,7 @@ class Sensitivity(NamedTuple):
         write_csv(Path(path), Effect._fields, self.effects)
 
     def picture(self, path: Path | str) -> None:
-        """Draw heat maps of group × ratio, the most sensitive group on top: MACs saved, predicted error, measured change.
+        """Draw heat maps of group × ratio, the most sensitive group on top: MACs saved, and what is predicted, estimated, measured.
 
         Orange is worse, blue is better. Colours follow the logarithm of the numbers, except for MACs.
 
@@ -94,8 +94,10 @@ class Sensitivity(NamedTuple):
 
         panels = [
             panel("MACs saved (% of dense)", lambda e: 100 * e.macs_saved / self.macs, ".1f", worse=-1, log=False),
-            panel("predicted error of the next layers", lambda e: e.predicted, ".2g"),
+            panel("predicted error of next layers", lambda e: e.predicted, ".2g"),
         ]
+        if any(e.estimated is not None for e in self.effects):
+            panels.append(panel("estimated: sum of scores", lambda e: e.estimated, ".2g"))
         if self.metric:
             title = self.metric if self.dense is None else f"{self.metric}, less {self.dense:.4g}"
             form = ".2g" if self.dense is None else "+.2g"
