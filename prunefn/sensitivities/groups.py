@@ -55,8 +55,9 @@ def sensitivity(
       layer that its output is as bad as a constant. It is comparable between ratios, criteria and compensations. It does not
       say how much the network's output depends on a layer, and norms over the units are not accounted for.
     * estimated, if the criterion's scores are increments of a loss: their sum over the removed units. For `criteria.obs()` with
-      Fisher information of the outputs, ½ Σ Δ estimates the rise of the loss in nats after affine compensation, which is
-      comparable between groups, too; without it, Σ Δ is the relative error of the fitted samples.
+      Fisher information of the outputs, ½ Σ Δ estimates the rise of the loss of a sample (of all its positions together) in nats
+      after affine compensation, which is comparable between groups, too: it ranks them well, but is too low where much is removed.
+      Without it, Σ Δ is a relative error.
     * measured: each group is pruned for real, and the network is run on the batches. Use batches that the statistics have not seen.
 
     Args:
@@ -67,7 +68,7 @@ def sensitivity(
         metric: (output, *rest of the batch) → mean over the batch, such as an accuracy or a loss of labels. Its change against the
             dense network is reported.
         distance: (output, dense output) → scalar, without labels. Default, without a metric: `distances.auto()`, which for classes
-            is the Kullback-Leibler divergence from the dense outputs in nats.
+            is the Kullback-Leibler divergence from the dense outputs in nats, the mean over samples and positions.
         criterion: units are removed in the order of its scores. Default: the first of `criteria.obs()`, `criteria.obs(None)` and
             `criteria.weighted_variance()` for which the statistics suffice.
         compensation: default: `affine`, with `mean` as its fallback, if the statistics have covariances; else `mean`.
