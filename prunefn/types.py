@@ -129,6 +129,8 @@ class Scope(NamedTuple):
     """Scores of a group [units] → scores that are comparable between groups [units]; None: unchanged."""
     per: str | None = None
     """Rank by score divided by what removing the unit saves of this cost, a field of `Cost`; None: rank by score."""
+    uniform: bool = False
+    """Whether all groups of a class keep the same number of units; `normalize` then gives each unit its place in its group."""
 
 
 class Budget(NamedTuple):

@@ -276,7 +276,9 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
         where: groups that shrink: `pf.kind("hidden")`, a glob, any predicate; default: all.
 
     Returns:
-        The ratio removed, 1 − q, in [0, 1): with `scope.local()`, it meets the budget up to the rounding of sizes.
+        The ratio removed, 1 − q, in [0, 1): with `scope.local()`, it meets the budget up to the rounding of sizes. As a ratio
+        rounds what it removes down, the cost may stay a little above the budget; `select(scores, budget, spec=spec,
+        scope=scope.uniform())` meets it.
 
     Raises:
         PruneError: `where` matches no group.
