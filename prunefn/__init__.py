@@ -29,6 +29,7 @@ from .criteria.scoring import score
 from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
+from .modules.targets import target
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
 from .pipelines import pipeline
 from .program import sharded
@@ -133,6 +134,7 @@ __all__ = [
     "stats_bytes",
     "sweep",
     "sync_stats",
+    "target",
     "to_module",
     "touches",
     "trace",

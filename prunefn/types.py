@@ -147,6 +147,13 @@ class Budget(NamedTuple):
     """The cost at sizes that need not be whole: floats, or tensors that carry gradients; None: there is none."""
 
 
+class TargetSizes(NamedTuple):
+    """The exact number of units that groups keep, as `pf.target` reads them from the numbers of a config."""
+
+    sizes: Mapping[str, int]
+    """Group → units; other groups keep all."""
+
+
 @runtime_checkable
 class Predictor(Protocol):
     """A predictor of a network's cost from the sizes of its groups, such as a table of latencies."""

@@ -12,19 +12,20 @@ import torch
 from ..doors import door
 from ..errors import BudgetError, MaskError, PruneError, nearest
 from ..spec.spec import Spec
-from ..types import Budget, Mask, Scope, Scores
+from ..types import Budget, Mask, Scope, Scores, TargetSizes
 from . import scope as scopes
 from .budget import fewest
 from .caps import TINY, Caps, RoundTo, caps, patterns
 from .corresponding import equal_caps
+from .exact import at_sizes
 from .knapsack import by_saving
 from .order import Order, by_share
 
 DIGITS = 10_000
 """Ratios in messages are multiples of 1 / DIGITS: four digits."""
 
-Ratio = float | Budget | Sequence[Budget] | Mapping[str, float]
-"""Ratio of units removed, one or more budgets, or a ratio for each glob on the groups' names."""
+Ratio = float | Budget | Sequence[Budget] | TargetSizes | Mapping[str, float]
+"""Ratio of units removed, one or more budgets, exact sizes, or a ratio for each glob on the groups' names."""
 
 
 @door
@@ -48,7 +49,8 @@ def select(
         ratio: fraction of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`, or
             several budgets, all of which are met; or a ratio for each glob, `{"layer1.*": 0.2, "*": 0.5}`: a group takes the
             ratio of its own name, else of the first glob that matches; groups that match none are not pruned. The groups of a
-            glob are ranked among themselves.
+            glob are ranked among themselves. Or exact sizes, as `pf.target` makes them of the numbers of a config, whatever the
+            scope: every group keeps its best units.
         spec: needed for budgets and by most scopes; with it, the scores are checked against its groups.
         scope: which units are ranked together; default: `scope.global_()`.
         round_to: kept counts are multiples of this, rounded up, so that no more is removed than the ratio allows. A group
@@ -76,6 +78,8 @@ def select(
         min_units=min_units,
     )
     _check_scores(scores, spec)
+    if isinstance(ratio, TargetSizes):
+        return at_sizes(scores, ratio, limits, spec)
     if budgets := _budgets(ratio):
         if spec is None:
             raise PruneError("a budget needs the spec: select(scores, budget, spec=spec)")
