@@ -42,6 +42,7 @@ from .spec.parts import Cost
 from .spec.spec import Spec
 from .stats import collect_stats, merge_stats, stats_bytes, sync_stats
 from .submodules import prune_submodule
+from .tokens.measuring import perplexity
 from .tracing.api import trace
 from .types import Collector, Criterion, Mask, Params, Scores, Stats
 from .where import exact, glob, kind, module, only, touches
@@ -112,6 +113,7 @@ __all__ = [
     "normalizer",
     "only",
     "params",
+    "perplexity",
     "pipeline",
     "profile",
     "prune_submodule",
