@@ -19,7 +19,7 @@ from .checkpoints.stats_file import load_stats, save_stats
 from .checkpoints.stream import apply_checkpoint
 from .compensation.batch_norm import recalibrate
 from .compensation.repair import compensate, residual
-from .costs.analytic import cost
+from .costs.analytic import Memory, cost, memory
 from .costs.network_metrics import Metrics, compare, metrics
 from .costs.profiling import Profile, profile
 from .costs.soft import SoftCost, soft_cost, soft_latency
@@ -64,6 +64,7 @@ __all__ = [
     "LatencyTable",
     "Mask",
     "MaskError",
+    "Memory",
     "Metrics",
     "Params",
     "ParamsError",
@@ -106,6 +107,7 @@ __all__ = [
     "load_params",
     "load_stats",
     "mask",
+    "memory",
     "merge_stats",
     "metrics",
     "module",

@@ -237,7 +237,7 @@ def test_sources_that_are_wrong_are_named(tmp_path: Path) -> None:
         (["a"], {}, "document 0 is text; give tokenizer="),
         ([[1.5]], {}, "not a list of whole numbers"),
         ([], {}, "no sequence of tokens"),
-        ([[1]], {"length": 0}, "must be at least 1"),
+        ([[1]], {"length": 0}, "length is 0; it must be 1 or more"),
     ):
         with pytest.raises(pf.PruneError, match=match):
             text(source, **options)
@@ -251,3 +251,60 @@ def test_a_pipeline_calibrates_on_them() -> None:
         t.params, batches, spec=t.spec
     )
     assert pf.perplexity(small.params, batches, spec=small.spec) > 1
+
+
+# ---- training
+
+
+def test_token_metrics_of_a_training_are_the_perplexity() -> None:
+    from prunefn.train import Setup, evaluate, token_metrics
+
+    t, batches = llama(), text(DOCUMENTS, pack=False, batch_size=2)
+    found = evaluate(t.model, Setup([], held_out=batches, metrics=token_metrics(), device="cpu"))
+    assert found["perplexity"] == pytest.approx(by_hand(t.model, batches), rel=1e-5)
+    assert found["loss"] == pytest.approx(log(found["perplexity"]))
+
+
+def test_distillation_of_tokens_is_the_mean_over_those_that_count() -> None:
+    from prunefn.train.losses import distillation
+
+    student, teacher = torch.randn(2, 8, 12, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    labels = torch.arange(8 * 12).reshape(8, 12) % 64
+    flat = distillation(student.flatten(0, 1), teacher.flatten(0, 1), labels.flatten())
+    assert torch.equal(distillation(student, teacher, labels), flat)
+    padded = labels.masked_fill(torch.arange(12) > 5, -100)
+    kept = distillation(student[:, :6], teacher[:, :6], labels[:, :6])
+    torch.testing.assert_close(distillation(student, teacher, padded), kept)
+    with pytest.raises(pf.BatchError, match="labels are classes"):
+        distillation(student, teacher, labels[:, 1:])
+
+
+def test_a_teacher_of_a_language_model_counts_where_there_is_no_padding() -> None:
+    from prunefn.train import Distill
+    from prunefn.train.objective import BatchLoss
+    from prunefn.train.recipe import Recipe
+
+    t, batch = llama(), text(DOCUMENTS[:2], pack=False, batch_size=2)[0]
+    teacher = transformers.LlamaForCausalLM(t.model.config).eval()
+    loss = BatchLoss(Recipe(), Distill(teacher, alpha=0.25, temperature=1.0), 1, 0)(t.model, batch)
+    one, two = (m(**batch).logits.log_softmax(-1) for m in (t.model, teacher))
+    kl = ((two - one) * two.exp()).sum(-1)[batch["attention_mask"].bool()].mean()
+    torch.testing.assert_close(loss, 0.25 * t.model(**batch).loss + 0.75 * kl)
+
+
+def test_tokens_of_a_plain_model_train() -> None:
+    from prunefn.train import Recipe, Setup, train
+
+    x = torch.randint(0, 4, (8, 12), generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 5))
+    done = train(model, Setup([(x, x)], held_out=[(x, x)], device="cpu"), Recipe(epochs=30, lr=0.1))
+    assert done.metrics["top1"] == 1.0
+    for samples in ([(x[0].float(), 3)], [{"input_ids": x[0]}]):
+        with pytest.raises(pf.BatchError, match="the list holds samples"):
+            train(model, Setup(samples, device="cpu"), Recipe(epochs=1))
+
+
+def test_a_single_sample_is_no_batch() -> None:
+    t = llama()
+    with pytest.raises(pf.BatchError, match=r"a single sample is no batch: write x\[None\]"):
+        pf.collect_stats(t.params, [{n: x[0] for n, x in text(DOCUMENTS)[0].items()}], spec=t.spec)

@@ -91,8 +91,6 @@ def text(
     >>> {name: t.tolist() for name, t in batches[0].items() if name != "attention_mask"}
     {'input_ids': [[1, 3, 9], [1, 3, 9]], 'labels': [[1, 3, 9], [1, 3, 9]]}
     """
-    if length < 1 or (sequences is not None and sequences < 1):
-        raise PruneError(f"length={length} and sequences={sequences} must be at least 1")
     documents = Reader(tokenizer, field, dtype).documents(source, progress=progress)
     if eos_id is None and not isinstance(source, Tensor):
         eos_id = getattr(tokenizer, "eos_token_id", None)

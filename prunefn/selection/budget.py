@@ -7,15 +7,18 @@ from functools import partial
 from math import inf, isfinite
 from typing import Any
 
+import torch
+
 from ..doors import door
 from ..errors import BudgetError, PruneError
+from ..spec.kv_cache import cached_elements
 from ..spec.parts import Cost
 from ..spec.spec import Spec
 from ..types import Budget, Predictor, Where
 from ..where import matches
 from .polynomial_roots import degrees, root
 
-__all__ = ["activations", "custom", "latency", "macs", "params", "uniform_ratio"]
+__all__ = ["activations", "custom", "latency", "macs", "memory", "params", "uniform_ratio"]
 
 
 SCAN = 512
@@ -47,6 +50,37 @@ def activations(keep: float) -> Budget:
     Activations are the elements that all ops write for one sample, which training keeps in memory.
     """
     return _budget("activations", keep, _activations, soft=_activations)
+
+
+@door
+def memory(
+    keep: float,
+    *,
+    batch: int = 1,
+    length: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    cache_dtype: torch.dtype | None = None,
+) -> Budget:
+    """Limit the bytes of parameters and of the cache of keys and values to this fraction of the whole network's.
+
+    The cache has the keys and values of all attention layers (`scaled_dot_product_attention` in the program) for each position of
+    each sequence. Keys that several queries share count once. It is an exact polynomial in the sizes of groups; `pf.memory` returns it.
+
+    Args:
+        keep: fraction of the bytes.
+        batch: sequences in the cache.
+        length: positions of each sequence in the cache; None: there is no cache.
+        dtype: of the parameters.
+        cache_dtype: of the cache; None: that of the parameters.
+
+    Raises:
+        BudgetError: (when used) there is a length, but the program has no attention whose keys and values are known.
+
+    >>> memory(0.75, batch=8, length=4096).quantity
+    'memory'
+    """
+    cost = partial(_memory, cache=cache_size(batch, length), widths=(dtype.itemsize, (cache_dtype or dtype).itemsize))
+    return _budget("memory", keep, cost, soft=cost)
 
 
 @door
@@ -135,6 +169,39 @@ def _params(sizes: Mapping[str, Any], spec: Spec) -> Any:
 
 def _activations(sizes: Mapping[str, Any], spec: Spec) -> Any:
     return spec.costs.activations(sizes)
+
+
+def _memory(sizes: Mapping[str, Any], spec: Spec, *, cache: int, widths: tuple[int, int]) -> Any:
+    return sum(memory_bytes(sizes, spec, cache=cache, widths=widths))
+
+
+def cache_size(batch: int, length: int | None) -> int:
+    """Return the number of positions of all sequences; 0 without a length."""
+    return batch * (length or 0)
+
+
+def memory_bytes(sizes: Mapping[str, Any], spec: Spec, *, cache: int, widths: tuple[int, int]) -> tuple[Any, Any]:
+    """Return the bytes of the parameters and of the cache.
+
+    Args:
+        sizes: of the groups.
+        spec: of the network.
+        cache: positions of all sequences.
+        widths: bytes of an element of the parameters, and of the cache.
+
+    Raises:
+        BudgetError: there is a cache, but no attention.
+    """
+    parameters = widths[0] * spec.costs.params(sizes)
+    if not cache:
+        return parameters, 0
+    elements = cached_elements(spec)
+    if not elements.terms:
+        raise BudgetError(
+            "length= asks for a cache of keys and values, but the program has no scaled_dot_product_attention; load the model with "
+            'attn_implementation="sdpa", or leave length out'
+        )
+    return parameters, widths[1] * cache * elements(sizes)
 
 
 def _predict(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:

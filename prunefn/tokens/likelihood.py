@@ -98,3 +98,18 @@ def likelihood(logits: Tensor, labels: Tensor, mask: Tensor | None, *, shift: bo
         )
     wide = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     return Likelihood(F.cross_entropy(wide, targets, reduction="none").double().sum(), tokens)
+
+
+def classes_last(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [n, classes] and labels [n] of token logits [batch, length, classes] with labels [batch, length].
+
+    All others stay as they are; torch takes [batch, classes, length], which comes first where both fit.
+
+    >>> x, y = classes_last(torch.zeros(2, 5, 7), torch.zeros(2, 5, dtype=torch.long))
+    >>> x.shape, y.shape
+    (torch.Size([10, 7]), torch.Size([10]))
+    """
+    second = (*logits.shape[:1], *logits.shape[2:])
+    if logits.ndim > 2 and logits.shape[:-1] == labels.shape != second:
+        return logits.flatten(0, -2), labels.flatten()
+    return logits, labels
