@@ -14,11 +14,11 @@ from ..errors import BudgetError, MaskError, PruneError, nearest
 from ..spec.spec import Spec
 from ..types import Budget, Mask, Scope, Scores, TargetSizes
 from . import scope as scopes
-from .budget import fewest
 from .caps import TINY, Caps, RoundTo, caps, patterns
 from .corresponding import equal_caps
 from .exact import at_sizes
 from .knapsack import by_saving
+from .meeting import fewest
 from .order import Order, by_share
 
 DIGITS = 10_000

@@ -49,8 +49,8 @@ class Distill(NamedTuple):
         student, teacher = _read_logits(output), _read_logits(target)
         batch = rest[0] if rest and isinstance(rest[0], Mapping) else {}
         mask = mask_in(batch, tuple(student.shape[:-1]))
-        flat = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
-        soft = soft_targets(*flat, None if mask is None else mask.flatten(), self.temperature)
+        student, teacher = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
+        soft = soft_targets(student, teacher, None if mask is None else mask.flatten(), self.temperature)
         return self.alpha * loss + (1 - self.alpha) * soft
 
 
