@@ -42,7 +42,14 @@ def gpt2() -> nn.Module:
     )
 
 
-MODELS = {"llama": llama, "mha": lambda: llama(8), "gpt2": gpt2}
+def mistral() -> nn.Module:
+    """Its config leaves the width of a head to the class."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.MistralConfig(vocab_size=50, num_hidden_layers=2, head_dim=None, use_cache=False, **sizes)
+    return transformers.MistralForCausalLM(config)
+
+
+MODELS = {"mistral": mistral, "llama": llama, "mha": lambda: llama(8), "gpt2": gpt2}
 
 
 @lru_cache
@@ -61,6 +68,7 @@ CASES = {
         {"num_attention_heads": 3, "num_key_value_heads": 1},
     ],
     "mha": [{"num_attention_heads": 5, "num_key_value_heads": 5}],
+    "mistral": [{"num_attention_heads": 2, "hidden_size": 24}],
     "gpt2": [{"n_inner": 72}, {"hidden_size": 24, "n_head": 3, "n_inner": 64}],
 }
 
@@ -74,7 +82,9 @@ def test_the_pruned_model_has_a_config_with_these_numbers_and_no_others(name: st
         assert getattr(small.config, field) == value
     dense, now = t.model.config.to_dict(), small.config.to_dict()
     real = {small.config.attribute_map.get(f, f) for f in fields}
-    assert {f for f in now if now[f] != dense.get(f)} <= real
+    assert {f for f in now if now[f] != dense.get(f)} <= real | (
+        {"head_dim"} if dense.get("head_dim", 0) is None else set()
+    )
     fresh = type(t.model)(small.config).eval()
     fresh.load_state_dict(small.state_dict())
     assert torch.equal(fresh(IDS).logits, small(IDS).logits)
@@ -144,6 +154,13 @@ def test_fields_of_configs_in_a_config() -> None:
     assert str(_field("vision_config.hidden_size", config)) == "vision_config.hidden_size"
     with pytest.raises(pf.PruneError, match=r"write one of .text_config\.hidden_size., .vision_config\.hidden_size."):
         _field("hidden_size", config)
+
+
+def test_another_name_of_a_field_is_no_second_field() -> None:
+    from prunefn.modules.targets import _all_fields, _field
+
+    config = transformers.T5Config()  # its head_dim is d_kv
+    assert str(_field("head_dim", config)) == "d_kv" and "head_dim" not in map(str, _all_fields(config))
 
 
 def test_sizes_by_hand() -> None:

@@ -75,7 +75,7 @@ class _Saver:
         warn(
             f"{name}.from_pretrained cannot load what is saved in {folder}, since no config of {name} says the sizes of this pruned "
             f"model: {self.why}. Load it by pf.load({name}(config), {str(folder)!r}), with the config of the dense model, which is in "
-            f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.local()) may have a config",
+            f"{DENSE_CONFIG}. A model whose layers are pruned alike (scope=pf.scope.uniform(), or pf.target) may have a config",
         )
         _write_checkpoint(self.module, self.library, folder, state_dict)
 

@@ -78,6 +78,7 @@ def target(spec: Spec, model: Any, **sizes: Any) -> TargetSizes:
     _check_config(outline, spec)
     for field, value in changes.items():
         _check_stated(field, value, outline, spec)
+    changes = {**_kept_widths(changes, outline, spec), **changes}
     equations = list(_head_equations(changes, outline, spec))
     _check_heads(equations, changes, spec)
     return TargetSizes(FrozenDict(_solve(changes, outline, [(str(f), a, n) for f, a, n in equations], spec)))
@@ -128,8 +129,8 @@ def _source_of(model: Any, spec: Spec) -> Source:
 
 def _all_fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[Field]:
     """Yield every field of a config and of the configs in it."""
-    own = vars(config)
-    for name in dict.fromkeys([*own, *(() if path else UNSAID)]):
+    own, aliases = vars(config), getattr(config, "attribute_map", {})
+    for name in dict.fromkeys([*own, *(n for n in UNSAID if not path and n not in aliases)]):
         if hasattr(own.get(name), "to_dict"):
             yield from _all_fields(own[name], (*path, name))
         elif not name.startswith("_"):
@@ -203,6 +204,18 @@ def _axes(spec: Spec) -> list[Axis]:
 # ---- heads
 
 
+def _kept_widths(changes: Mapping[Field, int], outline: Outline, spec: Spec) -> dict[Field, int]:
+    """Return the width of a head for configs that leave it to the class: it stays, whatever the width is divided by."""
+    widths = dict.fromkeys(size(w, spec.sizes) for a in _axes(spec) for w in _head_dims_in(a, spec))
+    for field in _all_fields(outline.config):
+        if HEAD_DIM.search(field.name) and field.get(outline.config) is None and field not in changes:
+            effect = outline.effect(field, None)
+            if effect is not None and _changed_dims(effect[0][1], effect[1][1]):
+                fitting = [w for w in widths if outline.shapes({field: w}) == outline.dense]
+                return {field: fitting[0]} if fitting else {}
+    return {}
+
+
 def _heads_in(axis: Axis, spec: Spec) -> Axis | None:
     """Return the product of the factors of an axis that count heads; None if there are none."""
     parts = axis.parts if isinstance(axis, Concat) else (axis,)
@@ -230,6 +243,7 @@ def _head_equations(changes: Mapping[Field, int], outline: Outline, spec: Spec) 
     for field in _all_fields(outline.config):
         now = field.get(outline.config)
         is_count, is_width = bool(HEADS.search(field.name)), bool(HEAD_DIM.search(field.name))
+        now = changes.get(field) if now is None and is_width else now
         if type(now) is not int or not (is_count or is_width):
             continue
         effect = outline.effect(field, now)
@@ -281,7 +295,9 @@ def _solve(changes: Mapping[Field, int], outline: Outline, equations: list[Equat
     Raises:
         PruneError: the class refuses the numbers, or no pruning gives its shapes.
     """
-    written = ", ".join(f"{f}={n}" for f, n in changes.items())
+    written = ", ".join(
+        f"{f}={n}" for f, n in changes.items() if f.get(outline.config) is not None or not HEAD_DIM.search(f.name)
+    )
     shapes = outline.shapes(changes)
     if isinstance(shapes, str):
         raise PruneError(f"the class has no model with {written}: {shapes}")
