@@ -83,12 +83,33 @@ def _affine(case: Case) -> Any:
     )
 
 
+def _no_bias(case: Case) -> Any:
+    method = pf.compensation.affine(ridge=0.1, intercept=False)
+    return pf.pipeline(criterion=pf.criteria.weighted_variance(), where=MLPS, ratio=target(case), compensation=method)
+
+
+def _minitron(case: Case) -> Any:
+    return pf.recipes.minitron(target(case))
+
+
+def _wanda_sp(case: Case) -> Any:
+    return pf.recipes.wanda_sp(target(case), where=MLPS)
+
+
+def _flap(case: Case) -> Any:
+    return pf.recipes.flap(0.25, where=MLPS)
+
+
 def _default(case: Case) -> Any:
     return pf.pipeline(where=MLPS, ratio=0.25)
 
 
-def _default_uniform(case: Case) -> Any:
+def _default_target(case: Case) -> Any:
     return pf.pipeline(where=MLPS, ratio=target(case))
+
+
+def _default_no_bias(case: Case) -> Any:
+    return pf.pipeline(where=MLPS, ratio=target(case), compensation=pf.compensation.affine(intercept=False))
 
 
 METHODS: dict[str, Callable[[Case], Any]] = {
@@ -96,8 +117,13 @@ METHODS: dict[str, Callable[[Case], Any]] = {
     "variance + mean, uniform": _variance,
     "weighted variance + mean, target": _weighted,
     "weighted variance + affine (ridge 0.1), target": _affine,
+    "weighted variance + least squares without bias (ridge 0.1), target": _no_bias,
+    "Minitron's norms, target": _minitron,
+    "Wanda-sp, target": _wanda_sp,
+    "FLAP": _flap,
     "default pipeline": _default,
-    "default pipeline, target": _default_uniform,
+    "default pipeline, target": _default_target,
+    "default pipeline without biases, target": _default_no_bias,
 }
 
 
