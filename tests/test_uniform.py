@@ -143,3 +143,19 @@ def test_a_pipeline_prunes_to_one_size() -> None:
     small = prune(params, batches, spec=spec())
     assert {small.spec.sizes[g] for g in ALIKE} == {28}
     assert small.info.after.macs <= 0.75 * small.info.before.macs
+
+
+class Steps:
+    """A latency in steps of sixteen units, which rises a little with every unit removed in between."""
+
+    def predict(self, sizes: dict[str, int]) -> float:
+        return sum(1 + -(-n // 16) - 0.001 * n for n in sizes.values())
+
+
+@pytest.mark.parametrize("keep", [0.7, 0.9])
+def test_a_latency_is_met_by_equal_counts(keep: float) -> None:
+    scores = {g: v for g, v in drawn(4).items() if g in ALIKE}
+    mask = pf.select(scores, pf.budget.latency(keep, Steps()), spec=spec(), scope=pf.scope.uniform())
+    sizes = dict(spec().sizes)
+    assert len(set(kept(mask).values())) == 1
+    assert Steps().predict({**sizes, **kept(mask)}) <= keep * Steps().predict(sizes)
