@@ -19,7 +19,7 @@ from .checkpoints.stats_file import load_stats, save_stats
 from .checkpoints.stream import apply_checkpoint
 from .compensation.batch_norm import recalibrate
 from .compensation.repair import compensate, residual
-from .costs.analytic import cost
+from .costs.analytic import Memory, cost, memory
 from .costs.network_metrics import Metrics, compare, metrics
 from .costs.profiling import Profile, profile
 from .costs.soft import SoftCost, soft_cost, soft_latency
@@ -29,6 +29,7 @@ from .criteria.scoring import score
 from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
+from .modules.targets import target
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
 from .pipelines import pipeline
 from .program import sharded
@@ -43,6 +44,7 @@ from .spec.parts import Cost
 from .spec.spec import Spec
 from .stats import collect_stats, merge_stats, stats_bytes, sync_stats
 from .submodules import prune_submodule
+from .tokens.measuring import perplexity
 from .tracing.api import trace
 from .types import Collector, Criterion, Mask, Params, Scores, Stats
 from .where import exact, glob, kind, module, only, touches
@@ -65,6 +67,7 @@ __all__ = [
     "LatencyTable",
     "Mask",
     "MaskError",
+    "Memory",
     "Metrics",
     "Params",
     "ParamsError",
@@ -108,6 +111,7 @@ __all__ = [
     "load_params",
     "load_stats",
     "mask",
+    "memory",
     "merge_stats",
     "metrics",
     "module",
@@ -115,6 +119,7 @@ __all__ = [
     "normalizer",
     "only",
     "params",
+    "perplexity",
     "pipeline",
     "profile",
     "prune_submodule",
@@ -138,6 +143,7 @@ __all__ = [
     "stats_bytes",
     "sweep",
     "sync_stats",
+    "target",
     "to_module",
     "touches",
     "trace",

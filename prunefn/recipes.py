@@ -24,7 +24,7 @@ from .selection import scope
 from .selection.budget import macs
 from .spec.spec import Spec
 from .tracing.rules.families import is_batch_norm
-from .types import Batch, Budget, Params, Pruned
+from .types import Batch, Budget, Params, Pruned, TargetSizes
 from .where import kind
 
 __all__ = [
@@ -32,18 +32,21 @@ __all__ = [
     "corp",
     "depgraph_group_norm",
     "dvbp_ob2c",
+    "flap",
     "fpgm",
     "isomorphic",
     "l1_channels",
     "lamp",
     "mac_aware",
+    "minitron",
     "network_slimming",
     "taylor",
     "vbp",
+    "wanda_sp",
 ]
 
 
-Ratio = float | Budget
+Ratio = float | Budget | TargetSizes
 
 
 @door
@@ -163,6 +166,42 @@ def fpgm(ratio: Ratio = 0.5, **options: Any) -> Prune:
         "criterion": criteria.fpgm(),
         "where": kind("hidden"),
         "scope": scope.local(),
+        "compensation": compensation.none(),
+    }
+    return pipeline(ratio=ratio, **defaults | options)
+
+
+@door
+def flap(ratio: Ratio = 0.2, **options: Any) -> Prune:
+    """Rank MLP units and heads together by standardised fluctuation, and compensate their means (FLAP, arXiv 2312.11983)."""
+    defaults = {
+        "criterion": criteria.flap(),
+        "where": kind("hidden", "heads"),
+        "scope": scope.global_(normalize=normalizer.z_score),
+        "compensation": compensation.mean(),
+    }
+    return pipeline(ratio=ratio, **defaults | options)
+
+
+@door
+def wanda_sp(ratio: Ratio = 0.2, **options: Any) -> Prune:
+    """Remove the same fraction of every MLP and of all heads by weights times activations (Wanda-sp, arXiv 2312.11983)."""
+    defaults = {
+        "criterion": criteria.wanda_sp(),
+        "where": kind("hidden", "heads"),
+        "scope": scope.local(),
+        "compensation": compensation.none(),
+    }
+    return pipeline(ratio=ratio, **defaults | options)
+
+
+@door
+def minitron(ratio: Ratio = 0.25, **options: Any) -> Prune:
+    """Keep one width in all layers by norms of activations (Minitron, arXiv 2407.14679); distil afterwards, as by `pf.recover`."""
+    defaults = {
+        "criterion": criteria.activation_norm(),
+        "where": kind("hidden"),
+        "scope": scope.uniform(),
         "compensation": compensation.none(),
     }
     return pipeline(ratio=ratio, **defaults | options)

@@ -129,6 +129,8 @@ class Scope(NamedTuple):
     """Scores of a group [units] → scores that are comparable between groups [units]; None: unchanged."""
     per: str | None = None
     """Rank by score divided by what removing the unit saves of this cost, a field of `Cost`; None: rank by score."""
+    uniform: bool = False
+    """Whether all groups of a class keep the same number of units; `normalize` then gives each unit its place in its group."""
 
 
 class Budget(NamedTuple):
@@ -143,6 +145,13 @@ class Budget(NamedTuple):
     """Whether the cost never rises when a unit is removed; if False, the whole removal order is searched."""
     soft: Callable[[Mapping[str, Any], Spec], Any] | None = None
     """The cost at sizes that need not be whole: floats, or tensors that carry gradients; None: there is none."""
+
+
+class TargetSizes(NamedTuple):
+    """The exact number of units that groups keep, as `pf.target` reads them from the numbers of a config."""
+
+    sizes: Mapping[str, int]
+    """Group → units; other groups keep all."""
 
 
 @runtime_checkable

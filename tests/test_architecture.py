@@ -42,6 +42,7 @@ ROOMS = (
         "where",
         "parameters",
         "stats",
+        "tokens",
         "criteria",
         "selection",
     ),

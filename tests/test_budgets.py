@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import prunefn as pf
 from prunefn.selection import caps
-from prunefn.selection.budget import SCAN
 from prunefn.selection.choose import _budgets
+from prunefn.selection.meeting import SCAN
 from prunefn.selection.polynomial_roots import bisected, degrees, root
 from prunefn.types import Budget, Predictor, Scores
 

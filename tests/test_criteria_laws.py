@@ -20,12 +20,14 @@ from .small import close, cnn, mlp, randn, traced
 
 TABLE: dict[str, Callable[[], pf.Criterion]] = {
     "activation": c.activation,
+    "activation_norm": c.activation_norm,
     "bn_scale": c.bn_scale,
     "combined(magnitude, weighted_variance)": lambda: c.combined(c.magnitude(), c.weighted_variance()),
     "conditional_variance": c.conditional_variance,
     "denoised_variance": c.denoised_variance,
     "dissimilar(magnitude)": lambda: c.dissimilar(c.magnitude()),
     "fisher": lambda: c.fisher(chunk_size=7),
+    "flap": c.flap,
     "fpgm": c.fpgm,
     "guided(magnitude, weighted_variance)": lambda: c.guided(c.magnitude(), c.weighted_variance(producer=True)),
     "hessian": c.hessian,
@@ -42,6 +44,7 @@ TABLE: dict[str, Callable[[], pf.Criterion]] = {
     "smoothed(taylor)": lambda: c.smoothed(c.taylor(absolute=True)),
     "taylor": c.taylor,
     "variance": c.variance,
+    "wanda_sp": c.wanda_sp,
     "weighted_variance": c.weighted_variance,
 }
 every = pytest.mark.parametrize("name", TABLE)

@@ -196,6 +196,7 @@ DOORS_ONLY = (
         "pf.soft_latency",
         "pf.profile",
         "pf.prune_submodule",
+        "pf.perplexity",
         "pf.recover",
         "gates.learn",
         "sparse.picture",

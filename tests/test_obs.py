@@ -131,3 +131,25 @@ def test_bad_arguments() -> None:
         criteria.obs(ridge=0.0)
     with pytest.raises(pf.PruneError, match=r"no likelihood 'categoric'.*did you mean 'categorical'"):
         criteria.obs("categoric")
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_many_outputs_are_weighed_at_the_inputs(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Fisher information of a vocabulary would not fit into memory; what it weighs at the inputs is the same."""
+    from prunefn.criteria import output_fisher
+
+    t, x = (
+        (traced(mlp(5, 8, 3), randn(40, 5)), randn(40, 5))
+        if net == "mlp"
+        else (traced(cnn(), randn(2, 3, 6, 6)), randn(20, 3, 6, 6))
+    )
+    stats, kinds = [], []
+    for widest in (8192, 2):
+        monkeypatch.setattr(output_fisher, "WIDEST", widest)
+        stats.append(pf.collect_stats(t.params, [x[:12], x[12:]], spec=t.spec, criterion=criteria.obs()))
+        kinds.append(set(next(iter(stats[-1].sums.values()))))
+    assert not kinds[0] & kinds[1]
+    one, two = (pf.score(s, criterion=criteria.obs()) for s in stats)
+    assert one.keys() == two.keys()
+    for g in one:
+        close(one[g], two[g], 1e-8)

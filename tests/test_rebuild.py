@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import prunefn as pf
-from prunefn.checkpoints.infer import infer_sizes
+from prunefn.modules.infer import infer_sizes
 
 from .small import Attention, Residual, Tied, Traced, bits, close, cnn, mlp, randn, same, traced
 from .zoo import random_mask

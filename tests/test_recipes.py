@@ -46,7 +46,7 @@ def network(name: str) -> tuple[Traced, list[Any]]:
 def test_all_recipes_are_here() -> None:
     assert set(NAMES) == {
         "best", "vbp", "dvbp_ob2c", "corp", "network_slimming", "l1_channels", "taylor", "isomorphic", "depgraph_group_norm",
-        "lamp", "fpgm", "mac_aware",
+        "lamp", "fpgm", "mac_aware", "flap", "wanda_sp", "minitron",
     }  # fmt: skip
 
 

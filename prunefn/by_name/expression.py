@@ -36,7 +36,7 @@ def value_of(text: str, room: Room, what: str) -> Any:
     'mac_aware(magnitude)'
     >>> value_of("lampe", room, "criterion")
     Traceback (most recent call last):
-    prunefn.errors.PruneError: criterion 'lampe': there is no 'lampe'; did you mean 'lamp'?
+    prunefn.errors.PruneError: criterion 'lampe': there is no 'lampe'; did you mean 'lamp' or 'flap'?
     """
     try:
         tree = ast.parse(re.sub(r"\bglobal\b", "global_", text.strip()), mode="eval").body

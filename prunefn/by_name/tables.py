@@ -34,7 +34,9 @@ CRITERIA: Room = {
 }
 """Criteria, and what they may take: `normalized(magnitude, normalizer.rank)`."""
 COMPENSATIONS: Room = {n: getattr(compensation, n) for n in compensation.__all__}
-SCOPES: Room = {f.__name__: f for f in (scope.global_, scope.local, scope.per_kind, scope.isomorphic, scope.knapsack)}
+SCOPES: Room = {
+    f.__name__: f for f in (scope.global_, scope.local, scope.uniform, scope.per_kind, scope.isomorphic, scope.knapsack)
+}
 GROUPS: Room = {f.__name__: f for f in (where.kind, where.glob, where.module, where.touches, where.exact)} | {
     k: (lambda k=k: where.kind(k)) for k in where.KINDS
 }

@@ -20,6 +20,7 @@ from ..files import atomic
 from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
+from ..modules.infer import infer_sizes
 from ..modules.libraries import configured
 from ..modules.places import Place, places
 from ..modules.plan import Plan, plan_in, remember
@@ -31,7 +32,6 @@ from ..program.sharded import check_plain
 from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Mask, Params
-from .infer import infer_sizes
 from .prefix import fitting, without_prefix
 
 

@@ -146,7 +146,7 @@ class Prune(Settings):
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None
-    """global, local, isomorphic, per_kind, knapsack"""
+    """global, local, uniform, isomorphic, per_kind, knapsack"""
     compensation: str | None = None
     """mean, affine(ridge=1e-4), variance_rescale, none"""
     where: str | None = None

@@ -18,12 +18,14 @@ tests/test_criteria_laws.py. The files are private because a function hides a mo
 """
 
 from ._activation import activation
+from ._activation_norm import activation_norm
 from ._bn_scale import bn_scale
 from ._combined import combined
 from ._conditional_variance import conditional_variance
 from ._denoised_variance import denoised_variance
 from ._dissimilar import dissimilar
 from ._fisher import fisher
+from ._flap import flap
 from ._fpgm import fpgm
 from ._given import given
 from ._guided import guided
@@ -40,16 +42,19 @@ from ._rank_fusion import rank_fusion
 from ._smoothed import smoothed
 from ._taylor import taylor
 from ._variance import variance
+from ._wanda_sp import wanda_sp
 from ._weighted_variance import weighted_variance
 
 __all__ = [
     "activation",
+    "activation_norm",
     "bn_scale",
     "combined",
     "conditional_variance",
     "denoised_variance",
     "dissimilar",
     "fisher",
+    "flap",
     "fpgm",
     "given",
     "guided",
@@ -67,6 +72,7 @@ __all__ = [
     "smoothed",
     "taylor",
     "variance",
+    "wanda_sp",
     "weighted_variance",
 ]
 

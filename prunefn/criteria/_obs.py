@@ -21,7 +21,7 @@ from ..spec.spec import Spec
 from ..types import Collector, Criterion, Moments, Scores, Stats
 from .base import collected, groups_of, index_map, measured, spec_of
 from .elimination import Term, eliminate
-from .output_fisher import LIKELIHOODS, OutputFisher
+from .output_fisher import LIKELIHOODS, OutputFisher, at_inputs
 
 
 @door
@@ -85,7 +85,7 @@ def _score(stats: Stats, *, collectors: tuple[Collector, ...], ridge: float) -> 
     for name, m in sites.items():
         site, blocks = spec.sites[name], size(spec.sites[name].groups, spec.sizes)
         groups = groups_of(site.axis, spec)
-        if fisher is not None and name not in fisher:
+        if fisher is not None and name not in fisher and at_inputs(name) not in fisher:
             incomparable |= set(groups)
             continue
         key = id(m.scatter), blocks
@@ -127,6 +127,8 @@ def _precision(m: Moments, blocks: int, ridge: float) -> Tensor:
 def _importance(stats: Stats, site: Site, m: Moments, fisher: Mapping[str, Tensor] | None) -> Tensor:
     """Return Wᵀ F W over outputs and taps, [n, n], zero between the groups of a convolution."""
     assert m.scatter is not None
+    if fisher is not None and at_inputs(site.name) in fisher:
+        return torch.block_diag(*fisher[at_inputs(site.name)].to(m.m2.device))
     weight = site_weight(stats.params, site, spec=spec_of(stats)).to(m.m2.device)
     g, o, i, _ = weight.shape
     out = []

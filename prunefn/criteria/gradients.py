@@ -26,6 +26,7 @@ from ..program.inputs import sample_dims, samples, signature
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..stats.weights import IGNORED, without_padding
+from ..tokens.likelihood import classes_last
 from ..tracing.arguments import LABELS
 from ..types import Batch, Params
 from .unit_mask import mask_params, masked
@@ -36,8 +37,8 @@ Tensors = dict[str, Tensor]
 
 
 def cross_entropy(output: Any, labels: Tensor) -> Tensor:
-    """Return the mean cross entropy of logits [batch, classes, …] with labels [batch, …]."""
-    return F.cross_entropy(output, labels)
+    """Return the mean cross entropy of logits [batch, classes, …] or [batch, length, classes] with labels [batch, …]."""
+    return F.cross_entropy(*classes_last(output, labels))
 
 
 def loss_name(loss: Loss) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from .. import trees
 from ..errors import BatchError
 from ..program.batches import device_of, inputs_of
-from ..program.compiled import compiled, result
+from ..program.compiled import compiled, result, site_weight
 from ..spec.parts import Site
 from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..types import Batch, Params
@@ -21,9 +21,19 @@ LIKELIHOODS = ("auto", "categorical", "gaussian")
 """Names of the distributions that a network's output may stand for."""
 
 
+WIDEST = 8192
+"""Outputs of a site whose Fisher information is kept as a matrix; that of a vocabulary would take gigabytes."""
+
+
+def at_inputs(site: str) -> str:
+    """Return the key of Wᵀ F W of a site with more than `WIDEST` outputs."""
+    return f"{site}, at its inputs"
+
+
 class OutputFisher(NamedTuple):
     """Collector of Σ over samples and positions of g gᵀ: site → [o, o], float64.
 
+    Of a site with more than `WIDEST` outputs, it is Σ over taps of Wᵀ g gᵀ W instead, [groups, i, i], under the key `at_inputs`.
     g is the gradient of −log p(y) at the site's output, with y drawn from the network's own distribution. Sites whose output is
     not a tensor of the program (gates of recurrent cells) are left out.
     """
@@ -55,8 +65,12 @@ class OutputFisher(NamedTuple):
         for name, dim in dims.items():
             for call in spec.sites[name].calls:
                 if (g := by_call[f"%{call}"]) is not None:
-                    rows = g.movedim(dim, -1).flatten(0, -2).double()
-                    out[name] = rows.mT @ rows if name not in out else out[name] + rows.mT @ rows
+                    rows = g.movedim(dim, -1).flatten(0, -2)
+                    if rows.shape[1] > WIDEST:
+                        key, value = at_inputs(name), _at_inputs(rows, site_weight(params, spec.sites[name], spec=spec))
+                    else:
+                        key, value = name, rows.double().mT @ rows.double()
+                    out[key] = value if key not in out else out[key] + value
         return out
 
     def _logits(self, outputs: tuple[Any, ...], spec: Spec) -> Tensor | None:
@@ -85,6 +99,13 @@ class OutputFisher(NamedTuple):
         uniform = torch.empty_like(logits).uniform_(generator=generator).clamp(1e-6, 1 - 1e-6)
         drawn = (logits.detach() - (-uniform.log()).log()).argmax(-1)
         return F.cross_entropy(logits.flatten(0, -2), drawn.flatten(), reduction="sum")
+
+
+def _at_inputs(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return Σ over rows and taps of Wᵀ g gᵀ W, [groups, i, i], from rows g [n, groups · o] and the weight [groups, o, i, taps]."""
+    per_group = rows.detach().unflatten(1, (weight.shape[0], -1))
+    back = torch.einsum("ngo,goit->gtni", per_group, weight.detach().to(rows)).flatten(1, 2).double()
+    return back.mT @ back
 
 
 def output_dim(site: Site, spec: Spec) -> int | None:

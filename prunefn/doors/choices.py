@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from ..spec.parts import Group
-from ..types import Budget, Compensation, Criterion, Scope
+from ..types import Budget, Compensation, Criterion, Scope, TargetSizes
 from .plain import Read, Refuse, at_entry, read_float
 from .words import menu, public_name, said
 
@@ -109,9 +109,9 @@ def read_criteria(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any
 
 
 def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
-    """Read a number, a budget, several budgets, or a number for each glob; the function itself checks the range."""
+    """Read a number, a budget, several budgets, sizes, or a number for each glob; the function itself checks the range."""
     _refuse_uncalled(value, ("Budget",), refuse)
-    if isinstance(value, Budget):
+    if isinstance(value, Budget | TargetSizes):
         return value
     if isinstance(value, Mapping):
         for key, v in value.items():

@@ -35,7 +35,8 @@ class Kind(NamedTuple):
 
 LEAST: dict[str, int] = dict.fromkeys(
     ("max_batches batch batch_size batches repeats chunk_size chunk inputs "
-     "classes workers trials image_size max_shard_bytes num_classes in_chans img_size patch_size dim depth heads end rate opset"
+     "classes workers trials image_size max_shard_bytes length sequences "
+     "num_classes in_chans img_size patch_size dim depth heads end rate opset"
      ).split(), 1,
 ) | {"start": 0, "mlp_ratio": 0, "recover_steps": 0}  # fmt: skip
 """Name of a parameter → its smallest value, where that is the same for all functions."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BudgetError
-from ..selection.budget import at_least
+from ..selection.meeting import at_least
 from ..spec.spec import Spec
 from ..types import Budget
 from .concrete import expected_units

@@ -38,7 +38,7 @@ TRIES = 12
 VALUES = 3
 """Maximal number of values that are tried for one field."""
 
-ALIKE = "A model whose layers are pruned alike (scope=pf.scope.local()) may have a config"
+ALIKE = "A model whose layers are pruned alike (scope=pf.scope.uniform(), or pf.target) may have a config"
 """Advice where no config states the sizes."""
 NO_BIAS = (
     "To have a config, compensate without new biases: compensation=pf.compensation.affine(intercept=False), or "
@@ -120,7 +120,7 @@ def find_fields(
         build: builds a fresh model of a config on `meta`.
         check: builds a fresh model of a config and returns its problem, or None.
     """
-    outline = _Outline(build, config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
+    outline = Outline(build, config, {n: tuple(t.shape) for n, t in module.state_dict().items()})
     if created := [n for n in outline.wanted if n in spec.slots]:
         return Fit({}, _created_text(created), NO_BIAS)
     options = dict(_options(config, outline, spec))
@@ -147,7 +147,7 @@ def _created_text(created: Sequence[str]) -> str:
     return f"a compensation created {created[0]!r}{more}, and a fresh model has no such tensor"
 
 
-class _Outline:
+class Outline:
     """The shapes of fresh models on `meta`, by the changes in their config."""
 
     def __init__(self, build: Callable[[Any], nn.Module], config: Any, wanted: Shapes) -> None:
@@ -218,7 +218,7 @@ def _numbers(config: Any, path: tuple[str, ...] = ()) -> Iterator[Field]:
             yield from (Field(path, name, i) for i in range(len(value)))
 
 
-def _options(config: Any, outline: _Outline, spec: Spec) -> Iterator[tuple[Field, tuple[int, ...]]]:
+def _options(config: Any, outline: Outline, spec: Spec) -> Iterator[tuple[Field, tuple[int, ...]]]:
     """Yield the fields that may have to change, each with its likeliest values."""
     all_sizes = found(_with_factors(a for axes in spec.axes.values() for a in axes), spec)
     for field in _numbers(config):
@@ -242,7 +242,7 @@ def _dims(effect: tuple[_Point, _Point]) -> list[tuple[str, int]]:
 
 
 def _implied_values(
-    now: int | None, first: _Point, second: _Point, dims: Iterable[tuple[str, int]], outline: _Outline
+    now: int | None, first: _Point, second: _Point, dims: Iterable[tuple[str, int]], outline: Outline
 ) -> Iterator[int]:
     """Yield the number of a field that each of its dims implies at the new sizes, as a size is linear in its field."""
     (v, a), (w, b) = first, second
@@ -272,7 +272,7 @@ def _with_factors(axes: Iterable[Axis]) -> list[Axis]:
     return [*own, *factors(own)]
 
 
-def _search_greedily(outline: _Outline, options: Mapping[Field, tuple[int, ...]]) -> Changes:
+def _search_greedily(outline: Outline, options: Mapping[Field, tuple[int, ...]]) -> Changes:
     """Change one field after the other, or two at once, as long as that leaves fewer wrong dims."""
     moves = [{f: v} for f, values in options.items() for v in values]
     best: Changes = {}
@@ -289,7 +289,7 @@ def _search_greedily(outline: _Outline, options: Mapping[Field, tuple[int, ...]]
     return best
 
 
-def _drop_needless(outline: _Outline, changes: Changes) -> Changes:
+def _drop_needless(outline: Outline, changes: Changes) -> Changes:
     """Drop the changes that make no difference to the shapes."""
     for field in list(changes):
         fewer = {f: v for f, v in changes.items() if f != field}

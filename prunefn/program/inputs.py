@@ -162,6 +162,7 @@ def check_sizes(accepted: Signature, tensors: Sequence[Any]) -> None:
             traced_shape = ", ".join([written(m) for m in shape])
             raise BatchError(
                 f"input {name!r} has shape {tuple(x.shape)}; the spec was traced with ({traced_shape})"
+                + ("; a single sample is no batch: write x[None], or a DataLoader" if x.ndim == len(shape) - 1 else "")
                 + "".join([f"; {dim} is fixed at {why}" for dim, why in accepted.fixed if dim.startswith(f"{name} ")])
             )
         for axis, n in zip(shape, x.shape, strict=True):

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.infer import infer_sizes
 from ..criteria import magnitude
 from ..criteria import reduction as reductions
 from ..criteria.scoring import score
 from ..drawing.canvas import DENSE, INK, KEPT, Panel, blank, grid, save, words
 from ..errors import ParamsError, PruneError
 from ..files.nest import KEY, read_nest
+from ..modules.infer import infer_sizes
 from ..modules.pruned_file import read_content
 from ..parameters.transforms import shrink
 from ..spec.layout import cut

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import inf, isfinite
 from typing import Any
+
+import torch
 
 from ..doors import door
 from ..errors import BudgetError, PruneError
+from ..spec.kv_cache import cached_elements
 from ..spec.parts import Cost
 from ..spec.spec import Spec
 from ..types import Budget, Predictor, Where
 from ..where import matches
+from .meeting import at_least, fewest
 from .polynomial_roots import degrees, root
 
-__all__ = ["activations", "custom", "latency", "macs", "params", "uniform_ratio"]
-
-
-SCAN = 512
-"""Number of points of an order that are tried when a cost need not fall."""
-SLACK = 1 + 1e-12
-"""Relative tolerance of a budget, so that keeping 3 of 10 meets 0.3 in spite of rounding errors."""
+__all__ = ["activations", "custom", "latency", "macs", "memory", "params", "uniform_ratio"]
 
 
 @door
@@ -47,6 +44,37 @@ def activations(keep: float) -> Budget:
     Activations are the elements that all ops write for one sample, which training keeps in memory.
     """
     return _budget("activations", keep, _activations, soft=_activations)
+
+
+@door
+def memory(
+    keep: float,
+    *,
+    batch: int = 1,
+    length: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    cache_dtype: torch.dtype | None = None,
+) -> Budget:
+    """Limit the bytes of parameters and of the cache of keys and values to this fraction of the whole network's.
+
+    The cache has the keys and values of all attention layers (`scaled_dot_product_attention` in the program) for each position of
+    each sequence. Keys that several queries share count once. It is an exact polynomial in the sizes of groups; `pf.memory` returns it.
+
+    Args:
+        keep: fraction of the bytes.
+        batch: sequences in the cache.
+        length: positions of each sequence in the cache; None: there is no cache.
+        dtype: of the parameters.
+        cache_dtype: of the cache; None: that of the parameters.
+
+    Raises:
+        BudgetError: (when used) there is a length, but the program has no attention whose keys and values are known.
+
+    >>> memory(0.75, batch=8, length=4096).quantity
+    'memory'
+    """
+    cost = partial(_memory, cache=cache_size(batch, length), widths=(dtype.itemsize, (cache_dtype or dtype).itemsize))
+    return _budget("memory", keep, cost, soft=cost)
 
 
 @door
@@ -137,125 +165,45 @@ def _activations(sizes: Mapping[str, Any], spec: Spec) -> Any:
     return spec.costs.activations(sizes)
 
 
+def _memory(sizes: Mapping[str, Any], spec: Spec, *, cache: int, widths: tuple[int, int]) -> Any:
+    return sum(memory_bytes(sizes, spec, cache=cache, widths=widths))
+
+
+def cache_size(batch: int, length: int | None) -> int:
+    """Return the number of positions of all sequences; 0 without a length."""
+    return batch * (length or 0)
+
+
+def memory_bytes(sizes: Mapping[str, Any], spec: Spec, *, cache: int, widths: tuple[int, int]) -> tuple[Any, Any]:
+    """Return the bytes of the parameters and of the cache.
+
+    Args:
+        sizes: of the groups.
+        spec: of the network.
+        cache: positions of all sequences.
+        widths: bytes of an element of the parameters, and of the cache.
+
+    Raises:
+        BudgetError: there is a cache, but no attention.
+    """
+    parameters = widths[0] * spec.costs.params(sizes)
+    if not cache:
+        return parameters, 0
+    elements = cached_elements(spec)
+    if not elements.terms:
+        raise BudgetError(
+            "length= asks for a cache of keys and values, but the program has no scaled_dot_product_attention; load the model with "
+            'attn_implementation="sdpa", or leave length out'
+        )
+    return parameters, widths[1] * cache * elements(sizes)
+
+
 def _predict(table: Predictor, sizes: Mapping[str, int], _: Spec) -> float:
     return float(table.predict(sizes))
 
 
 def _interpolate(table: Any, sizes: Mapping[str, Any], _: Spec) -> Any:
     return table.interpolate(sizes)
-
-
-# ---- meeting budgets
-
-
-def shares(budgets: Iterable[Budget], spec: Spec) -> Callable[[Mapping[str, int]], list[float]]:
-    """Return a function from sizes to the fraction kept of each budget's cost.
-
-    The fraction is 0 if both costs are 0, and infinite if only the whole network's cost is 0.
-
-    Raises:
-        PruneError: (also when called) a cost is negative or not finite.
-    """
-    budgets = list(budgets)
-
-    def cost(budget: Budget, sizes: Mapping[str, int]) -> float:
-        value = float(budget.cost(sizes, spec))
-        if not isfinite(value) or value < 0:
-            raise PruneError(
-                f"budget.{budget.quantity}({budget.keep}): the cost is {value}; it must be a finite number ≥ 0"
-            )
-        return value
-
-    dense = [cost(b, spec.sizes) for b in budgets]
-
-    def kept(sizes: Mapping[str, int]) -> list[float]:
-        values = [cost(b, sizes) for b in budgets]
-        return [v / d if d else inf if v else 0.0 for v, d in zip(values, dense, strict=True)]
-
-    return kept
-
-
-def fewest(budgets: Iterable[Budget], spec: Spec, sizes: Callable[[int], Mapping[str, int]], last: int) -> int:
-    """Return the fewest steps of an order of removal that meet all budgets.
-
-    Budgets of falling costs are met by bisection. From that step on, up to `SCAN` points are tried until one meets the other
-    budgets; bisection between it and the previous point finds the first step that does, if there is only one crossing between
-    them.
-
-    Args:
-        budgets: to meet.
-        spec: of the network.
-        sizes: number of steps → size of each group after them.
-        last: the largest number of steps.
-
-    Raises:
-        BudgetError: a budget cannot be met; the message states the nearest one that can.
-    """
-    budgets = list(budgets)
-    falling, others = [b for b in budgets if b.falls], [b for b in budgets if not b.falls]
-    kept = shares(falling, spec)
-
-    def is_met(step: int) -> bool:
-        return _meets(falling, kept(sizes(step)))
-
-    if not is_met(last):
-        raise BudgetError(_unmet_text(falling, kept(sizes(last)), "with all that may go removed"))
-    start = 0 if is_met(0) else _bisect_steps(is_met, 0, last)
-    return _scan(others, spec, sizes, start, last) if others else start
-
-
-def _scan(budgets: list[Budget], spec: Spec, sizes: Callable[[int], Mapping[str, int]], first: int, last: int) -> int:
-    """Return the first step of [first, last] that a scan of `SCAN` points and bisection find to meet the budgets."""
-    kept = shares(budgets, spec)
-    count = min(SCAN, last - first + 1)
-    points = sorted({first + (last - first) * i // max(count - 1, 1) for i in range(count)})
-    best: tuple[float, list[float]] | None = None
-    miss: int | None = None
-    for point in points:
-        fractions = kept(sizes(point))
-        if _meets(budgets, fractions):
-            return point if miss is None else _bisect_steps(lambda k: _meets(budgets, kept(sizes(k))), miss, point)
-        worst = max(fraction / b.keep for fraction, b in zip(fractions, budgets, strict=True))
-        best = (worst, fractions) if best is None or worst < best[0] else best
-        miss = point
-    assert best is not None
-    raise BudgetError(_unmet_text(budgets, best[1], f"at the best of {len(points)} points along the order of removal"))
-
-
-def _bisect_steps(is_met: Callable[[int], bool], miss: int, hit: int) -> int:
-    """Return the first step that meets the budgets, between a step `miss` that does not and a step `hit` that does."""
-    while hit - miss > 1:
-        middle = (miss + hit) // 2
-        miss, hit = (miss, middle) if is_met(middle) else (middle, hit)
-    return hit
-
-
-def _meets(budgets: list[Budget], kept: list[float]) -> bool:
-    return all(fraction <= b.keep * SLACK for b, fraction in zip(budgets, kept, strict=True))
-
-
-def _unmet_text(budgets: list[Budget], kept: list[float], when: str) -> str:
-    """Return the message about the budgets that the kept fractions do not meet."""
-    out = []
-    for b, fraction in zip(budgets, kept, strict=True):
-        if fraction > b.keep * SLACK:
-            least = at_least(fraction)
-            fix = f"or allow at least {least}" if least <= 1 else "or loosen the other budgets"
-            out.append(
-                f"budget.{b.quantity}({b.keep}) cannot be met: {when}, {least} of the {b.quantity} stay; "
-                f"score more groups, {fix}"
-            )
-    return "; and ".join(out)
-
-
-def at_least(share: float) -> float:
-    """Round a fraction up to four digits.
-
-    >>> at_least(0.75), at_least(0.750001)
-    (0.75, 0.7501)
-    """
-    near = round(share, 4)
-    return near if share <= near * SLACK else round(near + 1e-4, 4)
 
 
 # ---- one ratio for all groups, in closed form
@@ -276,7 +224,9 @@ def uniform_ratio(spec: Spec, budget: Budget, where: Where | str | None = None) 
         where: groups that shrink: `pf.kind("hidden")`, a glob, any predicate; default: all.
 
     Returns:
-        The ratio removed, 1 − q, in [0, 1): with `scope.local()`, it meets the budget up to the rounding of sizes.
+        The ratio removed, 1 − q, in [0, 1): with `scope.local()`, it meets the budget up to the rounding of sizes. As a ratio
+        rounds what it removes down, the cost may stay a little above the budget; `select(scores, budget, spec=spec,
+        scope=scope.uniform())` meets it.
 
     Raises:
         PruneError: `where` matches no group.

@@ -12,18 +12,20 @@ import torch
 from ..doors import door
 from ..errors import BudgetError, MaskError, PruneError, nearest
 from ..spec.spec import Spec
-from ..types import Budget, Mask, Scope, Scores
+from ..types import Budget, Mask, Scope, Scores, TargetSizes
 from . import scope as scopes
-from .budget import fewest
 from .caps import TINY, Caps, RoundTo, caps, patterns
+from .corresponding import equal_caps
+from .exact import at_sizes
 from .knapsack import by_saving
+from .meeting import fewest
 from .order import Order, by_share
 
 DIGITS = 10_000
 """Ratios in messages are multiples of 1 / DIGITS: four digits."""
 
-Ratio = float | Budget | Sequence[Budget] | Mapping[str, float]
-"""Ratio of units removed, one or more budgets, or a ratio for each glob on the groups' names."""
+Ratio = float | Budget | Sequence[Budget] | TargetSizes | Mapping[str, float]
+"""Ratio of units removed, one or more budgets, exact sizes, or a ratio for each glob on the groups' names."""
 
 
 @door
@@ -47,7 +49,8 @@ def select(
         ratio: fraction of units removed, in [0, 1), rounded down to whole units; or a budget such as `budget.macs(0.65)`, or
             several budgets, all of which are met; or a ratio for each glob, `{"layer1.*": 0.2, "*": 0.5}`: a group takes the
             ratio of its own name, else of the first glob that matches; groups that match none are not pruned. The groups of a
-            glob are ranked among themselves.
+            glob are ranked among themselves. Or exact sizes, as `pf.target` makes them of the numbers of a config, whatever the
+            scope: every group keeps its best units.
         spec: needed for budgets and by most scopes; with it, the scores are checked against its groups.
         scope: which units are ranked together; default: `scope.global_()`.
         round_to: kept counts are multiples of this, rounded up, so that no more is removed than the ratio allows. A group
@@ -75,6 +78,8 @@ def select(
         min_units=min_units,
     )
     _check_scores(scores, spec)
+    if isinstance(ratio, TargetSizes):
+        return at_sizes(scores, ratio, limits, spec)
     if budgets := _budgets(ratio):
         if spec is None:
             raise PruneError("a budget needs the spec: select(scores, budget, spec=spec)")
@@ -83,7 +88,7 @@ def select(
     ratios = _ratios(ratio)
     deciding = patterns("ratio", ratios, names) if isinstance(ratio, Mapping) else [""] * len(names)
     order = _order(scores, scope, deciding, limits, spec)
-    return order.mask(order.first_of_classes(_removed_counts(order, scope, deciding, ratios, limits)))
+    return order.mask(order.first_of_classes(_removed_counts(order, scope, deciding, ratios)))
 
 
 def _budgets(ratio: Any) -> list[Budget]:
@@ -149,6 +154,8 @@ def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits:
     ]
     values = [_normalized_scores(name, s, scope) for name, s in scores.items()]
     class_numbers = np.array(classes, dtype=np.int64)
+    if scope.uniform:
+        return by_share(names, values, class_numbers, equal_caps(class_numbers, limits))._replace(uniform=True)
     if scope.per is not None and spec is not None:
         return by_saving(names, values, class_numbers, limits, getattr(spec.costs, scope.per), spec.sizes)
     return by_share(names, values, class_numbers, limits)
@@ -172,7 +179,7 @@ def _normalized_scores(name: str, scores: torch.Tensor, scope: Scope) -> np.ndar
 
 
 def _removed_counts(
-    order: Order, scope: Scope, deciding: Sequence[str | None], ratios: Mapping[str, float], limits: Caps
+    order: Order, scope: Scope, deciding: Sequence[str | None], ratios: Mapping[str, float]
 ) -> list[int]:
     """Return how many units the ratios remove from each class.
 
@@ -182,12 +189,13 @@ def _removed_counts(
     pruned = order.classes >= 0
     last = int(order.classes.max(initial=-1))
     units = np.bincount(order.classes[pruned], weights=order.sizes[pruned], minlength=last + 1).astype(np.int64)
-    possible = np.bincount(order.classes[pruned], weights=limits.most[pruned], minlength=last + 1).astype(np.int64)
+    possible = np.bincount(order.classes[order.group], minlength=last + 1)
+    at_once = np.bincount(order.classes[pruned], minlength=last + 1) if order.uniform else np.ones(last + 1, np.int64)
     out = np.zeros(last + 1, dtype=np.int64)
     for pattern, ratio in ratios.items():
         matching = np.array([d == pattern for d in deciding], dtype=bool)
         classes = np.unique(order.classes[matching])
-        requested = _count_removed(ratio, units[classes], scope)
+        requested = _count_removed(ratio, units[classes], at_once[classes], scope)
         if (requested > possible[classes]).any():
             limited = np.flatnonzero(matching & np.isin(order.classes, classes[requested > possible[classes]]))
             smallest = min(limited.tolist(), key=lambda i: int(order.sizes[i]))
@@ -196,27 +204,28 @@ def _removed_counts(
                 f"a ratio of {ratio}{of} removes {requested.sum()} of {units[classes].sum()} units, but min_units, max_ratio and "
                 f"round_to let only {np.minimum(requested, possible[classes]).sum()} go (the smallest group is "
                 f"{order.names[smallest]!r} with {order.sizes[smallest]}); "
-                f"a ratio up to {_highest_ratio(units[classes], possible[classes], scope)} works"
+                f"a ratio up to {_highest_ratio(units[classes], possible[classes], at_once[classes], scope)} works"
             )
         out[classes] = requested
     return out.tolist()
 
 
-def _count_removed(ratio: float, units: np.ndarray, scope: Scope) -> np.ndarray:
-    """Return the number of units of each class that a ratio removes, rounded down.
+def _count_removed(ratio: float, units: np.ndarray, at_once: np.ndarray, scope: Scope) -> np.ndarray:
+    """Return the number of units of each class that a ratio removes, rounded down to a multiple of `at_once`.
 
     A class of a scope never loses all its units, even where TINY or a rounding error would round up.
     """
     removed = (ratio * units + TINY).astype(np.int64)
-    return removed if scope.classes is None else np.minimum(removed, units - 1)
+    removed = removed if scope.classes is None else np.minimum(removed, units - 1)
+    return removed // at_once * at_once
 
 
-def _highest_ratio(units: np.ndarray, possible: np.ndarray, scope: Scope) -> float:
+def _highest_ratio(units: np.ndarray, possible: np.ndarray, at_once: np.ndarray, scope: Scope) -> float:
     """Return the highest ratio of four digits that can be met."""
     low, high = 0, DIGITS
     while high - low > 1:
         middle = (low + high) // 2
-        met = bool((_count_removed(middle / DIGITS, units, scope) <= possible).all())
+        met = bool((_count_removed(middle / DIGITS, units, at_once, scope) <= possible).all())
         low, high = (middle, high) if met else (low, middle)
     return low / DIGITS
 

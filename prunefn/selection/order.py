@@ -10,6 +10,7 @@ import torch
 
 from ..types import Mask
 from .caps import Caps
+from .corresponding import equal_counts
 
 
 class Order(NamedTuple):
@@ -28,10 +29,13 @@ class Order(NamedTuple):
     """Index of each unit in its group."""
     rank: np.ndarray
     """For each unit in the order, the number of units of its group before it."""
+    uniform: bool = False
+    """Whether all groups of a class lose equally many: a unit goes when its class has one to remove from every group."""
 
     def first(self, k: int) -> np.ndarray:
         """Return how many units each group loses when the first k of the order are removed: int [groups]."""
-        return np.bincount(self.group[:k], minlength=len(self.names))
+        lost = np.bincount(self.group[:k], minlength=len(self.names))
+        return equal_counts(self.classes, lost) if self.uniform else lost
 
     def first_of_classes(self, counts: Sequence[int]) -> np.ndarray:
         """Return how many units each group loses when the first `counts[c]` of each class c are removed: int [groups]."""
@@ -44,7 +48,7 @@ class Order(NamedTuple):
         for units, count in zip(np.bincount(of_class, minlength=len(counts)).tolist(), counts, strict=True):
             lost += np.bincount(by_class[start : start + count], minlength=len(self.names))
             start += units
-        return lost
+        return equal_counts(self.classes, lost) if self.uniform else lost
 
     def kept(self, lost: np.ndarray) -> np.ndarray:
         """Return the number of units that each group keeps, rounded up to multiples of `round_to`."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
+from torch import Tensor
+
 from ..criteria import normalizer
 from ..criteria.normalizer import Normalizer
 from ..doors import door
@@ -17,9 +19,10 @@ from ..errors import PruneError, nearest
 from ..spec.parts import Cost, Group
 from ..spec.spec import Spec
 from ..types import Scope
+from .corresponding import roles
 from .isomorphic import signatures
 
-__all__ = ["by", "global_", "isomorphic", "knapsack", "local", "per_kind"]
+__all__ = ["by", "global_", "isomorphic", "knapsack", "local", "per_kind", "uniform"]
 
 
 @door
@@ -40,6 +43,8 @@ def global_(*, normalize: bool | Normalizer | None = None) -> Scope:
 
 def local() -> Scope:
     """Rank the units of each group separately; a ratio is the same fraction of every group.
+
+    Under a budget, units go one by one until it is met, so that groups of one size may end a unit apart; `uniform` keeps them equal.
 
     >>> import torch, prunefn as pf
     >>> scores = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([20.0, 30.0, 40.0])}
@@ -82,6 +87,25 @@ def isomorphic(*, normalize: bool | Normalizer | None = None) -> Scope:
     (False, True)
     """
     return Scope("isomorphic", _classes_by_signature, _normalizer(normalize))
+
+
+def uniform() -> Scope:
+    """Keep one count of units in all corresponding groups, the best of each; `select` needs the spec.
+
+    Groups correspond if they have the same kind, size and role in their layers, such as the MLPs of all layers of a transformer:
+    what one field of a config sizes, so that a config can state the result, and other software loads it. A ratio or a budget
+    removes the same fraction of every group. With `round_to=128`, counts are multiples of 128; a budget is met from below, never
+    exceeded. Corresponding groups that have no score (by `where`) keep their size.
+
+    >>> import torch, prunefn as pf
+    >>> layer = lambda: torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> spec = pf.trace(torch.nn.Sequential(layer(), layer()).eval(), (torch.randn(2, 5, 8),))
+    >>> scores = {"0.linear1": torch.arange(16.0), "1.linear1": -torch.arange(16.0)}
+    >>> mask = pf.select(scores, pf.budget.params(0.9), spec=spec, scope=uniform(), round_to=4)
+    >>> {group: kept.nonzero()[:, 0].tolist() for group, kept in mask.items()}
+    {'0.linear1': [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], '1.linear1': [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}
+    """
+    return Scope("uniform", _classes_by_role, _places, uniform=True)
 
 
 @door
@@ -142,6 +166,15 @@ def _kind(group: Group, _: Spec) -> Hashable:
 def _classes_by_signature(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
     by_group = signatures(require_spec(spec, "isomorphic"))
     return [by_group[g] for g in groups]
+
+
+def _classes_by_role(groups: Sequence[str], spec: Spec | None) -> list[Hashable]:
+    return roles(groups, require_spec(spec, "uniform"))
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Return the place of each unit in the ascending order of its group, ties by index: all groups lose units in turn."""
+    return scores.argsort(stable=True).argsort().to(scores.dtype)
 
 
 def _classes_by_key(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .run import Result as Result
     from .setup import Setup as Setup
     from .state import Trained as Trained
+    from .token_measures import token_metrics as token_metrics
 
 __all__ = [
     "Distill",
@@ -44,6 +45,7 @@ __all__ = [
     "schedule",
     "site_variances",
     "sparse_train",
+    "token_metrics",
     "train",
 ]
 
@@ -56,6 +58,7 @@ _LOADED = {
     "Trained": "state",
     "evaluate": "measure",
     "pat": "aware",
+    "token_metrics": "token_measures",
     **dict.fromkeys(("fine_tune", "sparse_train", "train"), "loop"),
 }
 """Name → file of what needs the extra `train`."""

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from .. import trees
 from ..errors import BatchError
+from ..tokens.likelihood import IDS
 
 Source = Dataset[Any] | Iterable[Any]
 """A map-style dataset of (image, label), a DataLoader, or a list of batches; each batch is for all processes together."""
@@ -86,6 +87,7 @@ class Feed:
             pin = torch.cuda.is_available()
             self.source = DataLoader(source, batch_sampler=self.sampler, num_workers=workers, pin_memory=pin)
         elif isinstance(source, Sequence):
+            _check_first(source)
             self.source = source
         else:
             raise BatchError(
@@ -149,6 +151,19 @@ def count_samples(batch: Any) -> int:
     if not tensors:
         raise BatchError(f"a batch is a {type(batch).__name__} without a tensor [samples, …]; give tuples of tensors")
     return len(tensors[0])
+
+
+def _check_first(batches: Sequence[Any]) -> None:
+    """Check that a list holds batches, not samples, by its first element; raise BatchError if not."""
+    first = batches[0] if len(batches) else None
+    values = tuple(first.values()) if isinstance(first, Mapping) else first if isinstance(first, tuple | list) else ()
+    number = len(values) > 1 and all(isinstance(v, int | float) for v in values[1:])
+    tokens = isinstance(first, Mapping) and any(isinstance(v := first.get(n), Tensor) and v.ndim == 1 for n in IDS)
+    if (values and isinstance(values[0], Tensor) and number) or tokens:
+        raise BatchError(
+            "the list holds samples, but it is read as a list of batches; write DataLoader(list, batch_size=…), or stack samples to "
+            "tensors [samples, …]"
+        )
 
 
 def to_plain(batch: Any) -> Any:

@@ -12,10 +12,11 @@ from torch import Tensor
 from .._shapes import Float
 from ..criteria.base import index_map, member_sums
 from ..doors import door
-from ..errors import PruneError, StatsError
+from ..errors import BatchError, PruneError, StatsError
 from ..parameters.effective import reader
 from ..sparse.slicing import pieces, sliced
 from ..spec.spec import Spec, check_params
+from ..stats.weights import IGNORED
 from ..types import Mask, Params, Scores, Where
 from ..where import matches
 
@@ -24,8 +25,8 @@ __all__ = ["bn_l1", "distillation", "group_lasso", "growing", "l21", "slice_log_
 
 @door
 def distillation(
-    student: Float[Tensor, "batch classes"],
-    teacher: Float[Tensor, "batch classes"],
+    student: Float[Tensor, "... classes"],
+    teacher: Float[Tensor, "... classes"],
     labels: Tensor,
     *,
     alpha: float = 0.7,
@@ -33,15 +34,18 @@ def distillation(
 ) -> Tensor:
     """Return α · cross entropy + (1 − α) · T² · KL(teacher ‖ student), the latter at temperature T (Hinton et al., arXiv 1503.02531).
 
+    Both are means over samples, or over the positions of all samples; where the label is −100, neither counts.
+
     Args:
-        student: logits.
+        student: logits [batch, classes], or of tokens [batch, length, classes].
         teacher: logits; they are detached.
-        labels: [batch] classes, or [batch, classes] probabilities (mixup).
+        labels: classes [batch] or [batch, length], each for the logits in its place; or probabilities of the logits' shape (mixup).
         alpha: weight of the labels, in [0, 1].
         temperature: T, above 0.
 
     Raises:
         PruneError: alpha or temperature is out of range.
+        BatchError: the shapes differ.
 
     >>> y = torch.tensor([[2.0, 0.0]])
     >>> bool(distillation(y, y, torch.tensor([0])) == 0.7 * F.cross_entropy(y, torch.tensor([0])))
@@ -51,9 +55,32 @@ def distillation(
         raise PruneError(
             f"alpha is {alpha} and temperature {temperature}; alpha must be in [0, 1], temperature above 0"
         )
+    if student.shape != teacher.shape or labels.shape not in (student.shape, student.shape[:-1]):
+        raise BatchError(
+            f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}, and the labels "
+            f"{tuple(labels.shape)}; labels are classes {tuple(student.shape[:-1])} or probabilities {tuple(student.shape)}"
+        )
+    classes = student.shape[-1]
+    student, teacher = student.reshape(-1, classes), teacher.reshape(-1, classes)
+    labels = labels.reshape(-1, classes) if labels.is_floating_point() else labels.flatten()
+    counted = None if labels.is_floating_point() else labels != IGNORED
+    soft = soft_targets(student, teacher, counted, temperature)
+    return alpha * F.cross_entropy(student, labels) + (1 - alpha) * soft
+
+
+def soft_targets(student: Tensor, teacher: Tensor, counted: Tensor | None, temperature: float) -> Tensor:
+    """Return T² · KL(teacher ‖ student) at temperature T, the mean over positions.
+
+    Args:
+        student, teacher: logits [positions, classes]; the teacher's are detached.
+        counted: bool [positions]; None: all positions count.
+        temperature: T.
+    """
+    if counted is not None and not bool(counted.all()):
+        student, teacher = student[counted], teacher[counted]
     target = F.log_softmax(teacher.detach() / temperature, -1)
-    soft = F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="batchmean", log_target=True)
-    return alpha * F.cross_entropy(student, labels) + (1 - alpha) * temperature**2 * soft
+    divergence = F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 @door

@@ -93,7 +93,9 @@ def measure(model: nn.Module, setup: Setup, accelerator: Accelerator, batch_size
     names = list(sums)
     together = at.reduce(torch.stack([sums[n] for n in names]).to(at.device), "sum")
     assert isinstance(together, Tensor)
-    return {n: float(v) / total for n, v in zip(names, together.cpu(), strict=True)}
+    means = {n: float(v) / total for n, v in zip(names, together.cpu(), strict=True)}
+    finish = getattr(setup.metrics, "finish", None)
+    return means if finish is None else finish(means)
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BatchError
+from ..stats.weights import IGNORED
+from ..tokens.likelihood import classes_last, mask_in
 from ..tracing.arguments import read_dict
-from .losses import distillation
+from .losses import distillation, soft_targets
 from .recipe import Recipe
 
 Loss = Callable[..., Tensor]
@@ -32,6 +34,24 @@ class Distill(NamedTuple):
     alpha: float = 0.7
     """Weight of the labels, in [0, 1]."""
     temperature: float = 2.0
+
+    def of(self, output: Any, target: Any, rest: tuple[Any, ...]) -> Tensor:
+        """Return the loss of the network's output, the teacher's output and the rest of a batch.
+
+        Where the output carries a loss (transformers with `labels`), this is that of the labels, which the model shifts as it
+        needs; the teacher counts at all positions that are no padding.
+        """
+        loss = getattr(output, "loss", None)
+        if not isinstance(loss, Tensor):
+            logits, labels = _read_labels(output, rest)
+            teacher, _ = _read_labels(target, rest)
+            return distillation(logits, teacher, labels, alpha=self.alpha, temperature=self.temperature)
+        student, teacher = _read_logits(output), _read_logits(target)
+        batch = rest[0] if rest and isinstance(rest[0], Mapping) else {}
+        mask = mask_in(batch, tuple(student.shape[:-1]))
+        student, teacher = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
+        soft = soft_targets(student, teacher, None if mask is None else mask.flatten(), self.temperature)
+        return self.alpha * loss + (1 - self.alpha) * soft
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:
@@ -67,19 +87,26 @@ def top1(output: Any, *rest: Any) -> dict[str, Tensor]:
     if isinstance(getattr(output, "loss", None), Tensor):
         return {"loss": output.loss.float()}
     logits, labels = _read_labels(output, rest)
-    return {"top1": (logits.argmax(1) == labels).double().mean(), "loss": F.cross_entropy(logits.float(), labels)}
+    counted = labels != IGNORED
+    top1 = (logits.argmax(1) == labels)[counted].double().mean()
+    return {"top1": top1, "loss": F.cross_entropy(logits.float(), labels)}
 
 
 def _read_labels(output: Any, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """Return logits [batch, classes] and labels."""
+    """Return logits [batch, classes] and labels; of tokens, those of all positions of all samples."""
     if not rest or not isinstance(rest[0], Tensor):
         raise BatchError("the batches have no labels; give tuples of (input, label), or Setup(data, loss=…, metrics=…)")
+    return classes_last(_read_logits(output), rest[0])
+
+
+def _read_logits(output: Any) -> Tensor:
+    """Return the logits of an output; raise BatchError if it has none."""
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise BatchError(
             f"the model returns {type(output).__name__}, without logits; give Setup(data, loss=…, metrics=…)"
         )
-    return logits, rest[0]
+    return logits
 
 
 def is_soft(recipe: Recipe) -> bool:
@@ -117,9 +144,7 @@ class BatchLoss(NamedTuple):
         if isinstance(self.loss, Distill):
             with torch.no_grad():
                 target, _ = call(self.loss.teacher, batch, self.inputs)
-            logits, labels = _read_labels(output, rest)
-            teacher, _ = _read_labels(target, rest)
-            return distillation(logits, teacher, labels, alpha=self.loss.alpha, temperature=self.loss.temperature)
+            return self.loss.of(output, target, rest)
         return (self.loss or cross_entropy)(output, *rest)
 
     def _mix(self, batch: Any) -> tuple[Any, ...]:

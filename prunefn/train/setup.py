@@ -38,7 +38,8 @@ class Setup(NamedTuple):
     loss: Loss | Distill | None = None
     """(output, *rest of the batch) → mean loss; a `Distill` adds a teacher; None: cross entropy, or the model's own loss."""
     metrics: Metrics = top1
-    """(output, *rest of the batch) → dict name → mean over the batch."""
+    """(output, *rest of the batch) → dict name → mean over the batch. With a method `finish`, as those of `token_metrics`, the
+    means over all samples are passed through it."""
     better: str | None = None
     """Metric that chooses the best epoch: the highest, of "loss" the lowest; None: top1 if it is measured, else the loss."""
     inputs: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import ParamsError
 from ..spec.axis import Axis, leaves, size
@@ -13,13 +13,24 @@ LIMIT = 1000
 """Number of partial solutions that the search looks at before it stops."""
 
 
-def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mapping[str, int] | None = None) -> Sizes:
+Equation = tuple[str, Axis, int]
+"""A place for messages, an axis there, and its number of positions."""
+
+
+def infer_sizes(
+    shapes: Mapping[str, tuple[int, ...]],
+    spec: Spec,
+    known: Mapping[str, int] | None = None,
+    *,
+    others: Sequence[Equation] = (),
+) -> Sizes:
     """Return group → number of units, such that every tensor has its shape.
 
     Args:
         shapes: tensor → shape.
         spec: spec of the dense model.
         known: sizes of some groups.
+        others: sizes of further axes, which tell apart what the shapes leave open.
 
     Raises:
         ParamsError: no pruning of this spec, or more than one, gives the shapes; names the tensor, or lists the candidates.
@@ -31,9 +42,12 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mappin
     {'0': 5}
     """
     equations = [
-        (f"{name!r} dim {d}", axis, n)
-        for name, shape in shapes.items()
-        for d, (axis, n) in enumerate(zip(spec.axes[name], shape, strict=True))
+        *others,
+        *(
+            (f"{name!r} dim {d}", axis, n)
+            for name, shape in shapes.items()
+            for d, (axis, n) in enumerate(zip(spec.axes[name], shape, strict=True))
+        ),
     ]
     solutions = _search(equations, _solve(equations, dict(known or {}), spec), spec)
     if not solutions:
@@ -47,7 +61,7 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], spec: Spec, known: Mappin
     return solutions[0]
 
 
-def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> Sizes:
+def _solve(equations: list[Equation], known: Sizes, spec: Spec) -> Sizes:
     """Return the known sizes and all that follow from them, by solving equations with one unknown until none is left.
 
     Raises:
@@ -71,7 +85,7 @@ def _solve(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> 
     return known
 
 
-def _search(equations: list[tuple[str, Axis, int]], known: Sizes, spec: Spec) -> list[Sizes]:
+def _search(equations: list[Equation], known: Sizes, spec: Spec) -> list[Sizes]:
     """Return all solutions: the known sizes with every possible choice of the undetermined ones."""
     todo, solutions = [known], list[Sizes]()
     for _ in range(LIMIT):
