@@ -29,6 +29,7 @@ from .criteria.scoring import score
 from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
+from .parameters.positions import remap
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
 from .pipelines import pipeline
 from .program import sharded
@@ -119,6 +120,7 @@ __all__ = [
     "recipes",
     "recover",
     "reduction",
+    "remap",
     "residual",
     "save",
     "save_stats",

@@ -25,6 +25,7 @@ from ._denoised_variance import denoised_variance
 from ._dissimilar import dissimilar
 from ._fisher import fisher
 from ._fpgm import fpgm
+from ._frequency import frequency
 from ._given import given
 from ._guided import guided
 from ._hessian import hessian
@@ -51,6 +52,7 @@ __all__ = [
     "dissimilar",
     "fisher",
     "fpgm",
+    "frequency",
     "given",
     "guided",
     "hessian",

@@ -18,6 +18,7 @@ from .budget import fewest
 from .caps import TINY, Caps, RoundTo, caps, patterns
 from .knapsack import by_saving
 from .order import Order, by_share
+from .protect import protected, raised
 
 DIGITS = 10_000
 """Ratios in messages are multiples of 1 / DIGITS: four digits."""
@@ -56,7 +57,8 @@ def select(
         min_units: every group keeps at least this many units.
 
     Returns:
-        Group → bool [units], True = kept, for the groups in `scores`.
+        Group → bool [units], True = kept, for the groups in `scores`. With the spec, ids of a vocabulary that the model or its
+        config names (padding, end of text) are kept whatever their scores.
 
     Raises:
         PruneError: a bad ratio, a pattern that matches nothing, or scores that do not fit the spec or are not finite.
@@ -75,6 +77,7 @@ def select(
         min_units=min_units,
     )
     _check_scores(scores, spec)
+    limits = protected(names, limits, spec)
     if budgets := _budgets(ratio):
         if spec is None:
             raise PruneError("a budget needs the spec: select(scores, budget, spec=spec)")
@@ -147,7 +150,7 @@ def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits:
     classes = [
         -1 if d is None else numbers.setdefault((d, k), len(numbers)) for d, k in zip(deciding, keys, strict=True)
     ]
-    values = [_normalized_scores(name, s, scope) for name, s in scores.items()]
+    values = [raised(name, _normalized_scores(name, s, scope), spec) for name, s in scores.items()]
     class_numbers = np.array(classes, dtype=np.int64)
     if scope.per is not None and spec is not None:
         return by_saving(names, values, class_numbers, limits, getattr(spec.costs, scope.per), spec.sizes)

@@ -264,7 +264,10 @@ def _check_untraced(batch: Batch, keys: Sequence[str]) -> None:
 
 def _samples_of(spec: Spec, positions: str) -> str:
     """Return the axis of the samples whose sequences an axis of positions belongs to; empty if there is none."""
-    shapes = ([a.name if isinstance(a, Leaf) and a.name in spec.program.free else "" for a in i.axes] for i in spec.program.inputs)
+    shapes = (
+        [a.name if isinstance(a, Leaf) and a.name in spec.program.free else "" for a in i.axes]
+        for i in spec.program.inputs
+    )
     return next((names[0] for names in shapes if positions in names[1:]), "")
 
 

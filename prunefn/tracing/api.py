@@ -23,7 +23,7 @@ from .capture import Captured, capture
 from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
-from .interfaces import RequestError, Requested, free_interfaces
+from .interfaces import Requested, RequestError, free_interfaces
 from .lower import lower
 from .mixing import mixed_by_weights
 from .prove import Trial, guarded, proved, runs, with_domain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -120,9 +120,13 @@ class _Finder:
         if len(found) == 1:
             return next(iter(found))
         if not found:
-            raise RequestError(f"{request.text}: {none}; to free another axis, name its tensor and dim: free={{'x.weight': 0}}")
+            raise RequestError(
+                f"{request.text}: {none}; to free another axis, name its tensor and dim: free={{'x.weight': 0}}"
+            )
         names = " or ".join(f"{name!r} ({self.a.alg.size(v)})" for v, name in found.items())
-        raise RequestError(f"{request.text} may mean {names}; name the one to free: free={next(iter(found.values()))!r}")
+        raise RequestError(
+            f"{request.text} may mean {names}; name the one to free: free={next(iter(found.values()))!r}"
+        )
 
     def _tables(self) -> dict[Var, str]:
         """Return leaf → name of the table that integers of an input look up along it."""
@@ -165,7 +169,9 @@ class _Finder:
         """Return leaf of an output that the weights of a layer make → name of the layer."""
         nodes = [n for n in self.captured.outputs if isinstance(n, fx.Node) and n not in self.captured.unread]
         wanted = self._leaves_of(nodes)
-        return {v: owner_of(self.captured, c) for c in reversed(self.layers) for v in self.a.alg.vars(c.out) if v in wanted}
+        return {
+            v: owner_of(self.captured, c) for c in reversed(self.layers) for v in self.a.alg.vars(c.out) if v in wanted
+        }
 
     def _inputs(self) -> dict[Var, str]:
         """Return leaf of an input that the weights of a layer sum over → name of the layer."""
@@ -220,7 +226,11 @@ class _Finder:
 
     def _refuse(self, request: _Request, what: str, v: Var) -> NoReturn:
         reason = self.a.alg.reason(v)
-        why = "it is free already: leave it out" if reason is None else f"it is not frozen for being an interface alone: {reason}"
+        why = (
+            "it is free already: leave it out"
+            if reason is None
+            else f"it is not frozen for being an interface alone: {reason}"
+        )
         raise RequestError(f"{request.text}: {what} cannot be freed; {why}")
 
     # ---- what is known about a leaf
@@ -261,11 +271,11 @@ class _Finder:
 
     def _source(self, index: Value) -> fx.Node | str:
         """Return the input that a value of integers is a view of, or what it is else."""
-        node = self.captured.nodes[index.name]
+        node: Any = self.captured.nodes[index.name]
         while node.op == "call_function":
             if node.target is not operator.getitem and _op(node) not in KEEPS and not _pads_negative(node):
                 return f"computed by {self._place(node.name)}"
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
         if node.name not in self.captured.inputs:
             return "a constant of the model"
         value = node.meta["val"]
@@ -288,7 +298,9 @@ class _Finder:
                     if other != leaf:
                         if isinstance(other, Var) and self.a.alg.size(other) == self.a.alg.size(leaf):
                             return other
-                        raise RequestError(f"{request.text}: {name!r} also looks up another table, by {self._place(user.name)}")
+                        raise RequestError(
+                            f"{request.text}: {name!r} also looks up another table, by {self._place(user.name)}"
+                        )
                 elif user.target is operator.getitem or _op(user) in KEEPS or _pads_negative(user):
                     todo.append(user)
                 elif _op(user) in COMPARES and type(user.args[1]) is int:
@@ -308,7 +320,7 @@ class _Finder:
         if any(self._table_of(n) in tables for n, axis, _ in self.a.lookups if self.a.alg.find(axis) == leaf):
             for t in token_names(self.model):
                 if not t.table or t.table in tables:
-                    named |= dict.fromkeys(t.ids(), str(t))
+                    named = {**dict.fromkeys(t.ids(), str(t)), **named}
         return named
 
     def _place(self, node: str) -> str:

@@ -83,7 +83,11 @@ def _names_in(
 
 def _is_config(value: Any) -> bool:
     is_data = is_dataclass(value) and not isinstance(value, type) and hasattr(value, "__dict__")
-    return is_data or isinstance(value, dict | SimpleNamespace) or (hasattr(value, "to_dict") and hasattr(value, "__dict__"))
+    return (
+        is_data
+        or isinstance(value, dict | SimpleNamespace)
+        or (hasattr(value, "to_dict") and hasattr(value, "__dict__"))
+    )
 
 
 def _numbers(value: Any) -> Iterator[int]:

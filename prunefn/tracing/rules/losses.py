@@ -52,7 +52,7 @@ def of_probabilities(call: Call) -> Axes:
 )
 def of_classes(call: Call) -> list[Axes]:
     """Hold the classes (dim 1, or the only dim) of x [n, classes, …]; the other dims are those of target [n, …], or of all of x."""
-    x, target, weight = call["self"].axes, call["target"].axes, call["weight"]
+    x, target = call["self"].axes, call["target"].axes
     classes = min(1, len(x) - 1)
     _hold_classes(call, x[classes])
     rest = (*x[:classes], *x[classes + 1 :])
