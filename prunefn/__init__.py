@@ -17,6 +17,7 @@ from .checkpoints.checkpoint import load, load_params, save
 from .checkpoints.lazy import lazy_params
 from .checkpoints.stats_file import load_stats, save_stats
 from .checkpoints.stream import apply_checkpoint
+from .checkpoints.tokenizer_files import needed_tokens, shrink_tokenizer
 from .compensation.batch_norm import recalibrate
 from .compensation.repair import compensate, residual
 from .costs.analytic import cost
@@ -108,6 +109,7 @@ __all__ = [
     "merge_stats",
     "metrics",
     "module",
+    "needed_tokens",
     "nets",
     "normalizer",
     "only",
@@ -129,6 +131,7 @@ __all__ = [
     "select",
     "sharded",
     "shrink",
+    "shrink_tokenizer",
     "soft_cost",
     "soft_latency",
     "sparse",
