@@ -21,7 +21,7 @@ from .types import Scores, Where
 KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *INTERFACES)
 
 
-FUNCTION = "*"
+FUNCTION = "()"
 """Name for a function, which decides about every group by itself."""
 
 
@@ -64,7 +64,7 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the kinds and globs that the predicate names, but not behind `~`; `*` for a function."""
+        """Return the kinds and globs that the predicate names, but not behind `~`; `()` for a function."""
         return self._names
 
 

@@ -165,7 +165,7 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     shape = hints(value)
     if node.name in captured.inputs:
         batch = BATCH if captured.how == "exported" else INPUT
-        varies = [d == 0 or isinstance(n, torch.SymInt) for d, n in enumerate(value.shape)]
+        varies = [d == 0 or expression(n) is not None for d, n in enumerate(value.shape)]
         axes = tuple(a.alg.leaf(n, (INPUT if d else batch) if varies[d] else None) for d, n in enumerate(shape))
         for d, axis in enumerate(axes):
             a.alg.hold(axis, INPUT if d else batch)

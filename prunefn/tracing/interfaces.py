@@ -36,7 +36,7 @@ KEEPS = frozenset(
 )
 """Ops that pass integers on."""
 SHAPES = frozenset(
-    "sym_size zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty "
+    "sym_size sym_numel sym_stride zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_full new_empty "
     "_assert_tensor_metadata".split()
 )
 """Ops that read only the shape of their argument."""
@@ -99,6 +99,8 @@ class _Finder:
         if kind == "vocabulary":
             tables = self._tables()
             leaf = self._only(tables, request, "no table is looked up by integers of an input")
+            if not self.a.alg.is_held(leaf):
+                self._refuse(request, tables[leaf], leaf)
             return [(kind, self._with_head(leaf, tables[leaf]), tables[leaf])]
         layers = self._inputs() if kind == "inputs" else self._outputs()
         held = {v: name for v, name in layers.items() if self.a.alg.is_held(v)}
@@ -168,20 +170,22 @@ class _Finder:
     def _outputs(self) -> dict[Var, str]:
         """Return leaf of an output that the weights of a layer make → name of the layer."""
         nodes = [n for n in self.captured.outputs if isinstance(n, fx.Node) and n not in self.captured.unread]
-        wanted = self._leaves_of(nodes)
-        return {
-            v: owner_of(self.captured, c) for c in reversed(self.layers) for v in self.a.alg.vars(c.out) if v in wanted
-        }
+        return self._layers(((c, self.a.alg.vars(c.out)) for c in self.layers), self._leaves_of(nodes))
 
     def _inputs(self) -> dict[Var, str]:
         """Return leaf of an input that the weights of a layer sum over → name of the layer."""
-        wanted = self._leaves_of(self.captured.nodes[n] for n in self.captured.inputs)
-        layers = [c for c in reversed(self.layers) if c.x is not None]
-        return {v: owner_of(self.captured, c) for c in layers for v in self._summed(c) if v in wanted}
+        inputs = (self.captured.nodes[n] for n in self.captured.inputs)
+        summed = ((c, self.a.alg.vars(c.x.axes[c.dim])) for c in self.layers if c.x is not None)
+        return self._layers(summed, self._leaves_of(inputs))
 
-    def _summed(self, c: Contraction) -> list[Var]:
-        assert c.x is not None
-        return list(self.a.alg.vars(c.x.axes[c.dim]))
+    def _layers(self, found: Iterable[tuple[Contraction, Iterable[Var]]], wanted: set[Var]) -> dict[Var, str]:
+        """Return wanted leaf → name of the first layer that has it."""
+        layers: dict[Var, str] = {}
+        for c, leaves in found:
+            for v in leaves:
+                if v in wanted:
+                    layers.setdefault(v, owner_of(self.captured, c))
+        return layers
 
     def _leaves_of(self, nodes: Iterable[fx.Node]) -> set[Var]:
         values = [v for n in nodes if isinstance(v := self.a.values[n], Value)]
