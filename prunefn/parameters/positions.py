@@ -67,10 +67,10 @@ def remap(ids: Tensor, mask: Mask, *, spec: Spec, group: str | None = None, unkn
     new = torch.where(keep, torch.cumsum(keep, 0) - 1, _replacement(keep, unknown, name))
     flat = ids.detach().cpu().long()
     if bool((flat >= n).any()):
-        raise MaskError(f"id {int(flat.max())} is out of range: group {name!r} has {n} units")
+        raise MaskError(f"id {int(flat.max())} is out of range of ids: group {name!r} has {n} units")
     if unknown is None and bool((lost := (flat >= 0) & ~keep[flat.clamp(min=0)]).any()):
         raise MaskError(
-            f"id {int(flat[lost][0])} of group {name!r} was removed; give unknown=, an id that stays, or a negative number"
+            f"id {int(flat[lost][0])} of group {name!r} was removed by the mask; give unknown=, an id that stays, or a negative number"
         )
     return torch.where(flat < 0, flat, new[flat.clamp(min=0)]).to(ids.device, ids.dtype)
 
@@ -104,5 +104,5 @@ def _group_of(spec: Spec, group: str | None) -> str:
             if found
             else "no interface: trace(…, free=)"
         )
-        raise MaskError(f"the spec has {what}")
+        raise MaskError(f"group is not given, and the spec has {what}")
     return found[0]
