@@ -17,6 +17,7 @@ from .checkpoints.checkpoint import load, load_params, save
 from .checkpoints.lazy import lazy_params
 from .checkpoints.stats_file import load_stats, save_stats
 from .checkpoints.stream import apply_checkpoint
+from .checkpoints.tokenizer_files import needed_tokens, shrink_tokenizer
 from .compensation.batch_norm import recalibrate
 from .compensation.repair import compensate, residual
 from .costs.analytic import Memory, cost, memory
@@ -30,6 +31,7 @@ from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
 from .modules.targets import target
+from .parameters.positions import remap
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
 from .pipelines import pipeline
 from .program import sharded
@@ -115,6 +117,7 @@ __all__ = [
     "merge_stats",
     "metrics",
     "module",
+    "needed_tokens",
     "nets",
     "normalizer",
     "only",
@@ -128,6 +131,7 @@ __all__ = [
     "recipes",
     "recover",
     "reduction",
+    "remap",
     "residual",
     "save",
     "save_stats",
@@ -137,6 +141,7 @@ __all__ = [
     "sensitivity",
     "sharded",
     "shrink",
+    "shrink_tokenizer",
     "soft_cost",
     "soft_latency",
     "sparse",

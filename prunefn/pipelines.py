@@ -153,7 +153,7 @@ def pipeline(
             stats = measure(spec=spec, criterion=plan.criterion, where=free, covariance=covariance)
         else:
             stats = collect_stats(params, None, spec=spec)
-        scores = score(stats, criterion=plan.criterion)
+        scores = score(stats, criterion=plan.criterion, where=free)
         if where is not None:
             check_scored(free, spec, scores, plan.criterion)
         if free is not None:

@@ -13,11 +13,16 @@ from .doors import door
 from .errors import PruneError, nearest
 from .names import named
 from .spec.axis import leaves
+from .spec.interface import INTERFACES
 from .spec.parts import Group, Site
 from .spec.spec import Spec
 from .types import Scores, Where
 
-KINDS = ("hidden", "residual", "heads", "head_dim", "groups")
+KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *INTERFACES)
+
+
+FUNCTION = "()"
+"""Name for a function, which decides about every group by itself."""
 
 
 class Choice:
@@ -27,10 +32,10 @@ class Choice:
     kind('hidden') & ~module('head') | glob('blocks.0.*')
     """
 
-    __slots__ = ("_rank", "_test", "_text")
+    __slots__ = ("_names", "_rank", "_test", "_text")
 
-    def __init__(self, test: Callable[[Group], bool], text: str, rank: int = 2) -> None:
-        self._test, self._text, self._rank = test, text, rank
+    def __init__(self, test: Callable[[Group], bool], text: str, rank: int = 2, names: tuple[str, ...] = ()) -> None:
+        self._test, self._text, self._rank, self._names = test, text, rank, names
 
     def __call__(self, group: Group) -> bool:
         return bool(self._test(group))
@@ -57,15 +62,20 @@ class Choice:
         """Return the text of an operand: in brackets if it binds less tightly than `rank` (`|` 0, `&` 1, all else 2)."""
         return self._text if self._rank >= rank else f"({self._text})"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the kinds and globs that the predicate names, but not behind `~`; `()` for a function."""
+        return self._names
+
 
 def _both(a: Where | str, b: Where | str) -> Choice:
     x, y = choice(a), choice(b)
-    return Choice(partial(_all, x, y), f"{x.text(1)} & {y.text(1)}", 1)
+    return Choice(partial(_all, x, y), f"{x.text(1)} & {y.text(1)}", 1, (*x.names, *y.names))
 
 
 def _either(a: Where | str, b: Where | str) -> Choice:
     x, y = choice(a), choice(b)
-    return Choice(partial(_any, x, y), f"{x.text(0)} | {y.text(0)}", 0)
+    return Choice(partial(_any, x, y), f"{x.text(0)} | {y.text(0)}", 0, (*x.names, *y.names))
 
 
 def choice(where: Where | str) -> Choice:
@@ -83,7 +93,7 @@ def choice(where: Where | str) -> Choice:
         return glob(where)
     if not callable(where):
         raise PruneError(f"{where!r} does not choose groups; give a glob, pf.kind(…), or a function Group -> bool")
-    return Choice(where, getattr(where, "__name__", repr(where)))
+    return Choice(where, getattr(where, "__name__", repr(where)), names=(FUNCTION,))
 
 
 def _format_call(name: str, *args: str) -> str:
@@ -92,7 +102,10 @@ def _format_call(name: str, *args: str) -> str:
 
 @door
 def kind(*kinds: str) -> Choice:
-    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
+    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`; or of interfaces, on which somebody
+    outside of the model counts, and which `trace(…, free=)` made groups: `vocabulary`, `classes`, `inputs`, `outputs`, `interface`.
+
+    Groups of interfaces are pruned only where their kind is named, here or at the end of a glob (`*.vocabulary`).
 
     A group is `residual` if some sum is of the form x + f(x): x passes on unit by unit, and weights compute f(x) from the same x.
     Sums of parallel branches, f(x) + g(x), are inside a block; their groups are `hidden`.
@@ -102,13 +115,13 @@ def kind(*kinds: str) -> Choice:
     """
     if unknown := [k for k in kinds if k not in KINDS]:
         raise PruneError(f"there is no kind {unknown[0]!r}; kinds are {', '.join(KINDS)}{nearest(unknown[0], KINDS)}")
-    return Choice(partial(_has_kind, kinds), _format_call("kind", *kinds))
+    return Choice(partial(_has_kind, kinds), _format_call("kind", *kinds), names=kinds)
 
 
 @door
 def glob(*patterns: str) -> Choice:
     """Choose the groups whose name matches one of these patterns, such as `blocks.*.mlp.*`."""
-    return Choice(partial(_matches_glob, patterns), _format_call("glob", *patterns))
+    return Choice(partial(_matches_glob, patterns), _format_call("glob", *patterns), names=patterns)
 
 
 @door
@@ -177,8 +190,25 @@ def _has_tensor(tensors: tuple[str, ...], group: Group) -> bool:
 
 
 def matches(where: Where | str | None, group: Group) -> bool:
-    """Return whether a group is chosen; a string is a glob, None chooses all groups."""
-    return where is None or (glob(where) if isinstance(where, str) else where)(group)
+    """Return whether a group is chosen; a string is a glob, None chooses all groups.
+
+    Interfaces are chosen only by functions, and by predicates that name their kind or, in a glob, the end of their name.
+
+    >>> rows = Group("wte.vocabulary", "vocabulary", 4, (), ())
+    >>> [matches(w, rows) for w in (None, "*", ~kind("hidden"), kind("vocabulary") & module("wte"), "*.vocabulary")]
+    [False, False, False, True, True]
+    """
+    is_interface = group.kind in INTERFACES
+    if where is None:
+        return not is_interface
+    predicate = glob(where) if isinstance(where, str) else where
+    return bool(predicate(group)) and (not is_interface or _names_it(choice(predicate), group))
+
+
+def _names_it(predicate: Choice, group: Group) -> bool:
+    """Return whether a predicate names the kind of a group, or its name with the kind in it."""
+    names = predicate.names
+    return FUNCTION in names or any(n == group.kind or (group.kind in n and fnmatchcase(group.name, n)) for n in names)
 
 
 def check_matches(where: Where | str | None, spec: Spec) -> None:

@@ -135,6 +135,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     ),
     "test_libraries.py::test_a_model_of_transformers_inside_another_model": ("hidden",),
     "test_submodules.py::test_the_backbone_of_a_detector": NONE,
+    "test_interfaces.py::test_a_transformer_with_fewer_tokens": ("llama", "gpt2_classes"),
 }  # fmt: skip
 """Test that sweeps over many cases → the parameters that always run, or what their names begin with; the others are slow."""
 

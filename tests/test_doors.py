@@ -142,8 +142,8 @@ def good(folder: Path) -> dict[str, Any]:
         "a": stats(), "args": (randn(2, 3),), "b": stats(), "batches": [randn(6, 3)], "block": 1, "budget": pf.budget.macs(0.5),
         "by": pf.criteria.magnitude(), "calibration": [], "cost": lambda sizes, spec: 1.0, "criterion": pf.criteria.magnitude(),
         "data": [], "dense": (net().params, net().spec), "dst": folder / "b", "end": 3, "filters": 4, "first": {"0": bits("1011")},
-        "generator": torch.Generator().manual_seed(0), "height": 1, "held_out": [],
-        "keep": 0.5, "key": lambda group, *_: 0, "labels": torch.arange(2),
+        "generator": torch.Generator().manual_seed(0), "height": 1, "held_out": [], "ids": torch.tensor([0]),
+        "keep": 0.5, "kept": torch.arange(3), "key": lambda group, *_: 0, "labels": torch.arange(2),
         "logits": {"0": torch.zeros(4)}, "m": 4, "mask": {"0": bits("1011")},
         "masks": {"0.weight": torch.ones(4, 3, dtype=torch.bool)}, "means": stats(), "model": net().model, "module": net().model,
         "n": 2, "name_or_folder": "digits", "names": list(net().params), "networks": {"net": (net().params, net().spec)},
@@ -181,6 +181,8 @@ def base(name: str, folder: Path) -> dict[str, Any]:
         values |= {"optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1)}
     if name == "pf.prune_submodule":
         values |= {"path": "0", "prune": pf.pipeline()}
+    if name == "pf.remap":
+        more = {"group": "0"}
     if name == "sharded.fill":  # it writes into its module
         values |= {"module": deepcopy(net().model)}
     parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
@@ -205,8 +207,9 @@ DOORS_ONLY = (
         "data.",
     ),
     *("train.train", "train.evaluate", "train.pat", "train.fine_tune", "train.sparse_train"),
+    *("pf.shrink_tokenizer", "pf.needed_tokens"),
 )
-"""Slow to run: only their doors are tried."""
+"""Slow to run, or of a folder of other files: only their doors are tried."""
 
 WORDS: dict[str, list[str]] = {
     "args": ["input"],

@@ -318,6 +318,11 @@ def _shapes(state: Mapping[str, Tensor], spec: Spec) -> dict[str, tuple[int, ...
 
 def _resized_spec(spec: Spec, sizes: Mapping[str, int]) -> Spec:
     """Return the spec at other sizes, without knowing which units were removed."""
+    if lost := [g for g in spec.program.interfaces if sizes[g] != spec.sizes[g]]:
+        raise ParamsError(
+            f"group {lost[0]!r} is an interface, and the shapes do not say which of its units to keep; use pf.save on the rebuilt "
+            "module, or on params with their spec and mask"
+        )
     for name, axes in spec.constants.axes.items():
         if lost := [g for a in axes for g in leaves(a) if sizes[g] != spec.sizes[g]]:
             raise ParamsError(

@@ -92,7 +92,8 @@ def apply_checkpoint(
     Raises:
         ParamsError: the checkpoint does not fit the spec, or is damaged; names file and tensor.
         MaskError: the mask does not fit the spec.
-        PruneError: `dst` is a file or the folder of the source; or, without `overwrite`, it holds another checkpoint or a file
+        PruneError: a vocabulary loses tokens, whose ids other files of the folder have, too; `dst` is a file or the folder of the
+            source; or, without `overwrite`, it holds another checkpoint or a file
             that differs from the source's file of this name.
 
     >>> import tempfile, torch, prunefn as pf
@@ -110,6 +111,7 @@ def apply_checkpoint(
     if max_shard_bytes < 1:
         raise PruneError(f"max_shard_bytes must be 1 or more, not {max_shard_bytes}")
     source, target = Path(src), Path(dst)
+    _check_vocabularies(source, spec, mask)
     source_shards = shards(source)
     _check_names(source_shards, source, spec)
     verify(source_shards)
@@ -143,6 +145,21 @@ def apply_checkpoint(
 
 
 # ---- the plan: which tensors go into which file
+
+
+def _check_vocabularies(source: Path, spec: Spec, mask: Mask) -> None:
+    """Check that no vocabulary of a folder of transformers loses tokens, whose ids stand in more of its files.
+
+    Raises:
+        PruneError: one does.
+    """
+    kinds = {g: i.kind for g, i in spec.program.interfaces.items()}
+    lost = [g for g, m in mask.items() if kinds.get(g) == "vocabulary" and not bool(m.all())]
+    if lost and source.is_dir() and (source / CONFIG).exists():
+        raise PruneError(
+            f"group {lost[0]!r} loses tokens, whose ids are in the tokenizer and the generation config of {source}, which are copied as "
+            "they are; use to_module(params, spec=…, model=model).save_pretrained(folder) and pf.shrink_tokenizer"
+        )
 
 
 def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> None:

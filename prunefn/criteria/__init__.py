@@ -27,6 +27,7 @@ from ._dissimilar import dissimilar
 from ._fisher import fisher
 from ._flap import flap
 from ._fpgm import fpgm
+from ._frequency import frequency
 from ._given import given
 from ._guided import guided
 from ._hessian import hessian
@@ -56,6 +57,7 @@ __all__ = [
     "fisher",
     "flap",
     "fpgm",
+    "frequency",
     "given",
     "guided",
     "hessian",

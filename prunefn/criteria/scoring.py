@@ -8,18 +8,21 @@ from ..doors import door
 from ..errors import StatsError
 from ..program.sharded import Gathering, is_sharded
 from ..stats import check_stats
-from ..types import Criterion, Scores, Stats
+from ..types import Criterion, Scores, Stats, Where
+from ..where import matches
 from ._variance import variance
 from .base import spec_of
 
 
 @door
-def score(stats: Stats, *, criterion: Criterion | None = None) -> Scores:
+def score(stats: Stats, *, criterion: Criterion | None = None, where: Where | str | None = None) -> Scores:
     """Score every unit that the statistics cover; higher = keep.
 
     Args:
         stats: of `collect_stats`.
         criterion: that scores the units; default: `criteria.variance()`.
+        where: groups to score, such as `pf.kind("vocabulary")`; default: all but interfaces (vocabularies, classes, …), unless the
+            criterion is meant for these, as `criteria.frequency()` is.
 
     Returns:
         Group → float [units]. Groups without a site (such as query and key widths) have no activation score: the result lacks
@@ -40,6 +43,9 @@ def score(stats: Stats, *, criterion: Criterion | None = None) -> Scores:
     check_stats(stats, spec_of(stats))
     sharded = any(is_sharded(t) for t in stats.params.values())
     scores = criterion.score(stats._replace(params=Gathering(stats.params)) if sharded else stats)
+    if where is not None or not criterion.interfaces:
+        groups = spec_of(stats).groups
+        scores = {g: s for g, s in scores.items() if g not in groups or matches(where, groups[g])}
     for name, s in scores.items():
         if not bool(torch.isfinite(s).all()):
             raise StatsError(

@@ -55,7 +55,10 @@ def check_values(inputs: Iterable[tuple[str, Any]]) -> None:
 
 
 def check_run(
-    error: Exception, params: Mapping[str, Tensor], inputs: Iterable[tuple[tuple[str, torch.dtype | None], Any]]
+    error: Exception,
+    params: Mapping[str, Tensor],
+    inputs: Iterable[tuple[tuple[str, torch.dtype | None], Any]],
+    positions: Mapping[str, str],
 ) -> None:
     """Raise a clearer error for an error of torch, if devices, dtypes or indices explain it.
 
@@ -63,6 +66,7 @@ def check_run(
         error: that running the network raised.
         params: of the run.
         inputs: (name, traced dtype), value.
+        positions: input whose integers are positions of a group → which they may be.
 
     Raises:
         BatchError: an input is on another device or of another dtype, or has an index out of range.
@@ -89,7 +93,10 @@ def check_run(
                 f"{', '.join(sorted(map(str, dtypes)))}; write x.to({expected}) ({torch_message})"
             ) from error
         if isinstance(error, IndexError) and not x.is_floating_point():
-            raise BatchError(f"input {name!r} has an index that the network's table lacks ({torch_message})") from error
+            of = f"; {positions[name]}: pf.remap gives those of a smaller network" if name in positions else ""
+            raise BatchError(
+                f"input {name!r} has an index that the network's table lacks ({torch_message}){of}"
+            ) from error
 
 
 def _expected_dtype(dtype: torch.dtype, traced: torch.dtype | None, params: set[torch.dtype]) -> torch.dtype | None:

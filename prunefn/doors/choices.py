@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from ..spec.parts import Group
 from ..types import Budget, Compensation, Criterion, Scope, TargetSizes
-from .plain import Read, Refuse, at_entry, read_float
+from .plain import Read, Refuse, at_entry, read_float, read_int
 from .words import menu, public_name, said
 
 FIXES = {"l1": "magnitude(p=1.0)", "l2": "magnitude()", "none": "none()"}
@@ -92,6 +92,13 @@ def read_dynamic(value: Any, _: str, refuse: Refuse, __: Mapping[str, Any]) -> A
         return value
     names = list(value) if isinstance(value, list | tuple | set | frozenset) else [None]
     return names if all(isinstance(n, str) for n in names) else refuse()
+
+
+def read_interfaces(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read words and names of interfaces, or a dict tensor or input → dim."""
+    if not isinstance(value, Mapping):
+        return read_names(value, name, refuse, given)
+    return {k: read_int(v, name, at_entry(refuse, name, k, v), given) for k, v in value.items()}
 
 
 read_scope = by_name(Scope, "scope")

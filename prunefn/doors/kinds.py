@@ -101,6 +101,10 @@ KINDS: dict[str, Kind] = {
         '"all", names such as "batch height width", or a dict such as {"x": ("batch", "points", None)}',
         choices.read_dynamic,
     ),
+    "Requested": Kind(
+        '"vocabulary", "classes", "inputs", names of tensors, or a dict such as {"queries.weight": 0}',
+        choices.read_interfaces,
+    ),
     "Scope": Kind("a scope, such as pf.scope.local()", choices.read_scope),
     "WeightScope": Kind("a scope of weights, such as pf.sparse.scope.layerwise()", choices.read_weight_scope),
     "Pattern": Kind("a pattern, such as pf.sparse.pattern.n_m(2, 4)", choices.read_pattern),

@@ -70,7 +70,10 @@ def example_of(params: Params, spec: Spec) -> Example:
     if spec.train:
         raise PruneError("this spec was traced in train mode; export the spec of trace(model, args) in eval mode")
     args, kwargs = spec.example.draw(batch=TRACED)
-    free_dims = iter([{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf)} for i in spec.program.inputs])
+    inputs, free = spec.program.inputs, spec.program.free
+    free_dims = iter(
+        [{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf) and a.name in free} for i in inputs]
+    )
     shapes = trees.map_leaves(lambda x: next(free_dims) if isinstance(x, Tensor) else None, (args, kwargs))
     on_cpu = {n: t.cpu() for n, t in params.items()}
     module = graph_module(on_cpu, spec).eval().requires_grad_(False)

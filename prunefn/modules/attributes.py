@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, bound, leaves, size
 from ..spec.program import Size
 from ..spec.spec import Spec
+from .interface_sizes import following_size
 from .places import Place, places
 
 OTHER = re.compile(
@@ -74,6 +75,10 @@ def settings(model: nn.Module, spec: Spec) -> list[Setting]:
         sizes = {r.old for level in levels for r in level}
         for place in places(module):
             name = place.names[0]
+            if (new := following_size(place, spec)) is not None and name not in fixed:
+                kind = f"{type(module).__qualname__}.{place} of an interface"
+                out.append(Setting(names[0], place, kind, (new, place.value), 0))
+                continue
             if place.value not in sizes or name in fixed or (fixed and OTHER.search(name)):
                 continue
             values, evidence = candidates(place, levels, spec)

@@ -24,6 +24,7 @@ from .hf_config import settle_config
 from .places import Place, write_number
 from .plan import remember
 from .problem import Problem
+from .renumber import is_token_name, renumber
 from .search import Ranks, search
 from .twin import copied, recompute
 
@@ -86,8 +87,9 @@ def resized(
         PruneError: the judge accepts no attributes; states the problem of the likeliest, and the advice about it.
     """
     check_model(model, spec)
-    possible = settings(model, spec)
+    possible = [s for s in settings(model, spec) if not (spec.program.interfaces and is_token_name(s.place))]
     module = with_tensors(model, tensors, _replaced_constants(model, spec))
+    renumbered = renumber(module, spec)
 
     def attempt(ranks: Ranks) -> Problem | None:
         settle(module, [(s.path, s.place, s.ranked(ranks)) for s in possible])
@@ -101,7 +103,7 @@ def resized(
         )
     changed = {(s.path, str(s.place)): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.place.value}
     changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge)}
-    remember(module, [(path, name, value) for (path, name), value in changed.items()])
+    remember(module, [*((path, name, value) for (path, name), value in changed.items()), *renumbered])
     return module
 
 

@@ -21,6 +21,7 @@ from ..parameters.transforms import expand
 from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..types import Params
+from .interface_sizes import lost_interfaces
 from .places import parts, with_parts
 
 
@@ -35,7 +36,8 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
         spec: the spec at the sizes of the params.
 
     Returns:
-        The twin; None if a group that lost units is not exact, because zeroing is not the same as removal there.
+        The twin; None if a group that lost units is not exact, because zeroing is not the same as removal there, or if an
+        interface lost some, because the twin has other inputs or outputs.
 
     >>> import prunefn as pf
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -44,7 +46,7 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
     >>> twin[2].weight[:, 2].tolist()
     [0.0, 0.0]
     """
-    if any(spec.sizes[g] != spec.traced[g] and not spec.groups[g].exact for g in spec.groups):
+    if any(spec.sizes[g] != spec.traced[g] and not spec.groups[g].exact for g in spec.groups) or lost_interfaces(spec):
         return None
     leading_units = {g: torch.arange(n) < spec.sizes[g] for g, n in spec.traced.items()}
     twin = copied(model, {})
@@ -53,8 +55,9 @@ def dense_twin(model: nn.Module, params: Params, spec: Spec) -> nn.Module | None
 
 
 def dense(spec: Spec) -> Spec | None:
-    """Return the spec at its traced sizes; None if units of its constants were removed, whose values are gone."""
-    if any(spec.sizes[g] != spec.traced[g] for axes in spec.constants.axes.values() for a in axes for g in leaves(a)):
+    """Return the spec at its traced sizes; None if units of its constants or interfaces were removed, which are not known."""
+    constants = {g for axes in spec.constants.axes.values() for a in axes for g in leaves(a)}
+    if lost_interfaces(spec) or any(spec.sizes[g] != spec.traced[g] for g in constants):
         return None
     return _resized(spec)
 

@@ -14,6 +14,7 @@ from ..program.sharded import changed, resharded, same_memory
 from ..spec.axis import Leaf, keep
 from ..spec.spec import Spec, check_params, resize, take
 from ..types import Mask, Params
+from .positions import check_named_units
 from .zeroing import check_zeroable, fill, zeroed_groups
 
 
@@ -39,7 +40,7 @@ def params(model: nn.Module) -> Params:
 
 
 def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
-    """Check that every mask is a bool vector, has the size of a group of the spec, and keeps at least one unit.
+    """Check that every mask is a bool vector, has the size of a group of the spec, and keeps a unit and all units with a name.
 
     Raises:
         MaskError: a mask does not fit; the message names the group, the value and the fix.
@@ -58,6 +59,8 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
             )
         if not bool(m.any()):
             raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
+        if name in spec.program.interfaces:
+            check_named_units(name, m, spec.program.interfaces[name])
 
 
 @door

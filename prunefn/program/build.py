@@ -13,7 +13,19 @@ from ..errors import BatchError
 from ..frozen_dict import FrozenDict
 from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
 from ..spec.expressions import emitted, names
-from ..spec.program import HIGHER_ORDER, Device, Instruction, Program, Ref, Size, Slot, Subgraph, needed_by, target
+from ..spec.program import (
+    HIGHER_ORDER,
+    Device,
+    Instruction,
+    Program,
+    Ref,
+    Size,
+    Slot,
+    Subgraph,
+    Unit,
+    needed_by,
+    target,
+)
 
 Emit = Callable[[fx.Graph, Mapping[str, Any]], Any]
 """Called after all values are computed: (graph, value name → node) → output of the graph."""
@@ -43,7 +55,7 @@ def build(
             env[name] = load(graph, name)
     for i in program.inputs:
         env[i.name] = load(graph, i.name)
-    emitter = _Emitter(graph, env, sizes, program.free, device)
+    emitter = _Emitter(graph, env, sizes, program.free, device, program.number)
     for instruction in program.instructions:
         if needed is None or f"%{instruction.name}" in needed:
             env[f"%{instruction.name}"] = node = emitter.call(instruction, slots.get(instruction.name))
@@ -96,7 +108,7 @@ def _module(subgraph: Subgraph, device: torch.device) -> fx.GraphModule:
     """Return a subgraph as a module, which a higher-order op takes."""
     graph = fx.Graph()
     env: dict[str, Any] = {name: graph.placeholder(name) for name in subgraph.inputs}
-    emitter = _Emitter(graph, env, {}, {}, device)
+    emitter = _Emitter(graph, env, {}, {}, device, lambda unit: unit.traced)  # all that it touches is frozen
     for instruction in subgraph.instructions:
         env[f"%{instruction.name}"] = emitter.call(instruction, None)
     outputs = emitter.value(subgraph.outputs)
@@ -128,8 +140,10 @@ class _Emitter:
         sizes: Mapping[str, int],
         free: Mapping[str, tuple[str, int]],
         device: torch.device,
+        numbers: Callable[[Unit], int],
     ) -> None:
         self.graph, self.env, self.sizes, self.free, self.device = graph, env, sizes, free, device
+        self.numbers = numbers
         self.dynamic: dict[Axis, Any] = {}
 
     def call(self, instruction: Instruction, slot: Slot | None) -> Any:
@@ -159,6 +173,8 @@ class _Emitter:
                 return self.size(axis)
             case Device():
                 return self.device
+            case Unit():
+                return self.numbers(a)
             case tuple():
                 return [self.value(x) for x in a]
             case Subgraph():

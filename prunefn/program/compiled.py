@@ -37,6 +37,8 @@ class Compiled(NamedTuple):
     """Names of the tensors that the function gathers, in the order of gathering."""
     inputs: tuple[tuple[str, torch.dtype | None], ...] = ()
     """(name, traced dtype) of each input."""
+    positions: tuple[tuple[str, str], ...] = ()
+    """Input whose integers are positions of a group → which they may be."""
 
     def __call__(self, params: Params, inputs: Iterable[Any], *more: Any) -> Any:
         """Run the program; `more` are the arguments that `emit` added by `argument`."""
@@ -50,7 +52,7 @@ class Compiled(NamedTuple):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
-            check_run(error, params, zip(self.inputs, flat_inputs, strict=True))
+            check_run(error, params, zip(self.inputs, flat_inputs, strict=True), dict(self.positions))
             raise
 
 
@@ -146,7 +148,8 @@ def _compile(
     inputs = {i.name for i in program.inputs}
     tensors = tuple(n for n in names if n not in inputs and n not in spec.constants.tensors)
     constants = tuple(constant(spec, n, device) for n in names if n in spec.constants.tensors)
-    return Compiled(module.forward, tensors, tuple(map(spec.shape, tensors)), constants, gathered, _input_dtypes(spec))
+    shapes = tuple(map(spec.shape, tensors))
+    return Compiled(module.forward, tensors, shapes, constants, gathered, _input_dtypes(spec), _positions(spec))
 
 
 def argument(graph: fx.Graph, name: str) -> fx.Node:
@@ -161,6 +164,16 @@ def _input_dtypes(spec: Spec) -> tuple[tuple[str, torch.dtype | None], ...]:
     names, likes = signature(spec).inputs, [x for x in spec.example.leaves if isinstance(x, Like)]
     dtypes = [x.dtype for x in likes] if len(likes) == len(names) else [None] * len(names)
     return tuple(zip(names, dtypes, strict=True))
+
+
+def _positions(spec: Spec) -> tuple[tuple[str, str], ...]:
+    """Return input whose integers are positions of a group → a text about the integers that it may have."""
+    name_of = dict(zip((i.name for i in spec.program.inputs), signature(spec).inputs, strict=True))
+    return tuple(
+        (name_of[name], f"its integers are positions of group {group!r}, 0 to {spec.sizes[group] - 1}")
+        for group, interface in spec.program.interfaces.items()
+        for name in interface.inputs
+    )
 
 
 def constant(spec: Spec, name: str, device: torch.device) -> Tensor:

@@ -73,7 +73,7 @@ def _sample_sizes(spec: Spec) -> tuple[tuple[str, ...], bool]:
 
 def _expression(axis: Axis, sizes: Mapping[str, int]) -> Expr:
     match axis:
-        case Leaf(name):
+        case Leaf(name) if name not in sizes:
             return name
         case Derived(expr):
             return expr

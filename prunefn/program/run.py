@@ -50,7 +50,8 @@ def forward(params: Params, *inputs: Any, spec: Spec, **kwargs: Any) -> Any:
         The module's output: a tensor, tuple, dict or model output.
 
     Raises:
-        ParamsError, BatchError: params or inputs do not fit the spec; the message names the tensor and its shapes.
+        ParamsError, BatchError: params or inputs do not fit the spec; the message names the tensor and its shapes. On the CPU, so
+            does an id that a smaller vocabulary lacks; `remap` gives the new ids.
         TraceError: the spec was recorded, so its program cannot be run.
 
     >>> import prunefn as pf

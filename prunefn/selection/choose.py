@@ -20,6 +20,7 @@ from .exact import at_sizes
 from .knapsack import by_saving
 from .meeting import fewest
 from .order import Order, by_share
+from .protect import protected, raised
 
 DIGITS = 10_000
 """Ratios in messages are multiples of 1 / DIGITS: four digits."""
@@ -59,7 +60,8 @@ def select(
         min_units: every group keeps at least this many units.
 
     Returns:
-        Group → bool [units], True = kept, for the groups in `scores`.
+        Group → bool [units], True = kept, for the groups in `scores`. With the spec, ids of a vocabulary that the model or its
+        config names (padding, end of text) are kept whatever their scores.
 
     Raises:
         PruneError: a bad ratio, a pattern that matches nothing, or scores that do not fit the spec or are not finite.
@@ -78,6 +80,7 @@ def select(
         min_units=min_units,
     )
     _check_scores(scores, spec)
+    limits = protected(names, limits, spec)
     if isinstance(ratio, TargetSizes):
         return at_sizes(scores, ratio, limits, spec)
     if budgets := _budgets(ratio):
@@ -152,7 +155,7 @@ def _order(scores: Scores, scope: Scope, deciding: Sequence[str | None], limits:
     classes = [
         -1 if d is None else numbers.setdefault((d, k), len(numbers)) for d, k in zip(deciding, keys, strict=True)
     ]
-    values = [_normalized_scores(name, s, scope) for name, s in scores.items()]
+    values = [raised(name, _normalized_scores(name, s, scope), spec) for name, s in scores.items()]
     class_numbers = np.array(classes, dtype=np.int64)
     if scope.uniform:
         return by_share(names, values, class_numbers, equal_caps(class_numbers, limits))._replace(uniform=True)

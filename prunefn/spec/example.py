@@ -107,32 +107,36 @@ def example_of(
     names = in_spec.children()[1].context or list(kwargs)
     flat = trees.leaves((args, {n: kwargs[n] for n in names}))
     axes = iter(inputs)
-    likes = tuple(_like(x, next(axes, None)) if isinstance(x, Tensor) else x for x in flat)
+    likes = tuple(_like(x, next(axes, None), domain) if isinstance(x, Tensor) else x for x in flat)
     return Example(likes, in_spec, domain, parameters)
 
 
-def _like(t: Tensor, known_input: Input | None) -> Like:
+def _like(t: Tensor, known_input: Input | None, domain: Domain) -> Like:
     values = t.detach().double() if not (t.is_meta or t.is_complex()) and t.numel() else torch.zeros(1)
     values = values[values.isfinite()]  # infinities and NaN are no bounds to draw between
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     axes = known_input.axes if known_input is not None else (Leaf("batch"),) if t.ndim else ()
-    variable_dims = {d: _expr(a) for d, a in enumerate(axes) if isinstance(a, Leaf | Derived)}
-    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims), _pack(t))
+    varies = [known_input is None or not isinstance(a, Leaf) or a.name in domain.traced for a in axes]  # else a group
+    variable_dims = {d: _expr(a) for d, a in enumerate(axes) if varies[d] and isinstance(a, Leaf | Derived)}
+    return Like(tuple(t.shape), t.dtype, low, high, FrozenDict(variable_dims), packed(t))
 
 
-def _pack(t: Tensor) -> Packed | None:
+def packed(t: Tensor) -> Packed | None:
     """Return the values of a small tensor of integers or flags; None for another tensor."""
     is_kept = t.dtype in WHOLE and t.layout is torch.strided and not t.is_meta and t.numel() * t.element_size() <= KEPT
     data = zlib.compress(t.detach().cpu().contiguous().numpy().tobytes()) if is_kept else b""
     return Packed(data, tuple(t.shape)) if is_kept else None
 
 
+def unpacked(packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Return the values of the traced call."""
+    data = bytearray(zlib.decompress(packed.data))
+    return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(packed.shape)
+
+
 def _unpack(packed: Packed, like: Like) -> Tensor:
     """Return the values at the sizes of a description: the rows of the traced call in turn."""
-    data = bytearray(zlib.decompress(packed.data))
-    values = (torch.frombuffer(data, dtype=like.dtype) if data else torch.empty(0, dtype=like.dtype)).reshape(
-        packed.shape
-    )
+    values = unpacked(packed, like.dtype)
     for d, n in enumerate(like.shape):
         if n != values.shape[d]:
             values = values.index_select(d, torch.arange(n) % max(values.shape[d], 1))

@@ -18,6 +18,7 @@ from .. import trees
 from ..frozen_dict import FrozenDict
 from .axis import Axis, leaves
 from .domain import Domain
+from .interface import Interface
 
 HIGHER_ORDER = "higher_order."
 """Namespace of ops that call functions, such as `torch.cond`."""
@@ -40,6 +41,15 @@ class Size:
 @dataclass(frozen=True, slots=True)
 class Device:
     """The device of the parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The present position of a unit of an interface, such as the id of a token that the model compares ids with."""
+
+    group: str
+    traced: int
+    """Its position in the model that was traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,14 @@ class Program(NamedTuple):
     """The sizes for which the program represents the model."""
     recorded: Recorded | None = None
     """The control flow, if the model was recorded."""
+    interfaces: FrozenDict[str, Interface] = FrozenDict()
+    """Group that is an interface → the units that are left of it."""
+
+    def number(self, unit: Unit) -> int:
+        """Return the present position of a unit, which is there: no mask removes a unit with a name."""
+        position = self.interfaces[unit.group].position(unit.traced)
+        assert position is not None
+        return position
 
     def activations(self) -> frozenset[str]:
         """Return the values that depend on the inputs or on their sizes, or that are a layer's result.

@@ -18,6 +18,8 @@ from . import views
 from .axis import Axis, einops_form, keep, leaves, size
 from .data import SpecData
 from .domain import refusal
+from .interface import interface_text
+from .narrow import narrowed
 
 
 class Spec(SpecData):
@@ -40,6 +42,7 @@ class Spec(SpecData):
             "inputs",
             *(f"  {i.name}: {' '.join(self._input_axis_text(a) for a in i.axes) or '()'}" for i in self.program.inputs),
             *self._domain_lines(),
+            *(line for g, i in self.program.interfaces.items() for line in interface_text(g, i, self.sizes[g])),
             "",
             "groups (label: name, kind, units, members, MACs that it takes part in)",
         ]
@@ -103,6 +106,8 @@ class Spec(SpecData):
           under which it holds
         * `costs`: `macs`, `params`, `activations` of one sample; `polynomials`: cost → list of terms
           `{"times": int, "axes": […]}`; the sum of these products of sizes is the cost of any mask, at any sizes of the inputs
+        * `interfaces`: group of an interface → `kept` (positions in the traced model), `inputs` whose integers are positions of it,
+          `named` (positions that must stay → what names them)
         * `groups`: name → `kind`, `label` (in einops forms), `units`, `exact`, `mixed_by`, `members` (each `tensor`, `dim`,
           `role`, `size` of that dim), `sites`, and the `macs` and `params` that its units take part in
         * `sites`: name → `axis` that is summed over, `out`, `einops`, `weight` (None: computed from parameters), `pattern`
@@ -180,7 +185,9 @@ def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
     sizes = FrozenDict({g: int(mask[g].sum()) if g in mask else n for g, n in spec.sizes.items()})
     groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
     tensors = {n: take(t, spec.constants.axes[n], mask, spec.sizes) for n, t in spec.constants.tensors.items()}
-    return replace(spec, sizes=sizes, groups=groups, constants=replace(spec.constants, tensors=FrozenDict(tensors)))
+    constants = replace(spec.constants, tensors=FrozenDict(tensors))
+    program, example = narrowed(spec.program, spec.example, mask, sizes)
+    return replace(spec, sizes=sizes, groups=groups, constants=constants, program=program, example=example)
 
 
 def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:

@@ -15,6 +15,7 @@ from .axis import Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leav
 from .costs import Polynomial
 from .data import SpecData
 from .expressions import written
+from .interface import interface_text
 from .parts import Group, Member, Site
 
 FORMAT = 1
@@ -84,6 +85,10 @@ def to_dict(spec: SpecData) -> dict[str, Any]:
         "guards": [str(guard) for guard in spec.program.domain.guards],
         "costs": spec.costs(spec.sizes)._asdict(),
         "polynomials": {q: _polynomial(getattr(spec.formulas, q)) for q in spec.formulas._fields},
+        "interfaces": {
+            n: {"kept": list(i.kept), "inputs": list(i.inputs), "named": {str(k): v for k, v in i.names().items()}}
+            for n, i in spec.program.interfaces.items()
+        },
         "groups": {n: _group(spec, g, macs[n], params[n]) for n, g in spec.groups.items()},
         "sites": {n: _site(s, labels) for n, s in spec.sites.items()},
         "tensors": {t: _tensor(spec, t, labels) for t in spec.axes if t not in new_biases},
@@ -183,7 +188,9 @@ def explain(spec: SpecData, name: str) -> str:
 def _explain_group(spec: SpecData, g: Group) -> list[str]:
     head = f"{g.name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
     members = [f"  {m.tensor} dim {m.dim} ({m.role}): {spec.einops(m.tensor)}" for m in g.members]
-    return [head, *members, *(f"  measured at {s}" for s in g.sites)]
+    interface = spec.program.interfaces.get(g.name)
+    told = [] if interface is None else interface_text(g.name, interface, spec.sizes[g.name])
+    return [head, *members, *(f"  measured at {s}" for s in g.sites), *told]
 
 
 def _explain_tensor(spec: SpecData, tensor: str) -> list[str]:

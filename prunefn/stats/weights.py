@@ -227,7 +227,7 @@ def _recognised(spec: Spec, i: Input, x: Tensor, sizes: Mapping[str, int]) -> We
     Raises:
         BatchError: there is padding, but the spec does not follow the positions, because their number is fixed in it.
     """
-    axes = [a.name if isinstance(a, Leaf) else "" for a in i.axes]
+    axes = [a.name if isinstance(a, Leaf) and a.name in spec.program.free else "" for a in i.axes]
     if x.ndim == 2 and i.name in (*KEPT, *PADDED):
         kept, positions = x == 0 if i.name in PADDED else x != 0, axes[1]
     elif x.ndim == 1 and i.name in LENGTHS:
@@ -264,7 +264,10 @@ def _check_untraced(batch: Batch, keys: Sequence[str]) -> None:
 
 def _samples_of(spec: Spec, positions: str) -> str:
     """Return the axis of the samples whose sequences an axis of positions belongs to; empty if there is none."""
-    shapes = ([a.name if isinstance(a, Leaf) else "" for a in i.axes] for i in spec.program.inputs)
+    shapes = (
+        [a.name if isinstance(a, Leaf) and a.name in spec.program.free else "" for a in i.axes]
+        for i in spec.program.inputs
+    )
     return next((names[0] for names in shapes if positions in names[1:]), "")
 
 
@@ -281,7 +284,7 @@ def _weighting(spec: Spec, weights: Any, source: Any) -> Weighting:
             f"weights={source!r} gives {type(weights).__name__}; it must be a tensor [samples] or [samples, positions]"
         )
     for i in spec.program.inputs:
-        axes = [a.name for a in i.axes if isinstance(a, Leaf)]
+        axes = [a.name for a in i.axes if isinstance(a, Leaf) and a.name in spec.program.free]
         axes.sort(key=lambda name: name not in spec.program.domain.batch)
         if len(axes) >= weights.ndim:
             return Weighting(axes[0], axes[1] if weights.ndim == 2 else "", weights.double())

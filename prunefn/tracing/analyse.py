@@ -13,10 +13,11 @@ from torch import Tensor, fx
 
 from .. import trees
 from ..errors import TraceError, warn
+from ..spec.interface import Interface
 from . import rules
 from .axes import Algebra, Plus, Term, Times, Var
 from .capture import LIBRARIES, Captured, live_nodes
-from .rules import Axes, Call, Contraction, Reason, Rule, SizeOf, TermLayout, Value
+from .rules import Axes, Call, Contraction, Lookup, Reason, Rule, SizeOf, TermLayout, Value
 from .symbols import expression
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
@@ -46,6 +47,11 @@ class Analysis:
     layouts: list[TermLayout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
     """Weights of norm layers."""
+    lookups: list[Lookup] = field(default_factory=list)
+    freed: dict[Var, tuple[str, Interface]] = field(default_factory=dict)
+    """Leaf of an interface that the caller asked for → (name of its layer or tensor, the interface)."""
+    compared: dict[fx.Node, tuple[Var, int]] = field(default_factory=dict)
+    """Comparison of ids with a number → (leaf, number): the number is a position of this leaf."""
     layers: set[str] = field(default_factory=set)
     """Nodes whose results are activations, even if they read only parameters."""
     written: list[Axes] = field(default_factory=list)
@@ -58,17 +64,19 @@ class Analysis:
     """Op without a rule → the place of its first call."""
 
 
-def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
+def analyse(captured: Captured, extra: Mapping[str, Rule], *, lenient: bool = False) -> Analysis:
     """Run the rules over the graph, and return their statements.
+
+    If `lenient`, axes that are frozen for being an interface are only held.
 
     Dead code says which of its tensors follow the sizes of others. Where it would freeze what the outputs' code leaves free, it is
     erased from the graph.
     """
-    a = _analyse(captured, extra)
+    a = _analyse(captured, extra, lenient)
     dead = [n for n in captured.graph.nodes if n.op == "call_function" and n not in a.live]
     if not dead:
         return a
-    without = _analyse(captured, extra, skip=frozenset(dead))
+    without = _analyse(captured, extra, lenient, skip=frozenset(dead))
     free = {(t, d) for t, axes in without.tensors.items() for d, x in enumerate(axes) if not without.alg.is_frozen(x)}
     alone = {
         captured.tensors[n.name]
@@ -79,11 +87,13 @@ def analyse(captured: Captured, extra: Mapping[str, Rule]) -> Analysis:
         return a
     for node in reversed(dead):
         captured.graph.erase_node(node)
-    return _analyse(captured, extra)
+    return _analyse(captured, extra, lenient)
 
 
-def _analyse(captured: Captured, extra: Mapping[str, Rule], skip: frozenset[fx.Node] = frozenset()) -> Analysis:
-    a = Analysis(live=live_nodes([*captured.outputs, *captured.updates.values()]))
+def _analyse(
+    captured: Captured, extra: Mapping[str, Rule], lenient: bool, skip: frozenset[fx.Node] = frozenset()
+) -> Analysis:
+    a = Analysis(live_nodes([*captured.outputs, *captured.updates.values()]), Algebra(lenient=lenient))
     for node in captured.graph.nodes:
         if node in skip:
             continue
@@ -96,7 +106,7 @@ def _analyse(captured: Captured, extra: Mapping[str, Rule], skip: frozenset[fx.N
     for node in (v for v in captured.outputs if isinstance(v, fx.Node)):
         shared = _leaves_of_siblings(a, node, captured.unread) if node in captured.unread else set[Var]()
         for v in _leaves(a, node) - shared:
-            a.alg.freeze(v, OUTPUT)
+            a.alg.hold(v, OUTPUT)
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)
@@ -155,7 +165,10 @@ def _analyse_placeholder(a: Analysis, node: fx.Node, captured: Captured) -> Any:
     shape = hints(value)
     if node.name in captured.inputs:
         batch = BATCH if captured.how == "exported" else INPUT
-        axes = tuple(a.alg.leaf(n, INPUT if d else batch) for d, n in enumerate(shape))
+        varies = [d == 0 or expression(n) is not None for d, n in enumerate(value.shape)]
+        axes = tuple(a.alg.leaf(n, (INPUT if d else batch) if varies[d] else None) for d, n in enumerate(shape))
+        for d, axis in enumerate(axes):
+            a.alg.hold(axis, INPUT if d else batch)
         _unify_sizes(a, [value], [axes])
         return Value(node.name, axes, True, boolean=value.dtype == torch.bool, zero=False)
     floating = value.dtype.is_floating_point or value.dtype.is_complex or rules.is_zero_point(node)
@@ -205,7 +218,7 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
         return call, _freeze_call(a, call, rules.why_no_rule(call.op))
     name = next((f"rules[{key!r}]" for key, r in extra.items() if r is rule), "")
     # a rule that fails may have made some statements: the copy has none
-    untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], layer=False)
+    untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], lookups=[], layer=False)
     try:
         out = rule(call)
     except Exception as error:  # a rule may raise anything
@@ -270,6 +283,7 @@ def _record_statements(a: Analysis, node: fx.Node, call: Call, out: list[Axes]) 
     a.contractions += call.contractions
     a.layouts += call.layouts
     a.scales += call.scales
+    a.lookups += call.lookups
     a.layers |= {node.name} if call.layer else set()
     if not any(r.alias_info is not None for r in getattr(getattr(node.target, "_schema", None), "returns", ())):
         a.written += out

@@ -23,6 +23,7 @@ from .capture import Captured, capture
 from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
+from .interfaces import Requested, RequestError, free_interfaces
 from .lower import lower
 from .mixing import mixed_by_weights
 from .prove import Trial, guarded, proved, runs, with_domain
@@ -46,6 +47,7 @@ def trace(
     rules: Mapping[str, Rule] | None = None,
     freeze: Sequence[str] | str = (),
     dynamic: Dynamic | None = None,
+    free: Requested = (),
     check: bool = True,
 ) -> Spec:
     """Trace a model once into an immutable spec of its prunable axes.
@@ -66,6 +68,19 @@ def trace(
             integer inputs and masks, and of inputs of up to three dims; nodes and edges of graphs). `"all"` adds channels, depth,
             height and width of images; names (`"batch height width"`) are exactly these; a dict names the dims of an input
             (`{"x": ("batch", "points", None)}`, None: fixed). What the export cannot vary is fixed, and `print(spec)` says why.
+        free: axes to prune that are frozen because somebody outside of the model counts on their positions. They become groups of
+            these kinds, which are pruned only where `where=` names them, as `pf.kind("vocabulary")` does:
+
+            * `"vocabulary"`: the rows of a table that integers of an input look up, and those of the head that returns numbers
+              over them. Table and head are one group if they are tied, or if they have the same size; without such a head, it is
+              the rows of the table. Of several tables, give the name: `free="model.embed_tokens"`. Ids that the model compares
+              with or that it names (`padding_idx`, `eos_token_id` of its config) must stay;
+            * `"classes"`: the rows of the only layer that makes an output; `"outputs"`: those of all layers that do;
+            * `"inputs"`: channels and features of inputs that a layer sums over;
+            * any other axis by tensor or input and dim: `{"query_position_embeddings.weight": 0}` (kind `interface`).
+
+            In the smaller network, inputs and outputs have the new positions: `remap` renumbers ids and labels, and `kept` says which
+            positions of other axes stay. Softmax and attention over a freed axis mix its units, so that it is not `exact`.
         check: prove the program: compare its results with the module's at the traced sizes and with every size changed. If they
             differ at the traced sizes, the run is recorded instead. If they differ at another size, `forward` and statistics
             refuse this size, and `print(spec)` says why. On `meta` nothing is run.
@@ -75,8 +90,8 @@ def trace(
 
     Raises:
         TraceError: the model can be neither exported nor recorded (the text contains both messages); a rule of `rules` returns
-            axes of wrong sizes; or torch has no op of its name.
-        ParamsError: a pattern of `freeze` matches nothing.
+            axes of wrong sizes; torch has no op of its name; or an axis of `free` is frozen for another reason, which the text says.
+        ParamsError: a pattern of `freeze` matches nothing, or `free` names nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -89,9 +104,15 @@ def trace(
         2.weight: 2 hidden
           dim 0, size 2: frozen: it is an output
           dim 1, size 8: 0 (hidden)
+
+        The classes and the input features become groups on request:
+
+        >>> spec = trace(model, (torch.randn(2, 4),), free=["classes", "inputs"])
+        >>> spec.einops("0.weight"), spec.einops("2.weight"), list(spec.groups)
+        ('hidden inputs', 'classes hidden', ['0', '2.classes', '0.inputs'])
     """
     example = Given(*arguments(model, args, kwargs or {}))
-    settings = Settings(train, checked(rules or {}), freeze, check)
+    settings = Settings(train, checked(rules or {}), freeze, free, check)
     with without_caches(model):
         return _trace(model, example, settings, names_of(model, *example, dynamic), chosen=dynamic is not None)
 
@@ -100,7 +121,7 @@ def _trace(model: nn.Module, example: Given, settings: Settings, names: list[Nam
     """Trace by `torch.export`, or else by recording."""
     try:
         return _trace_by_export(model, example, settings, names, chosen=chosen)
-    except WrongRuleError:  # a recording would follow the same rule
+    except (WrongRuleError, RequestError):  # a recording would follow the same rule, and have the same axes
         raise
     except TraceError as error:
         return _trace_by_recording(model, example, settings, " ".join(str(error).split())[:2000])
@@ -119,6 +140,7 @@ class Settings(NamedTuple):
     train: bool
     rules: Mapping[str, Rule]
     freeze: Sequence[str] | str
+    free: Requested
     check: bool
 
 
@@ -133,6 +155,8 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names
     try:
         with within(TIME_LIMIT):
             return _trace_with_sizes(model, example, settings, names)
+    except RequestError:
+        raise
     except TraceError as error:
         spec = _trace_with_sizes(model, example, settings, fewer)
         reason = f"with more sizes that vary: {first_sentence(' '.join(str(error).split()))}"
@@ -146,7 +170,7 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names
 def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, names: list[Names]) -> Spec:
     """Trace by `torch.export` with these sizes that may vary, and prove the program."""
     captured = capture(model, *example, settings.train, names, settings.rules)
-    analysis = analyse(captured, settings.rules)
+    analysis = analyse(captured, settings.rules, lenient=bool(settings.free))
     spec = guarded(_build_spec(model, example, settings, captured, analysis), captured)
     if not settings.check or not runs(model, *example):
         return spec
@@ -165,7 +189,7 @@ def _trace_by_recording(model: nn.Module, example: Given, settings: Settings, re
     """Trace by recording a run; `reason` says why there is no export."""
     try:
         captured = record(model, *example, settings.train, settings.rules)
-        analysis = analyse(captured, settings.rules)
+        analysis = analyse(captured, settings.rules, lenient=bool(settings.free))
     except WrongRuleError:
         raise
     except Exception as error:  # the model's own code may raise anything
@@ -185,6 +209,8 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
     tied = _unify_tied(model, analysis)
     frozen_tensors = chosen(settings.freeze, analysis.tensors)
     freeze_tensors(captured, analysis, frozen_tensors)
+    if settings.free:
+        free_interfaces(model, captured, analysis, settings.free)
     solution = find_groups(captured, analysis)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, solution, device)

@@ -3,7 +3,7 @@
 * `unify(a, b)`  two dims that meet in an op are the same axis;
 * `split(a, sizes)`  an axis is a product of given sizes (`reshape`);
 * `cut(a, sizes)`  an axis is a concatenation of given sizes (`split`, `slice`);
-* `freeze(a, reason)`  an axis may not be pruned.
+* `freeze(a, reason)`  an axis may not be pruned; `hold` says so until somebody asks for the axis.
 
 `split` and `cut` are `unify` with fresh leaves. If splitting and cutting leaves cannot satisfy an equation, the rest of both
 sides is frozen: a frozen axis keeps all its positions, which satisfies every equation.
@@ -11,7 +11,7 @@ sides is frozen: a frozen axis keeps all its positions, which satisfies every eq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
@@ -47,6 +47,11 @@ ONE = Times(())
 """The axis of size 1: it broadcasts, and it is never pruned."""
 
 
+def _first(*reasons: tuple[int, object] | None) -> tuple[int, object] | None:
+    """Return the earliest of some reasons; None if there is none."""
+    return min((r for r in reasons if r is not None), key=itemgetter(0), default=None)
+
+
 class Algebra:
     """A solver of equations between axes; each is solved when it is stated.
 
@@ -58,7 +63,10 @@ class Algebra:
     (True, False, False)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lenient: bool = False) -> None:
+        self.lenient = lenient
+        """Whether axes that are only held count as free, until `settle` freezes those that nobody asked for."""
+        self._held: list[tuple[int, object] | None] = []
         self._size: list[int] = []
         self._bound: list[Term | None] = []
         self._reason: list[tuple[int, object] | None] = []  # (time, reason): the first reason is kept
@@ -74,6 +82,7 @@ class Algebra:
         self._size.append(size)
         self._bound.append(None)
         self._reason.append(None if reason is None else (next(self._time), reason))
+        self._held.append(None)
         self._marks.append(frozenset())
         return Var(len(self._size) - 1)
 
@@ -135,6 +144,25 @@ class Algebra:
         for v in self.vars(a):
             if self._reason[v.id] is None:
                 self._reason[v.id] = (next(self._time), reason)
+
+    def hold(self, a: Term, reason: object) -> None:
+        """State that no unit of `a` may be pruned unless somebody asks for it; `freeze` it if the algebra is not lenient."""
+        if not self.lenient:
+            self.freeze(a, reason)
+            return
+        for v in self.vars(a):
+            if self._held[v.id] is None:
+                self._held[v.id] = (next(self._time), reason)
+
+    def is_held(self, a: Var) -> bool:
+        """Return whether a leaf is held, and nothing else freezes it."""
+        return self._held[a.id] is not None and self._reason[a.id] is None
+
+    def settle(self, released: Collection[Var]) -> None:
+        """Freeze all that is held, except the released leaves."""
+        for v in (Var(i) for i, bound in enumerate(self._bound) if bound is None):
+            if v not in released:
+                self._reason[v.id] = _first(self._reason[v.id], self._held[v.id])
 
     def mark(self, a: Term, mark: Hashable) -> None:
         """Mark every leaf of `a`; marks survive binding, splitting and cutting."""
@@ -219,8 +247,8 @@ class Algebra:
         self._bound[a.id] = b
         for v in self.vars(b):
             self._marks[v.id] |= self._marks[a.id]
-            reasons = [r for r in (self._reason[a.id], self._reason[v.id]) if r is not None]
-            self._reason[v.id] = min(reasons, key=itemgetter(0), default=None)
+            self._reason[v.id] = _first(self._reason[a.id], self._reason[v.id])
+            self._held[v.id] = _first(self._held[a.id], self._held[v.id])
 
     def _unify_sequences(
         self,

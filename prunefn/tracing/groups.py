@@ -179,7 +179,8 @@ def _name_leaves(
     used_names: set[str] = set()
     for v, (base, axis) in producer.items():
         kind = _kind_of(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
-        suffix = _suffix_of(a, v, axis, kind)
+        suffix = f".{kind}" if v in a.freed else _suffix_of(a, v, axis, kind)
+        base = a.freed[v][0] if v in a.freed else base
         name, k = base + suffix, 0
         while name in used_names:
             k += 1
@@ -194,6 +195,8 @@ def _kind_of(a: Analysis, v: Var, places: list[Term]) -> str:
 
     Marks `groups` and `heads` are certain. A factor beside heads is `head_dim`. Then `residual` takes precedence over `head_dim`.
     """
+    if v in a.freed:
+        return a.freed[v][1].kind
     marks = a.alg.marks(v)
     for kind in ("groups", "heads"):
         if kind in marks:

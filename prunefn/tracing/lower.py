@@ -9,7 +9,7 @@ from torch import fx
 
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
-from ..spec.axis import Axis, leaves, size
+from ..spec.axis import Axis, Leaf, leaves, size
 from ..spec.domain import Domain
 from ..spec.program import (
     Device,
@@ -21,11 +21,13 @@ from ..spec.program import (
     Ref,
     Size,
     Subgraph,
+    Unit,
     op_name,
     refs,
     target,
 )
 from .analyse import Analysis, hints, reason_of, schema
+from .axes import Var
 from .capture import Captured
 from .groups import Found
 from .rules import Value
@@ -84,7 +86,14 @@ class _Lowering:
             frozenset(i.name for i in needed if i.name in self.a.layers),
             self.domain(),
             self.recorded(needed) if c.how == "recorded" else None,
+            FrozenDict({self.group_of(v): interface for v, (_, interface) in self.a.freed.items()}),
         )
+
+    def group_of(self, v: Var) -> str:
+        """Return the group of a leaf."""
+        axis = self.solution.axis_of(v)
+        assert isinstance(axis, Leaf)
+        return axis.name
 
     def recorded(self, instructions: tuple[Instruction, ...]) -> Recorded:
         """Return the control flow of a recorded run."""
@@ -139,6 +148,8 @@ class _Lowering:
                     kwargs[name] = self.resized(kwargs.get(name), terms)
         if op in VIEWS:
             op = "aten.reshape.default"
+        if node in self.a.compared:
+            args[1] = Unit(self.group_of(self.a.compared[node][0]), args[1])
         return Instruction(node.name, op, tuple(args), tuple(sorted(kwargs.items())), module_path(node))
 
     def subgraph(self, module: Any) -> Subgraph:

@@ -228,7 +228,7 @@ class Trial:
             axis.name: self.flat[i].shape[d]
             for i in self.places
             for d, axis in enumerate(self.axes[i])
-            if isinstance(axis, Leaf)
+            if isinstance(axis, Leaf) and axis.name in spec.program.free
         }
         self.draws = any(_is_random(i.op) for i in spec.program.instructions)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import TraceError
 from ...spec.axis import Axis, size
-from ...spec.program import Device, Instruction, Program, Ref, Size, target
+from ...spec.program import Device, Instruction, Program, Ref, Size, Unit, target
 from ...spec.spec import Spec
 from ...types import Params
 from .clock import Call
@@ -85,6 +85,8 @@ def call_of(m: Machine, ins: Instruction, env: Env, stage: str = "in place") -> 
                 return size(axis, m.sizes)
             case Device():
                 return m.device
+            case Unit():
+                return m.spec.program.number(a)
             case tuple():
                 return [value(x) for x in a]
             case _:
@@ -168,6 +170,8 @@ def _key(m: Machine, ins: Instruction, env: Env, shapes: Mapping[str, tuple[int,
                 return str(size(axis, m.sizes))
             case Device():
                 return "device"
+            case Unit():
+                return "id"
             case tuple():
                 return f"[{', '.join(map(text, a))}]"
             case _:

@@ -37,7 +37,7 @@ from . import (  # noqa: F401  (each module registers its rules)
     spectral,
 )
 from .aliases import canonical, named, use_canonical
-from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Reason, Rule, TermLayout, Value
+from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Lookup, Reason, Rule, TermLayout, Value
 from .create import SizeOf
 from .frozen import NO_RULE, ON_PURPOSE, why_no_rule
 from .quantize import is_zero_point
@@ -50,6 +50,7 @@ __all__ = [
     "Axes",
     "Call",
     "Contraction",
+    "Lookup",
     "Reason",
     "Rule",
     "SizeOf",

@@ -86,6 +86,14 @@ class TermLayout(NamedTuple):
     """Whether its dims are [filters, inputs, *kernel]; False for a transposed convolution."""
 
 
+class Lookup(NamedTuple):
+    """Positions of an axis that the integers of a value pick."""
+
+    node: str
+    axis: Term
+    index: Value
+
+
 @dataclass
 class Call:
     """One op of the graph, as passed to a rule: a function from a `Call` to the axes of the op's outputs.
@@ -140,6 +148,7 @@ class Call:
     layouts: list[TermLayout] = field(default_factory=list)
     scales: list[Value] = field(default_factory=list)
     """Weights of a norm layer."""
+    lookups: list[Lookup] = field(default_factory=list)
     layer: bool = False
     """Whether its result is an activation even if its input is a parameter, such as a learned query."""
 
@@ -169,6 +178,21 @@ class Call:
         """State that no unit of these axes may be pruned."""
         for a in axes if isinstance(axes, Sequence) else (axes,):
             self.alg.freeze(a, self.at._replace(text=text))
+
+    def hold(self, axes: Sequence[Term] | Term, text: str, *, mixed: bool = False) -> None:
+        """State that no unit of these axes may be pruned unless the caller of `trace` asks for them.
+
+        `mixed` says that the units then affect each other, as in a softmax.
+        """
+        for a in axes if isinstance(axes, Sequence) else (axes,):
+            self.alg.hold(a, self.at._replace(text=text))
+            if mixed and self.alg.lenient:
+                self.alg.mark(a, f"mixed:{self.op}")
+
+    def look_up(self, axis: Term, index: Value, text: str) -> None:
+        """State that the integers of a value pick positions of an axis, as ids pick the rows of a table; it is held."""
+        self.hold(axis, text)
+        self.lookups.append(Lookup(self.node, axis, index))
 
     def mark(self, axes: Sequence[Term], mark: str) -> None:
         """Mark each leaf of these axes with a kind, or with an op that mixes their units."""

@@ -211,7 +211,7 @@ def _attended(call: Call) -> Axes:
     )
     inner = call.unify(q.axes[-1], k.axes[-1])
     source = call.unify(k.axes[-2], v.axes[-2])
-    call.freeze([source, q.axes[-2]], "attention runs over it")
+    call.hold([source, q.axes[-2]], "attention runs over it", mixed=True)
     call.mark([source, q.axes[-2]], SEQUENCE)
     heads = _broadcast_batch(call, k.axes[:-2], v.axes[:-2])
     if call["enable_gqa"] and call.alg.size(q.axes[-3]) != (n := call.alg.size(heads[-1])):

@@ -9,6 +9,7 @@ from .base import Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
 PICKED = "positions of it are picked by an index"
+VOCABULARY = "it is a vocabulary"
 
 
 @rule("aten.index", "aten._unsafe_index")
@@ -92,7 +93,7 @@ def index_select(call: Call) -> Axes:
     if call["weight"] is not None:
         w, idx = call["weight"], call["indices"]
         call.layer = True
-        call.freeze(w.axes[0], "it is a vocabulary")
+        call.look_up(w.axes[0], idx, VOCABULARY)
         return (*idx.axes, w.axes[1])
     x, idx = call["self"], call["index"]
     (d,) = call.dims(x, call["dim"])
@@ -107,7 +108,7 @@ def embedding_bag(call: Call) -> list[Axes]:
     The op also returns three results for the backward pass; for a maximum, the last is the row of each bag and unit.
     """
     weight, offsets = call["weight"], call["offsets"]
-    call.freeze(weight.axes[0], "it is a vocabulary")
+    call.look_up(weight.axes[0], call["indices"], VOCABULARY)
     call.freeze([*call["indices"].axes, *offsets.axes], "it is an index")
     if (scales := call["per_sample_weights"]) is not None:
         call.unify(scales.axes[0], call["indices"].axes[0])

@@ -51,10 +51,10 @@ def of_probabilities(call: Call) -> Axes:
     "aten.nll_loss_forward", "aten.nll_loss2d_forward", "aten.multi_margin_loss", "aten.multilabel_margin_loss_forward"
 )
 def of_classes(call: Call) -> list[Axes]:
-    """Freeze the classes (dim 1, or the only dim) of x [n, classes, …]; the other dims are those of target [n, …], or of all of x."""
-    x, target, weight = call["self"].axes, call["target"].axes, call["weight"]
+    """Hold the classes (dim 1, or the only dim) of x [n, classes, …]; the other dims are those of target [n, …], or of all of x."""
+    x, target = call["self"].axes, call["target"].axes
     classes = min(1, len(x) - 1)
-    call.freeze([x[classes], *(weight.axes if weight is not None else ())], CLASSES)
+    _hold_classes(call, x[classes])
     rest = (*x[:classes], *x[classes + 1 :])
     same_rank = len(target) == len(x) and "multilabel" in call.op  # one row of classes per row of x
     for a, b in zip(x if same_rank else rest, target, strict=False):
@@ -64,6 +64,18 @@ def of_classes(call: Call) -> list[Axes]:
         loss,
         *(target if len(s) == len(target) and same_rank else call.frozen(s, CLASSES) for s in call.shapes[1:]),
     ]
+
+
+def _hold_classes(call: Call, classes: Term) -> None:
+    """Hold the classes, which the targets of `nll_loss` pick and weights [classes] scale; other losses freeze them."""
+    weight = call["weight"]
+    if not call.op.startswith("aten.nll_loss"):
+        call.freeze([classes, *(weight.axes if weight is not None else ())], CLASSES)
+        return
+    if weight is not None:
+        call.unify(weight.axes[0], classes)
+    call.mark([classes], f"mixed:{call.op}")
+    call.look_up(classes, call["target"], CLASSES)
 
 
 def _sizes(call: Call, axes: Sequence[Term]) -> list[int]:

@@ -178,10 +178,10 @@ def glu(call: Call) -> Axes:
 
 @rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", "aten._safe_softmax")
 def softmax(call: Call) -> Axes:
-    """Freeze the dim over which outputs sum to one, since removing a unit changes all others."""
+    """Hold the dim over which outputs sum to one, since removing a unit changes all others."""
     x = call["self"]
     summed = [x.axes[d] for d in call.dims(x, call["dim"])]
-    call.freeze(summed, "softmax runs over it")
+    call.hold(summed, "softmax runs over it", mixed=True)
     call.mark(summed, SEQUENCE)
     return x.axes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..axes import ONE, Plus
+from ..axes import ONE, Plus, Term
 from .base import Axes, Call, Value, replaced, rule
 
 OUTSIDE = "outside"
@@ -72,11 +72,28 @@ def unbind(call: Call) -> list[Axes]:
 
 @rule("aten.select", "aten.select_copy")
 def select(call: Call) -> Axes:
-    """Freeze the dim from which one position is taken."""
-    x = call["self"]
+    """Freeze the dim from which one position is taken, or, if axes are asked for, only the part that it lies in."""
+    x, index = call["self"], call["index"]
     (d,) = call.dims(x, call["dim"])
-    call.freeze(x.axes[d], "one position of it is taken")
+    parts = call.alg.parts(x.axes[d])
+    if call.alg.lenient and len(parts) > 1 and isinstance(index, int):
+        _select_in_parts(call, parts, index)
+    else:
+        call.freeze(x.axes[d], "one position of it is taken")
     return tuple(a for i, a in enumerate(x.axes) if i != d)
+
+
+def _select_in_parts(call: Call, parts: list[Term], index: int) -> None:
+    """Freeze the part that a position lies in; parts before it may shrink, which moves the position."""
+    rest = index % sum(map(call.alg.size, parts))
+    before = list[Term]()
+    while rest >= call.alg.size(parts[len(before)]):
+        before.append(parts[len(before)])
+        rest -= call.alg.size(before[-1])
+    call.freeze(parts[len(before)], "one position of it is taken")
+    offset = call.frozen([rest], "one position of it is taken") if rest else ()
+    if before or offset:
+        call.resize("index", Plus((*before, *offset)))
 
 
 def window(call: Call, n: int) -> tuple[int, int, int]:
