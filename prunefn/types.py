@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .display import html
+from .display.calls import choice_text
+from .display.units import quantity
 from .errors import StatsError
 from .frozen_dict import FrozenDict
 from .spec.parts import Cost, Group
@@ -67,6 +70,11 @@ class Moments(NamedTuple):
         """
         return self._scatter() / self.count + self.mean[:, None] * self.mean
 
+    def __repr__(self) -> str:
+        extra = {"taps": self.taps, "absolute": self.absolute, "covariance": self.scatter}
+        more = "".join(f", {name}" for name, t in extra.items() if t is not None)
+        return f"Moments({len(self.mean)} inputs over {self.count:g} positions{more})"
+
     def _scatter(self) -> Tensor:
         if self.scatter is None:
             raise StatsError("there is no covariance: use collect_stats(…, covariance=True)")
@@ -89,6 +97,27 @@ class Stats(NamedTuple):
     fingerprints: Mapping[str, str] = FrozenDict()
     """Parameter → fingerprint at the time of collection; `params` are the live tensors, which training changes."""
 
+    def __repr__(self) -> str:
+        covariances = sum(m.scatter is not None for m in self.sites.values())
+        parts = [f"{len(self.sites)} sites", f"{self.samples} samples, {self.batches} batches"]
+        parts += [f"covariances of {covariances}"] * bool(covariances) + list(self.sums)
+        return f"Stats({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        columns = ["site", "inputs", "positions", "mean |mean|", "mean variance", "covariance"]
+        rows = [
+            [
+                name,
+                str(len(m.mean)),
+                f"{m.count:g}",
+                f"{float(m.mean.abs().mean()):.3g}",
+                f"{float(m.variance.mean()):.3g}",
+                "no" if m.scatter is None else "yes",
+            ]
+            for name, m in self.sites.items()
+        ]
+        return html.table(columns, rows, repr(self))
+
 
 class Collector(NamedTuple):
     """A quantity that a criterion collects from batches besides the statistics of sites; the name identifies it."""
@@ -110,6 +139,11 @@ class Criterion(NamedTuple):
     increments: bool = False
     """Whether scores are what removing units costs, in one unit of measure for all groups, so that their sums mean something."""
 
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.score)
+
     @property
     def data(self) -> bool:
         """Whether the criterion needs batches."""
@@ -129,6 +163,10 @@ class Scope(NamedTuple):
     """Scores of a group [units] → scores that are comparable between groups [units]; None: unchanged."""
     per: str | None = None
     """Rank by score divided by what removing the unit saves of this cost, a field of `Cost`; None: rank by score."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, quantity=self.per, normalize=self.normalize)
 
 
 class Budget(NamedTuple):
@@ -143,6 +181,10 @@ class Budget(NamedTuple):
     """Whether the cost never rises when a unit is removed; if False, the whole removal order is searched."""
     soft: Callable[[Mapping[str, Any], Spec], Any] | None = None
     """The cost at sizes that need not be whole: floats, or tensors that carry gradients; None: there is none."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return f"{self.quantity}({self.keep:g})"
 
 
 @runtime_checkable
@@ -209,6 +251,10 @@ class Compensation(NamedTuple):
     """Statistics to collect at sites, as for a criterion; the sequential mode gives the covariance of all taps."""
     fallback: Compensation | None = None
     """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.repair, fallback=self.fallback)
 
 
 class Residual(NamedTuple):
@@ -246,6 +292,19 @@ class Info(NamedTuple):
     scores: Mapping[str, Tensor] = FrozenDict()
     """Group that was allowed to lose units → its scores [units], from which the mask was chosen."""
 
+    def __repr__(self) -> str:
+        lost, units = (sum(n) for n in zip(*self.removed.values(), strict=True)) if self.removed else (0, 0)
+        return f"Info({self.before} → {self.after}; {lost} of {units} units removed from {len(self.removed)} groups)"
+
+    def _repr_html_(self) -> str:
+        names = ("MACs", "params", "activations")
+        rows = [
+            [name, quantity(before, ""), quantity(after, ""), f"{after / before:.1%}" if before else "–"]
+            for name, before, after in zip(names, self.before, self.after, strict=True)
+        ]
+        groups = [[name, str(n), str(n - lost), f"{1 - lost / n:.1%}"] for name, (lost, n) in self.removed.items()]
+        return html.table(["", "before", "after", "kept"], [*rows, *groups], "costs of one sample; units of each group")
+
 
 class Pruned(NamedTuple):
     """The result of a pipeline."""
@@ -258,3 +317,6 @@ class Pruned(NamedTuple):
     def __repr__(self) -> str:
         removed_units = sum(lost for lost, _ in self.info.removed.values())
         return f"Pruned({len(self.params)} tensors, {self.spec!r}, {removed_units} units removed from {len(self.mask)} groups)"
+
+    def _repr_html_(self) -> str:
+        return self.info._repr_html_()

@@ -28,6 +28,7 @@ class Choice:
     """
 
     __slots__ = ("_rank", "_test", "_text")
+    is_choice = True
 
     def __init__(self, test: Callable[[Group], bool], text: str, rank: int = 2) -> None:
         self._test, self._text, self._rank = test, text, rank

@@ -29,6 +29,7 @@ ROOMS = (
         "trees",
         "files",
         "drawing",
+        "display",
         "tables",
         "settings",
     ),  # the ground
@@ -54,6 +55,7 @@ ROOMS = (
         "report",
         "sparse",
         "costs",
+        "plans",
         "pipelines",
         "submodules",
         "recipes",

@@ -18,6 +18,7 @@ from . import views
 from .axis import Axis, einops_form, keep, leaves, size
 from .data import SpecData
 from .domain import refusal
+from .notebook import in_notebook
 
 
 class Spec(SpecData):
@@ -54,6 +55,9 @@ class Spec(SpecData):
             lines += ["", "ops without a rule: all that they touch is frozen"]
             lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
     def _input_axis_text(self, axis: Axis) -> str:
         return einops_form(axis, {}) if any(True for _ in leaves(axis)) else str(size(axis, self.sizes))
