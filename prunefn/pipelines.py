@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
-from . import compensation as compensations
-from . import criteria
 from .compensation.batch_norm import recalibrate as recalibrated
 from .compensation.repair import repairs, residuals, written
 from .compensation.sequential import remove
 from .costs.analytic import cost
-from .criteria import normalizer
 from .criteria.scoring import score
 from .distillation.recovery import recover
 from .doors import door
 from .errors import BatchError, PruneError, StatsError, warn
 from .frozen_dict import FrozenDict
 from .parameters.transforms import apply, shrink
+from .plans import Chosen, Pipeline, Plan, Prune
 from .program.sharded import is_sharded
-from .selection import scope as scopes
 from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
 from .spec.spec import Spec
@@ -37,32 +35,6 @@ LARGE, NEARLY_EMPTY = 32, 1 / 16
 """Groups of at least so many units that keep at most this fraction are named by a warning."""
 MOST_NAMED = 3
 """Number of groups that a warning names."""
-
-
-@runtime_checkable
-class Prune(Protocol):
-    """Function that prunes, as `pipeline` returns it."""
-
-    def __call__(
-        self,
-        params: Params,
-        batches: Iterable[Batch] | None,
-        *,
-        spec: Spec,
-        stats: Stats | None = None,
-        progress: bool = False,
-        sync: bool = False,
-    ) -> Pruned:
-        """Prune a network.
-
-        Args:
-            params, batches, spec, progress: as in `collect_stats`.
-            stats: statistics at hand, of these params; nothing is collected, and `batches` may be None unless the pipeline is
-                sequential or recalibrates.
-            sync: merge statistics of all processes by torch.distributed, so that all return the same; `batches` is this
-                process's share, which may be an empty list.
-        """
-        ...
 
 
 @door
@@ -123,7 +95,8 @@ def pipeline(
     >>> small.info.before.params, small.info.after.params, small.info.removed
     (58, 30, {'0': (4, 8)})
     """
-    given = _Plan(criterion, scope, compensation, sequential)
+    arguments = locals().copy()
+    given = Plan(criterion, scope, compensation, sequential)
     reading: dict[str, Any] = {"weights": weights, "max_batches": max_batches}
     limits: dict[str, Any] = {"round_to": round_to, "max_ratio": max_ratio, "min_units": min_units}
 
@@ -169,51 +142,7 @@ def pipeline(
             pruned = recover(pruned, batches, spec=current, dense=dense, steps=recover_steps, freeze=freeze, **ends)
         return Pruned(pruned, current, mask, _info(spec, current, mask, errors, scores))
 
-    return prune
-
-
-class _Plan(NamedTuple):
-    """The choices of a pipeline; None: not made."""
-
-    criterion: Criterion | None
-    scope: Scope | None
-    compensation: Compensation | None
-    sequential: bool | None
-
-    def complete(self, data: bool, one_pass: bool) -> _Chosen:
-        """Return the plan with all choices made.
-
-        Args:
-            data: whether there are batches or statistics.
-            one_pass: whether nothing can be measured block by block: several processes measure, or there are no batches.
-        """
-        criterion, scope, compensation, sequential = self
-        if criterion is None:
-            criterion = criteria.obs() if data else criteria.normalized(criteria.magnitude(), normalizer.mean)
-            scope = (scopes.knapsack() if data else scopes.global_()) if scope is None else scope
-            sequential = data and not one_pass if sequential is None else sequential
-            best = compensations.affine(fallback=compensations.mean()) if data else compensations.none()
-            compensation = best if compensation is None else compensation
-        return _Chosen(
-            criterion,
-            scopes.global_() if scope is None else scope,
-            compensations.mean() if compensation is None else compensation,
-            bool(sequential),
-        )
-
-
-class _Chosen(NamedTuple):
-    """The choices of a pipeline."""
-
-    criterion: Criterion
-    scope: Scope
-    compensation: Compensation
-    sequential: bool
-
-    @property
-    def covariance(self) -> bool:
-        """Whether the compensation needs covariances."""
-        return "covariance" in self.compensation.needs
+    return Pipeline(prune, given, arguments, inspect.signature(pipeline))
 
 
 def _remove(
@@ -222,7 +151,7 @@ def _remove(
     stats: Stats,
     batches: Iterable[Batch],
     spec: Spec,
-    plan: _Chosen,
+    plan: Chosen,
     options: Mapping[str, Any],
 ) -> tuple[Params, Spec, dict[str, Residual]]:
     """Compensate and remove; return the pruned params, their spec, and site → error."""
@@ -233,7 +162,7 @@ def _remove(
     return apply(written(params, repaired, spec), mask, spec=spec), shrink(spec, mask), residuals(repaired)
 
 
-def _warn_of_collapse(mask: Mask, plan: _Chosen) -> None:
+def _warn_of_collapse(mask: Mask, plan: Chosen) -> None:
     """Warn of groups that a ranking nearly empties because scores of different groups are not comparable."""
     name, scope = plan.criterion.name, plan.scope
     if scope.per is not None and scope.normalize is None and not plan.criterion.increments:
@@ -265,7 +194,7 @@ def _collect_stats(params: Params, batches: Iterable[Batch] | None, *, sync: boo
     return sync_stats(Stats() if no_batches else collect_stats(params, batches, **options))
 
 
-def _rereads(plan: _Chosen, recalibrate: bool, recover_steps: int) -> list[str]:
+def _rereads(plan: Chosen, recalibrate: bool, recover_steps: int) -> list[str]:
     """Return the options by which the batches are read again after the scores."""
     options = {"sequential=True": plan.sequential and bool(plan.compensation.needs), "recalibrate=True": recalibrate}
     return [o for o, on in {**options, f"recover_steps={recover_steps}": recover_steps > 0}.items() if on]
@@ -283,7 +212,7 @@ def _check_sync(sync: bool, sequential: bool, recover_steps: int) -> None:
         )
 
 
-def _check_batches(batches: Iterable[Batch] | None, plan: _Chosen, rereads: Sequence[str], *, measured: bool) -> None:
+def _check_batches(batches: Iterable[Batch] | None, plan: Chosen, rereads: Sequence[str], *, measured: bool) -> None:
     """Check that there are batches if a step needs them, and that they can be read as often as needed by these options.
 
     Raises:

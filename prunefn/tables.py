@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .display import html
 from .files import atomic
 
 if TYPE_CHECKING:
@@ -23,6 +24,40 @@ class Table(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        return text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.table(self.columns, self.rows, self.title)
+
+
+def text(table: Table) -> str:
+    """Return the table as plain text, as `print` shows it.
+
+    >>> print(Table("costs", ("method", "MACs"), (("dense", "12"), ("pruned", "7"))))
+    costs
+    <BLANKLINE>
+    method  MACs
+    ──────  ────
+    dense     12
+    pruned     7
+    """
+    heads = [c.split("\n") for c in table.columns]
+    height = max(map(len, heads), default=1)
+    lines = [[*[""] * (height - len(h)), *h] for h in heads]  # column → its lines, at the bottom
+    widths = [max(map(len, (*h, *(row[i] for row in table.rows)))) for i, h in enumerate(lines)]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(
+            c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+
+    rule = "  ".join("─" * w for w in widths)
+    out = [*map(line, zip(*lines, strict=True)), rule, *map(line, table.rows)]
+    return "\n".join([table.title, "", *out] if table.title else out)
 
 
 def markdown(table: Table) -> str:

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .display import html
+from .display.calls import choice_text
+from .display.units import quantity
 from .errors import StatsError
 from .frozen_dict import FrozenDict
 from .spec.parts import Cost, Group
@@ -67,6 +70,11 @@ class Moments(NamedTuple):
         """
         return self._scatter() / self.count + self.mean[:, None] * self.mean
 
+    def __repr__(self) -> str:
+        extra = {"taps": self.taps, "absolute": self.absolute, "covariance": self.scatter}
+        more = "".join(f", {name}" for name, t in extra.items() if t is not None)
+        return f"Moments({len(self.mean)} inputs over {self.count:g} positions{more})"
+
     def _scatter(self) -> Tensor:
         if self.scatter is None:
             raise StatsError("there is no covariance: use collect_stats(…, covariance=True)")
@@ -88,6 +96,27 @@ class Stats(NamedTuple):
     """Number of samples: the sum of the sizes of all batches."""
     fingerprints: Mapping[str, str] = FrozenDict()
     """Parameter → fingerprint at the time of collection; `params` are the live tensors, which training changes."""
+
+    def __repr__(self) -> str:
+        covariances = sum(m.scatter is not None for m in self.sites.values())
+        parts = [f"{len(self.sites)} sites", f"{self.samples} samples, {self.batches} batches"]
+        parts += [f"covariances of {covariances}"] * bool(covariances) + list(self.sums)
+        return f"Stats({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        columns = ["site", "inputs", "positions", "mean |mean|", "mean variance", "covariance"]
+        rows = [
+            [
+                name,
+                str(len(m.mean)),
+                f"{m.count:g}",
+                f"{float(m.mean.abs().mean()):.3g}",
+                f"{float(m.variance.mean()):.3g}",
+                "no" if m.scatter is None else "yes",
+            ]
+            for name, m in self.sites.items()
+        ]
+        return html.table(columns, rows, repr(self))
 
 
 class Collector(NamedTuple):
@@ -112,6 +141,11 @@ class Criterion(NamedTuple):
     interfaces: bool = False
     """Whether it is meant for groups of interfaces, such as a vocabulary; the scores of others leave these out."""
 
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.score)
+
     @property
     def data(self) -> bool:
         """Whether the criterion needs batches."""
@@ -133,6 +167,10 @@ class Scope(NamedTuple):
     """Rank by score divided by what removing the unit saves of this cost, a field of `Cost`; None: rank by score."""
     uniform: bool = False
     """Whether all groups of a class keep the same number of units; `normalize` then gives each unit its place in its group."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, quantity=self.per, normalize=self.normalize)
 
 
 class Budget(NamedTuple):
@@ -147,6 +185,10 @@ class Budget(NamedTuple):
     """Whether the cost never rises when a unit is removed; if False, the whole removal order is searched."""
     soft: Callable[[Mapping[str, Any], Spec], Any] | None = None
     """The cost at sizes that need not be whole: floats, or tensors that carry gradients; None: there is none."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return f"{self.quantity}({self.keep:g})"
 
 
 class TargetSizes(NamedTuple):
@@ -220,6 +262,10 @@ class Compensation(NamedTuple):
     """Statistics to collect at sites, as for a criterion; the sequential mode gives the covariance of all taps."""
     fallback: Compensation | None = None
     """Fallback where the weight cannot be rewritten (it is computed, or shared with others); None: raise an error."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.repair, fallback=self.fallback)
 
 
 class Residual(NamedTuple):
@@ -257,6 +303,19 @@ class Info(NamedTuple):
     scores: Mapping[str, Tensor] = FrozenDict()
     """Group that was allowed to lose units → its scores [units], from which the mask was chosen."""
 
+    def __repr__(self) -> str:
+        lost, units = (sum(n) for n in zip(*self.removed.values(), strict=True)) if self.removed else (0, 0)
+        return f"Info({self.before} → {self.after}; {lost} of {units} units removed from {len(self.removed)} groups)"
+
+    def _repr_html_(self) -> str:
+        names = ("MACs", "params", "activations")
+        rows = [
+            [name, quantity(before, ""), quantity(after, ""), f"{after / before:.1%}" if before else "–"]
+            for name, before, after in zip(names, self.before, self.after, strict=True)
+        ]
+        groups = [[name, str(n), str(n - lost), f"{1 - lost / n:.1%}"] for name, (lost, n) in self.removed.items()]
+        return html.table(["", "before", "after", "kept"], [*rows, *groups], "costs of one sample; units of each group")
+
 
 class Pruned(NamedTuple):
     """The result of a pipeline."""
@@ -269,3 +328,6 @@ class Pruned(NamedTuple):
     def __repr__(self) -> str:
         removed_units = sum(lost for lost, _ in self.info.removed.values())
         return f"Pruned({len(self.params)} tensors, {self.spec!r}, {removed_units} units removed from {len(self.mask)} groups)"
+
+    def _repr_html_(self) -> str:
+        return self.info._repr_html_()

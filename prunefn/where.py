@@ -33,6 +33,7 @@ class Choice:
     """
 
     __slots__ = ("_names", "_rank", "_test", "_text")
+    is_choice = True
 
     def __init__(self, test: Callable[[Group], bool], text: str, rank: int = 2, names: tuple[str, ...] = ()) -> None:
         self._test, self._text, self._rank, self._names = test, text, rank, names

@@ -80,7 +80,9 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     ),
     "test_laws.py::test_law_9_constant_units_are_removed_without_loss": ("deit_tiny_patch16_224", "googlenet", "resnet18"),
     "test_laws.py::test_law_4_swin": NONE,
-    "test_notebooks.py::test_executed_afresh_it_says_what_is_committed": ("1_quick_start.ipynb", "2_spec_and_axes.ipynb"),
+    "test_notebooks.py::test_executed_afresh_it_says_what_is_committed": (
+        *("1_quick_start.ipynb", "2_spec_and_axes.ipynb", "guides/from_torch_pruning.ipynb"),
+    ),
     "test_course.py::test_the_commands_of_the_course": NONE,
     "test_cli.py::test_torchrun_gives_what_one_process_gives": NONE,
     "test_phases.py::test_killed_between_and_within_phases_it_ends_with_the_same_bits": NONE,

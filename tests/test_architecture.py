@@ -29,6 +29,7 @@ ROOMS = (
         "trees",
         "files",
         "drawing",
+        "display",
         "tables",
         "settings",
     ),  # the ground
@@ -55,6 +56,7 @@ ROOMS = (
         "report",
         "sparse",
         "costs",
+        "plans",
         "pipelines",
         "sensitivities",
         "submodules",

@@ -144,8 +144,8 @@ def test_it_can_be_read_where_it_lies(name: str) -> None:
 
 def test_the_list_of_notebooks_is_whole() -> None:
     listed = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
-    here = [n for n in NAMES if "/" not in n]
-    assert [n for n in here if f"]({n})" not in listed] == []
+    here, guides = ([n for n in NAMES if n.count("/") == depth and "course" not in n] for depth in (0, 1))
+    assert [n for n in (*here, *guides) if f"]({n})" not in listed] == []
     assert [n[0] for n in here] == [str(i + 1) for i in range(len(here))] and len(here) >= 7
 
 

@@ -92,8 +92,8 @@ def test_the_table_compares_with_the_first() -> None:
     both = profiled("dense", 4_000_000, timing, {}), profiled("small", 1_000_000, timing._replace(median=0.004), {})
     table = Profile(both, 8, "a CPU", 1, "wall time").table()
     assert table.title == "a CPU, 1 threads, batch 8, wall time"
-    assert table.rows[1][1:4] == ["0.001", "75.0%", "4.00"]
-    assert table.rows[1][6:] == ["0.50×", "2000.0", "4.0", "2.0"]  # slower, and shown as it is
+    assert table.rows[1][1:4] == ["1", "75.0%", "4.00"]
+    assert table.rows[1][6:] == ["0.50×", "2000.0", "4 MB", "2 MB"]  # slower, and shown as it is
 
 
 MACHINE = Balance(1e9, 1e8)
@@ -114,11 +114,11 @@ DENSE = Layer(1e-3, 1_000_000, 10_000, (16, 32), 1e-6)
             UNALIGNED,
             f"at width 9, no multiple of {ALIGNED}: prune with round_to=8",
         ),
-        (Layer(9e-4, 250_000, 5_000, (16, 8), 5e-4), START, "of 900 µs, 500 are starts of calls"),
+        (Layer(9e-4, 250_000, 5_000, (16, 8), 5e-4), START, "of 900 µs, 500 µs are starts of calls"),
         (
             Layer(9e-4, 250_000, 5_000, (16, 8), 1e-6),
             SMALLER,
-            "0.3 GMACs a second (dense 1.0): its kernel is less busy",
+            "278 MMACs a second (dense 1 GMACs): its kernel is less busy",
         ),
         (Layer(4e-4, 450_000, 5_000, (16, 8), 1e-6), FASTER, ""),
     ],
@@ -140,7 +140,7 @@ def test_layers_without_macs() -> None:
     dense, now = Layer(1e-3, 0, 4_000_000, (), 0.0), Layer(8e-4, 0, 2_000_000, (), 0.0)
     found = excess("norm", dense, now, 0.5, MACHINE)
     assert found.cause == NO_MACS and found.seconds == pytest.approx(3e-4)
-    assert found.reason == "no multiplications: it moves 2.00 MB, 50% of before"
+    assert found.reason == "no multiplications: it moves 2 MB, 50% of before"
 
 
 def test_widths_that_were_odd_before_are_no_reason() -> None:

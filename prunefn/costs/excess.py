@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..display.units import quantity
+
 ALIGNED = 8
 """Widths that are no multiple of this leave lanes of vector and matrix units empty."""
 STARTS = 3.0
@@ -148,16 +150,16 @@ def _reason(cause: str, dense: Layer, now: Layer, share: float, machine: Balance
         return f"it keeps {now.macs / dense.macs:.0%} of its MACs, the network {share:.0%}"
     if cause == NO_MACS:
         part = now.moved / dense.moved if dense.moved else 1.0
-        return f"no multiplications: it moves {now.moved / 1e6:.2f} MB, {part:.0%} of before"
+        return f"no multiplications: it moves {quantity(now.moved, 'B', 3)}, {part:.0%} of before"
     if cause == START:
-        return f"of {1e6 * now.seconds:.0f} µs, {1e6 * now.start:.0f} are starts of calls: a larger batch hides them"
+        return f"of {quantity(now.seconds, 's', 3)}, {quantity(now.start, 's', 3)} are starts of calls: a larger batch hides them"
     if cause == BANDWIDTH:
         return (
             f"{_macs_per_byte(now):.1f} MACs a byte (dense {_macs_per_byte(dense):.1f}), and this machine "
             f"does {machine.macs_per_byte:.1f} while it moves one: bandwidth"
         )
-    rates = [layer.macs / max(layer.seconds, 1e-12) / 1e9 for layer in (now, dense)]
-    rate = f"{rates[0]:.1f} GMACs a second (dense {rates[1]:.1f})"
+    rates = [quantity(layer.macs / max(layer.seconds, 1e-12), "MACs", 3) for layer in (now, dense)]
+    rate = f"{rates[0]} a second (dense {rates[1]})"
     if cause == UNALIGNED:
         return f"{rate} at width {', '.join(map(str, _unaligned_widths(now)))}, no multiple of {ALIGNED}: prune with round_to={ALIGNED}"
     return f"{rate}: its kernel is less busy at this size"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import trees
+from ..display.units import scale_of
 from ..doors import door
 from ..errors import ParamsError, PruneError
 from ..frozen_dict import FrozenDict
@@ -166,8 +167,9 @@ def _numbers(m: Metrics, types: list[str]) -> dict[str, int]:
 
 
 def _unit(value: int) -> tuple[float, str]:
-    """Return the scale and the prefix in which to show a value."""
-    return next(((scale, text) for scale, text in ((1e9, "G "), (1e6, "M ")) if value >= scale), (1.0, ""))
+    """Return the scale and the prefix in which to show a value; a million or less is shown to the last digit."""
+    scale, prefix = scale_of(value if value >= 1e6 else 0)
+    return scale, f"{prefix} " if prefix else ""
 
 
 def _cell(value: int, reference: int, scale: float, *, alone: bool) -> str:

@@ -13,6 +13,7 @@ from torch.utils import benchmark
 from torch.utils.benchmark.utils.timer import timer as wall_time
 from tqdm import tqdm
 
+from ..display.units import quantity, scale_of
 from ..doors import door
 from ..errors import PruneError
 from ..parameters.transforms import tied_names
@@ -71,22 +72,35 @@ class Profile(NamedTuple):
     clock: str
     """The measured time: wall time, or CPU time with one thread."""
 
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __repr__(self) -> str:
+        times = ", ".join(f"{n.name} {quantity(n.timing.median, 's')}" for n in self.networks)
+        return f"Profile({times}; batch {self.batch}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def table(self) -> Table:
         """Return cost and latency of each network, compared with the first."""
         first = self.networks[0]
+        scale, prefix = scale_of(max(n.cost.macs for n in self.networks))
+        unit, short = scale_of(max(n.timing.median for n in self.networks), small=True)
         rows = []
         for n in self.networks:
             t = n.timing
             saved = f"{1 - n.cost.macs / first.cost.macs:.1%}", f"{first.timing.median / t.median:.2f}×"
             spread = (
-                f"{1e3 * t.mean:.2f} ± {1e3 * t.std:.2f}",
-                f"{1e3 * t.p10:.2f} / {1e3 * t.p90:.2f} / {1e3 * t.p99:.2f}",
+                f"{t.mean / unit:.2f} ± {t.std / unit:.2f}",
+                f"{t.p10 / unit:.2f} / {t.p90 / unit:.2f} / {t.p99 / unit:.2f}",
             )
-            rows.append([n.name, f"{n.cost.macs / 1e9:.3f}", saved[0], f"{1e3 * t.median:.2f}", *spread, saved[1]])
-            rows[-1] += [f"{n.throughput:.1f}", f"{n.weights / 1e6:.1f}", f"{n.peak / 1e6:.1f}"]
-        columns = ["network", "GMACs", "MACs\nsaved", "median\nms", "mean ± std\nms", "p10 / p90 / p99\nms", "speed-up"]
+            rows.append([n.name, f"{n.cost.macs / scale:.4g}", saved[0], f"{t.median / unit:.2f}", *spread, saved[1]])
+            rows[-1] += [f"{n.throughput:.1f}", quantity(n.weights, "B", 3), quantity(n.peak, "B", 3)]
+        times = [f"{name}\n{short}s" for name in ("median", "mean ± std", "p10 / p90 / p99")]
+        columns = ["network", f"{prefix}MACs", "MACs\nsaved", *times, "speed-up"]
         title = f"{self.device}, {self.threads} threads, batch {self.batch}, {self.clock}"
-        return Table(title, [*columns, "samples\na second", "weights\nMB", "peak\nMB"], rows)
+        return Table(title, [*columns, "samples\na second", "weights", "peak"], rows)
 
     def excess(self, name: str, most: int = 8) -> list[Excess]:
         """Return the layers that explain most of the seconds beyond those that the MACs suggest, the largest excess first.

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.export import Dim
 
 from .. import trees
+from ..display.units import quantity
 from ..errors import PruneError
 from ..files import atomic
 from ..modules.graph import graph_module
@@ -45,7 +46,7 @@ class Exported(NamedTuple):
 
     def __str__(self) -> str:
         differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in self.differences.items())
-        size = f"{self.path.stat().st_size / 1e6:.1f} MB"
+        size = quantity(self.path.stat().st_size, "B", 3)
         return f"{self.path} ({self.kind}, {size}): max |Δ| {differences}; limit {self.limit:.1e}"
 
 

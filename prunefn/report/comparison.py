@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..display.units import quantity
 from ..errors import PruneError
 from ..files.yaml_text import read_yaml_file
 from ..tables import Table, write_csv
@@ -73,7 +74,9 @@ class Comparison(NamedTuple):
 
     def table(self) -> Table:
         """Return the table for the terminal."""
-        return Table(f"dense: {self.dense.accuracy:.2%}, {self.dense.macs:.4g} GMACs", COLUMNS, self.rows())
+        return Table(
+            f"dense: {self.dense.accuracy:.2%}, {quantity(1e9 * self.dense.macs, 'MACs')}", COLUMNS, self.rows()
+        )
 
     def write(self, folder: Path) -> None:
         """Write `final_comparison.csv` and `pareto.png` into a folder."""

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..display.units import scale_word
 from ..drawing.canvas import DENSE, INK, KEPT, canvas, rows, save
 from ..spec.axis import size
 
@@ -88,7 +89,7 @@ def _row_values(values: Mapping[str, int], names: Sequence[str]) -> list[int]:
 def _bars(axes: Axes, dense: Sequence[int], pruned: Sequence[int], quantity: str, labels: Sequence[str]) -> None:
     """Draw the bars of one quantity, each with the share that is left."""
     top = max(*dense, 1)
-    unit, name = next(((u, n) for u, n in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")) if top >= u), (1, ""))
+    unit, name = scale_word(top)
     at = range(len(dense))
     axes.barh(at, [v / unit for v in dense], 0.8, color=DENSE, label="before")
     axes.barh(at, [v / unit for v in pruned], 0.8, color=KEPT, label="after")

@@ -17,6 +17,7 @@ from xml.etree.ElementTree import ParseError
 import torch
 
 from .._extras import needs
+from ..display.units import quantity
 from ..errors import PruneError
 from ..files.atomic import write_text
 from ..files.nest import read_nest
@@ -38,8 +39,8 @@ PICTURES = {
 COLUMNS = {
     "phase": "phase",
     "epoch": "epoch",
-    "macs": "MMACs",
-    "params": "M params",
+    "macs": "MACs",
+    "params": "params",
     "lr": "lr",
     "train_loss": "training loss",
     "loss": "loss",
@@ -167,7 +168,7 @@ def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if name in pairs:
             dense, pruned = pairs.pop(name)
             removed = f"{1 - pruned / dense:.1%}" if dense else ""
-            cards.append((word, removed, f"{dense / 1e6:.4g} → {pruned / 1e6:.4g} M"))
+            cards.append((word, removed, f"{quantity(dense, '')} → {quantity(pruned, '')}"))
     for name, (dense, pruned) in pairs.items():
         if name == "top1":
             cards.append(("Top-1", f"{pruned:.2%}", f"dense {dense:.2%}, {100 * (pruned - dense):+.2f} points"))
@@ -229,7 +230,7 @@ def _cell(column: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if column in ("macs", "params"):
-        return f"{value / 1e6:.4g}"
+        return quantity(value, "")
     if column == "top1":
         return f"{value:.2%}"
     if column == "lr":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..display.units import scale_word
 from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..errors import PruneError
 
@@ -50,7 +51,7 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
     front = pareto_front(points)
     best = sorted((p for p, on in zip(points, front, strict=True) if on), key=lambda p: (p[1], p[0]))
     others = [p for p, on in zip(points, front, strict=True) if not on]
-    unit, word = (1e9, "billion") if max(p[1] for p in points) >= 1e9 else (1e6, "million")
+    unit, word = scale_word(max(p[1] for p in points))
     listed = best[:LISTED]
     figure = canvas(9.0, max(4.4, 1.2 + 0.17 * len(listed)))
     axes = figure.add_subplot(1, 1, 1)
@@ -66,12 +67,13 @@ def pareto(points: Sequence[Point], path: Path | str, *, title: str = "Accuracy 
         alignment: dict[str, Any] = {"ha": "left", "va": "top"} if i % 2 else {"ha": "right", "va": "bottom"}
         offset = (3, -3) if i % 2 else (-3, 3)
         axes.annotate(", ".join(numbers), at, offset, textcoords="offset points", fontsize=7.5, color=INK, **alignment)
-    names = [f"the front: MACs ({word}), top-1"]
+    label = f" ({word})" if word else ""
+    names = [f"the front: MACs{label}, top-1"]
     names += [f"{i + 1}  {n}: {m / unit:.4g}, {t:.2%}" for i, (n, m, t) in enumerate(listed)]
     names += [f"… {len(best) - LISTED} more"] * (len(best) > LISTED) + [f"pale: {len(others)} others"] * bool(others)
     axes.text(1.03, 1.0, "\n".join(names), transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.5, color=INK)
     axes.margins(0.06, 0.08)
-    axes.set_xlabel(f"MACs per sample ({word})")
+    axes.set_xlabel(f"MACs per sample{label}")
     axes.set_ylabel("top-1 on held-out data (%)")
     axes.grid(color=GRID)
     head(axes, title)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..display.units import scale_word
 from ..drawing.canvas import COLOURS as COLOURS
 from ..drawing.canvas import DENSE as DENSE
 from ..drawing.canvas import DPI as DPI
@@ -138,7 +139,7 @@ def accuracy(panels: Sequence[Curves], path: Path | str) -> None:
 def _lines(axes: Axes, panel: Curves) -> None:
     """Draw one panel of `accuracy`."""
     macs, top1 = panel.dense
-    unit, word = (1e9, "billion") if macs >= 1e9 else (1e6, "million")
+    unit, word = scale_word(macs)
     for i, (method, points) in enumerate(panel.lines.items()):
         x, y = zip(*sorted([*points, panel.dense]), strict=True)
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
@@ -150,7 +151,7 @@ def _lines(axes: Axes, panel: Curves) -> None:
     if panel.chance and 100 * panel.chance > lowest:
         axes.axhline(100 * panel.chance, color="#888888", linestyle=":", linewidth=1.2, label="guessing")
     axes.set_ylim(lowest, 100 + 0.04 * (100 - lowest))
-    axes.set_xlabel(f"MACs per image ({word})")
+    axes.set_xlabel(f"MACs per image ({word})" if word else "MACs per image")
     axes.set_ylabel("top-1 on held-out images (%)")
     axes.grid(color=GRID)
     share = axes.secondary_xaxis("top", functions=_scales(100 * unit / macs))

@@ -36,6 +36,10 @@ class Pattern(NamedTuple):
     """Alternative to pieces: (scores of the weight's shape, weight) → its mask."""
     ratio: float | None = None
     """Fraction of weights that a pattern with `keep` removes."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.name!r})"
 
 
 def unstructured() -> Pattern:

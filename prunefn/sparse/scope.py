@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..criteria._lamp import lamp_shares
 from ..criteria.normalizer import Normalizer
+from ..display.calls import choice_text
 from ..doors import door
 from ..errors import PruneError
 from .layouts import Weight
@@ -34,6 +35,10 @@ class WeightScope(NamedTuple):
     """(scores of each weight's pieces, −inf if already removed; ratio; weights) → number of removed pieces of each weight."""
     rows: bool = False
     """Whether the weights of each output are ranked separately."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.lost)
 
 
 def layerwise() -> WeightScope:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..display import html
+from ..display.units import quantity
 from .axis import Axis
 
 
@@ -109,6 +111,13 @@ class Cost(NamedTuple):
     """Elements written by all ops that are not views."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.macs / 1e9:.4g} GMACs, {self.params / 1e6:.4g} M params, {self.activations / 1e6:.4g} M activations"
-        )
+        return ", ".join(self.texts())
+
+    def texts(self) -> list[str]:
+        """Return each cost with the unit that fits, such as `545.9 kMACs`."""
+        units = ("MACs", "params", "activations")
+        return [quantity(n, unit) for n, unit in zip(self, units, strict=True)]
+
+    def _repr_html_(self) -> str:
+        rows = [[name.replace("macs", "MACs"), f"{n:,}"] for name, n in self._asdict().items()]
+        return html.table(["", "of one sample"], rows)

@@ -70,8 +70,24 @@ class Place(NamedTuple):
 def picture(spec: SpecData, path: Path | str) -> None:
     """Draw a spec to a file; see `Spec.picture`."""
     path = Path(path)
+    kind = path.suffix.lower()[1:]
     if path.suffix.lower() not in ENDINGS:
         raise PruneError(f"a picture cannot be written as {path.name!r}; its name must end in {', '.join(ENDINGS)}")
+    if kind in ("svg", "html"):
+        text = svg_text(spec)
+        atomic.write_text(path, _render_html(spec, text) if kind == "html" else text)
+    else:
+        atomic.write_bytes(path, _render(spec, kind))
+
+
+def svg_text(spec: SpecData) -> str:
+    """Return the picture as SVG with tooltips."""
+    titles = {_id(i): explain(spec, g) for i, g in enumerate(spec.groups)}
+    return svg.titled(_render(spec, "svg").decode(), titles)
+
+
+def _render(spec: SpecData, kind: str) -> bytes:
+    """Return the picture in a format: svg, png or pdf."""
     try:
         import matplotlib
     except ImportError as error:
@@ -86,18 +102,12 @@ def picture(spec: SpecData, path: Path | str) -> None:
     axes.set_xlim(0, place.size[0])
     axes.set_ylim(place.size[1], 0)
     _Drawing(axes, spec, plan, place).draw()
-    kind = {".html": "svg"}.get(path.suffix.lower(), path.suffix.lower()[1:])
     metadata: dict[str, Any] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}[kind]
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "prunefn", "svg.fonttype": "none"}):
         dpi = min(DPI, MOST_PIXELS / max(place.size))
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-    if kind != "svg":
-        atomic.write_bytes(path, buffer.getvalue())
-        return
-    titles = {_id(i): explain(spec, g) for i, g in enumerate(spec.groups)}
-    text = svg.titled(buffer.getvalue().decode(), titles)
-    atomic.write_text(path, _render_html(spec, text) if path.suffix.lower() == ".html" else text)
+    return buffer.getvalue()
 
 
 def themed(text: str) -> str:

@@ -20,6 +20,7 @@ from .data import SpecData
 from .domain import refusal
 from .interface import interface_text
 from .narrow import narrowed
+from .notebook import in_notebook
 
 
 class Spec(SpecData):
@@ -57,6 +58,9 @@ class Spec(SpecData):
             lines += ["", "ops without a rule: all that they touch is frozen"]
             lines += [f"  {op}: {where}" for op, where in self.unknown.items()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self)
 
     def _input_axis_text(self, axis: Axis) -> str:
         return einops_form(axis, {}) if any(True for _ in leaves(axis)) else str(size(axis, self.sizes))

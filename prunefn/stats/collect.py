@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..display.units import quantity
 from ..doors import door
 from ..errors import BatchError, StatsError
 from ..frozen_dict import FrozenDict
@@ -196,7 +197,7 @@ def _check_memory(needed: int, device: torch.device) -> None:
     Raises:
         StatsError: the covariances need more memory than the device has.
     """
-    log.info("statistics with covariances take %.3g GB", needed / 1e9)
+    log.info("statistics with covariances take %s", quantity(needed, "B", 3))
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0]
     elif "SC_PHYS_PAGES" in os.sysconf_names:
@@ -205,7 +206,7 @@ def _check_memory(needed: int, device: torch.device) -> None:
         return
     if needed > available:
         raise StatsError(
-            f"statistics with covariances would take {needed / 1e9:.3g} GB, but {device} has {available / 1e9:.3g} GB; choose "
+            f"statistics with covariances would take {quantity(needed, 'B', 3)}, but {device} has {quantity(available, 'B', 3)}; choose "
             "fewer groups by `where`, or leave covariances out"
         )
 

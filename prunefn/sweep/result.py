@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .._extras import needs
 from ..errors import PruneError
 from ..report.goal import Goal
+from ..tables import Table
 from .places import DEATHS, has_died, tries_by_place
 from .space import Objectives, Space, Value, distributions
 from .store import without_logs
@@ -45,6 +46,30 @@ class Sweep(NamedTuple):
     objectives: Objectives
     """Result → "maximize" or "minimize"."""
     trials: tuple[Trial, ...]
+
+    def __repr__(self) -> str:
+        states = [t.state for t in self.trials]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) or "no trials"
+        return f"Sweep({self.name!r}: {counts}; {', '.join(f'{d} {n}' for n, d in self.objectives.items())})"
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def table(self) -> Table:
+        """Return a table with a row for each trial: settings, results, state."""
+        settings = list(dict.fromkeys(n for t in self.trials for n in t.settings))
+        results = list(dict.fromkeys(n for t in self.trials for n in t.results))
+        rows = [
+            [str(t.number)]
+            + [_short(t.settings[n]) if n in t.settings else "" for n in settings]
+            + [_short(t.results[n]) if n in t.results else "" for n in results]
+            + [t.state]
+            for t in self.trials
+        ]
+        return Table(repr(self), ["trial", *settings, *results, "state"], rows)
 
     @property
     def finished(self) -> list[Trial]:

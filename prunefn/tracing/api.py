@@ -97,7 +97,7 @@ def trace(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> spec = trace(model, (torch.randn(2, 4),))
         >>> spec
-        Spec(1 groups: 1 hidden; 4.8e-08 GMACs, 5.8e-05 M params, 1.8e-05 M activations)
+        Spec(1 groups: 1 hidden; 48 MACs, 58 params, 18 activations)
         >>> spec.einops("0.weight"), spec.einops("2.weight")
         ('hidden 4', '2 hidden')
         >>> print(spec.explain("2.weight"))

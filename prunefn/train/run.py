@@ -15,6 +15,7 @@ from torch import nn
 from ..checkpoints.checkpoint import save
 from ..costs.analytic import cost
 from ..costs.summary import summarize
+from ..display.units import quantity
 from ..errors import PruneError
 from ..modules.convert import to_module
 from ..parameters.transforms import apply, compose, expand, shrink
@@ -233,7 +234,7 @@ class Run(NamedTuple):
         c = cost(state.spec)
         if self.setup.progress and self.accelerator.is_main_process:
             values = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            print(f"{phase}: {c.macs / 1e6:.4g} M MACs, {c.params / 1e6:.4g} M params, {values}", flush=True)
+            print(f"{phase}: {quantity(c.macs, 'MACs')}, {quantity(c.params, 'params')}, {values}", flush=True)
         return self._add_rows(state, [{"phase": phase, **more, "macs": c.macs, "params": c.params, **metrics}])
 
     def _add_rows(self, state: RunState, rows: Sequence[dict[str, Any]]) -> RunState:

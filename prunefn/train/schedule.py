@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from ..display.calls import choice_text
 from ..doors import door
 from ..errors import PruneError
 
@@ -31,6 +32,10 @@ class Schedule(NamedTuple):
     """Number of steps."""
     curve: Callable[[int], float]
     """Number of finished steps, in [0, steps] → ratio removed."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return choice_text(self.name, self.curve, steps=self.steps)
 
     def __call__(self, step: int) -> float:
         """Return the ratio removed after a number of steps, which is clipped to [0, steps]."""

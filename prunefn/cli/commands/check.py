@@ -8,6 +8,7 @@ import torch
 
 from ...costs.analytic import cost
 from ...costs.summary import summarize
+from ...display.units import quantity
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ...trees import tensors
@@ -41,7 +42,8 @@ def run(job: Job) -> Result:
         f"{config.model.checkpoint} loads into {result['class']} and runs; it differs from its program by {worst:.1e}"
     )
     job.show(
-        f"{after.macs / 1e9:.4g} of {before.macs / 1e9:.4g} GMACs, {after.params / 1e6:.4g} of {before.params / 1e6:.4g} M params, "
+        f"{quantity(after.macs, 'MACs')} of {quantity(before.macs, 'MACs')}, "
+        f"{quantity(after.params, 'params')} of {quantity(before.params, 'params')}, "
         f"{result['sparsity']:.1%} of the weights zero"
     )
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ...display.units import quantity
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
 from ..resources import data_of, device_of, measure_networks, network_of, write_yaml
@@ -11,7 +12,7 @@ from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Measure a model on held-out images: accuracy, GMACs, parameters, latency. With --out, eval_metrics.yaml is written."""
+    """Measure a model on held-out images: accuracy, MACs, parameters, latency. With --out, eval_metrics.yaml is written."""
     from ...train import evaluate
 
     config = job.config
@@ -27,7 +28,8 @@ def run(job: Job) -> Result:
         ]
         job.show(
             f"{network.name}: top-1 {result['accuracy']:.2%} of {len(data.held_out)} images, "  # type: ignore[arg-type]
-            f"{result['flops_g']:.4g} GMACs, {result['params_m']:.4g} M params, {result['latency_ms']:.4g} ms"
+            f"{quantity(1e9 * result['flops_g'], 'MACs')}, {quantity(1e6 * result['params_m'], 'params')}, "  # type: ignore[operator]
+            f"{quantity(result['latency_ms'] / 1e3, 's')}"  # type: ignore[operator]
         )
         if job.out is not None:
             write_yaml(job.out / "eval_metrics.yaml", result)
@@ -38,7 +40,7 @@ def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     yield f"open {config.data.name or 'no data: give --data'}"
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}"
-    yield "measure top-1 and loss on held-out images; GMACs, parameters and latency"
+    yield "measure top-1 and loss on held-out images; MACs, parameters and latency"
 
 
 COMMAND = Command("eval", run, plan, ("model", "data", "profile"), own=("profile",))

@@ -8,6 +8,7 @@ from typing import Any
 from ...checkpoints.checkpoint import save
 from ...costs.analytic import cost
 from ...costs.summary import points_lost, summarize
+from ...display.units import quantity
 from ...errors import BatchError, TraceError
 from ...modules.convert import to_module
 from ...parameters.transforms import params as params_of
@@ -115,11 +116,11 @@ def goal_metrics(summary: Result) -> Result:
 def table(rows: list[Result]) -> Table:
     """Return the table of the dense and the pruned network."""
     first = rows[0]
-    columns = ["", "MMACs", "of dense", "M params", "of dense"] + (["top-1", "points"] if "top1" in first else [])
+    columns = ["", "MACs", "of dense", "params", "of dense"] + (["top-1", "points"] if "top1" in first else [])
     cells = []
     for row in rows:
-        line = [row["phase"], f"{row['macs'] / 1e6:.4g}", f"{row['macs'] / first['macs']:.1%}"]
-        line += [f"{row['params'] / 1e6:.4g}", f"{row['params'] / first['params']:.1%}"]
+        line = [row["phase"], quantity(row["macs"], ""), f"{row['macs'] / first['macs']:.1%}"]
+        line += [quantity(row["params"], ""), f"{row['params'] / first['params']:.1%}"]
         if "top1" in first:
             line += [f"{row['top1']:.2%}", f"{100 * (row['top1'] - first['top1']):+.2f}"]
         cells.append(line)

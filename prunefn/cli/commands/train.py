@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...checkpoints.checkpoint import save
+from ...display.units import quantity
 from ...parameters.transforms import params as params_of
 from ..command import Command, Job, Result, main_process
 from ..resources import data_of, device_of, measure_networks, network_of, selection_images, training_images, write_yaml
@@ -44,7 +45,7 @@ def run(job: Job) -> Result:
         )["dense"]
         write_yaml(job.folder / "metrics.yaml", result)
         shown = "not measured" if result["accuracy"] is None else f"top-1 {result['accuracy']:.2%}"
-        job.show(f"{network.name}: {shown} on held-out images; {result['flops_g']:.4g} GMACs")
+        job.show(f"{network.name}: {shown} on held-out images; {quantity(1e9 * result['flops_g'], 'MACs')}")
         job.show(f"Written to {job.folder}: {BEST}, metrics.yaml, train/")
     return result
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import prunefn as pf
 
+from ...display.units import quantity
 from ...report import axes, plots
 from ...report.page import versions
 from ...tables import Table, markdown
@@ -110,8 +111,8 @@ def table(study: Study, *, exact: bool = False) -> Table:
                 r.name,
                 f"{100 * r.top1:.2f}",
                 f"{100 * r.top1 / dense.top1:.2f}",
-                f"{cost.macs:,} ({kept:.1%})" if exact else f"{cost.macs / 1e6:.2f} M {kept:.0%}",
-                f"{cost.params:,}" if exact else f"{cost.params / 1e3:.0f} k",
+                f"{cost.macs:,} ({kept:.1%})" if exact else f"{quantity(cost.macs, '')} {kept:.0%}",
+                f"{cost.params:,}" if exact else quantity(cost.params, "", 3),
                 f"{1e3 * seconds:.2f}",
                 f"{seconds / study.timings[dense.name].median:.2f}",
             )

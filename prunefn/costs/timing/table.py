@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...display.units import quantity
 from ...doors import door
 from ...frozen_dict import FrozenDict
 from ...parameters.transforms import check_mask
@@ -149,7 +150,7 @@ class LatencyTable(NamedTuple):
     def __repr__(self) -> str:
         dense = self.predict({})
         return (
-            f"LatencyTable({dense * 1e3:.4g} ms dense, batch {self.batch}; {len(self.ops)} ops; {self.device}, "
+            f"LatencyTable({quantity(dense, 's')} dense, batch {self.batch}; {len(self.ops)} ops; {self.device}, "
             f"torch {self.torch}, {self.threads} threads, {self.clock})"
         )
 

@@ -1,0 +1,1 @@
+"""How values show themselves: numbers with units, calls as text, tables in HTML."""
