@@ -13,11 +13,13 @@ from .doors import door
 from .errors import PruneError, nearest
 from .names import named
 from .spec.axis import leaves
-from .spec.parts import Group, Site
+from .spec.parts import DEPTH, Group, Site
 from .spec.spec import Spec
 from .types import Scores, Where
 
-KINDS = ("hidden", "residual", "heads", "head_dim", "groups")
+KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *DEPTH)
+ON_REQUEST = DEPTH
+"""Kinds that are chosen only by name: None does not choose them."""
 
 
 class Choice:
@@ -92,7 +94,7 @@ def _format_call(name: str, *args: str) -> str:
 
 @door
 def kind(*kinds: str) -> Choice:
-    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`.
+    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim`, `groups`, `branch` or `layer`.
 
     A group is `residual` if some sum is of the form x + f(x): x passes on unit by unit, and weights compute f(x) from the same x.
     Sums of parallel branches, f(x) + g(x), are inside a block; their groups are `hidden`.
@@ -177,8 +179,10 @@ def _has_tensor(tensors: tuple[str, ...], group: Group) -> bool:
 
 
 def matches(where: Where | str | None, group: Group) -> bool:
-    """Return whether a group is chosen; a string is a glob, None chooses all groups."""
-    return where is None or (glob(where) if isinstance(where, str) else where)(group)
+    """Return whether a group is chosen; a string is a glob, None chooses all groups but whole branches and layers."""
+    if where is None:
+        return group.kind not in ON_REQUEST
+    return (glob(where) if isinstance(where, str) else where)(group)
 
 
 def check_matches(where: Where | str | None, spec: Spec) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..frozen_dict import FrozenDict
 from ..parameters.effective import effective
 from ..parameters.transforms import tied_names
-from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leaves, size
+from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leaves, size
 from ..spec.parts import Group
 from ..spec.program import Instruction, Ref
 from ..spec.spec import Spec
@@ -156,7 +156,7 @@ def spread(axis: Axis, masks: Mapping[str, Tensor], sizes: Sizes, like: Tensor) 
     match axis:
         case Leaf(name) if name in masks:
             return masks[name]
-        case Leaf() | Fixed() | Derived():
+        case Leaf() | Fixed() | Derived() | AnyOf():
             return like.new_ones(size(axis, sizes))
         case Product(factors):
             out = like.new_ones(1)

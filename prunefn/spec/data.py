@@ -11,7 +11,7 @@ from .axis import Axis, einops_form, size
 from .constants import Constants
 from .costs import Costs, Polynomial
 from .example import Example
-from .parts import Group, Layout, Site
+from .parts import Branch, Group, Layout, Site
 from .program import Program
 
 
@@ -53,6 +53,8 @@ class SpecData:
     """Instruction → layout of each weight of its contractions, as stated by the op's rule."""
     scales: tuple[str, ...] = field(default=(), repr=False)
     """Values that are the weight of a norm layer."""
+    branches: FrozenDict[str, Branch] = field(default=FrozenDict(), repr=False)
+    """Group of kind `branch` or `layer` → what its unit stands for."""
     without_grad: frozenset[str] = field(default=frozenset(), repr=False)
     """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 
@@ -63,6 +65,7 @@ class SpecData:
             self.sizes,
             self.groups,
             self.sites,
+            self.branches,
             self.constants,
             self.formulas,
             self.parameters,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ParamsError, nearest
-from .axis import Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
+from .axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
 from .costs import Polynomial
 from .data import SpecData
 from .expressions import written
@@ -110,6 +110,8 @@ def axis_data(axis: Axis) -> Any:
             return {"product": [axis_data(f) for f in factors]}
         case Concat(parts):
             return {"concat": [axis_data(p) for p in parts]}
+        case AnyOf(alternatives):
+            return {"any": [axis_data(a) for a in alternatives]}
 
 
 def _polynomial(p: Polynomial) -> list[dict[str, Any]]:
