@@ -17,11 +17,13 @@ from ..parameters.transforms import check_mask, check_names
 from ..program.compiled import conv_groups, site_weight
 from ..program.sharded import gather, spread
 from ..spec.axis import keep, leaves, size
+from ..spec.branches import without
 from ..spec.parts import Site
-from ..spec.spec import Spec
+from ..spec.spec import Spec, removed_branches
 from ..stats import check_stats
 from ..types import Compensation, Inputs, Mask, Moments, Params, Repair, Residual, Stats
 from . import methods as compensations
+from .branches import with_means
 from .error import residual_of, with_lacking
 
 ENOUGH = 2
@@ -75,7 +77,8 @@ def compensate(
         check_stats(means, spec, params)
     if method.repair is None:
         return dict(params)
-    return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
+    repaired = written(params, repairs(params, means, mask, spec=spec, method=method), spec)
+    return with_means(repaired, means if isinstance(means, Stats) else Stats(), mask, spec)
 
 
 @door
@@ -176,10 +179,9 @@ def warn_of_few_samples(few: Sequence[str], method: Compensation) -> None:
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:
-    """Return the sites that lose inputs."""
-    return [
-        s for s in spec.sites.values() if any(leaf in mask and not bool(mask[leaf].all()) for leaf in leaves(s.axis))
-    ]
+    """Return the sites that lose inputs and stay; those of removed branches do not."""
+    left = without(spec, removed_branches(spec, mask)).sites
+    return [spec.sites[n] for n, s in left.items() if any(g in mask and not bool(mask[g].all()) for g in leaves(s.axis))]
 
 
 def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:

@@ -19,6 +19,7 @@ from ..spec.parts import Site
 from ..spec.spec import Spec
 from ..tracing.branches import Branch, Scale, other_branch
 from ..types import Batch, Compensation, Mask, Params, Repair, Residual
+from .branches import mean_losses, outside, shifted, sums_without
 from .fits import Halves, Task, collect_fits, inputs_of_fits
 from .repair import Repaired, affected, few_samples, repaired_by, residuals, warn_of_few_samples, written
 
@@ -44,6 +45,8 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     first = dict.fromkeys(mask, -1)
     joined: dict[str, set[str]] = {g: {g} for g in mask}
     # Sites from the last to the first, so that each set of joined groups ends with its first site.
+    for g in first.keys() & spec.branches.keys():  # where the last summand would have been added
+        first[g] = max(position[t.addition] for t in spec.branches[g].terms)
     for site in sorted(spec.sites.values(), key=lambda s: position[s.calls[0]], reverse=True):
         joint = set().union(*(joined[g] for g in leaves(site.axis) if g in mask))
         for g in joint:
@@ -65,7 +68,7 @@ def remove(
 ) -> tuple[Params, Spec, dict[str, Residual]]:
     """Remove groups from the input on, and fit each contraction that loses inputs to its outputs in the dense network.
 
-    A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
+    Where a branch is removed, the mean of what its stream lacks becomes a bias. A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
     branch, it also makes up for what that branch has lost (He, Zhang and Sun, ICCV 2017, arXiv 1707.06168).
 
     Args:
@@ -82,9 +85,12 @@ def remove(
     check_plain(params, "sequential=True", "leave it out")
     pruned, current, removed = params, spec, dict[str, Tensor]()
     errors, few = dict[str, Residual](), list[str]()
-    for part in steps(spec, mask):
-        sites = affected(current, part)
+    for part in steps(spec, outside(mask, spec)):
+        sites, sums = affected(current, part), sums_without(part, current)
         pruned, current, removed = apply(pruned, part, spec=current), shrink(current, part), removed | part
+        if sums and method.needs:
+            lost = mean_losses((params, spec), (pruned, current), batches, sums, removed, **options)
+            pruned = shifted(pruned, lost, current)
         for together in _by_input(sites, current) if method.needs else ():
             tasks = [_task(spec.sites[s.name], (params, spec), (pruned, current), removed) for s in together]
             networks = (params, spec), (pruned, current)

@@ -19,6 +19,7 @@ tests/test_criteria_laws.py. The files are private because a function hides a mo
 
 from ._activation import activation
 from ._bn_scale import bn_scale
+from ._depth import block_influence, branch_error
 from ._combined import combined
 from ._conditional_variance import conditional_variance
 from ._denoised_variance import denoised_variance
@@ -44,7 +45,9 @@ from ._weighted_variance import weighted_variance
 
 __all__ = [
     "activation",
+    "block_influence",
     "bn_scale",
+    "branch_error",
     "combined",
     "conditional_variance",
     "denoised_variance",

@@ -186,6 +186,11 @@ def removed_tensors(spec: SpecData, removed: Collection[str]) -> frozenset[str]:
     )
 
 
+def branches_with(spec: SpecData, tensors: Collection[str]) -> list[str]:
+    """Return the branches and layers whose removal would remove one of these tensors."""
+    return [n for n in spec.branches if not removed_tensors(spec, (n,)).isdisjoint(tensors)]
+
+
 def without(spec: SpecData, removed: Collection[str]) -> SpecData:
     """Return the spec without some branches: their instructions, tensors, sites, groups and costs are gone."""
     if not removed:
