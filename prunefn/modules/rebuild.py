@@ -21,6 +21,7 @@ from .expected import expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .hf_config import settle_config
+from .layers import carve
 from .places import Place, write_number
 from .plan import remember
 from .problem import Problem
@@ -39,11 +40,15 @@ Judge = Callable[[nn.Module], Problem | None]
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
+    model, spec, params, plan = carve(model, spec, params)
 
     def advice(problem: Problem) -> str:
         return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(p, s, model, FEW_TRIES, lambda _: ""))
 
-    return _rebuild(params, spec, model, TRIES, advice)
+    module = _rebuild(params, spec, model, TRIES, advice)
+    if plan:
+        remember(module, plan)
+    return module
 
 
 def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: Callable[[Problem], str]) -> nn.Module:

@@ -186,6 +186,13 @@ def removed_tensors(spec: SpecData, removed: Collection[str]) -> frozenset[str]:
     )
 
 
+def lost_branches(tensors: Collection[str], spec: SpecData) -> list[str]:
+    """Return the branches and layers of which no tensor is left: those whose tensors are all missing."""
+    names = set(spec.axes) - {s.tensor for s in spec.program.slots}
+    own = {n: removed_tensors(spec, (n,)) & names for n in spec.branches}
+    return [n for n, t in own.items() if t and t.isdisjoint(tensors)]
+
+
 def branches_with(spec: SpecData, tensors: Collection[str]) -> list[str]:
     """Return the branches and layers whose removal would remove one of these tensors."""
     return [n for n in spec.branches if not removed_tensors(spec, (n,)).isdisjoint(tensors)]
@@ -212,10 +219,12 @@ def without(spec: SpecData, removed: Collection[str]) -> SpecData:
         program=program,
         axes=FrozenDict(axes),
         sizes=FrozenDict({n: m for n, m in spec.sizes.items() if n in groups}),
-        traced=FrozenDict({n: m for n, m in spec.traced.items() if n in groups}),
         groups=FrozenDict(groups),
         sites=FrozenDict(sites),
         branches=FrozenDict(branches),
+        removed=FrozenDict(
+            {**spec.removed, **{b.module: spec.groups[n].kind for n, b in spec.branches.items() if n not in branches}}
+        ),
         constants=spec.constants.only(program.constants),
         formulas=spec.formulas.bind(lost),
         layer_formulas=FrozenDict({n: q for n, p in spec.layer_formulas.items() if (q := p.bind(lost)).terms}),

@@ -25,7 +25,7 @@ class SpecData:
     sizes: FrozenDict[str, int]
     """Group → current number of units."""
     traced: FrozenDict[str, int]
-    """Group → number of units in the model that was traced."""
+    """Group → number of units in the model that was traced, those of branches included that have gone."""
     groups: FrozenDict[str, Group]
     sites: FrozenDict[str, Site]
     constants: Constants
@@ -55,6 +55,8 @@ class SpecData:
     """Values that are the weight of a norm layer."""
     branches: FrozenDict[str, Branch] = field(default=FrozenDict(), repr=False)
     """Group of kind `branch` or `layer` → what its unit stands for."""
+    removed: FrozenDict[str, str] = field(default=FrozenDict(), repr=False)
+    """Module of the traced model that has gone → its kind, `branch` or `layer`."""
     without_grad: frozenset[str] = field(default=frozenset(), repr=False)
     """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 

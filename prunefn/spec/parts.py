@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .axis import Axis
 
 
-DEPTH = ("branch", "layer")
+BRANCH, LAYER = DEPTH = ("branch", "layer")
 """Kinds of groups whose only unit is a whole block."""
 
 
