@@ -176,7 +176,7 @@ def learner(
     check_plain(params, "gates", "gather the parameters first")
     if isinstance(means, Stats):
         check_stats(means, spec, params)
-    groups = tuple(g.name for g in spec.groups.values() if matches(where, g) and (g.members or g.name in spec.branches))
+    groups = tuple(g.name for g in spec.groups.values() if matches(where, g) and (g.members or (g.name in spec.branches and not spec.branches[g.name].bypass)))
     if not groups:
         raise PruneError(f"no group matches where={where!r}: there is nothing to learn gates for")
     if not lr > 0 or steps < 1:

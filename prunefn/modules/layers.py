@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from inspect import Parameter, signature
 from math import inf
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
@@ -23,7 +25,7 @@ from .twin import copied
 
 OWN = f"{__name__.partition('.')[0]}."
 """What the names of the modules of this package begin with; data of other packages hold no names."""
-IDENTITY, ZERO = "identity", "zero"
+IDENTITY, ZERO, ZERO_AND_NONE = "identity", "zero", "zero and none"
 """What a module is replaced by."""
 
 
@@ -36,19 +38,22 @@ class Carved(NamedTuple):
     plan: Plan
 
 
-def carve(model: nn.Module, spec: Spec, params: Params) -> Carved:
-    """Return the traced model without the layers and branches that the spec has lost; the model itself if there are none.
+def carve(model: nn.Module, spec: Spec, params: Params) -> Iterator[Carved]:
+    """Yield the ways to take what the spec has lost from the traced model; only the model itself if it has lost nothing.
 
     Raises:
         PruneError: a layer is in no container of this model.
     """
     if not spec.removed:
-        return Carved(model, spec, params, [])
-    plan = [*_removed_children(model, spec), *_absent(model, spec)]
-    rename = _Renumbering(model, plan)
-    smaller = copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    follow(smaller, plan)
-    return Carved(smaller, renamed(spec, rename), {rename(n): t for n, t in params.items()}, plan)
+        yield Carved(model, spec, params, [])
+        return
+    removed = _removed_children(model, spec)
+    absent = {what: _absent(model, spec, what) for what in (ZERO, ZERO_AND_NONE)}
+    for plan in (removed + absent[what] for what in (ZERO, ZERO_AND_NONE) if what == ZERO or absent[what]):
+        rename = _Renumbering(model, plan)
+        smaller = copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+        follow(smaller, plan)
+        yield Carved(smaller, renamed(spec, rename), {rename(n): t for n, t in params.items()}, plan)
 
 
 def follow(model: nn.Module, plan: Plan) -> None:
@@ -64,11 +69,32 @@ def follow(model: nn.Module, plan: Plan) -> None:
     for path, name, value in steps:
         if name == ABSENT:
             parent, _, child = path.rpartition(".")
-            replacement = nn.Identity() if value == IDENTITY else nn.Threshold(inf, 0.0)  # x > inf never holds: always 0
-            setattr(modules[parent], child, replacement.train(modules[path].training))
+            setattr(modules[parent], child, _replacement(modules[path], value).train(modules[path].training))
     for path, name, value in steps:
         if name == REMOVED:
             _remove_children(modules[path], list(value))
+
+
+def _replacement(module: nn.Module, what: str) -> nn.Module:
+    """Return a module that passes its input on, or returns zeros as a module does; it pickles without prunefn."""
+    if what == IDENTITY:
+        return nn.Identity()
+    parameters = list(signature(module.forward).parameters.values())
+    if what == ZERO and len(parameters) == 1:
+        return nn.Threshold(inf, 0.0)  # x > inf never holds
+    graph = fx.Graph()
+    inputs = [graph.placeholder(_STARS.get(p.kind, "") + p.name, None, _default(p)) for p in parameters]
+    zeros = graph.call_function(torch.zeros_like, (inputs[0],))
+    graph.output((zeros, None) if what == ZERO_AND_NONE else zeros)
+    return fx.GraphModule(nn.Module(), graph)
+
+
+_STARS: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+
+
+def _default(p: Parameter) -> Any:
+    """Return the default that a placeholder has; a module without its parameters reads none of them but the first."""
+    return p.default if p.default is None or p.default is Parameter.empty else None
 
 
 def _remove_children(container: nn.Module, lost: Sequence[int]) -> None:
@@ -110,7 +136,7 @@ def _removed_children(model: nn.Module, spec: Spec) -> Plan:
     return [(parent, REMOVED, tuple(sorted(places))) for parent, places in lost.items()]
 
 
-def _absent(model: nn.Module, spec: Spec) -> Plan:
+def _absent(model: nn.Module, spec: Spec, what: str) -> Plan:
     """Return the modules to replace where only a part of a layer goes: what the branch computes, and dead modules besides."""
     layers = [path for path, kind in spec.removed.items() if kind == LAYER]
     branches = [path for path, kind in spec.removed.items() if kind == BRANCH and not _inside(path, layers)]
@@ -120,7 +146,7 @@ def _absent(model: nn.Module, spec: Spec) -> Plan:
     dead = [n for n in names if n not in spec.axes and n in dict(model.state_dict(keep_vars=True))]
     modules = dict.fromkeys(n.rpartition(".")[0] for n in dead)
     whole = [m for m in modules if m and not any(n in spec.axes for n in names if _inside(n, [m]))]
-    return [*((path, ABSENT, ZERO) for path in branches), *((path, ABSENT, IDENTITY) for path in whole)]
+    return [*((path, ABSENT, what) for path in branches), *((path, ABSENT, IDENTITY) for path in whole)]
 
 
 def _inside(name: str, paths: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from .expected import expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
 from .hf_config import settle_config
-from .layers import carve
+from .layers import Carved, carve
 from .places import Place, write_number
 from .plan import remember
 from .problem import Problem
@@ -40,15 +40,30 @@ Judge = Callable[[nn.Module], Problem | None]
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
-    model, spec, params, plan = carve(model, spec, params)
+    refusal = None
+    for carved in carve(model, spec, params):
+        try:
+            module = _rebuild_carved(carved)
+        except PruneError as error:
+            refusal = refusal or error
+            continue
+        if carved.plan:
+            remember(module, carved.plan)
+        return module
+    assert refusal is not None
+    raise refusal
+
+
+def _rebuild_carved(carved: Carved) -> nn.Module:
+    """Return the rebuilt module of a model without the layers that the spec has lost."""
+    model, spec, params, _ = carved
 
     def advice(problem: Problem) -> str:
+        if spec.removed:
+            return " Whole layers (pf.kind('layer')) leave a container, whatever the code of the blocks."
         return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(p, s, model, FEW_TRIES, lambda _: ""))
 
-    module = _rebuild(params, spec, model, TRIES, advice)
-    if plan:
-        remember(module, plan)
-    return module
+    return _rebuild(params, spec, model, TRIES, advice)
 
 
 def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: Callable[[Problem], str]) -> nn.Module:

@@ -18,6 +18,12 @@ def zeroed_by_branches(spec: Spec, removed: Iterable[str]) -> frozenset[str]:
     Raises:
         ParamsError: the last op of a branch has no parameters of its own.
     """
+    removed = list(removed)
+    if ends := [n for n in removed if spec.branches[n].bypass]:
+        raise ParamsError(
+            f"layer {ends[0]!r} cannot be set to zero: it ends in {spec.groups[ends[0]].mixed_by[0]}, so that no zeros make it pass "
+            "its input on; remove it with pf.apply"
+        )
     return frozenset(t for name in removed for term in spec.branches[name].terms for t in _last_tensors(spec, name, term))
 
 

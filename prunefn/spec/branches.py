@@ -74,6 +74,10 @@ def _needs(program: Program, branches: Mapping[str, Branch], wanted: Mapping[str
         condition = runs[i.name] = either(readers[f"%{i.name}"])
         if i.name in slots:
             readers.setdefault(slots[i.name], []).append(condition)
+        if i.name in kept.bypassed:
+            layer, stream = kept.bypassed[i.name]
+            readers.setdefault(stream, []).append(condition)
+            condition = runs[i.name] = condition | {Leaf(layer)}
         if i.name in kept.additions:
             for n, operand in enumerate(i.args):
                 runs[i.name] |= kept.survives(i, n)
@@ -98,6 +102,8 @@ class _Operands:
         for name, branch in branches.items():
             for term in branch.terms:
                 self.terms[term] = self.terms.get(term, ALWAYS) | {Leaf(name)}
+        self.bypassed = {b.bypass: (name, b.input) for name, b in branches.items() if b.bypass}
+        """Instruction → layer without which it passes on a stream, and this stream."""
         self.additions = self._additions({t.addition for t in self.terms})
 
     def _additions(self, names: set[str]) -> set[str]:
@@ -208,7 +214,11 @@ def without(spec: SpecData, removed: Collection[str]) -> SpecData:
     axes = {t: a for t, a in spec.axes.items() if t not in gone}
     sites = {n: s for n, old in spec.sites.items() if (s := _site_without(old, live)) is not None}
     kept = _Operands(spec.program, spec.branches)
-    branches = {n: b for n, old in spec.branches.items() if (b := _branch_without(old, kept, removed, live)).terms}
+    branches = {
+        n: b
+        for n, old in spec.branches.items()
+        if n not in removed and ((b := _branch_without(old, kept, removed, live)).terms or b.bypass in live)
+    }
     in_use = _leaves_in(program)
     groups = {
         n: g for n, old in spec.groups.items() if (g := _group_without(old, axes, sites, {*branches, *in_use})) is not None
@@ -245,7 +255,9 @@ def _program_without(spec: SpecData, removed: Collection[str], gone: Collection[
     for i in reversed(p.instructions):
         if f"%{i.name}" not in reads:
             continue
-        if i.name in kept.additions:
+        if i.name in kept.bypassed and kept.bypassed[i.name][0] in removed:
+            i = i._replace(op=PASS_ON, args=(Ref(kept.bypassed[i.name][1]),), kwargs=())
+        elif i.name in kept.additions:
             left = kept.left(i, removed)
             i = i if len(left) == len(i.args) else i._replace(op=PASS_ON, args=tuple(i.args[n] for n in left))
         reads |= set(i.reads())

@@ -68,6 +68,8 @@ class Branch(NamedTuple):
     """Value of the program: the stream before the first of them is added."""
     output: str
     """Value of the program: the stream after all of them are added."""
+    bypass: str = ""
+    """Instruction whose result becomes `input`, for a layer that ends in a norm, say; it has no terms."""
     shift: str = ""
     """Bias of the output that a compensation may create for what is added in the mean; empty if no dim holds channels."""
 

@@ -71,16 +71,23 @@ def find_depth(program: Program, net: Network) -> Depth:
         terms = tuple(t for b in parts for t in b.terms)
         branches[name] = Branch(terms, path, parts[0].input, parts[-1].output)
         kinds[name] = "layer"
+    ends = {}
+    for path, (stream, end) in _bypassed(summands, layers, program, net).items():
+        name = _free(path, "layer", {*net.names, *branches})
+        branches[name] = Branch((), path, stream, f"%{end}", bypass=end)
+        kinds[name], ends[name] = "layer", end
     slots = _slots(summands, needs, program, net)
     branches = {n: b._replace(shift=slots[b.output].tensor if b.output in slots else "") for n, b in branches.items()}
-    return Depth(FrozenDict(branches), FrozenDict(_groups(kinds)), tuple(slots.values()))
+    ops = {i.name: i.op for i in program.instructions}
+    mixed = {name: (ops[end],) for name, end in ends.items()}
+    return Depth(FrozenDict(branches), FrozenDict(_groups(kinds, mixed)), tuple(slots.values()))
 
 
-def _groups(kinds: Mapping[str, str]) -> dict[str, Group]:
-    """Return a group of one unit for each branch and layer."""
+def _groups(kinds: Mapping[str, str], mixed: Mapping[str, tuple[str, ...]]) -> dict[str, Group]:
+    """Return a group of one unit for each branch and layer; one that ends in another op than an addition is not exact."""
     counts, groups = dict.fromkeys(kinds.values(), 0), {}
     for name, kind in kinds.items():
-        groups[name] = Group(name, kind, 1, (), (), label=f"{kind}_{counts[kind]}")
+        groups[name] = Group(name, kind, 1, (), (), mixed.get(name, ()), f"{kind}_{counts[kind]}")
         counts[kind] += 1
     return groups
 
@@ -205,6 +212,31 @@ def _layers(
     smallest = [p for p in left if not any(_is_in(q, p) and q != p for q in left)]
     first = {p: next((k for k, m in enumerate(order) if _is_in(m, p)), len(order)) for p in smallest}
     return {p: left[p] for p in sorted(smallest, key=first.__getitem__)}
+
+
+def _bypassed(
+    summands: Mapping[str, Branch], layers: Collection[str], program: Program, net: Network
+) -> dict[str, tuple[str, str]]:
+    """Return path of a layer → (stream that it reads, instruction whose result takes its place).
+
+    These are children of containers with residual sums that are no layers as such, since they end in a norm, say: blocks of
+    encoders with the norm behind the sum. All that others read of them is one value, of the axes of one value that they read.
+    """
+    additions = {i.name: i.module for i in program.instructions if any(b.terms[0].addition == i.name for b in summands.values())}
+    paths = [p for p in net.children if not any(_is_in(p, q) or _is_in(q, p) for q in layers)]
+    paths = [p for p in paths if any(_is_in(m, p) for m in additions.values())]
+    out: dict[str, tuple[str, str]] = {}
+    for path in sorted(p for p in paths if not any(_is_in(q, p) and q != p for q in paths)):
+        inside = [i for i in program.instructions if _is_in(i.module, path)]
+        results = {f"%{i.name}" for i in inside}
+        outside = [i for i in program.instructions if not _is_in(i.module, path)]
+        read = {*refs(program.outputs), *(n for i in outside for n in i.reads())} & results
+        axes = program.axes.get(next(iter(read))) if len(read) == 1 else None
+        sources = dict.fromkeys(n for i in inside for n in i.reads() if n not in results and program.axes.get(n) == axes)
+        if axes is not None and len(sources) == 1:
+            out[path] = next(iter(sources)), next(iter(read))[1:]
+    order = {i.name: n for n, i in enumerate(program.instructions)}
+    return dict(sorted(out.items(), key=lambda item: order[item[1][1]]))
 
 
 def _does_nothing_without(
