@@ -20,6 +20,7 @@ from ..frozen_dict import FrozenDict
 from ..spec.parts import BRANCH, LAYER
 from ..spec.spec import Spec
 from ..types import Params
+from .layer_fields import lists_of, shortened
 from .plan import ABSENT, REMOVED, Plan
 from .twin import copied
 
@@ -72,6 +73,7 @@ def follow(model: nn.Module, plan: Plan) -> None:
             setattr(modules[parent], child, _replacement(modules[path], value).train(modules[path].training))
     for path, name, value in steps:
         if name == REMOVED:
+            _shorten_lists(model, len(modules[path]._modules), value)
             _remove_children(modules[path], list(value))
 
 
@@ -108,6 +110,14 @@ def _remove_children(container: nn.Module, lost: Sequence[int]) -> None:
         container._modules[str(n) if numbered else name] = m
         for path, attribute in indices if m is not None else ():
             setattr(m.get_submodule(path), attribute, n)
+
+
+def _shorten_lists(model: nn.Module, n: int, lost: Sequence[int]) -> None:
+    """Shorten the lists with a value for each of n layers in the configs of a model, since its code may read them by index."""
+    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "to_dict")}
+    for config in configs.values():
+        for f in list(lists_of(config, n)):
+            f.set(config, shortened(f.get(config), lost))
 
 
 def _index_attributes(children: Sequence[nn.Module]) -> list[tuple[str, str]]:
@@ -194,7 +204,7 @@ def renamed(value: Any, rename: Callable[[str], str]) -> Any:
 
 
 def counts(plan: Plan, model: nn.Module) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """Yield (container, number of its children before, positions that left it) of a plan for the whole model."""
+    """Yield (container, number of its children before, positions that left it) of a plan; the model is without them."""
     for path, name, value in plan:
         if name == REMOVED:
-            yield path, len(model.get_submodule(path)._modules), tuple(value)
+            yield path, len(model.get_submodule(path)._modules) + len(value), tuple(value)

@@ -40,13 +40,23 @@ class Network(NamedTuple):
 
 
 def children_of_containers(model: nn.Module) -> frozenset[str]:
-    """Return the paths of all modules that are in an `nn.Sequential` or `nn.ModuleList`.
+    """Return the paths of all modules that are in an `nn.Sequential` or `nn.ModuleList`, whose children may leave it.
+
+    A list of modules of different classes inside a child of another container is no container of layers: its parts have roles.
 
     >>> sorted(children_of_containers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
     ['0', '1']
     """
     containers = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-    return frozenset(f"{path}.{n}".lstrip(".") for path, m in containers for n, _ in m.named_children())
+    children = {f"{path}.{n}".lstrip("."): path for path, m in containers for n, _ in m.named_children()}
+    roles = {
+        path
+        for path, m in containers
+        if isinstance(m, nn.ModuleList)
+        and len({type(c) for c in m.children()}) > 1
+        and any(_is_in(path, child) for child in children)
+    }
+    return frozenset(child for child, path in children.items() if path not in roles)
 
 
 def find_depth(program: Program, net: Network) -> Depth:
