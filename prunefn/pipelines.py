@@ -10,8 +10,8 @@ from torch import Tensor
 
 from . import compensation as compensations
 from . import criteria
-from .compensation.branches import with_means
 from .compensation.batch_norm import recalibrate as recalibrated
+from .compensation.branches import with_means
 from .compensation.repair import repairs, residuals, written
 from .compensation.sequential import remove
 from .costs.analytic import cost

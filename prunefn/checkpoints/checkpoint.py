@@ -20,9 +20,9 @@ from ..files import atomic
 from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
+from ..modules.layers import follow
 from ..modules.libraries import configured
 from ..modules.places import Place, places
-from ..modules.layers import follow
 from ..modules.plan import ABSENT, REMOVED, Plan, plan_in, remember
 from ..modules.pretrained import save_with_plan
 from ..modules.pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content

@@ -12,21 +12,20 @@ from torch import Tensor
 
 from ..errors import warn
 from ..parameters.transforms import apply, shrink
-from ..program.compiled import site_weight, value_of
+from ..program.compiled import site_weight
 from ..program.sharded import check_plain
 from ..spec.axis import keep, leaves
 from ..spec.parts import Site
 from ..spec.spec import Spec
-from ..tracing.branches import Branch, Scale, other_branch
+from ..tracing.branches import Branch, other_branch
 from ..types import Batch, Compensation, Mask, Params, Repair, Residual
 from .branches import mean_losses, outside, shifted, sums_without
 from .fits import Halves, Task, collect_fits, inputs_of_fits
 from .repair import Repaired, affected, few_samples, repaired_by, residuals, warn_of_few_samples, written
+from .shifts import LEAST_SCALE, output_scale
 
 COPIES = 3
 """Covariances of a site that are in memory at once: those of both halves of the samples, and of all."""
-LEAST_SCALE = 1e-3
-"""Outputs that are scaled by less than this fraction of the largest factor do not repair what was lost before."""
 
 
 def steps(spec: Spec, mask: Mask) -> list[Mask]:
@@ -68,7 +67,9 @@ def remove(
 ) -> tuple[Params, Spec, dict[str, Residual]]:
     """Remove groups from the input on, and fit each contraction that loses inputs to its outputs in the dense network.
 
-    Where a branch is removed, the mean of what its stream lacks becomes a bias. A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
+    Where a branch is removed, the mean of what its stream lacks becomes a bias.
+
+    A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
     branch, it also makes up for what that branch has lost (He, Zhang and Sun, ICCV 2017, arXiv 1707.06168).
 
     Args:
@@ -117,8 +118,8 @@ def _task(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], remo
     outputs = keep(site.out, removed, spec.sizes).nonzero()[:, 0].to(device)
     branch = _branch(site, spec)
     scale = torch.ones(len(outputs), dtype=torch.float64, device=device)
-    for s in () if branch is None else branch.scales:
-        scale = scale * _factor(s, pruned, current)
+    if branch is not None:
+        scale = scale * output_scale(branch.scales, pruned, current)
     weak = scale.abs() <= LEAST_SCALE * scale.abs().amax()
     inverse = torch.where(weak, 0.0, 1 / torch.where(weak, 1.0, scale))
     other, order = ("", ()) if branch is None else (branch.value, branch.order)
@@ -138,16 +139,6 @@ def _branch(site: Site, spec: Spec) -> Branch | None:
     branch = other_branch(site, spec)
     channels = spec.program.axes[f"%{site.calls[0]}"][site.values[0][1]] if branch is not None else None
     return branch if channels == site.out else None
-
-
-def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
-    """Return the factors of a site's outputs, [o] or [1], float64."""
-    factor = torch.ones(1, dtype=torch.float64)
-    if scale.weight:
-        factor = value_of(params, scale.weight, spec=spec).detach().double().flatten()
-    if scale.variance:
-        factor = factor / (value_of(params, scale.variance, spec=spec).double() + scale.eps).sqrt()
-    return factor
 
 
 def _block(task: Task, first: int = 0) -> Task:

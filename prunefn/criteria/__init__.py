@@ -19,10 +19,10 @@ tests/test_criteria_laws.py. The files are private because a function hides a mo
 
 from ._activation import activation
 from ._bn_scale import bn_scale
-from ._depth import block_influence, branch_error
 from ._combined import combined
 from ._conditional_variance import conditional_variance
 from ._denoised_variance import denoised_variance
+from ._depth import block_influence, branch_error
 from ._dissimilar import dissimilar
 from ._fisher import fisher
 from ._fpgm import fpgm

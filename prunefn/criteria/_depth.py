@@ -15,7 +15,7 @@ from ..program.batches import device_of, inputs_of
 from ..program.compiled import argument, compiled
 from ..spec.spec import Spec, check_runnable
 from ..stats.branches import ADDED, COLLECTED, COSINE, COUNT, MEAN, STREAM
-from ..stats.weights import PositionWeights, position_weights, weights_at
+from ..stats.weights import position_weights, weights_at
 from ..types import Batch, Collector, Criterion, Params, Scores, Stats
 from .base import collected
 
@@ -115,7 +115,9 @@ def branch_error() -> Criterion:
     Raises:
         StatsError: (when scored) it was not collected; pass the criterion to `collect_stats`.
     """
-    return Criterion("branch_error", partial(_score, of=_error, call="branch_error()"), (), (BRANCHES,), increments=True)
+    return Criterion(
+        "branch_error", partial(_score, of=_error, call="branch_error()"), (), (BRANCHES,), increments=True
+    )
 
 
 def _score(stats: Stats, *, of: Any, call: str) -> Scores:

@@ -34,9 +34,7 @@ class SquaredMaskGradients(NamedTuple):
 
 
 @door
-def fisher(
-    loss: Loss = cross_entropy, *, chunk_size: int = 32, where: Where | str | None = None
-) -> Criterion:
+def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32, where: Where | str | None = None) -> Criterion:
     """Score units by the mean over samples of (∂L_n/∂m)² at a mask m of ones on the units (see `mask_params`).
 
     Every group has a score. L_n is the loss of sample n alone, as a batch of one. The factor ½ of the papers is left out.

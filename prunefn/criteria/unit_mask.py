@@ -102,13 +102,13 @@ def _replace_reference(args: Any, old: Ref, new: Ref) -> Any:
 
 def ones(spec: Spec, device: torch.device | None = None, where: Where | str | None = None) -> dict[str, Tensor]:
     """Return a mask of ones for every chosen group that a mask can multiply: group → float64 [units]."""
-    chosen = [g for g in spec.groups.values() if matches(where, g) and (g.members or _terms(g, spec))]
+    chosen = [g for g in spec.groups.values() if matches(where, g) and can_be_masked(g, spec)]
     return {g.name: torch.ones(g.size, dtype=torch.float64, device=device) for g in chosen}
 
 
-def _terms(group: Group, spec: Spec) -> bool:
-    """Return whether a group is a branch or layer whose summands a mask can multiply."""
-    return group.name in spec.branches and bool(spec.branches[group.name].terms)
+def can_be_masked(group: Group, spec: Spec) -> bool:
+    """Return whether a mask can multiply a group: tensors that have it, or the summands of a branch or layer."""
+    return bool(group.members) or (group.name in spec.branches and bool(spec.branches[group.name].terms))
 
 
 def mask_params(

@@ -21,7 +21,6 @@ from .pretrained import save_with_plan
 from .problem import Problem
 from .twin import copied
 
-
 Lost = tuple[str, int, Sequence[int]]
 """A container, its number of children before, and the positions that left it."""
 
@@ -65,7 +64,12 @@ def _spec_of_part(spec: Spec, path: str) -> Spec:
 
 
 def fit_config(
-    whole: nn.Module, path: str, model: nn.Module, library: Library, spec: Spec, lost: Sequence[tuple[int, Sequence[int]]] = ()
+    whole: nn.Module,
+    path: str,
+    model: nn.Module,
+    library: Library,
+    spec: Spec,
+    lost: Sequence[tuple[int, Sequence[int]]] = (),
 ) -> Fit:
     """Return the fewest config changes that make a fresh model the same as the module, and the reason if there are none.
 

@@ -50,7 +50,7 @@ def _counts(config: Any, n: int, path: tuple[str, ...] = ()) -> Iterator[Field]:
             yield from _counts(value, n, (*path, name))
         elif COUNT.search(name) and type(value) is int and value == n:
             yield Field(path, name)
-        elif type(value) in (list, tuple) and COUNT.search(name.removesuffix("s")):
+        elif isinstance(value, list | tuple) and COUNT.search(name.removesuffix("s")):
             yield from (Field(path, name, i) for i, v in enumerate(value) if type(v) is int and v == n)
 
 

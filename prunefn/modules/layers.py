@@ -66,7 +66,9 @@ def follow(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     steps = [(path, name, value) for path, name, value in plan if name in (REMOVED, ABSENT)]
     if unknown := next((path for path, *_ in steps if path not in modules), None):
-        raise PruneError(f"{type(model).__name__} has no module {unknown!r}, of which the plan removes parts; is it of this class?")
+        raise PruneError(
+            f"{type(model).__name__} has no module {unknown!r}, of which the plan removes parts; is it of this class?"
+        )
     for path, name, value in steps:
         if name == ABSENT:
             parent, _, child = path.rpartition(".")
@@ -108,8 +110,9 @@ def _remove_children(container: nn.Module, lost: Sequence[int]) -> None:
     container._modules.clear()
     for n, (name, m) in enumerate(left):
         container._modules[str(n) if numbered else name] = m
-        for path, attribute in indices if m is not None else ():
-            setattr(m.get_submodule(path), attribute, n)
+        if m is not None:
+            for path, attribute in indices:
+                setattr(m.get_submodule(path), attribute, n)
 
 
 def _shorten_lists(model: nn.Module, n: int, lost: Sequence[int]) -> None:
@@ -198,7 +201,7 @@ def renamed(value: Any, rename: Callable[[str], str]) -> Any:
         return type(value)(renamed(v, rename) for v in value)
     if isinstance(value, Mapping):
         return FrozenDict({renamed(k, rename): renamed(v, rename) for k, v in value.items()})
-    if is_dataclass(value) and type(value).__module__.startswith(OWN):
+    if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(OWN):
         return replace(value, **{f.name: renamed(getattr(value, f.name), rename) for f in fields(value) if f.init})
     return value
 

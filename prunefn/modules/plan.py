@@ -42,7 +42,9 @@ def _joined_positions(first: Sequence[int], second: Sequence[int]) -> tuple[int,
     (1, 2, 3)
     """
     lost = sorted(first)
-    left = [n for n in range(len(first) + max(second, default=0) + len(second) + max(first, default=0) + 1) if n not in lost]
+    left = [
+        n for n in range(len(first) + max(second, default=0) + len(second) + max(first, default=0) + 1) if n not in lost
+    ]
     return tuple(sorted([*lost, *(left[n] for n in second)]))
 
 

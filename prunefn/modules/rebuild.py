@@ -56,7 +56,7 @@ def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
 
 def _rebuild_carved(carved: Carved) -> nn.Module:
     """Return the rebuilt module of a model without the layers that the spec has lost."""
-    model, spec, params, _ = carved
+    model, spec = carved.model, carved.spec
 
     def advice(problem: Problem) -> str:
         if spec.removed:
@@ -103,7 +103,7 @@ class Attempts(NamedTuple):
 
 
 def resized(
-    tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge, attempts: Attempts = Attempts()
+    tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge, attempts: Attempts | None = None
 ) -> nn.Module:
     """Return the traced model with other tensors and the likeliest attributes that the judge accepts.
 
@@ -111,6 +111,7 @@ def resized(
         ParamsError: the model is not the one that was traced.
         PruneError: the judge accepts no attributes; states the problem of the likeliest, and the advice about it.
     """
+    attempts = Attempts() if attempts is None else attempts
     check_model(model, spec)
     possible = settings(model, spec)
     module = with_tensors(model, tensors, _replaced_constants(model, spec))

@@ -24,7 +24,9 @@ def zeroed_by_branches(spec: Spec, removed: Iterable[str]) -> frozenset[str]:
             f"layer {ends[0]!r} cannot be set to zero: it ends in {spec.groups[ends[0]].mixed_by[0]}, so that no zeros make it pass "
             "its input on; remove it with pf.apply"
         )
-    return frozenset(t for name in removed for term in spec.branches[name].terms for t in _last_tensors(spec, name, term))
+    return frozenset(
+        t for name in removed for term in spec.branches[name].terms for t in _last_tensors(spec, name, term)
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -86,7 +86,9 @@ def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     """
     check_mask(mask, spec)
     gone = removed_tensors(spec, removed_branches(spec, mask))
-    small = _map_tensors(params, spec, lambda t, name: t if name in gone else take(t, spec.axes[name], mask, spec.sizes))
+    small = _map_tensors(
+        params, spec, lambda t, name: t if name in gone else take(t, spec.axes[name], mask, spec.sizes)
+    )
     return {name: t for name, t in small.items() if name not in gone}
 
 

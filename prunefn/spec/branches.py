@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..frozen_dict import FrozenDict
 from .axis import Axis, Leaf, any_of, leaves, product, size
@@ -17,6 +17,7 @@ from .data import SpecData
 from .parts import Branch, Group, Site, Term
 from .program import Instruction, Program, Ref, refs
 
+S = TypeVar("S", bound=SpecData)
 Condition = frozenset[Axis]
 """Factors of sizes 0 or 1, all of which must be 1; empty: always met."""
 ALWAYS: Condition = frozenset()
@@ -173,7 +174,6 @@ def is_met(condition: Condition, removed: Collection[str]) -> bool:
 
 
 def _is_there(axis: Axis, sizes: Mapping[str, int]) -> bool:
-    from .axis import size
 
     return size(axis, sizes) > 0
 
@@ -204,7 +204,7 @@ def branches_with(spec: SpecData, tensors: Collection[str]) -> list[str]:
     return [n for n in spec.branches if not removed_tensors(spec, (n,)).isdisjoint(tensors)]
 
 
-def without(spec: SpecData, removed: Collection[str]) -> SpecData:
+def without(spec: S, removed: Collection[str]) -> S:
     """Return the spec without some branches: their instructions, tensors, sites, groups and costs are gone."""
     if not removed:
         return spec
@@ -221,7 +221,9 @@ def without(spec: SpecData, removed: Collection[str]) -> SpecData:
     }
     in_use = _leaves_in(program)
     groups = {
-        n: g for n, old in spec.groups.items() if (g := _group_without(old, axes, sites, {*branches, *in_use})) is not None
+        n: g
+        for n, old in spec.groups.items()
+        if (g := _group_without(old, axes, sites, {*branches, *in_use})) is not None
     }
     lost = dict.fromkeys(spec.groups.keys() - groups.keys(), 0)
     return replace(

@@ -118,6 +118,11 @@ class SpecData:
         """Return module → MACs that use its parameters, or that multiply two activations inside it, at the spec's input sizes."""
         return FrozenDict({name: p.bind(self.input_sizes) for name, p in self.layer_formulas.items()})
 
+    @cached_property
+    def widths(self) -> dict[str, Group]:
+        """Return the groups whose units are positions of tensors: all but whole branches and layers."""
+        return {n: g for n, g in self.groups.items() if n not in self.branches}
+
     @property
     def slots(self) -> frozenset[str]:
         """Return the names of the biases that a compensation may create."""

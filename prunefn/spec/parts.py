@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from .axis import Axis
 
-
 BRANCH, LAYER = DEPTH = ("branch", "layer")
 """Kinds of groups whose only unit is a whole block."""
 

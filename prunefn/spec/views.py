@@ -12,6 +12,7 @@ import torch
 
 from ..errors import ParamsError, nearest
 from .axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
+from .branches import removed_tensors
 from .costs import Polynomial
 from .data import SpecData
 from .expressions import written
@@ -183,7 +184,11 @@ def explain(spec: SpecData, name: str) -> str:
 
 
 def _explain_group(spec: SpecData, g: Group) -> list[str]:
-    head = f"{g.name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+    units = "1 unit" if g.size == 1 else f"{g.size} units"
+    head = f"{g.name}: {units}, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+    if g.name in spec.branches:
+        own = sorted(removed_tensors(spec, (g.name,)) - spec.slots)
+        return [head, f"  without it, these tensors go: {', '.join(own) or 'none, since others share them'}"]
     members = [f"  {m.tensor} dim {m.dim} ({m.role}): {spec.einops(m.tensor)}" for m in g.members]
     return [head, *members, *(f"  measured at {s}" for s in g.sites)]
 

@@ -102,9 +102,7 @@ def _groups(kinds: Mapping[str, str], mixed: Mapping[str, tuple[str, ...]]) -> d
     return groups
 
 
-def _slots(
-    summands: Mapping[str, Branch], needs: Needs, program: Program, net: Network
-) -> dict[str, Slot]:
+def _slots(summands: Mapping[str, Branch], needs: Needs, program: Program, net: Network) -> dict[str, Slot]:
     """Return sum → slot of a bias along the channels, for each sum with a branch."""
     slots: dict[str, Slot] = {}
     for n, branch in summands.items():
@@ -201,9 +199,7 @@ def _modules_of(name: str, needs: Needs, program: Program, net: Network) -> list
 # ---- layers
 
 
-def _layers(
-    summands: Mapping[str, Branch], needs: Needs, program: Program, net: Network
-) -> dict[str, list[str]]:
+def _layers(summands: Mapping[str, Branch], needs: Needs, program: Program, net: Network) -> dict[str, list[str]]:
     """Return path of a layer → its summands; a layer is a child of a container that does nothing without them."""
     modules = {n: _modules_of(n, needs, program, net) for n in summands}
     addition = {i.name: i.module for i in program.instructions}
@@ -232,7 +228,9 @@ def _bypassed(
     These are children of containers with residual sums that are no layers as such, since they end in a norm, say: blocks of
     encoders with the norm behind the sum. All that others read of them is one value, of the axes of one value that they read.
     """
-    additions = {i.name: i.module for i in program.instructions if any(b.terms[0].addition == i.name for b in summands.values())}
+    additions = {
+        i.name: i.module for i in program.instructions if any(b.terms[0].addition == i.name for b in summands.values())
+    }
     paths = [p for p in net.children if not any(_is_in(p, q) or _is_in(q, p) for q in layers)]
     paths = [p for p in paths if any(_is_in(m, p) for m in additions.values())]
     out: dict[str, tuple[str, str]] = {}
@@ -242,7 +240,9 @@ def _bypassed(
         outside = [i for i in program.instructions if not _is_in(i.module, path)]
         read = {*refs(program.outputs), *(n for i in outside for n in i.reads())} & results
         axes = program.axes.get(next(iter(read))) if len(read) == 1 else None
-        sources = dict.fromkeys(n for i in inside for n in i.reads() if n not in results and program.axes.get(n) == axes)
+        sources = dict.fromkeys(
+            n for i in inside for n in i.reads() if n not in results and program.axes.get(n) == axes
+        )
         if axes is not None and len(sources) == 1:
             out[path] = next(iter(sources)), next(iter(read))[1:]
     order = {i.name: n for n, i in enumerate(program.instructions)}
@@ -259,7 +259,13 @@ def _does_nothing_without(
     sums = {t.addition for n in inside for t in summands[n].terms}
     positive = _is_positive(summands[inside[0]].input, {f"%{i.name}": i for i in program.instructions})
     for i in program.instructions:
-        if not _is_in(i.module, path) or i.name not in needs.runs or i.name in sums or i.is_size or family(i.op) in MOVES:
+        if (
+            not _is_in(i.module, path)
+            or i.name not in needs.runs
+            or i.name in sums
+            or i.is_size
+            or family(i.op) in MOVES
+        ):
             continue
         if is_met(needs.runs[i.name], inside) and not (positive and family(i.op) == RELU):
             return False
