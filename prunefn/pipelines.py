@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .compensation.batch_norm import recalibrate as recalibrated
+from .compensation.branches import with_means
 from .compensation.repair import repairs, residuals, written
 from .compensation.sequential import remove
 from .costs.analytic import cost
@@ -23,13 +24,14 @@ from .plans import Chosen, Pipeline, Plan, Prune
 from .program.sharded import is_sharded
 from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
+from .spec.branches import branches_with
 from .spec.spec import Spec
 from .stats import check_stats, collect_stats, sync_stats
 from .stats.weights import Weights
 from .tracing.freeze import chosen as frozen_names
 from .tracing.freeze import unchangeable, unwritten
 from .types import Batch, Compensation, Criterion, Info, Mask, Params, Pruned, Residual, Scope, Scores, Stats, Where
-from .where import check_matches, choice, matches, only, touches
+from .where import check_matches, choice, glob, matches, only, touches
 
 LARGE, NEARLY_EMPTY = 32, 1 / 16
 """Groups of at least so many units that keep at most this fraction are named by a warning."""
@@ -129,8 +131,7 @@ def pipeline(
         scores = score(stats, criterion=plan.criterion, where=free)
         if where is not None:
             check_scored(free, spec, scores, plan.criterion)
-        if free is not None:
-            scores = only(scores, free, spec=spec)
+        scores = _chosen_scores(scores, free, spec, plan.criterion)
         mask = select(scores, ratio, spec=spec, scope=plan.scope, **limits)
         _warn_of_collapse(mask, plan)
         options = {"progress": progress, **reading}
@@ -159,7 +160,9 @@ def _remove(
     if plan.sequential:
         return remove(params, mask, batches, spec=spec, method=method, covariance=plan.covariance, **options)
     repaired = list(repairs(params, stats, mask, spec=spec, method=method)) if method.needs else []
-    return apply(written(params, repaired, spec), mask, spec=spec), shrink(spec, mask), residuals(repaired)
+    compensated = written(params, repaired, spec)
+    compensated = with_means(compensated, stats, mask, spec) if method.needs else compensated
+    return apply(compensated, mask, spec=spec), shrink(spec, mask), residuals(repaired)
 
 
 def _warn_of_collapse(mask: Mask, plan: Chosen) -> None:
@@ -240,11 +243,27 @@ def _freeze(spec: Spec, where: Where | str | None, patterns: Sequence[str] | str
     names = frozen_names(patterns, [t for t in spec.axes if t not in slots])
     if not names:
         return spec, where
-    unaffected = ~touches(*unchangeable(spec, names))
+    unaffected = ~touches(*unchangeable(spec, names)) & ~glob(*branches_with(spec, names))
     free = unaffected if where is None else choice(where) & unaffected
     if not any(free(g) for g in spec.groups.values()):
         raise PruneError(f"freeze={patterns!r} leaves no group" + ("" if where is None else f" that matches {where!r}"))
     return unwritten(spec, names), free
+
+
+def _chosen_scores(scores: Scores, free: Where | str | None, spec: Spec, criterion: Criterion) -> Scores:
+    """Return the scores of the groups that may shrink.
+
+    Raises:
+        PruneError: no groups were chosen, and the criterion scores whole blocks.
+    """
+    if free is not None:
+        return only(scores, free, spec=spec)
+    if blocks := [g for g in scores if g in spec.branches]:
+        raise PruneError(
+            f"criterion {criterion.name!r} scores whole blocks, such as {blocks[0]!r}, which go on request only: write "
+            "where=pf.kind('layer') or where=pf.kind('branch')"
+        )
+    return scores
 
 
 def check_scored(where: Where | str | None, spec: Spec, scores: Scores, criterion: Criterion) -> None:

@@ -138,8 +138,8 @@ class Criterion(NamedTuple):
     collectors: tuple[Collector, ...] = ()
     increments: bool = False
     """Whether scores are what removing units costs, in one unit of measure for all groups, so that their sums mean something."""
-    interfaces: bool = False
-    """Whether it is meant for groups of interfaces, such as a vocabulary; the scores of others leave these out."""
+    on_request: bool = False
+    """Whether it is meant for whole blocks or interfaces, such as a vocabulary; the scores of others leave these out."""
 
     is_choice = True
 

@@ -14,13 +14,13 @@ from .errors import PruneError, nearest
 from .names import named
 from .spec.axis import leaves
 from .spec.interface import INTERFACES
-from .spec.parts import Group, Site
+from .spec.parts import DEPTH, Group, Site
 from .spec.spec import Spec
 from .types import Scores, Where
 
-KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *INTERFACES)
-
-
+ON_REQUEST = (*DEPTH, *INTERFACES)
+"""Kinds of groups that are chosen only where they are named."""
+KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *ON_REQUEST)
 FUNCTION = "()"
 """Name for a function, which decides about every group by itself."""
 
@@ -103,10 +103,12 @@ def _format_call(name: str, *args: str) -> str:
 
 @door
 def kind(*kinds: str) -> Choice:
-    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`; or of interfaces, on which somebody
-    outside of the model counts, and which `trace(…, free=)` made groups: `vocabulary`, `classes`, `inputs`, `outputs`, `interface`.
+    """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`; or whole blocks: `branch`, `layer`; or
+    interfaces, on which somebody outside of the model counts, and which `trace(…, free=)` made groups: `vocabulary`, `classes`,
+    `inputs`, `outputs`, `interface`.
 
-    Groups of interfaces are pruned only where their kind is named, here or at the end of a glob (`*.vocabulary`).
+    Whole blocks and interfaces are pruned only where they are named: by their kind, their own name, or the kind at the end of a
+    glob (`*.vocabulary`).
 
     A group is `residual` if some sum is of the form x + f(x): x passes on unit by unit, and weights compute f(x) from the same x.
     Sums of parallel branches, f(x) + g(x), are inside a block; their groups are `hidden`.
@@ -193,23 +195,26 @@ def _has_tensor(tensors: tuple[str, ...], group: Group) -> bool:
 def matches(where: Where | str | None, group: Group) -> bool:
     """Return whether a group is chosen; a string is a glob, None chooses all groups.
 
-    Interfaces are chosen only by functions, and by predicates that name their kind or, in a glob, the end of their name.
+    Whole blocks and interfaces are chosen only by functions, and by predicates that name them, their kind, or, in a glob, the end of
+    their name.
 
     >>> rows = Group("wte.vocabulary", "vocabulary", 4, (), ())
     >>> [matches(w, rows) for w in (None, "*", ~kind("hidden"), kind("vocabulary") & module("wte"), "*.vocabulary")]
     [False, False, False, True, True]
     """
-    is_interface = group.kind in INTERFACES
+    on_request = group.kind in ON_REQUEST
     if where is None:
-        return not is_interface
+        return not on_request
     predicate = glob(where) if isinstance(where, str) else where
-    return bool(predicate(group)) and (not is_interface or _names_it(choice(predicate), group))
+    return bool(predicate(group)) and (not on_request or _names_it(choice(predicate), group))
 
 
 def _names_it(predicate: Choice, group: Group) -> bool:
-    """Return whether a predicate names the kind of a group, or its name with the kind in it."""
+    """Return whether a predicate names a group, its kind, or its name with the kind in it."""
     names = predicate.names
-    return FUNCTION in names or any(n == group.kind or (group.kind in n and fnmatchcase(group.name, n)) for n in names)
+    return FUNCTION in names or any(
+        n in (group.kind, group.name) or (group.kind in n and fnmatchcase(group.name, n)) for n in names
+    )
 
 
 def check_matches(where: Where | str | None, spec: Spec) -> None:

@@ -21,15 +21,18 @@ from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
 from ..modules.infer import infer_sizes
+from ..modules.layers import follow
 from ..modules.libraries import configured
 from ..modules.places import Place, places
-from ..modules.plan import Plan, plan_in, remember
+from ..modules.plan import ABSENT, REMOVED, Plan, plan_in, remember
 from ..modules.pretrained import save_with_plan
 from ..modules.pruned_file import KIND_MODULE, KIND_PARAMS, Content, check_masks, notes, read_content
 from ..modules.rebuild import own_tensors, rebuild, resized, settle, with_tensors
+from ..modules.twin import copied
 from ..parameters.transforms import check_names, shrink, tied_names
 from ..program.sharded import check_plain
 from ..spec.axis import leaves
+from ..spec.branches import lost_branches, without
 from ..spec.spec import Spec
 from ..types import Mask, Params
 from .prefix import fitting, without_prefix
@@ -189,17 +192,18 @@ def _sized_spec(content: Content, spec: Spec, sizes: Mapping[str, int] | None = 
     Raises:
         ParamsError: no pruning of this spec, or more than one, gives these sizes.
     """
+    whole, spec = spec, without(spec, lost_branches(content.tensors, spec))
     shapes = _shapes(content.tensors, spec)
-    if content.sizes is not None and set(content.sizes) != set(spec.traced):
-        name = next(g for g in {**content.sizes, **spec.traced} if (g in content.sizes) != (g in spec.traced))
+    if content.sizes is not None and set(content.sizes) != set(spec.sizes):
+        name = next(g for g in {**content.sizes, **spec.sizes} if (g in content.sizes) != (g in spec.sizes))
         raise ParamsError(
             f"{content.where} is of another spec: only one of them has a group {name!r}; is it this model?"
         )
     try:
         if content.masks:
             assert content.sizes is not None
-            check_masks(content.masks, content.sizes, spec.sizes)
-            small = shrink(spec, content.mask)
+            check_masks(content.masks, content.sizes, whole.sizes)
+            small = shrink(whole, content.mask)
         else:
             inferred = infer_sizes(shapes, spec, {**(content.sizes or {}), **(sizes or {})})
             small = spec if inferred == dict(spec.sizes) else _resized_spec(spec, inferred)
@@ -243,7 +247,9 @@ def load(
         ParamsError: keys or shapes do not fit (names them); the file is damaged or of another kind (names it).
         PruneError: the class cannot run at these sizes.
     """
-    content = fitting(read_content(source, check=verify), model, strict)
+    content = read_content(source, check=verify)
+    model = _without_layers(model, content.plan or [])
+    content = fitting(content, model, strict)
     state, plan = content.tensors, content.plan
     own = own_tensors(model)
     tensors = {n: _replacement(t, own.get(n)) for n, t in state.items()}
@@ -261,7 +267,7 @@ def load(
             return rebuild({n: t.detach() for n, t in tensors.items()}, small, model)
         return resized(tensors, small, model, lambda module: confirm_by_trace(module, small))
     module = with_tensors(model, tensors)
-    numbers = _placed(module, plan or [], content.where)
+    numbers = _placed(module, [e for e in plan or () if e[1] not in (REMOVED, ABSENT)], content.where)
     shapes = [n for n, t in tensors.items() if n not in own or own[n].shape != t.shape]
     changed = [*shapes, *(path for path, place, value in numbers if place.value != value)]
     for path, part, library in configured(module):
@@ -272,6 +278,15 @@ def load(
     settle(module, numbers)
     remember(module, plan or [])
     return module
+
+
+def _without_layers(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of a model without the layers that a plan removes; the model itself if there are none."""
+    if not any(name in (REMOVED, ABSENT) for _, name, _ in plan):
+        return model
+    smaller = copied(model, {})
+    follow(smaller, plan)
+    return smaller
 
 
 def _placed(model: nn.Module, plan: Plan, where: str) -> list[tuple[str, Place, int]]:

@@ -87,7 +87,7 @@ def collect_fits(
     names = tuple(dict.fromkeys([v for t in tasks for v, _ in t.site.values] + [t.other for t in tasks if t.other]))
     for number, batch in enumerate(each(batches, max_batches=max_batches, progress=progress, text="statistics")):
         flat = inputs_of(batch, spec=dense[1], device=device_of(dense[0]))
-        before, now = (_values(p, s, flat, names) for p, s in (dense, small))
+        before, now = (values_of(p, s, flat, names) for p, s in (dense, small))
         weighted = position_weights(dense[1], flat, batch, weights)
         for halves, task in zip(out, tasks, strict=True):
             for value, dim in task.site.values:
@@ -100,7 +100,7 @@ def collect_fits(
     return [(tuple(first), tuple(second)) for first, second in out]
 
 
-def _values(params: Params, spec: Spec, inputs: list[Tensor], names: tuple[str, ...]) -> Mapping[str, Tensor]:
+def values_of(params: Params, spec: Spec, inputs: list[Tensor], names: tuple[str, ...]) -> Mapping[str, Tensor]:
     """Run a network, and return name → value."""
 
     def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:

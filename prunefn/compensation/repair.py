@@ -15,14 +15,17 @@ from ..doors import door
 from ..errors import ParamsError, StatsError, nearest, warn
 from ..parameters.transforms import check_mask, check_names
 from ..program.compiled import conv_groups, site_weight
-from ..program.sharded import gather, spread
+from ..program.sharded import spread
 from ..spec.axis import keep, leaves, size
+from ..spec.branches import without
 from ..spec.parts import Site
-from ..spec.spec import Spec
+from ..spec.spec import Spec, removed_branches
 from ..stats import check_stats
 from ..types import Compensation, Inputs, Mask, Moments, Params, Repair, Residual, Stats
 from . import methods as compensations
+from .branches import with_means
 from .error import residual_of, with_lacking
+from .shifts import add_shift
 
 ENOUGH = 2
 """Samples for each kept input: with n samples of k inputs, the error of a least-squares estimate grows by about n / (n − k)."""
@@ -75,7 +78,8 @@ def compensate(
         check_stats(means, spec, params)
     if method.repair is None:
         return dict(params)
-    return written(params, repairs(params, means, mask, spec=spec, method=method), spec)
+    repaired = written(params, repairs(params, means, mask, spec=spec, method=method), spec)
+    return with_means(repaired, means if isinstance(means, Stats) else Stats(), mask, spec)
 
 
 @door
@@ -191,9 +195,10 @@ def warn_of_few_samples(few: Sequence[str], method: Compensation) -> None:
 
 
 def affected(spec: Spec, mask: Mask) -> list[Site]:
-    """Return the sites that lose inputs."""
+    """Return the sites that lose inputs and stay; those of removed branches do not."""
+    left = without(spec, removed_branches(spec, mask)).sites
     return [
-        s for s in spec.sites.values() if any(leaf in mask and not bool(mask[leaf].all()) for leaf in leaves(s.axis))
+        spec.sites[n] for n, s in left.items() if any(g in mask and not bool(mask[g].all()) for g in leaves(s.axis))
     ]
 
 
@@ -205,7 +210,7 @@ def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:
         if weight is not None:
             _write_weight(out, r.site, weight, spec)
         if shift is not None:
-            _add_shift(out, r.site, shift.flatten(), spec)
+            add_shift(out, r.site, shift.flatten(), spec)
     return out
 
 
@@ -308,33 +313,3 @@ def _write_weight(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spe
     rewritten = spread(rewritten.to(dense.dtype), dense)
     for name in [site.weight, *(n for n, first in spec.tied.items() if first == site.weight and n in out)]:
         out[name] = rewritten
-
-
-def _add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
-    """Add a shift of the outputs to the bias, the running mean of a BatchNorm, or a new bias in `out`.
-
-    Raises:
-        ParamsError: the bias is shared with another contraction.
-    """
-    if site.bias is not None:
-        target, sign = site.bias, 1.0
-        users = [i for i in spec.program.instructions if site.bias in i.reads()]
-        if others := [i.module or i.name for i in users if i.name not in site.calls]:
-            raise ParamsError(
-                f"bias {site.bias!r} serves {site.name!r} and {others[0]!r}, which need different shifts; "
-                "use method=compensation.none(), or give each a separate bias"
-            )
-    elif site.norm is not None:
-        target, sign = site.norm, -1.0
-    else:
-        target, sign = site.slot, 1.0
-    current = out.get(target)
-    shifted = sign * shift if current is None else gather(current).double() + sign * shift
-    like = (
-        current
-        if current is not None
-        else next(t for n, t in out.items() if n in spec.parameters and t.is_floating_point())
-    )
-    shifted = spread(shifted.to(like.dtype).to(like.device), like)
-    for name in [target, *(n for n, first in spec.tied.items() if first == target and n in out)]:
-        out[name] = shifted

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ..errors import warn
 from ..parameters.transforms import apply, shrink
-from ..program.compiled import site_weight, value_of
+from ..program.compiled import site_weight
 from ..program.sharded import check_plain
 from ..spec.axis import keep, leaves
 from ..spec.parts import Site
 from ..spec.spec import Spec
-from ..tracing.branches import Branch, Scale, other_branch
+from ..tracing.branches import Branch, other_branch
 from ..types import Batch, Compensation, Mask, Params, Repair, Residual
+from .branches import mean_losses, outside, shifted, sums_without
 from .fits import Halves, Task, collect_fits, inputs_of_fits
 from .repair import Repaired, affected, few_samples, repaired_by, residuals, warn_of_few_samples, written
+from .shifts import LEAST_SCALE, output_scale
 
 COPIES = 3
 """Covariances of a site that are in memory at once: those of both halves of the samples, and of all."""
-LEAST_SCALE = 1e-3
-"""Outputs that are scaled by less than this fraction of the largest factor do not repair what was lost before."""
 
 
 def steps(spec: Spec, mask: Mask) -> list[Mask]:
@@ -44,6 +44,8 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     first = dict.fromkeys(mask, -1)
     joined: dict[str, set[str]] = {g: {g} for g in mask}
     # Sites from the last to the first, so that each set of joined groups ends with its first site.
+    for g in first.keys() & spec.branches.keys():  # where the last summand would have been added
+        first[g] = max(position[t.addition] for t in spec.branches[g].terms)
     for site in sorted(spec.sites.values(), key=lambda s: position[s.calls[0]], reverse=True):
         joint = set().union(*(joined[g] for g in leaves(site.axis) if g in mask))
         for g in joint:
@@ -65,6 +67,8 @@ def remove(
 ) -> tuple[Params, Spec, dict[str, Residual]]:
     """Remove groups from the input on, and fit each contraction that loses inputs to its outputs in the dense network.
 
+    Where a branch is removed, the mean of what its stream lacks becomes a bias.
+
     A contraction is measured when its inputs are removed and all before it are compensated. Where its output is added to another
     branch, it also makes up for what that branch has lost (He, Zhang and Sun, ICCV 2017, arXiv 1707.06168).
 
@@ -82,9 +86,12 @@ def remove(
     check_plain(params, "sequential=True", "leave it out")
     pruned, current, removed = params, spec, dict[str, Tensor]()
     errors, few = dict[str, Residual](), list[str]()
-    for part in steps(spec, mask):
-        sites = affected(current, part)
+    for part in steps(spec, outside(mask, spec)):
+        sites, sums = affected(current, part), sums_without(part, current)
         pruned, current, removed = apply(pruned, part, spec=current), shrink(current, part), removed | part
+        if sums and method.needs:
+            lost = mean_losses((params, spec), (pruned, current), batches, sums, removed, **options)
+            pruned = shifted(pruned, lost, current)
         for together in _by_input(sites, current) if method.needs else ():
             tasks = [_task(spec.sites[s.name], (params, spec), (pruned, current), removed) for s in together]
             networks = (params, spec), (pruned, current)
@@ -111,8 +118,8 @@ def _task(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], remo
     outputs = keep(site.out, removed, spec.sizes).nonzero()[:, 0].to(device)
     branch = _branch(site, spec)
     scale = torch.ones(len(outputs), dtype=torch.float64, device=device)
-    for s in () if branch is None else branch.scales:
-        scale = scale * _factor(s, pruned, current)
+    if branch is not None:
+        scale = scale * output_scale(branch.scales, pruned, current)
     weak = scale.abs() <= LEAST_SCALE * scale.abs().amax()
     inverse = torch.where(weak, 0.0, 1 / torch.where(weak, 1.0, scale))
     other, order = ("", ()) if branch is None else (branch.value, branch.order)
@@ -132,16 +139,6 @@ def _branch(site: Site, spec: Spec) -> Branch | None:
     branch = other_branch(site, spec)
     channels = spec.program.axes[f"%{site.calls[0]}"][site.values[0][1]] if branch is not None else None
     return branch if channels == site.out else None
-
-
-def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
-    """Return the factors of a site's outputs, [o] or [1], float64."""
-    factor = torch.ones(1, dtype=torch.float64)
-    if scale.weight:
-        factor = value_of(params, scale.weight, spec=spec).detach().double().flatten()
-    if scale.variance:
-        factor = factor / (value_of(params, scale.variance, spec=spec).double() + scale.eps).sqrt()
-    return factor
 
 
 def _block(task: Task, first: int = 0) -> Task:

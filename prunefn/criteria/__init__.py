@@ -23,6 +23,7 @@ from ._bn_scale import bn_scale
 from ._combined import combined
 from ._conditional_variance import conditional_variance
 from ._denoised_variance import denoised_variance
+from ._depth import block_influence, branch_error
 from ._dissimilar import dissimilar
 from ._fisher import fisher
 from ._flap import flap
@@ -49,7 +50,9 @@ from ._weighted_variance import weighted_variance
 __all__ = [
     "activation",
     "activation_norm",
+    "block_influence",
     "bn_scale",
+    "branch_error",
     "combined",
     "conditional_variance",
     "denoised_variance",

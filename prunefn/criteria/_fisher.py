@@ -13,7 +13,7 @@ from ..doors import door
 from ..errors import PruneError
 from ..program.batches import device_of
 from ..spec.spec import Spec
-from ..types import Batch, Collector, Criterion, Params, Scores, Stats
+from ..types import Batch, Collector, Criterion, Params, Scores, Stats, Where
 from .base import collected
 from .gradients import Loss, Objective, cross_entropy, loss_name, squared_gradients
 from .unit_mask import ones
@@ -24,16 +24,17 @@ class SquaredMaskGradients(NamedTuple):
 
     loss: Loss
     chunk: int
+    where: Where | str | None
 
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
         objective = Objective("fisher", self.loss)
         data = objective.data(params, batch, spec)
-        at = ones(spec, device_of(params))
-        return squared_gradients(objective.of_masks(params, spec), at, data, spec, self.chunk)
+        at = ones(spec, device_of(params), self.where)
+        return squared_gradients(objective.of_masks(params, spec, at), at, data, spec, self.chunk)
 
 
 @door
-def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
+def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32, where: Where | str | None = None) -> Criterion:
     """Score units by the mean over samples of (∂L_n/∂m)² at a mask m of ones on the units (see `mask_params`).
 
     Every group has a score. L_n is the loss of sample n alone, as a batch of one. The factor ½ of the papers is left out.
@@ -41,6 +42,7 @@ def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
     Args:
         loss: as in `taylor`; it is called under `vmap`.
         chunk_size: number of samples whose gradients are in memory at once.
+        where: as in `taylor`.
 
     Raises:
         PruneError: chunk_size is below one.
@@ -48,8 +50,12 @@ def fisher(loss: Loss = cross_entropy, *, chunk_size: int = 32) -> Criterion:
         StatsError: (when scored) the gradients were not collected; pass the criterion to `collect_stats`.
     """
     check_chunk("fisher", chunk_size)
-    collector = Collector(f"squared mask gradients of {loss_name(loss)}", SquaredMaskGradients(loss, chunk_size))
-    return Criterion("fisher", partial(_score, collector=collector), (), (collector,), increments=True)
+    at = "" if where is None else f" at {where!r}"
+    collector = Collector(
+        f"squared mask gradients of {loss_name(loss)}{at}", SquaredMaskGradients(loss, chunk_size, where)
+    )
+    score = partial(_score, collector=collector)
+    return Criterion("fisher", score, (), (collector,), increments=True, on_request=where is not None)
 
 
 def check_chunk(name: str, chunk: int) -> None:

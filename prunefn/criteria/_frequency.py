@@ -35,7 +35,7 @@ def frequency() -> Criterion:
     >>> pf.select(pf.score(stats, criterion=frequency()), 0.5, spec=spec)
     {'0.vocabulary': tensor([False,  True, False,  True])}
     """
-    return Criterion("frequency", _score, needs=(), collectors=(COUNTS,), interfaces=True)
+    return Criterion("frequency", _score, needs=(), collectors=(COUNTS,), on_request=True)
 
 
 def _count(params: Params, batch: Batch, spec: Spec) -> dict[str, torch.Tensor]:

@@ -33,4 +33,4 @@ def given(scores: Scores) -> Criterion:
                 raise MaskError(f"scores[{g!r}] has shape {tuple(s.shape)}, but the group has {spec.sizes[g]} units")
         return dict(scores)
 
-    return Criterion("given", score, needs=(), interfaces=True)
+    return Criterion("given", score, needs=(), on_request=True)

@@ -32,7 +32,8 @@ class HessianDiagonal(NamedTuple):
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
         objective = Objective("hessian", self.loss)
         inputs, rest, _, terms = objective.data(params, batch, spec)
-        at, value = ones(spec, device_of(params)), objective.of_masks(params, spec)
+        at = ones(spec, device_of(params))
+        value = objective.of_masks(params, spec, at)
         total = {g: torch.zeros_like(m) for g, m in at.items()}
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
             for v in rademacher(at, self.probes, self.seed):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..doors import door
 from ..program.batches import device_of
 from ..spec.spec import Spec
-from ..types import Batch, Collector, Criterion, Params, Scores, Stats
+from ..types import Batch, Collector, Criterion, Params, Scores, Stats, Where
 from . import reduction as reductions
 from .base import collected, member_sums, spec_of, weight_reader
 from .gradients import Loss, Objective, cross_entropy, loss_name, mean_gradients, weights_of
@@ -25,12 +25,13 @@ class MaskGradients(NamedTuple):
 
     loss: Loss
     absolute: bool
+    where: Where | str | None
 
     def __call__(self, params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
         objective = Objective("taylor", self.loss)
         data = objective.data(params, batch, spec)
-        at = ones(spec, device_of(params))
-        gradients = mean_gradients(objective.of_masks(params, spec), at, data)
+        at = ones(spec, device_of(params), self.where)
+        gradients = mean_gradients(objective.of_masks(params, spec, at), at, data)
         return {g: v.abs() for g, v in gradients.items()} if self.absolute else gradients
 
 
@@ -53,6 +54,7 @@ def taylor(
     absolute: bool = False,
     weights: bool = False,
     reduction: Reduction = reductions.sum,
+    where: Where | str | None = None,
 ) -> Criterion:
     """Score units by |∂L/∂m| at a mask m of ones on the units: to first order, the change of the loss when a unit is removed.
 
@@ -66,6 +68,7 @@ def taylor(
         weights: score by Σ|w·∂L/∂w| over the unit's slices of all effective tensors (see `magnitude`) instead, including
             norms and biases. On a random or untrained network, this is SNIP (Lee et al., ICLR 2019) for units.
         reduction: of the members' sums, used with `weights`.
+        where: groups to score; None: all but whole branches and layers, which `pf.kind("layer")` chooses. Not used with `weights`.
 
     Raises:
         BatchError: (when collected) a batch has no labels.
@@ -89,8 +92,10 @@ def taylor(
             increments=True,
         )
     kind = "magnitudes of mask gradients" if absolute else "mask gradients"
-    collector = Collector(f"{kind} of {loss_name(loss)}", MaskGradients(loss, absolute))
-    return Criterion("taylor", partial(_score_masks, collector=collector), (), (collector,), increments=True)
+    at = "" if where is None else f" at {where!r}"
+    collector = Collector(f"{kind} of {loss_name(loss)}{at}", MaskGradients(loss, absolute, where))
+    scores = partial(_score_masks, collector=collector)
+    return Criterion("taylor", scores, (), (collector,), increments=True, on_request=where is not None)
 
 
 def _score_masks(stats: Stats, *, collector: Collector) -> Scores:

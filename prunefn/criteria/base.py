@@ -43,7 +43,7 @@ def wrapped(name: str, score: Callable[[Stats], Scores], *inner: Criterion) -> C
     """Return a criterion on the scores of inner criteria, with the needs and collectors of all of them."""
     needs = tuple(dict.fromkeys(n for c in inner for n in c.needs))
     collectors: dict[Collector, None] = dict.fromkeys(k for c in inner for k in c.collectors)
-    return Criterion(name, score, needs, tuple(collectors), interfaces=any(c.interfaces for c in inner))
+    return Criterion(name, score, needs, tuple(collectors), on_request=any(c.on_request for c in inner))
 
 
 # ---- weights

@@ -126,9 +126,9 @@ class Objective(NamedTuple):
             )
         return loss
 
-    def of_masks(self, params: Params, spec: Spec) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:
-        """Return the function (masks, inputs, rest) → loss."""
-        program = masked(spec)
+    def of_masks(self, params: Params, spec: Spec, at: Tensors) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:
+        """Return the function (masks, inputs, rest) → loss, for masks of the groups of `at`."""
+        program = masked(spec, branches=not spec.branches.keys().isdisjoint(at))
         return lambda masks, inputs, rest: self.value(mask_params(params, masks, spec), inputs, rest, program)
 
     def of_weights(self, params: Params, spec: Spec) -> Callable[[Tensors, list[Tensor], list[Any]], Tensor]:

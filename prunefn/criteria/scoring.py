@@ -21,8 +21,8 @@ def score(stats: Stats, *, criterion: Criterion | None = None, where: Where | st
     Args:
         stats: of `collect_stats`.
         criterion: that scores the units; default: `criteria.variance()`.
-        where: groups to score, such as `pf.kind("vocabulary")`; default: all but interfaces (vocabularies, classes, …), unless the
-            criterion is meant for these, as `criteria.frequency()` is.
+        where: groups to score, such as `pf.kind("vocabulary")`; default: all but whole blocks and interfaces (vocabularies, classes,
+            …), unless the criterion is meant for these, as `criteria.frequency()` is.
 
     Returns:
         Group → float [units]. Groups without a site (such as query and key widths) have no activation score: the result lacks
@@ -43,7 +43,7 @@ def score(stats: Stats, *, criterion: Criterion | None = None, where: Where | st
     check_stats(stats, spec_of(stats))
     sharded = any(is_sharded(t) for t in stats.params.values())
     scores = criterion.score(stats._replace(params=Gathering(stats.params)) if sharded else stats)
-    if where is not None or not criterion.interfaces:
+    if where is not None or not criterion.on_request:
         groups = spec_of(stats).groups
         scores = {g: s for g, s in scores.items() if g not in groups or matches(where, groups[g])}
     for name, s in scores.items():

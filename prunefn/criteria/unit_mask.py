@@ -18,46 +18,62 @@ from torch import Tensor
 from ..frozen_dict import FrozenDict
 from ..parameters.effective import effective
 from ..parameters.transforms import tied_names
-from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leaves, size
-from ..spec.parts import Group
+from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leaves, product, size
+from ..spec.parts import Group, Term
 from ..spec.program import Instruction, Ref
 from ..spec.spec import Spec
 from ..tracing.rules.families import ADD, CAST_AS, MULTIPLY
-from ..types import Params
+from ..types import Params, Where
+from ..where import matches
 
 
 @lru_cache(maxsize=16)
-def masked(spec: Spec, *, replaced: bool = False) -> Spec:
+def masked(spec: Spec, *, replaced: bool = False, branches: bool = False) -> Spec:
     """Return the spec whose program multiplies the inputs of all sites by mask tensors; for the params of `mask_params`.
 
     Args:
         spec: of the params.
+        branches: whether it multiplies what branches and layers add, too.
         replaced: whether the program also adds tensors there, so that a mask m makes m x + (1 − m) μ of an input x with mean μ.
     """
-    masked_calls: dict[str, tuple[str, str]] = {}
+    masked_calls: dict[str, list[tuple[str, str]]] = {}
     axes: dict[str, tuple[Axis, ...]] = {}
     for site in spec.sites.values():
         for (value, dim), call in zip(site.values, site.calls, strict=True):
             name = _mask_name(value, dim)
-            masked_calls[call] = value, name
+            masked_calls.setdefault(call, []).append((value, name))
             axes[name] = (site.axis, *[Fixed(1)] * (-dim - 1))
+    shifts = {n: _shift_name(n) for n in axes} if replaced else {}
+    for term, axis in _branch_axes(spec).items() if branches else ():
+        value = next(i for i in spec.program.instructions if i.name == term.addition).args[term.operand].name
+        name = f"mask of {value} in {term.addition}"
+        masked_calls.setdefault(term.addition, []).append((value, name))
+        axes[name] = (axis,)
     out: list[Instruction] = []
     inserted: set[str] = set()
     for i in spec.program.instructions:
-        if i.name in masked_calls:
-            value, name = masked_calls[i.name]
+        for value, name in masked_calls.get(i.name, ()):
             if name not in inserted:
                 inserted.add(name)
                 out += _combine(name, MULTIPLY, value, name, i.module)
-                out += _combine(_shift_name(name), ADD, f"%{name}", _shift_name(name), i.module) if replaced else []
-            result = Ref(f"%{_shift_name(name) if replaced else name}")
+                out += _combine(shifts[name], ADD, f"%{name}", shifts[name], i.module) if name in shifts else []
+            result = Ref(f"%{shifts.get(name, name)}")
             args, kwargs = _replace_reference((i.args, i.kwargs), Ref(value), result)
             i = i._replace(args=args, kwargs=kwargs)
         out.append(i)
     added = {n: axes[n] for n in axes if n in inserted}
-    added |= {_shift_name(n): a for n, a in added.items()} if replaced else {}
+    added |= {shifts[n]: a for n, a in added.items() if n in shifts}
     program = spec.program._replace(instructions=tuple(out), tensors=(*spec.program.tensors, *added))
     return replace(spec, program=program, axes=FrozenDict({**spec.axes, **added}))
+
+
+def _branch_axes(spec: Spec) -> dict[Term, Axis]:
+    """Return summand → the product of the branches and layers that it is part of, an axis of size 1."""
+    parts: dict[Term, list[Axis]] = {}
+    for name, branch in spec.branches.items():
+        for term in branch.terms:
+            parts.setdefault(term, []).append(Leaf(name))
+    return {term: product(factors) for term, factors in parts.items()}
 
 
 def _mask_name(value: str, dim: int) -> str:
@@ -84,9 +100,15 @@ def _replace_reference(args: Any, old: Ref, new: Ref) -> Any:
     return new if args == old else args
 
 
-def ones(spec: Spec, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return a mask of ones for every group that has members: group → float64 [units]."""
-    return {g.name: torch.ones(g.size, dtype=torch.float64, device=device) for g in spec.groups.values() if g.members}
+def ones(spec: Spec, device: torch.device | None = None, where: Where | str | None = None) -> dict[str, Tensor]:
+    """Return a mask of ones for every chosen group that a mask can multiply: group → float64 [units]."""
+    chosen = [g for g in spec.groups.values() if matches(where, g) and can_be_masked(g, spec)]
+    return {g.name: torch.ones(g.size, dtype=torch.float64, device=device) for g in chosen}
+
+
+def can_be_masked(group: Group, spec: Spec) -> bool:
+    """Return whether a mask can multiply a group: tensors that have it, or the summands of a branch or layer."""
+    return bool(group.members) or (group.name in spec.branches and bool(spec.branches[group.name].terms))
 
 
 def mask_params(
@@ -122,7 +144,8 @@ def mask_params(
     """
     out = dict(params)
     like = next(iter(masks.values()), torch.ones((), dtype=torch.float64))
-    for name, (axis, *rest) in ((n, a) for n, a in masked(spec).axes.items() if n not in spec.axes):
+    program = masked(spec, branches=not spec.branches.keys().isdisjoint(masks))
+    for name, (axis, *rest) in ((n, a) for n, a in program.axes.items() if n not in spec.axes):
         out[name] = spread(axis, masks, spec.sizes, like).reshape(-1, *(1,) * len(rest))
     if means is not None:
         for site in spec.sites.values():
@@ -130,7 +153,7 @@ def mask_params(
                 mean = means[site.name].to(out[mask]).reshape(out[mask].shape)
                 out[_shift_name(mask)] = (1 - out[mask]) * mean
     scales: dict[tuple[str, int], Tensor] = {}
-    for g, m in masks.items():
+    for g, m in ((g, m) for g, m in masks.items() if g not in spec.branches):
         for (tensor, dim), first in _weights_to_scale(spec.groups[g], spec, frozenset(params)).items():
             axis = spec.axes[tensor][dim]
             scale = spread(first_part(axis, g) if first else axis, {g: m}, spec.sizes, like)
@@ -156,7 +179,7 @@ def spread(axis: Axis, masks: Mapping[str, Tensor], sizes: Sizes, like: Tensor) 
     match axis:
         case Leaf(name) if name in masks:
             return masks[name]
-        case Leaf() | Fixed() | Derived():
+        case Leaf() | Fixed() | Derived() | AnyOf():
             return like.new_ones(size(axis, sizes))
         case Product(factors):
             out = like.new_ones(1)

@@ -55,8 +55,8 @@ def read_scores(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any])
 MASKS = {"first": "the first mask", "second": "the second mask"}
 
 
-def read_mask(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> Any:
-    """Read a mapping from groups to bool tensors that keep at least one unit."""
+def read_mask(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read a mapping from groups to bool tensors that keep at least one unit, unless the only unit is a whole branch or layer."""
     if not isinstance(value, Mapping):
         refuse()
     for key, m in value.items():
@@ -72,9 +72,15 @@ def read_mask(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) -> An
             refuse("it must be bool, True = kept", f"{of} has dtype {m.dtype}")
         if m.is_meta:
             refuse("it must have values, True = kept", f"{of} is on meta")
-        if not bool(m.any()):
+        if not bool(m.any()) and not _may_vanish(key, m, given.get("spec")):
             refuse("at least one must stay", f"{of} removes all {m.numel()} units")
     return value
+
+
+def _may_vanish(group: str, mask: Tensor, spec: Any) -> bool:
+    """Return whether a group may lose all units; without a spec, one unit alone may be a whole branch."""
+    known = getattr(spec, "groups", {}).get(group)
+    return mask.numel() == 1 if known is None else not known.floor
 
 
 def read_means(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..criteria.unit_mask import mask_params, masked
+from ..criteria.unit_mask import can_be_masked, mask_params, masked
 from ..distances import Distance
 from ..distillation.adam import Adam
 from ..distillation.objective import Loss, Objective, objective
@@ -121,7 +121,10 @@ class Learner(NamedTuple):
     def _run(self, gates: Mapping[str, Tensor]) -> Callable[[list[Tensor]], Any]:
         """Return the network in which a unit x of gate m enters its sites as m x + (1 − m) μ."""
         params, spec = self.objective.params, self.objective.spec
-        gated, program = mask_params(params, gates, spec, self.means), masked(spec, replaced=True)
+        gated, program = (
+            mask_params(params, gates, spec, self.means),
+            masked(spec, replaced=True, branches=not spec.branches.keys().isdisjoint(gates)),
+        )
         return lambda inputs: forward_flat(gated, inputs, program)
 
     def _move(self, logits: Logits, adam: Adam) -> Callable[[Sequence[float]], Logits]:
@@ -174,7 +177,7 @@ def learner(
     check_plain(params, "gates", "gather the parameters first")
     if isinstance(means, Stats):
         check_stats(means, spec, params)
-    groups = tuple(g.name for g in spec.groups.values() if g.members and matches(where, g))
+    groups = tuple(g.name for g in spec.groups.values() if matches(where, g) and can_be_masked(g, spec))
     if not groups:
         raise PruneError(f"no group matches where={where!r}: there is nothing to learn gates for")
     if not lr > 0 or steps < 1:

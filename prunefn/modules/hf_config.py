@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,20 @@ from ..spec.axis import leaves
 from ..spec.spec import Spec
 from .confirm import confirm_fresh, confirm_same_code, confirm_without_numbers
 from .fields import Fit, changed, find_fields
+from .layer_fields import layer_changes
 from .libraries import Library, configured, fresh_model
 from .plan import Plan, joined
 from .pretrained import save_with_plan
 from .problem import Problem
 from .twin import copied
 
+Lost = tuple[str, int, Sequence[int]]
+"""A container, its number of children before, and the positions that left it."""
 
-def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None]) -> Plan:
+
+def settle_config(
+    module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Problem | None], lost: Sequence[Lost] = ()
+) -> Plan:
     """Set the fields of the configs of the models of libraries in a module, so that fresh models of them are the same.
 
     If no config states the sizes (layers of different sizes), the config does not change, and `save_pretrained` writes the
@@ -34,9 +40,11 @@ def settle_config(module: nn.Module, spec: Spec, judge: Callable[[nn.Module], Pr
     plan: Plan = []
     for path, model, library in list(configured(module)):
         part = _spec_of_part(spec, path)
-        if all(spec.sizes[g] == spec.traced[g] for axes in part.axes.values() for a in axes for g in leaves(a)):
+        gone = [(n, at) for container, n, at in lost if f"{container}.".startswith(f"{path}." if path else "")]
+        resized = any(spec.sizes[g] != spec.traced[g] for axes in part.axes.values() for a in axes for g in leaves(a))
+        if not (resized or gone or spec.removed):
             continue
-        changes, problem, advice = fit_config(module, path, model, library, part)
+        changes, problem, advice = fit_config(module, path, model, library, part, gone)
         if problem:
             save_with_plan(model, library, problem, advice)
             continue
@@ -55,7 +63,14 @@ def _spec_of_part(spec: Spec, path: str) -> Spec:
     return replace(spec, axes=FrozenDict(axes)) if path else spec
 
 
-def fit_config(whole: nn.Module, path: str, model: nn.Module, library: Library, spec: Spec) -> Fit:
+def fit_config(
+    whole: nn.Module,
+    path: str,
+    model: nn.Module,
+    library: Library,
+    spec: Spec,
+    lost: Sequence[tuple[int, Sequence[int]]] = (),
+) -> Fit:
     """Return the fewest config changes that make a fresh model the same as the module, and the reason if there are none.
 
     Args:
@@ -64,6 +79,7 @@ def fit_config(whole: nn.Module, path: str, model: nn.Module, library: Library, 
         model: the model of a library.
         library: its library.
         spec: the spec at the new sizes, with the model's names of tensors.
+        lost: for each container that lost layers, its number of children before and the positions that left it.
     """
     if reason := table_reason(spec):
         return Fit({}, reason)
@@ -78,7 +94,20 @@ def fit_config(whole: nn.Module, path: str, model: nn.Module, library: Library, 
             return confirm_fresh(model, config, spec)
         return _confirm_part(whole, model, library.build(type(model), config), spec)
 
-    return find_fields(model, library.config(model), spec, build, check)
+    config, names = library.config(model), model.state_dict().keys()
+    fewer = layer_changes(config, lost, lambda c: _names(lambda: build(changed(config, c))) == names)
+    if fewer is None:
+        return Fit({}, "no field of its config that counts layers gives a fresh model the layers that are left")
+    fit = find_fields(model, changed(config, fewer), spec, build, check)
+    return fit if fit.problem else Fit({**fewer, **fit.changes})
+
+
+def _names(build: Callable[[], nn.Module]) -> Collection[str]:
+    """Return the names of a fresh model's tensors; none if the class refuses the config."""
+    try:
+        return build().state_dict().keys()
+    except Exception:  # the class may raise anything
+        return ()
 
 
 def _confirm_part(whole: nn.Module, model: nn.Module, fresh: nn.Module, spec: Spec) -> Problem | None:

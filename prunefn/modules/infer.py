@@ -94,7 +94,7 @@ def _search(equations: list[Equation], known: Sizes, spec: Spec) -> list[Sizes]:
         known = todo.pop()
         undetermined = [leaf for _, axis, _ in equations for leaf in leaves(axis) if leaf not in known]
         if not undetermined:
-            solutions.append({g: known.get(g, n) for g, n in spec.traced.items()})
+            solutions.append({g: known.get(g, n) for g, n in spec.traced.items() if g in spec.sizes})
             continue
         for k in range(spec.traced[undetermined[0]], 0, -1):
             try:

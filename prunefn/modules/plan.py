@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,10 @@ from torch import nn
 Plan = list[tuple[str, str, Any]]
 """(path of a module, attribute, value)"""
 KEY = "prunefn"
+REMOVED = "[removed]"
+"""In place of an attribute: the value is a tuple of positions of children that have left a container."""
+ABSENT = "[absent]"
+"""In place of an attribute: the value says what a module is replaced by."""
 
 
 def remember(module: nn.Module, plan: Plan) -> None:
@@ -18,7 +22,10 @@ def remember(module: nn.Module, plan: Plan) -> None:
 
     A value of the new plan replaces the remembered value of the same attribute.
     """
-    merged = {(path, name): value for path, name, value in [*getattr(module, "_prunefn_plan", ()), *plan]}
+    merged: dict[tuple[str, str], Any] = {}
+    for path, name, value in [*getattr(module, "_prunefn_plan", ()), *plan]:
+        both = name == REMOVED and (path, name) in merged
+        merged[path, name] = _joined_positions(merged[path, name], value) if both else value
     module._prunefn_plan = [(*key, value) for key, value in merged.items()]  # type: ignore[assignment]
     if not any(isinstance(hook, _PlanHook) for hook in module._state_dict_hooks.values()):
         module._register_state_dict_hook(_PlanHook())
@@ -26,6 +33,19 @@ def remember(module: nn.Module, plan: Plan) -> None:
         inside = [(p[len(path) + 1 :], name, value) for p, name, value in plan if f"{p}.".startswith(f"{path}.")]
         if path and inside and hasattr(part, "save_pretrained"):  # it may be saved by itself
             remember(part, inside)
+
+
+def _joined_positions(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """Return the positions that two rounds remove from a container; those of the second are among what the first left.
+
+    >>> _joined_positions((1,), (1, 2))
+    (1, 2, 3)
+    """
+    lost = sorted(first)
+    left = [
+        n for n in range(len(first) + max(second, default=0) + len(second) + max(first, default=0) + 1) if n not in lost
+    ]
+    return tuple(sorted([*lost, *(left[n] for n in second)]))
 
 
 def plan_in(module: nn.Module) -> Plan:

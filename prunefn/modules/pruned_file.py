@@ -196,7 +196,7 @@ def check_masks(masks: Sequence[Mask], sizes: Mapping[str, int], traced: Mapping
     total = reduce(compose, masks, {})
     if unknown := next((g for g in total if g not in traced), None):
         raise ParamsError(f"the spec has no group {unknown!r}, but the masks have{nearest(unknown, traced)}")
-    for g, n in traced.items():
+    for g, n in ((g, traced[g]) for g in sizes if g in traced):  # the groups of removed layers are gone
         m = total.get(g)
         units, kept = (n, n) if m is None else (len(m), int(m.sum()))
         if (units, kept) != (n, sizes[g]):

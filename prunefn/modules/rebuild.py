@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ from .confirm import confirm, confirm_by_twin
 from .expected import expect
 from .fold import Fold, find_folds, fold
 from .graph import copies
-from .hf_config import settle_config
+from .hf_config import Lost, settle_config
+from .layers import Carved, carve, counts
 from .places import Place, write_number
 from .plan import remember
 from .problem import Problem
@@ -40,19 +41,38 @@ Judge = Callable[[nn.Module], Problem | None]
 def rebuild(params: Params, spec: Spec, model: nn.Module) -> nn.Module:
     """Return a copy of the module tree that computes the same as `forward`; see `to_module`."""
     check_names(params, spec)
+    refusal = None
+    for carved in carve(model, spec, params):
+        try:
+            module = _rebuild_carved(carved)
+        except PruneError as error:
+            refusal = refusal or error
+            continue
+        if carved.plan:
+            remember(module, carved.plan)
+        return module
+    assert refusal is not None
+    raise refusal
+
+
+def _rebuild_carved(carved: Carved) -> nn.Module:
+    """Return the rebuilt module of a model without the layers that the spec has lost."""
+    model, spec = carved.model, carved.spec
 
     def advice(problem: Problem) -> str:
-        return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(p, s, model, FEW_TRIES, lambda _: ""))
+        if spec.removed:
+            return " Whole layers (pf.kind('layer')) leave a container, whatever the code of the blocks."
+        return advise(problem, dense_params(model), spec, lambda p, s: _rebuild(Carved(model, s, p, []), FEW_TRIES))
 
-    return _rebuild(params, spec, model, TRIES, advice)
+    return _rebuild(carved, TRIES, advice)
 
 
-def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: Callable[[Problem], str]) -> nn.Module:
+def _rebuild(carved: Carved, tries: int, advice: Callable[[Problem], str] = lambda _: "") -> nn.Module:
     """Return the rebuilt module after at most this many tries; a refusal ends with the advice."""
+    model, spec, params, plan = carved
+    attempts = Attempts(tries, advice, list(counts(plan, model)))
     if spec.capture != "exported":
-        return resized(
-            copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model), tries, advice
-        )
+        return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model), attempts)
     expected, folds, traces = expect(params, spec, model), list[Fold](), itertools.count()
 
     def judge(module: nn.Module) -> Problem | None:
@@ -67,18 +87,24 @@ def _rebuild(params: Params, spec: Spec, model: nn.Module, tries: int, advice: C
                 return None
         return None if problem.slight else problem  # without folds, a slight difference is rounding
 
-    module = resized(copies(params, spec), spec, model, judge, tries, advice)
+    module = resized(copies(params, spec), spec, model, judge, attempts)
     fold(module, folds)
     return module
 
 
+class Attempts(NamedTuple):
+    """How a module is rebuilt."""
+
+    tries: int = TRIES
+    """Maximal number of ways to set the attributes that are run."""
+    advice: Callable[[Problem], str] = lambda _: ""
+    """Problem → the end of the refusal."""
+    lost: Sequence[Lost] = ()
+    """Layers that have gone from the model."""
+
+
 def resized(
-    tensors: Mapping[str, Tensor],
-    spec: Spec,
-    model: nn.Module,
-    judge: Judge,
-    tries: int = TRIES,
-    advice: Callable[[Problem], str] = lambda _: "",
+    tensors: Mapping[str, Tensor], spec: Spec, model: nn.Module, judge: Judge, attempts: Attempts | None = None
 ) -> nn.Module:
     """Return the traced model with other tensors and the likeliest attributes that the judge accepts.
 
@@ -86,6 +112,7 @@ def resized(
         ParamsError: the model is not the one that was traced.
         PruneError: the judge accepts no attributes; states the problem of the likeliest, and the advice about it.
     """
+    attempts = Attempts() if attempts is None else attempts
     check_model(model, spec)
     possible = [s for s in settings(model, spec) if not (spec.program.interfaces and is_token_name(s.place))]
     module = with_tensors(model, tensors, _replaced_constants(model, spec))
@@ -95,14 +122,14 @@ def resized(
         settle(module, [(s.path, s.place, s.ranked(ranks)) for s in possible])
         return judge(module)
 
-    ranks, problem = search(possible, spec.program, attempt, tries)
+    ranks, problem = search(possible, spec.program, attempt, attempts.tries)
     if problem is not None:
         raise PruneError(
             f"{type(model).__name__} cannot be rebuilt at these sizes: {problem.text}. No numbers in its attributes make it run."
-            f"{advice(problem)} Without model=, to_module gives a graph module, which runs at any size"
+            f"{attempts.advice(problem)} Without model=, to_module gives a graph module, which runs at any size"
         )
     changed = {(s.path, str(s.place)): s.ranked(ranks) for s in possible if s.ranked(ranks) != s.place.value}
-    changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge)}
+    changed |= {(path, name): value for path, name, value in settle_config(module, spec, judge, attempts.lost)}
     remember(module, [*((path, name, value) for (path, name), value in changed.items()), *renumbered])
     return module
 

@@ -12,8 +12,10 @@ from ..doors import door
 from ..errors import MaskError, ParamsError, nearest
 from ..program.sharded import changed, resharded, same_memory
 from ..spec.axis import Leaf, keep
-from ..spec.spec import Spec, check_params, resize, take
+from ..spec.branches import removed_tensors
+from ..spec.spec import Spec, check_params, removed_branches, resize, take
 from ..types import Mask, Params
+from .branches import zeroed_by_branches
 from .positions import check_named_units
 from .zeroing import check_zeroable, fill, zeroed_groups
 
@@ -57,15 +59,15 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
             raise MaskError(
                 f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)"
             )
-        if not bool(m.any()):
-            raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
+        if int(m.sum()) < (floor := spec.groups[name].floor):
+            raise MaskError(f"the mask of group {name!r} keeps {int(m.sum())} of {n} units; at least {floor} must stay")
         if name in spec.program.interfaces:
             check_named_units(name, m, spec.program.interfaces[name])
 
 
 @door
 def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
-    """Remove units physically: every tensor loses the positions of removed units.
+    """Remove units physically: every tensor loses the positions of removed units, and those of removed branches go.
 
     Args:
         params: params of the spec; they may include biases created by a compensation.
@@ -86,7 +88,11 @@ def apply(params: Params, mask: Mask, *, spec: Spec) -> Params:
     {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
     """
     check_mask(mask, spec)
-    return _map_tensors(params, spec, lambda t, name: take(t, spec.axes[name], mask, spec.sizes))
+    gone = removed_tensors(spec, removed_branches(spec, mask))
+    small = _map_tensors(
+        params, spec, lambda t, name: t if name in gone else take(t, spec.axes[name], mask, spec.sizes)
+    )
+    return {name: t for name, t in small.items() if name not in gone}
 
 
 @door
@@ -103,9 +109,11 @@ def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
         ParamsError: as for `apply`; or no zeros in its parameters make a computed weight zero (orthogonal weights,
             exponentials).
     """
-    slots = spec.slots
+    slots, last = spec.slots, zeroed_by_branches(spec, removed_branches(spec, mask))
 
     def set_zeros(t: Tensor, name: str) -> Tensor:
+        if name in last:
+            return torch.zeros_like(t)
         if name not in spec.parameters and name not in slots:
             return t
         return fill(t, spec.axes[name], zeroed_groups(spec, name, mask), spec)
@@ -198,7 +206,7 @@ def _check_vectors(mask: Mask, which: str) -> None:
             raise MaskError(
                 f"the {which} mask of group {name!r} has shape {tuple(m.shape)}; it must be a vector, [units]"
             )
-        if not bool(m.any()):
+        if not bool(m.any()) and len(m) != 1:  # one unit alone may be a whole branch
             raise MaskError(f"the {which} mask of group {name!r} removes all {len(m)} units; at least one must stay")
 
 
@@ -236,7 +244,9 @@ def kept_positions(mask: Mask, spec: Spec) -> dict[str, tuple[Tensor, ...]]:
     (tensor([0, 1]), tensor([0, 2]))
     """
     check_mask(mask, spec)
-    return {t: tuple(keep(a, mask, spec.sizes).nonzero()[:, 0] for a in axes) for t, axes in spec.axes.items()}
+    gone = removed_tensors(spec, removed_branches(spec, mask))
+    kept_axes = {t: axes for t, axes in spec.axes.items() if t not in gone}
+    return {t: tuple(keep(a, mask, spec.sizes).nonzero()[:, 0] for a in axes) for t, axes in kept_axes.items()}
 
 
 @door
@@ -252,7 +262,8 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
         spec: the dense spec, before `shrink`.
 
     Returns:
-        A new dict, which belongs to `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied.
+        A new dict, which belongs to `spec`. Tensors without a removed unit are the same objects; tied tensors stay tied. The
+        tensors of removed branches come last, as zeros.
 
     Raises:
         MaskError, ParamsError: the mask or the params do not fit the spec, or, as for `zero`, a weight cannot be zero.
@@ -277,4 +288,7 @@ def expand(params: Params, mask: Mask, *, spec: Spec) -> Params:
 
     small = shrink(spec, mask)
     check_zeroable(spec, mask, buffers=True)
-    return _map_tensors(params, small, to_dense_shape)
+    dense = _map_tensors(params, small, to_dense_shape)
+    lost = [n for n in spec.axes if n not in dense and n not in spec.slots]
+    like = next((t for t in params.values() if t.is_floating_point()), torch.zeros(()))
+    return {**dense, **{n: like.new_zeros(spec.shape(n)) for n in lost}}

@@ -11,7 +11,7 @@ from torch import fx
 
 from ..errors import BatchError
 from ..frozen_dict import FrozenDict
-from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
+from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, leaves, size
 from ..spec.expressions import emitted, names
 from ..spec.program import (
     HIGHER_ORDER,
@@ -200,8 +200,8 @@ class _Emitter:
                     self.dynamic[axis] = self._fold(operator.mul, children)
                 case Concat(children):
                     self.dynamic[axis] = self._fold(operator.add, children)
-                case Fixed(n):
-                    return n
+                case Fixed() | AnyOf():
+                    return size(axis, self.sizes)
         return self.dynamic[axis]
 
     def _fold(self, op: Callable[..., Any], children: Iterable[Axis]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
 
@@ -74,8 +74,9 @@ def caps(
     round_to: RoundTo,
     max_ratio: float | Mapping[str, float],
     min_units: int | Mapping[str, int],
+    may_vanish: Collection[str] = (),
 ) -> Caps:
-    """Return the caps of `select` for each group.
+    """Return the caps of `select` for each group; those that may vanish have one unit, which rounding leaves alone.
 
     Raises:
         PruneError: a value is out of its range, or a pattern matches nothing.
@@ -88,12 +89,14 @@ def caps(
     multiples = [multiple(r) for r in per_group("round_to", round_to, names, 1)]
     max_ratios = per_group("max_ratio", max_ratio, names, 1.0)
     floors = per_group("min_units", min_units, names, 1)
+    whole = np.array([n in may_vanish for n in names], dtype=bool)
     for name, n, r in zip(names, sizes.tolist(), multiples, strict=True):
         if n < r:
             log.info("group %r has %d units, fewer than round_to=%d: it stays whole", name, n, r)
-    rounded = np.array(multiples, dtype=np.int64)
+    rounded = np.where(whole, 1, np.array(multiples, dtype=np.int64))
     floor = np.minimum(sizes, np.maximum(np.array(floors, dtype=np.int64), rounded))
     most = (np.array(max_ratios, dtype=np.float64) * sizes + TINY).astype(np.int64)
+    floor = np.where(whole & (np.array(floors) == 1), 0, floor)
     return Caps(np.minimum(sizes - floor, most), rounded)
 
 

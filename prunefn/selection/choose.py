@@ -78,6 +78,7 @@ def select(
         round_to=round_to,
         max_ratio=max_ratio,
         min_units=min_units,
+        may_vanish=() if spec is None else [n for n in names if n in spec.groups and not spec.groups[n].floor],
     )
     _check_scores(scores, spec)
     limits = protected(names, limits, spec)

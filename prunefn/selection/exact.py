@@ -9,6 +9,7 @@ from ..spec.spec import Spec
 from ..types import Mask, Scores, TargetSizes
 from .caps import Caps
 from .order import by_share
+from .protect import raised
 
 
 def at_sizes(scores: Scores, target: TargetSizes, limits: Caps, spec: Spec | None) -> Mask:
@@ -33,7 +34,7 @@ def at_sizes(scores: Scores, target: TargetSizes, limits: Caps, spec: Spec | Non
             )
     sizes = np.array([len(s) for s in scores.values()], dtype=np.int64)
     lost = sizes - np.array([target.sizes.get(g, len(s)) for g, s in scores.items()], dtype=np.int64)
-    values = [s.detach().double().cpu().numpy() for s in scores.values()]
+    values = [raised(n, s.detach().double().cpu().numpy(), spec) for n, s in scores.items()]
     order = by_share(names, values, np.arange(len(names)), Caps(np.maximum(sizes - 1, 0), limits.round_to))
     for i in np.flatnonzero((lost > limits.most) | (order.kept(lost) != sizes - lost)).tolist():
         raise BudgetError(

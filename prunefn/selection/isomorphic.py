@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product
+from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product
 from ..spec.parts import Group, Site
 from ..spec.program import refs, size_leaves
 from ..spec.spec import Spec
@@ -55,7 +55,7 @@ def _form(axis: Axis, group: Group, spec: Spec) -> Hashable:
     match axis:
         case Leaf(name):
             return "itself" if name == group.name else spec.groups[name].kind if name in spec.groups else "batch"
-        case Fixed() | Derived():
+        case Fixed() | Derived() | AnyOf():
             return "fixed"
         case Product(factors):
             return "product", tuple(_form(f, group, spec) for f in factors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import sqrt
 
-from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, size
+from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, size
 from ..spec.costs import Polynomial
 
 
@@ -31,7 +31,7 @@ def _axis_degrees(axis: Axis, sizes: Mapping[str, int], chosen: frozenset[str]) 
     match axis:
         case Leaf(name):
             return [0, sizes[name]] if name in chosen else [sizes[name]]
-        case Fixed() | Derived():
+        case Fixed() | Derived() | AnyOf():
             return [size(axis, sizes)]
         case Product(factors):
             out = [1]

@@ -2,6 +2,7 @@
 
     axis := Leaf | Fixed | Derived | Product(axis, …)   row-major, as in a reshape
                                    | Concat(axis, …)    as in cat, split and slice
+                                   | AnyOf(axis, …)     only in costs: 1 while one of them is not empty
 
 A `Leaf` has a name. Its size is looked up in a dict of sizes, so the same expression serves every pruned size of a
 network and every size of its inputs. `Fixed` and `Derived` axes are always frozen. Expressions are immutable, hashable values.
@@ -56,7 +57,14 @@ class Concat:
     parts: tuple[Axis, ...]
 
 
-Axis = Leaf | Fixed | Derived | Product | Concat
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """A factor of a cost: 1 if one of the alternatives, axes of sizes 0 or 1, has size 1, else 0. No tensor has such an axis."""
+
+    alternatives: tuple[Axis, ...]
+
+
+Axis = Leaf | Fixed | Derived | Product | Concat | AnyOf
 Sizes = Mapping[str, int]
 Number = TypeVar("Number", int, float, Tensor)
 """Type of a size: an int, or an expected size that need not be whole, which a tensor carries gradients of."""
@@ -86,6 +94,18 @@ def concat(parts: list[Axis]) -> Axis:
     return kept[0] if len(kept) == 1 else Concat(tuple(kept)) if kept else Fixed(0)
 
 
+def any_of(alternatives: list[Axis]) -> Axis:
+    """Return the factor in its simplest form: alternatives that are never there are dropped.
+
+    >>> any_of([Leaf("a"), Fixed(0)]), any_of([Leaf("a"), Fixed(1)])
+    (Leaf(name='a'), Fixed(size=1))
+    """
+    possible = [a for a in dict.fromkeys(alternatives) if a != Fixed(0)]
+    if Fixed(1) in possible:
+        return Fixed(1)
+    return possible[0] if len(possible) == 1 else AnyOf(tuple(possible)) if possible else Fixed(0)
+
+
 def size(axis: Axis, sizes: Mapping[str, Number]) -> Number:
     """Return the number of positions of `axis`, given the size of each leaf.
 
@@ -107,6 +127,8 @@ def _size(axis: Axis, sizes: Mapping[str, Any]) -> Any:
             return prod(_size(f, sizes) for f in factors)
         case Concat(parts):
             return sum(_size(p, sizes) for p in parts)
+        case AnyOf(alternatives):  # between 0 and 1, sizes are the probabilities of independent gates
+            return 1 - prod(1 - _size(a, sizes) for a in alternatives)
 
 
 def leaves(axis: Axis) -> Iterator[str]:
@@ -114,7 +136,7 @@ def leaves(axis: Axis) -> Iterator[str]:
     match axis:
         case Leaf(name):
             yield name
-        case Product(children) | Concat(children):
+        case Product(children) | Concat(children) | AnyOf(children):
             for child in children:
                 yield from leaves(child)
         case Derived(expr):
@@ -139,6 +161,8 @@ def bound(axis: Axis, sizes: Sizes) -> Axis:
             return product([bound(f, sizes) for f in factors])
         case Concat(parts):
             return concat([bound(p, sizes) for p in parts])
+        case AnyOf(alternatives):
+            return any_of([bound(a, sizes) for a in alternatives])
         case _:
             return axis
 
@@ -152,7 +176,7 @@ def keep(axis: Axis, mask: Mapping[str, Tensor], sizes: Sizes) -> Bool[Tensor, "
     match axis:
         case Leaf(name) if name in mask:
             return mask[name].cpu()
-        case Leaf() | Fixed() | Derived():
+        case Leaf() | Fixed() | Derived() | AnyOf():
             return torch.ones(size(axis, sizes), dtype=torch.bool)
         case Product(factors):
             out = torch.ones(1, dtype=torch.bool)
@@ -172,7 +196,7 @@ def reorder(axis: Axis, orders: Mapping[str, Tensor], sizes: Sizes) -> Int64[Ten
     match axis:
         case Leaf(name) if name in orders:
             return orders[name].cpu()
-        case Leaf() | Fixed() | Derived():
+        case Leaf() | Fixed() | Derived() | AnyOf():
             return torch.arange(size(axis, sizes))
         case Product(factors):
             out = torch.zeros(1, dtype=torch.int64)
@@ -201,7 +225,7 @@ def unit_of(axis: Axis, leaf: str, sizes: Sizes) -> Int64[Tensor, " positions"]:
     match axis:
         case Leaf(name) if name == leaf:
             return torch.arange(sizes[name])
-        case Leaf() | Fixed() | Derived():
+        case Leaf() | Fixed() | Derived() | AnyOf():
             return torch.full((size(axis, sizes),), -1)
         case Product(factors):
             out = torch.full((1,), -1)
@@ -230,6 +254,8 @@ def einops_form(axis: Axis, labels: Mapping[str, str], *, inner: bool = False) -
             return "(" + " ".join(einops_form(f, labels, inner=True) for f in factors) + ")"
         case Concat(parts):
             return "(" + " + ".join(_shorten_sum([einops_form(p, labels, inner=True) for p in parts])) + ")"
+        case AnyOf(alternatives):
+            return "(" + " or ".join(einops_form(a, labels, inner=True) for a in alternatives) + ")"
 
 
 def _shorten_sum(words: list[str], limit: int = 8) -> list[str]:

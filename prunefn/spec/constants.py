@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,14 @@ class Constants:
     axes: FrozenDict[str, tuple[Axis, ...]]
     sources: FrozenDict[str, str]
     """Constant → path of the buffer or attribute that holds it."""
+
+    def only(self, names: Iterable[str]) -> Constants:
+        """Return the constants of these names."""
+        kept = set(names)
+        return Constants(*(FrozenDict({n: x for n, x in field.items() if n in kept}) for field in self._fields()))
+
+    def _fields(self) -> tuple[FrozenDict[str, Any], ...]:
+        return self.tensors, self.axes, self.sources
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Constants) or self.axes != other.axes:

@@ -11,7 +11,7 @@ from .axis import Axis, einops_form, size
 from .constants import Constants
 from .costs import Costs, Polynomial
 from .example import Example
-from .parts import Group, Layout, Site
+from .parts import Branch, Group, Layout, Site
 from .program import Program
 
 
@@ -25,7 +25,7 @@ class SpecData:
     sizes: FrozenDict[str, int]
     """Group → current number of units."""
     traced: FrozenDict[str, int]
-    """Group → number of units in the model that was traced."""
+    """Group → number of units in the model that was traced, those of branches included that have gone."""
     groups: FrozenDict[str, Group]
     sites: FrozenDict[str, Site]
     constants: Constants
@@ -53,6 +53,10 @@ class SpecData:
     """Instruction → layout of each weight of its contractions, as stated by the op's rule."""
     scales: tuple[str, ...] = field(default=(), repr=False)
     """Values that are the weight of a norm layer."""
+    branches: FrozenDict[str, Branch] = field(default=FrozenDict(), repr=False)
+    """Group of kind `branch` or `layer` → what its unit stands for."""
+    removed: FrozenDict[str, str] = field(default=FrozenDict(), repr=False)
+    """Module of the traced model that has gone → its kind, `branch` or `layer`."""
     without_grad: frozenset[str] = field(default=frozenset(), repr=False)
     """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 
@@ -63,6 +67,7 @@ class SpecData:
             self.sizes,
             self.groups,
             self.sites,
+            self.branches,
             self.constants,
             self.formulas,
             self.parameters,
@@ -112,6 +117,11 @@ class SpecData:
     def layers(self) -> FrozenDict[str, Polynomial]:
         """Return module → MACs that use its parameters, or that multiply two activations inside it, at the spec's input sizes."""
         return FrozenDict({name: p.bind(self.input_sizes) for name, p in self.layer_formulas.items()})
+
+    @cached_property
+    def widths(self) -> dict[str, Group]:
+        """Return the groups whose units are positions of tensors: all but whole branches and layers."""
+        return {n: g for n, g in self.groups.items() if n not in self.branches}
 
     @property
     def slots(self) -> frozenset[str]:

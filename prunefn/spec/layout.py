@@ -68,7 +68,7 @@ class Layout(NamedTuple):
 
 def layout(spec: SpecData) -> Layout:
     """Return the layout of a spec; blocks stand in the order in which the program reaches them."""
-    groups = spec.groups
+    groups = spec.widths
     streams = [g for g in groups if groups[g].kind == "residual"]
     flows, ends = _find_flows(spec)
     inner = [f for f in flows if f.source not in streams and f.target not in streams]
@@ -87,8 +87,8 @@ def _find_flows(spec: SpecData) -> tuple[tuple[Flow, ...], dict[str, tuple[str, 
     flows: dict[Flow, None] = {}
     ends: dict[str, list[str]] = {}
     for s in spec.sites.values():
-        sources = [g for g in dict.fromkeys(leaves(s.axis)) if g in spec.groups]
-        targets = [g for g in dict.fromkeys(leaves(s.out)) if g in spec.groups]
+        sources = [g for g in dict.fromkeys(leaves(s.axis)) if g in spec.widths]
+        targets = [g for g in dict.fromkeys(leaves(s.out)) if g in spec.widths]
         flows.update((Flow(a, b), None) for a in sources for b in targets if a != b)
         for a in sources if not targets else ():
             ends.setdefault(a, []).append(s.name)
@@ -97,10 +97,10 @@ def _find_flows(spec: SpecData) -> tuple[tuple[Flow, ...], dict[str, tuple[str, 
 
 def _find_starts(spec: SpecData, flows: Sequence[Flow]) -> frozenset[str]:
     """Return the groups that a weight produces and that no earlier group flows into."""
-    order = {name: i for i, name in enumerate(spec.groups)}
+    order = {name: i for i, name in enumerate(spec.widths)}
     fed = {f.target for f in flows if order[f.source] < order[f.target]}
     produced = {
-        g.name for g in spec.groups.values() for m in g.members if m.role == "out" and len(spec.axes[m.tensor]) > 1
+        g.name for g in spec.widths.values() for m in g.members if m.role == "out" and len(spec.axes[m.tensor]) > 1
     }
     return frozenset(produced - fed)
 
@@ -110,8 +110,8 @@ def _find_teams(spec: SpecData, streams: Sequence[str]) -> list[Team]:
     factor_lists = []
     for axes in spec.axes.values():
         for axis in axes:
-            factor_lists += [[g for g in p if g in spec.groups and g not in streams] for p in _products(axis)]
-    return [tuple(t) for t in _merge_classes([g for g in spec.groups if g not in streams], factor_lists)]
+            factor_lists += [[g for g in p if g in spec.widths and g not in streams] for p in _products(axis)]
+    return [tuple(t) for t in _merge_classes([g for g in spec.widths if g not in streams], factor_lists)]
 
 
 def _products(axis: Axis) -> Iterator[list[str]]:

@@ -8,6 +8,9 @@ from ..display import html
 from ..display.units import quantity
 from .axis import Axis
 
+BRANCH, LAYER = DEPTH = ("branch", "layer")
+"""Kinds of groups whose only unit is a whole block."""
+
 
 class Member(NamedTuple):
     """One (tensor, dim) where a group occurs."""
@@ -23,7 +26,8 @@ class Group(NamedTuple):
 
     name: str
     kind: str
-    """`hidden` (inside a block), `residual` (x of x + f(x)), `heads`, `head_dim` or `groups` (of a convolution)."""
+    """`hidden` (inside a block), `residual` (x of x + f(x)), `heads`, `head_dim` or `groups` (of a convolution); `branch` (what a
+    block adds to its stream) and `layer` (all that a child of a container adds) have one unit, which may go."""
     size: int
     """Number of units."""
     members: tuple[Member, ...]
@@ -38,6 +42,37 @@ class Group(NamedTuple):
     def exact(self) -> bool:
         """Whether removing a unit leaves the others unchanged."""
         return not self.mixed_by
+
+    @property
+    def floor(self) -> int:
+        """Least number of units that must stay."""
+        return 0 if self.kind in DEPTH else 1
+
+
+class Term(NamedTuple):
+    """A summand: an operand of an addition of the program."""
+
+    addition: str
+    """Instruction."""
+    operand: int
+    """0 or 1"""
+
+
+class Branch(NamedTuple):
+    """What the one unit of a group of kind `branch` or `layer` stands for: summands that are added to a stream."""
+
+    terms: tuple[Term, ...]
+    """They go together."""
+    module: str
+    """Path of the module that computes them."""
+    input: str
+    """Value of the program: the stream before the first of them is added."""
+    output: str
+    """Value of the program: the stream after all of them are added."""
+    bypass: str = ""
+    """Instruction whose result becomes `input`, for a layer that ends in a norm, say; it has no terms."""
+    shift: str = ""
+    """Bias of the output that a compensation may create for what is added in the mean; empty if no dim holds channels."""
 
 
 class Geometry(NamedTuple):

@@ -82,7 +82,7 @@ def picture(spec: SpecData, path: Path | str) -> None:
 
 def svg_text(spec: SpecData) -> str:
     """Return the picture as SVG with tooltips."""
-    titles = {_id(i): explain(spec, g) for i, g in enumerate(spec.groups)}
+    titles = {_id(i): explain(spec, g) for i, g in enumerate(spec.widths)}
     return svg.titled(_render(spec, "svg").decode(), titles)
 
 
@@ -169,7 +169,7 @@ class _Drawing:
 
     def __init__(self, axes: Axes, spec: SpecData, plan: Layout, place: Place) -> None:
         self.axes, self.spec, self.plan, self.place = axes, spec, plan, place
-        self.numbers = {g: i for i, g in enumerate(spec.groups)}
+        self.numbers = {g: i for i, g in enumerate(spec.widths)}
 
     def draw(self) -> None:
         """Draw everything, from the back to the front."""
@@ -225,7 +225,7 @@ class _Drawing:
         self.text(MARGIN, 0.15, groups, 9.0, weight="bold")
         self.text(MARGIN, 0.33, cost, 8.0)
         x = MARGIN
-        for kind in dict.fromkeys(g.kind for g in self.spec.groups.values()):
+        for kind in dict.fromkeys(g.kind for g in self.spec.widths.values()):
             self.rectangle(Box(x, 0.555, 0.16, 0.13), COLOURS[kind])
             self.text(x + 0.22, 0.62, kind, 7.5, va="center")
             x += 0.45 + len(kind) * 7.5 * LETTER

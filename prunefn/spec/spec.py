@@ -16,6 +16,7 @@ from ..frozen_dict import FrozenDict
 from . import picture as drawn
 from . import views
 from .axis import Axis, einops_form, keep, leaves, size
+from .branches import without
 from .data import SpecData
 from .domain import refusal
 from .interface import interface_text
@@ -185,13 +186,20 @@ trees.register_constant(Spec)  # torch.compile treats a spec as a constant, and 
 
 
 def resize(spec: Spec, mask: Mapping[str, Tensor]) -> Spec:
-    """Return the spec after a mask: sizes shrink, constants that contain a group are sliced, all else is shared."""
+    """Return the spec after a mask: sizes shrink, branches go, constants that contain a group are sliced, all else is shared."""
+    spec = without(spec, removed_branches(spec, mask))
+    mask = {g: m for g, m in mask.items() if g in spec.groups}
     sizes = FrozenDict({g: int(mask[g].sum()) if g in mask else n for g, n in spec.sizes.items()})
     groups = FrozenDict({n: g._replace(size=sizes[n]) for n, g in spec.groups.items()})
     tensors = {n: take(t, spec.constants.axes[n], mask, spec.sizes) for n, t in spec.constants.tensors.items()}
     constants = replace(spec.constants, tensors=FrozenDict(tensors))
     program, example = narrowed(spec.program, spec.example, mask, sizes)
     return replace(spec, sizes=sizes, groups=groups, constants=constants, program=program, example=example)
+
+
+def removed_branches(spec: SpecData, mask: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the branches and layers that a mask removes."""
+    return frozenset(g for g in spec.branches if g in mask and not bool(mask[g].any()))
 
 
 def take(t: Tensor, axes: tuple[Axis, ...], mask: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import ParamsError, nearest
-from .axis import Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
+from .axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, einops_form, leaves, size
+from .branches import removed_tensors
 from .costs import Polynomial
 from .data import SpecData
 from .expressions import written
@@ -115,6 +116,8 @@ def axis_data(axis: Axis) -> Any:
             return {"product": [axis_data(f) for f in factors]}
         case Concat(parts):
             return {"concat": [axis_data(p) for p in parts]}
+        case AnyOf(alternatives):
+            return {"any": [axis_data(a) for a in alternatives]}
 
 
 def _polynomial(p: Polynomial) -> list[dict[str, Any]]:
@@ -186,7 +189,11 @@ def explain(spec: SpecData, name: str) -> str:
 
 
 def _explain_group(spec: SpecData, g: Group) -> list[str]:
-    head = f"{g.name}: {g.size} units, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+    units = "1 unit" if g.size == 1 else f"{g.size} units"
+    head = f"{g.name}: {units}, {g.kind}" + (f", mixed by {', '.join(g.mixed_by)}" if g.mixed_by else "")
+    if g.name in spec.branches:
+        own = sorted(removed_tensors(spec, (g.name,)) - spec.slots)
+        return [head, f"  without it, these tensors go: {', '.join(own) or 'none, since others share them'}"]
     members = [f"  {m.tensor} dim {m.dim} ({m.role}): {spec.einops(m.tensor)}" for m in g.members]
     interface = spec.program.interfaces.get(g.name)
     told = [] if interface is None else interface_text(g.name, interface, spec.sizes[g.name])

@@ -54,8 +54,8 @@ class Analysis:
     """Comparison of ids with a number → (leaf, number): the number is a position of this leaf."""
     layers: set[str] = field(default_factory=set)
     """Nodes whose results are activations, even if they read only parameters."""
-    written: list[Axes] = field(default_factory=list)
-    """Axes of every output that is not a view."""
+    written: list[tuple[str, Axes]] = field(default_factory=list)
+    """(node, axes) of every output that is not a view."""
     symbols: dict[Any, Term] = field(default_factory=dict)
     """Expression of a symbolic size → its axis, which is frozen."""
     fixed: list[Term] = field(default_factory=list)
@@ -286,7 +286,7 @@ def _record_statements(a: Analysis, node: fx.Node, call: Call, out: list[Axes]) 
     a.lookups += call.lookups
     a.layers |= {node.name} if call.layer else set()
     if not any(r.alias_info is not None for r in getattr(getattr(node.target, "_schema", None), "returns", ())):
-        a.written += out
+        a.written += [(node.name, axes) for axes in out]
 
 
 def _wrong_sizes(call: Call, out: Any) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from ..doors import door
 from ..errors import TraceError, warn
 from ..frozen_dict import FrozenDict
+from ..spec.branches import Condition, Needs, factors, needs_of
 from ..spec.constants import Constants
 from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
@@ -20,6 +21,7 @@ from .analyse import Analysis, WrongRuleError, analyse
 from .arguments import arguments, positional
 from .caches import without_caches
 from .capture import Captured, capture
+from .depth import Network, children_of_containers, find_depth
 from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
@@ -215,16 +217,29 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, solution, device)
     parameters = frozenset(n for n, _ in model.named_parameters(remove_duplicate=False))
+    network = Network(
+        axes=solution.axes,
+        contractions={c.node: solution.axis_of(c.out) for c in analysis.contractions},
+        children=children_of_containers(model),
+        tied=tied,
+        frozen=frozenset(frozen_tensors),
+        names=solution.groups,
+    )
+    depth = find_depth(program, network)
+    program = program._replace(slots=(*program.slots, *depth.slots))
+    needs = needs_of(program, depth.branches)
+    stays = needs.tensors(solution.axes, tied)
+    sizes = FrozenDict({**solution.sizes, **dict.fromkeys(depth.groups, 1)})
     is_exported = captured.how == "exported"
     spec = Spec(
         program=program,
-        axes=solution.axes,
-        sizes=solution.sizes,
-        traced=solution.sizes,
-        groups=mixed_by_weights(program, solution.axes, solution.groups),
+        axes=FrozenDict({**solution.axes, **{s.tensor: (s.axis,) for s in depth.slots}}),
+        sizes=sizes,
+        traced=sizes,
+        groups=FrozenDict({**mixed_by_weights(program, solution.axes, solution.groups), **depth.groups}),
         sites=solution.sites,
         constants=_constants(captured, analysis, solution, program.constants),
-        formulas=_cost_polynomials(analysis, solution, parameters, tied),
+        formulas=_cost_polynomials(analysis, solution, parameters - tied.keys(), needs, stays),
         parameters=parameters,
         tied=tied,
         frozen=solution.frozen,
@@ -234,10 +249,11 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         ),
         train=settings.train,
         capture=captured.how,
-        layer_formulas=_macs_by_module(captured, analysis, solution),
+        layer_formulas=_macs_by_module(captured, analysis, solution, needs.runs),
         input_sizes=FrozenDict({n: m for n, m in program.domain.traced.items() if n not in program.domain.batch}),
         layouts=find_layouts(captured, analysis, solution.axis_of),
         scales=tuple(dict.fromkeys(value_name(captured, v.name) for v in analysis.scales)),
+        branches=depth.branches,
         without_grad=frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad),
     )
     return unwritten(spec, frozen_tensors) if frozen_tensors else spec
@@ -280,18 +296,26 @@ def _constants(captured: Captured, a: Analysis, solution: Found, names: tuple[st
     )
 
 
-def _cost_polynomials(a: Analysis, solution: Found, parameters: frozenset[str], tied: Mapping[str, str]) -> Costs:
-    macs = polynomial(([solution.axis_of(t) for t in c.macs] for c in a.contractions), solution.free.batch)
-    params = polynomial(solution.axes[n] for n in solution.axes if n in parameters and n not in tied)
-    activations = polynomial(([solution.axis_of(t) for t in axes] for axes in a.written), solution.free.batch)
-    return Costs(macs, params, activations)
+def _cost_polynomials(
+    a: Analysis, solution: Found, parameters: frozenset[str], needs: Needs, stays: Mapping[str, Condition]
+) -> Costs:
+    """Return the costs; each term is multiplied by the branches without which it is not incurred."""
+    axis_of, runs = solution.axis_of, needs.runs
+    macs = ([*map(axis_of, c.macs), *factors(runs[c.node])] for c in a.contractions)
+    params = ([*axes, *factors(stays[n])] for n, axes in solution.axes.items() if n in parameters)
+    written = ([*map(axis_of, axes), *factors(runs[node])] for node, axes in a.written)
+    batch = solution.free.batch
+    return Costs(polynomial(macs, batch), polynomial(params), polynomial(written, batch))
 
 
-def _macs_by_module(captured: Captured, a: Analysis, solution: Found) -> FrozenDict[str, Polynomial]:
+def _macs_by_module(
+    captured: Captured, a: Analysis, solution: Found, runs: Mapping[str, Condition]
+) -> FrozenDict[str, Polynomial]:
     """Return module → MACs that use its parameters, or that multiply two activations inside it."""
     layers: dict[str, list[list[Any]]] = {}
     for c in a.contractions:
-        layers.setdefault(_module_of(captured, c), []).append([solution.axis_of(t) for t in c.macs])
+        product = [*map(solution.axis_of, c.macs), *factors(runs[c.node])]
+        layers.setdefault(_module_of(captured, c), []).append(product)
     return FrozenDict({name: polynomial(products, solution.free.batch) for name, products in layers.items()})
 
 

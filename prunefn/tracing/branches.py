@@ -31,6 +31,8 @@ class Branch(NamedTuple):
     scales: tuple[Scale, ...]
     order: tuple[int, ...]
     """The permutation of the output's dims before the addition."""
+    addition: str
+    """Instruction."""
 
 
 def other_branch(site: Site, spec: Spec) -> Branch | None:
@@ -71,7 +73,7 @@ def other_branch(site: Site, spec: Spec) -> Branch | None:
             case "aten.add" if len(operands) == 1 and isinstance(operands[0], Ref) and not user.kwargs:
                 other = operands[0].name
                 same = axes.get(other) == axes.get(value) and other in active
-                return Branch(other, tuple(scales), order) if same else None
+                return Branch(other, tuple(scales), order, user.name) if same else None
             case op if op not in PASSES:
                 return None
         value = f"%{user.name}"

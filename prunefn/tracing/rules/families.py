@@ -45,6 +45,10 @@ SCALABLE = {
 """Op whose result scales with its own weight and bias → their positions, and the channel dim of the result."""
 TRANSPOSED = _aten("addmm")
 """The ops of `SCALABLE` whose weight is [in, out]."""
+RELU = "aten.relu"
+DROPOUT = _aten("dropout feature_dropout alpha_dropout")
+MAXIMA = _aten("max_pool1d max_pool2d max_pool3d adaptive_max_pool2d")
+"""Ops whose results are values that they read."""
 BATCH_NORM = "aten.batch_norm.default"
 ADD, MULTIPLY, CAST_AS = "aten.add.Tensor", "aten.mul.Tensor", "aten.type_as.default"
 """Ops that extend a program."""

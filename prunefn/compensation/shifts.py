@@ -1,0 +1,68 @@
+"""Shifts of the outputs of a contraction, and what scales its outputs on their way to a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import ParamsError
+from ..program.compiled import value_of
+from ..program.sharded import gather, spread
+from ..spec.parts import Site
+from ..spec.spec import Spec
+from ..tracing.branches import Scale
+from ..types import Params
+
+LEAST_SCALE = 1e-3
+"""Outputs that are scaled by less than this fraction of the largest factor do not repair what was lost before."""
+
+
+def output_scale(scales: Iterable[Scale], params: Params, spec: Spec) -> Tensor:
+    """Return the product of the factors of a site's outputs, [o] or [1], float64."""
+    out = torch.ones(1, dtype=torch.float64)
+    for s in scales:
+        factor = _factor(s, params, spec)
+        out = out.to(factor.device) * factor
+    return out
+
+
+def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
+    """Return the factors of a site's outputs, [o] or [1], float64."""
+    factor = torch.ones(1, dtype=torch.float64)
+    if scale.weight:
+        factor = value_of(params, scale.weight, spec=spec).detach().double().flatten()
+    if scale.variance:
+        factor = factor / (value_of(params, scale.variance, spec=spec).double() + scale.eps).sqrt()
+    return factor
+
+
+def add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
+    """Add a shift of the outputs to the bias, the running mean of a BatchNorm, or a new bias in `out`.
+
+    Raises:
+        ParamsError: the bias is shared with another contraction.
+    """
+    if site.bias is not None:
+        target, sign = site.bias, 1.0
+        users = [i for i in spec.program.instructions if site.bias in i.reads()]
+        if others := [i.module or i.name for i in users if i.name not in site.calls]:
+            raise ParamsError(
+                f"bias {site.bias!r} serves {site.name!r} and {others[0]!r}, which need different shifts; "
+                "use method=compensation.none(), or give each a separate bias"
+            )
+    elif site.norm is not None:
+        target, sign = site.norm, -1.0
+    else:
+        target, sign = site.slot, 1.0
+    current = out.get(target)
+    shifted = sign * shift if current is None else gather(current).double() + sign * shift
+    like = (
+        current
+        if current is not None
+        else next(t for n, t in out.items() if n in spec.parameters and t.is_floating_point())
+    )
+    shifted = spread(shifted.to(like.dtype).to(like.device), like)
+    for name in [target, *(n for n, first in spec.tied.items() if first == target and n in out)]:
+        out[name] = shifted
