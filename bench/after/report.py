@@ -1,0 +1,113 @@
+"""Rows → page, table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import mean
+
+from prunefn.drawing.canvas import COLOURS, GRID, canvas, head, save
+
+from ..timing import markdown, write
+from .methods import METHODS
+from .rows import DENSE, RESULTS, Job, Row
+
+NAMES = [m.name for m in METHODS]
+MARKERS = ("o", "P", "*", "s", "v", "^", "D", "X", "<")
+HEADER = [
+    *("network", "method", "variant", "MACs kept", "steps", "distilled", "learning rate", "seeds", "top-1"),
+    *("seconds to prune", "seconds to train"),
+]
+LOWEST = 60
+"""Lowest top-1 (%) that the picture shows."""
+
+
+def report(rows: Sequence[Row]) -> None:
+    """Write bench/results/after.{md,csv,png} of the rows on test images."""
+    dense = {r.job.network: r for r in rows if r.job.method == DENSE}
+    shown = [r for r in rows if r.job.part == "test" and r.job.method != DENSE]
+    shown.sort(key=lambda r: (r.job.network, r.job.steps, r.job.distilled, NAMES.index(r.job.method), -r.job.keep))
+    lines = [_line(cell, dense[cell[0].job.network].macs) for cell in _cells(shown)]
+    write(RESULTS, "after", "Top-1 after training", HEADER, lines, _remarks(shown, dense))
+    _draw(shown, dense)
+
+
+def _cells(rows: Iterable[Row]) -> Iterable[list[Row]]:
+    """Return the rows of all seeds of each cell."""
+    cells: dict[Job, list[Row]] = {}
+    for r in rows:
+        cells.setdefault(r.job._replace(seed=0), []).append(r)
+    return cells.values()
+
+
+def _line(cell: Sequence[Row], dense_macs: int) -> list[str]:
+    job, found = cell[0].job, [r for r in cell if r.top1 is not None]
+    macs = f"{mean(r.macs for r in found) / dense_macs:.1%}" if found else f"– ({job.keep:.0%})"
+    spent = (f"{mean(getattr(r, f'{what}_seconds') for r in cell):.0f}" for what in ("prune", "train"))
+    return [
+        *(job.network, job.method, job.variant, macs, str(job.steps), "yes" if job.distilled else "no"),
+        *(f"{job.lr:g}" if job.steps else "", str(len(cell)), _top1(cell), *spent),
+    ]
+
+
+def _top1(cell: Sequence[Row]) -> str:
+    """Return the mean top-1 of a cell in percent; – if the method did not reach the MACs."""
+    found = [r.top1 for r in cell if r.top1 is not None]
+    return f"{100 * mean(found):.1f}" if found else "–"
+
+
+def _remarks(rows: Sequence[Row], dense: dict[str, Row]) -> str:
+    """Return what the numbers are, and a small table for each network and training; the best of a column is bold."""
+    text = [ABOUT]
+    for network, top in dense.items():
+        for steps, distilled in sorted({(r.job.steps, r.job.distilled) for r in rows}):
+            cells = {
+                (c[0].job.method, c[0].job.keep): _top1(c)
+                for c in _cells(r for r in rows if r.job[:1] + r.job[4:6] == (network, steps, distilled))
+            }
+            if cells:
+                training = f"{steps} steps{', distilled' if distilled else ''}" if steps else "nothing trained"
+                text += [
+                    f"## {network}, {training}",
+                    f"Dense: {100 * (top.top1 or 0):.1f} %, {top.macs / 1e6:.2f} MMACs.",
+                ]
+                text.append(_table(cells))
+    return "\n\n".join([*text, "## All cells"])
+
+
+def _table(cells: dict[tuple[str, float], str]) -> str:
+    keeps = sorted({k for _, k in cells}, reverse=True)
+    best = {k: max((v for (_, at), v in cells.items() if at == k and v != "–"), key=float, default="") for k in keeps}
+    lines = []
+    for method in [n for n in NAMES if any(m == n for m, _ in cells)]:
+        values = [cells.get((method, k), "") for k in keeps]
+        lines.append([method, *(f"**{v}**" if v and v == best[k] else v for k, v in zip(keeps, values, strict=True))])
+    return markdown(["method", *(f"{k:.0%}" for k in keeps)], lines)
+
+
+def _draw(rows: Sequence[Row], dense: dict[str, Row]) -> None:
+    """Draw a panel for each network and number of steps, without distillation: a line for each method, dense dotted."""
+    steps = sorted({r.job.steps for r in rows})
+    figure = canvas(4.3 * len(steps) + 2.6, 3.9 * len(dense))
+    for i, (network, top) in enumerate(dense.items()):
+        for j, n in enumerate(steps):
+            axes = figure.add_subplot(len(dense), len(steps), i * len(steps) + j + 1)
+            lowest = 100.0
+            for k, name in enumerate(NAMES):
+                mine = [r for r in rows if (r.job.network, r.job.method, r.job.steps) == (network, name, n)]
+                cells = list(_cells(r for r in mine if not r.job.distilled and r.top1 is not None))
+                points = sorted((100 * mean(r.macs for r in c) / top.macs, float(_top1(c))) for c in cells)
+                if points:
+                    x, y = zip(*points, strict=True)
+                    axes.plot(x, y, color=COLOURS[k], marker=MARKERS[k], label=name, linewidth=2.4 if k < 3 else 1.5)
+                    lowest = min(lowest, *y)
+            axes.axhline(100 * (top.top1 or 0), color="#888888", linestyle=":", linewidth=1.6, label="dense")
+            axes.set_ylim(bottom=max(LOWEST, lowest - 1))
+            axes.set_xlabel("MACs kept (% of dense)")
+            axes.set_ylabel("top-1 on test images (%)")
+            axes.grid(color=GRID)
+            head(axes, f"{network}, {f'{n} steps' if n else 'right after pruning'}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside center right", frameon=False, fontsize=9)
+    save(figure, RESULTS / "after.png")
+
+
+ABOUT = """TODO"""
