@@ -41,8 +41,8 @@ FINDINGS = """What the first run (one seed) says:
 * **After 200 steps** it leads at 35 % by .2 to .9 points on the ViT and by .3 to 2.9 on the ResNet; at 20 % by .1 to
   2.5 and by .8 to 1.3. On the ResNet at 65 %, magnitude is level. What `recover` had gained is gone.
   Torch-Pruning's group norm is ahead by .5 and .6 on the ViT at 65 and 50 %; it had 500 steps more.
-* Where little was lost, 200 steps at the rate that is best at 35 % do harm: at 65 %, the ViT falls from 87.4 to 86.8, the ResNet by .3. Group
-  norm has the lower rate there, and does not fall. Choose the rate at the budget, and keep the better of before and after.
+* Where little was lost, 200 steps at the rate that is best at 35 % do harm: at 65 %, the ViT falls from 87.4 to 86.8, the ResNet by .3.
+  Group norm has the lower rate there, and does not fall. Choose the rate at the budget, and keep the better of before and after.
 * **After 2000 steps** at 35 %, the lead is gone: plain magnitude is ahead by .3 on both networks, and Torch-Pruning on the ViT. This is
   within the noise; all are within .4 points of the dense networks or above them: the ViT had not converged.
 * **Rounds** cost five prunings, and after 2000 steps are .2 and .1 points behind pruning at once. With the eight pairs of `bench.pat`,
