@@ -50,6 +50,24 @@ def test_one_shot_is_the_pipeline() -> None:
     assert done.summary["macs"] == pf.cost(spec, once.mask).macs and done.summary["macs_dense"] == pf.cost(spec).macs
 
 
+def test_by_default_the_best_recipe_prunes_at_once() -> None:
+    """`Phases()` is one step of `recipes.best` without training."""
+    model = net(drop=0.0).eval()
+    done = pat(model, MEASURED, Phases(), calibration=calibration())
+    once = pf.recipes.best(0.5)(pf.params(model), calibration(), spec=spec_of(model))
+    assert all(torch.equal(done.params[n], t) for n, t in once.params.items())
+    assert [r["phase"] for r in done.rows] == ["dense", "prune 1"] and Phases().advice() is None
+
+
+def test_a_run_in_rounds_says_that_one_step_is_as_good(capsys: pytest.CaptureFixture[str]) -> None:
+    in_rounds = Phases(vbp, schedule.geometric(0.5, 2), between=PLAIN.model_copy(update={"epochs": 1}))
+    said = in_rounds.advice()
+    assert said is not None and said.startswith("2 rounds train 2 epochs before the final shape is known")
+    pat(net(drop=0.0), MEASURED._replace(progress=True), in_rounds, calibration=calibration())
+    assert capsys.readouterr().out.startswith(said)
+    assert in_rounds._replace(between=None).advice() is None
+
+
 def test_all_phases_in_order_and_in_one_folder(tmp_path: Path) -> None:
     done = plan(
         sparse=(lambda spec: regularizers.slimming(spec, where="0"), PLAIN),

@@ -119,12 +119,12 @@ def _network(params: pf.Params, spec: pf.Spec) -> Callable[[Tensor], Tensor]:
 def theirs(case: Case, method: peer.Method, keep: float) -> Result:
     """Torch-Pruning's."""
     pruned = peer.prune(case.model, keep, method, case.calibration)
-    return Result(pruned.module, pruned.macs, lambda: _recalibrated(pruned.module, case.batches))
+    return Result(pruned.module, pruned.macs, lambda: recalibrated(pruned.module, case.batches))
 
 
 @torch.no_grad()
-def _recalibrated(module: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
-    """As torch's users do: running statistics afresh, by cumulative averages."""
+def recalibrated(module: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    """Measure the BatchNorms of a module anew, in place, as torch's users do: running statistics afresh, by cumulative averages."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in norms:
         m.reset_running_stats()

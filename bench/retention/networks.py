@@ -1,4 +1,4 @@
-"""Four networks of timm and torchvision, small enough for 28 × 28 grey images and one CPU core."""
+"""Networks of timm and torchvision for 28 × 28 grey images and one CPU core: four that train in an hour, two in minutes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,23 @@ def mobilenet_v2() -> nn.Module:
     return model
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {f.__name__: f for f in (resnet, vit, convnext, mobilenet_v2)}
+def small_resnet() -> nn.Module:
+    """`resnet` with a stem of stride 2: a quarter of its MACs."""
+    model = small_resnet18(CLASSES, in_chans=1, width=16)
+    model.conv1 = nn.Conv2d(1, 16, kernel_size=3, stride=2, padding=1, bias=False)
+    return model
+
+
+def small_vit() -> nn.Module:
+    """DeiT's shape: 17 tokens, four blocks, four heads of 16."""
+    return VisionTransformer(
+        img_size=28, patch_size=7, in_chans=1, num_classes=CLASSES, embed_dim=64, depth=4, num_heads=4
+    )
+
+
+LARGE = (resnet, vit, convnext, mobilenet_v2)
+SMALL = (small_resnet, small_vit)
+NETWORKS: dict[str, Callable[[], nn.Module]] = {f.__name__: f for f in (*LARGE, *SMALL)}
 
 
 def cached(name: str) -> Path:

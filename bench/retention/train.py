@@ -37,7 +37,12 @@ class Recipe(NamedTuple):
     seed: int = 0
 
 
-RECIPES = {"vit": Recipe(epochs=12, rate=2e-3, rising=0.1, margin=0), "mobilenet_v2": Recipe(epochs=12, rate=4e-3)}
+RECIPES = {
+    "vit": Recipe(epochs=12, rate=2e-3, rising=0.1, margin=0),
+    "mobilenet_v2": Recipe(epochs=12, rate=4e-3),
+    "small_resnet": Recipe(epochs=4, rate=3e-3, margin=1),
+    "small_vit": Recipe(epochs=6, rate=2e-3, margin=0),
+}
 
 
 class Run(NamedTuple):

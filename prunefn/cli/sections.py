@@ -134,7 +134,7 @@ class Prune(Settings):
 
     recipe: str | None = None
     """best, vbp, dvbp_ob2c, corp, network_slimming, l1_channels, taylor, isomorphic, depgraph_group_norm, lamp, fpgm, mac_aware; the
-    options below override it; default: best for prune, vbp for pat"""
+    options below override it; default: best"""
     ratio: float | dict[str, float] | None = None
     """fraction of the units to remove, or {glob of groups: ratio}; 0.5 if no budget is given"""
     macs: float | None = Field(default=None, gt=0, le=1)

@@ -35,6 +35,10 @@ def pat(
 ) -> Result:
     """Prune and train in phases: sparse training, rounds of (statistics, prune, measure, train), fine-tuning.
 
+    At equal epochs, one step and more tuning is about as good as rounds with training between them, or better (bench/results/after.md,
+    bench/results/pat.md), and costs one pruning; it is the default of `Phases`. Rounds are for a `target`, and for what no
+    compensation repairs. With `progress`, a run in rounds says so.
+
     With a folder, a killed run resumes where it was; on a CPU, the result is bit-identical to that of an uninterrupted run. Under
     torchrun, all processes make the same call: they share batches and calibration, agree on every mask, and the first one writes.
 

@@ -10,6 +10,7 @@ from ..costs.analytic import cost
 from ..doors import check_fields
 from ..errors import PruneError
 from ..pipelines import Prune
+from ..recipes import best
 from ..selection.budget import macs
 from ..spec.spec import Spec
 from ..types import Budget, Mask, Pruned
@@ -26,6 +27,8 @@ NEAR_ALL = 0.999
 class Phases(NamedTuple):
     """Phases of `pat`: sparse training, rounds of pruning and training, fine-tuning; each training is optional.
 
+    By default, half of the units are removed at once by `recipes.best`, and nothing is trained: give `tuning=Recipe(…)`.
+
     >>> import prunefn as pf
     >>> from prunefn.train import Recipe, schedule
     >>> phases = Phases(pf.recipes.vbp, schedule.geometric(0.5, 3), between=Recipe(epochs=1), tuning=Recipe())
@@ -33,7 +36,7 @@ class Phases(NamedTuple):
     [0.0, 0.21, 0.37, 0.5]
     """
 
-    prune: Make
+    prune: Make = best
     """Makes the pipeline of a step from a ratio or budget, such as `recipes.vbp`."""
     schedule: Schedule | float = 0.5
     """Ratio removed after each step, such as `schedule.geometric(0.35, 5)`; a number is one step."""
@@ -72,6 +75,15 @@ class Phases(NamedTuple):
     @property
     def _steps(self) -> Schedule:
         return one_shot(self.schedule) if isinstance(self.schedule, int | float) else self.schedule
+
+    def advice(self) -> str | None:
+        """Return what to know of rounds with training between, in one line; None where there are none."""
+        if self.rounds == 1 or self.between is None:
+            return None
+        return (
+            f"{self.rounds} rounds train {self.rounds * self.between.epochs} epochs before the final shape is known; at equal epochs, one "
+            "step and more epochs of tuning were about as good or better in bench/results/after.md and pat.md"
+        )
 
     def check(self) -> Phases:
         """Return the phases.

@@ -105,6 +105,9 @@ class Run(NamedTuple):
             elif self.accelerator.is_main_process:
                 write_json(self.folder / "spec.json", self.spec.to_dict())
                 write_json(path, {**settings, "versions": versions()})
+        advice = self.phases.advice()
+        if advice is not None and self.setup.progress and self.accelerator.is_main_process:
+            print(advice, flush=True)
         return self._measure(RunState(params_of(self.dense), self.spec, {}), "dense", self.dense)
 
     def train_sparse(self, state: RunState) -> RunState:

@@ -8,11 +8,11 @@ from ...by_name.tables import regularizer_of, schedule_of
 from ..command import Command, Job, Result, main_process
 from ..pipelines import budget_of, maker_of, ratio_of
 from ..resources import calibration, data_of, network_of, training_images, write_yaml
-from ..sections import Config
+from ..sections import Config, Prune
 from .prune import goal_metrics
 
 FINAL = "final.safetensors"
-RECIPE = "vbp"
+RECIPE = "best"
 """The recipe of the rounds, unless another one is given."""
 
 
@@ -48,6 +48,7 @@ def run(job: Job) -> Result:
         masked=p.masked,
         target=p.target,
         carry=p.carry,
+        whole=_needs_all_batches(c.prune),
     )
     batches = calibration(config, c.prune.images, c.prune.batch_size)
     result_of_run = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
@@ -61,6 +62,12 @@ def run(job: Job) -> Result:
         )
         job.show(f"Written to {job.folder}: {FINAL}, report.html, …")
     return result
+
+
+def _needs_all_batches(section: Prune) -> bool:
+    """Return whether the pipeline goes block by block or trains, so that every process must measure all batches."""
+    best = (section.recipe or RECIPE) == "best" and section.criterion is None
+    return best or section.sequential or section.recover_steps > 0
 
 
 def plan(config: Config) -> Iterable[str]:
