@@ -46,8 +46,8 @@ def prefix(given: Scores, s: pf.Spec, k: int) -> dict[str, int]:
 
 def first_met(given: Scores, s: pf.Spec, *budgets: Budget) -> int | None:
     """The fewest units, by trying all."""
-    for k in range(sum(s.sizes.values()) - len(s.sizes) + 1):
-        left = prefix(given, s, k)
+    for k in range(sum(len(x) - 1 for x in given.values()) + 1):
+        left = {**s.sizes, **prefix(given, s, k)}
         if all(b.cost(left, s) <= b.keep * b.cost(s.sizes, s) * (1 + 1e-12) for b in budgets):
             return k
     return None
@@ -241,7 +241,7 @@ def test_one_pattern_for_all_is_the_plain_ratio() -> None:
 )
 def test_patterns_are_ranked_apart(scope: Any, name: str, one: float, other: float, seed: int, few: bool) -> None:
     s = spec(name)
-    given, (head, *rest) = score_spec(s, seed, few), s.groups
+    given, (head, *rest) = score_spec(s, seed, few), s.widths
     assume((mask := select_or_none(given, {head: one, "*": other}, spec=s, scope=scope)) is not None)
     for part, ratio in (([head], one), (rest, other)):
         alone = pf.select({g: given[g] for g in part}, ratio, spec=s, scope=scope)
@@ -344,7 +344,7 @@ def test_the_closed_form_equals_bisection_and_meets_the_budget(
 ) -> None:
     s = timm_spec("resnet18") if model == "resnet18" else timm_spec("deit_tiny_patch16_224", img_size=64, depth=3)
     chosen = None if where is None else pf.kind(where)
-    names = [g.name for g in s.groups.values() if where in (None, g.kind)]
+    names = [g.name for g in s.widths.values() if where in (None, g.kind)]
     polynomial, demand = getattr(s.costs, quantity), getattr(pf.budget, quantity)(keep)
     coefficients = degrees(polynomial, s.sizes, names)
     assert len(coefficients) <= 3
@@ -369,7 +369,7 @@ def test_the_closed_form_equals_bisection_and_meets_the_budget(
 def test_sizes_are_exactly_scaled_where_they_divide() -> None:
     """Half of all widths: a quarter of the inner products, half of the others."""
     s = timm_spec("resnet18")
-    half = {g: n // 2 for g, n in s.sizes.items()}
+    half = {g: n // 2 if g in s.widths else n for g, n in s.sizes.items()}
     demand = pf.budget.macs(s.costs.macs(half) / s.costs.macs(s.sizes))
     assert pf.uniform_ratio(s, demand) == pytest.approx(0.5, abs=1e-12)
 
@@ -391,7 +391,7 @@ def test_other_costs_are_searched(falls: bool) -> None:
     macs = pf.budget.custom(0.5, lambda sizes, spec: float(spec.costs.macs(sizes)), name="work", falls=falls)
     ratio = pf.uniform_ratio(s, macs, pf.kind("hidden"))
     assert ratio == pytest.approx(pf.uniform_ratio(s, pf.budget.macs(0.5), pf.kind("hidden")), abs=0.02)
-    hidden = {g.name: randn(g.size) for g in s.groups.values() if g.kind == "hidden"}
+    hidden = {g.name: randn(g.size) for g in s.widths.values() if g.kind == "hidden"}
     assert share(s, "macs", pf.select(hidden, ratio, scope=pf.scope.local())) <= 0.5
 
 

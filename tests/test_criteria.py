@@ -136,7 +136,7 @@ def test_magnitude_scales_with_the_weights(p: float) -> None:
     a, b = (
         pf.score(pf.collect_stats(q, None, spec=t.spec), criterion=pf.criteria.magnitude(p)) for q in (t.params, scaled)
     )
-    assert set(a) == set(t.spec.groups)
+    assert set(a) == set(t.spec.widths)
     for g in a:
         close(b[g] / 7**p, a[g])
 

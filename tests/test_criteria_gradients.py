@@ -85,12 +85,12 @@ def test_taylor_on_weights_counts_all_members_and_norms() -> None:
     found = gradients(t, *batches[0])
     expected = sliced(t, {n: (t.params[n] * g).abs() for n, g in found.items()})
     scores = scores_of(t, batches, c.taylor(weights=True))
-    assert {m.tensor for g in scores for m in t.spec.groups[g].members} >= {"1.weight", "1.bias", "4.weight", "3.bias"}
+    assert {m.tensor for g in scores for m in t.spec.widths[g].members} >= {"1.weight", "1.bias", "4.weight", "3.bias"}
     for g, s in scores.items():
         close(s, expected[g])
     first = scores_of(t, batches, c.taylor(weights=True, reduction=pf.reduction.first))
     rows = {"0.weight": (t.params["0.weight"] * found["0.weight"]).abs().sum((1, 2, 3))}
-    (stem,) = [g for g in first if t.spec.groups[g].members[0].tensor == "0.weight" and t.spec.sizes[g] == 3]
+    (stem,) = [g for g in first if t.spec.widths[g].members[0].tensor == "0.weight" and t.spec.sizes[g] == 3]
     close(first[stem], rows["0.weight"].reshape(2, 3).sum(0))
 
 
@@ -100,7 +100,7 @@ def test_taylor_of_a_residual_network_is_the_mean_over_batches() -> None:
     batches = labelled(2, 4, shape=(3, 32, 32))
     together = [tuple(torch.cat(parts) for parts in zip(*batches, strict=True))]
     a, b = scores_of(t, batches, c.taylor()), scores_of(t, together, c.taylor())
-    assert set(a) == set(t.spec.groups)
+    assert set(a) == set(t.spec.widths)
     for g in a:
         close(a[g], b[g], 1e-9)
 
@@ -145,7 +145,7 @@ def test_obd_c_is_a_loop_over_samples() -> None:
             fisher[n] = fisher.get(n, torch.zeros_like(g)) + g.square() / 5
     expected = sliced(t, {n: t.params[n].square() * f for n, f in fisher.items()})
     scores = scores_of(t, [(x, y)], c.obd_c(chunk_size=2))
-    assert set(scores) == set(t.spec.groups)
+    assert set(scores) == set(t.spec.widths)
     for g, s in scores.items():
         close(s, expected[g])
 
@@ -277,7 +277,7 @@ def vit() -> Traced:
 def test_vision_transformers(make: Any) -> None:
     t, batches = vit(), labelled(3, shape=(3, 32, 32))
     scores = scores_of(t, batches, make())
-    assert set(scores) == set(t.spec.groups)
+    assert set(scores) == set(t.spec.widths)
     assert all(float(s.abs().max()) > 0 for s in scores.values())
 
 
@@ -317,8 +317,8 @@ def test_language_models_with_tied_embeddings_and_a_loss_of_their_own(make: Any)
     named = [{"input_ids": ids, "labels": ids}]
     a, b = (pf.collect_stats(params, batches, spec=spec, criterion=criterion) for batches in ([(ids, ids)], named))
     scores, other = pf.score(a, criterion=criterion), pf.score(b, criterion=criterion)
-    assert set(scores) == set(spec.groups)
-    assert any(not g.sites for g in spec.groups.values())
+    assert set(scores) == set(spec.widths)
+    assert any(not g.sites for g in spec.widths.values())
     assert all(torch.equal(s, other[g]) and float(s.max()) > 0 for g, s in scores.items())
 
 

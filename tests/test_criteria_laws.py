@@ -69,8 +69,14 @@ def measured() -> Measured:
 
 
 def test_the_table_has_them_all() -> None:
-    """All but `given`, whose scores are the caller's, and `frequency`, which counts ids: see test_interfaces."""
-    assert {name.partition("(")[0] for name in TABLE} == set(c.__all__) - {"given", "frequency"}
+    """All but `given`, whose scores are the caller's, and `frequency`, which counts ids, and those of blocks: see
+    test_interfaces and test_depth."""
+    assert {name.partition("(")[0] for name in TABLE} == set(c.__all__) - {
+        "given",
+        "frequency",
+        "block_influence",
+        "branch_error",
+    }
 
 
 @every

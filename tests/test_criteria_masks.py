@@ -53,7 +53,7 @@ def test_ones_change_nothing_and_a_zero_removes_the_unit(name: str) -> None:
 
     for out in (multiplied(ones(spec)), multiplied({})):
         assert all(torch.equal(a, b) for a, b in zip(tensors(out), tensors(dense), strict=True))
-    for g in spec.groups.values():
+    for g in spec.widths.values():
         if g.exact and g.size > 1:
             keep = torch.arange(g.size) != g.size - 1
             small = pf.apply(params, {g.name: keep}, spec=spec)
@@ -99,7 +99,7 @@ def test_a_bias_that_a_compensation_created_goes_with_its_unit() -> None:
     t = traced(Cross(), randn(2, 5, 4))
     x = randn(3, 5, 4, seed=1)
     params = {**t.params, t.spec.sites["q"].slot: randn(6, seed=2)}
-    (width,) = [g.name for g in t.spec.groups.values() if not g.sites]
+    (width,) = [g.name for g in t.spec.widths.values() if not g.sites]
     keep = torch.arange(6) != 2
     out = pf.forward(mask_params(params, {width: keep.double()}, t.spec), x, spec=masked(t.spec))
     small = pf.apply(params, {width: keep}, spec=t.spec)
@@ -116,8 +116,8 @@ def derivative_is_a_difference(t: Any, inputs: tuple[Tensor, ...], groups: list[
 
     at = ones(spec)
     found = torch.func.grad(loss)(at)
-    assert set(found) == set(spec.groups)
-    for g in groups or spec.groups:
+    assert set(found) == set(spec.widths)
+    for g in groups or spec.widths:
         for u in {0, spec.sizes[g] // 2, spec.sizes[g] - 1}:
             e = torch.zeros(spec.sizes[g]).double().index_fill(0, torch.tensor(u), step)
             difference = (loss({**at, g: at[g] + e}) - loss({**at, g: at[g] - e})) / (2 * step)
@@ -144,7 +144,7 @@ def vit() -> nn.Module:
 
 def test_derivatives_of_a_vision_transformer() -> None:
     t = traced(vit(), randn(2, 3, 32, 32))
-    assert {g.kind for g in t.spec.groups.values()} == {"residual", "heads", "head_dim", "hidden"}
+    assert {g.kind for g in t.spec.widths.values()} == {"residual", "heads", "head_dim", "hidden"}
     derivative_is_a_difference(t, (randn(2, 3, 32, 32, seed=1),))
 
 
@@ -165,7 +165,7 @@ def test_a_tied_tensor_is_not_multiplied_where_it_only_embeds() -> None:
     model = Tied().double().eval()
     ids = torch.arange(6).reshape(2, 3)
     spec, params = pf.trace(model, (ids,)), pf.params(model)
-    (group,) = spec.groups
+    (group,) = spec.widths
     masks = {group: torch.tensor([1.0, 0.5, 1.0, 2.0, 1.0, 1.0]).double()}
     w = model.embed.weight
     out = ((model.hidden(w[ids] * masks[group]).relu() * masks[group]) @ w.mT).detach()

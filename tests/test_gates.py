@@ -237,7 +237,7 @@ def test_refusals() -> None:
             return 1.0
 
     refused(pf.BudgetError, "has no cost at sizes that are not whole", budget=pf.budget.latency(0.5, Plain()))
-    refused(pf.BudgetError, r"budget.macs\(0.01\) cannot be met: with one unit", budget=pf.budget.macs(0.01))
+    refused(pf.BudgetError, r"budget.macs\(0.01\) cannot be met: with the fewest units", budget=pf.budget.macs(0.01))
     refused(pf.BudgetError, "budget is 0.5; write a budget", budget=0.5)
     refused(pf.PruneError, "loss= is of labels, and distance=", loss=lambda out: out.mean(), distance=pf.distances.kl())
     refused(pf.PruneError, "no group matches where='nothing'", where="nothing")

@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def kinds(model: nn.Module, *x: Tensor) -> dict[str, str]:
-    return {g.name: g.kind for g in pf.trace(model.eval(), x).groups.values()}
+    return {g.name: g.kind for g in pf.trace(model.eval(), x).widths.values()}
 
 
 def depthwise(m: Any, x: Tensor) -> Tensor:
@@ -259,5 +259,5 @@ def test_recipes_prune_an_mlp_with_a_low_rank_update_as_they_prune_one_without()
     model = nn.Sequential(LowRank(6, 32), nn.ReLU(), LowRank(32, 3))
     x = torch.randn(16, 6)
     spec = pf.trace(model, (x,))
-    assert {g.kind for g in spec.groups.values()} == {"hidden"}
+    assert {g.kind for g in spec.widths.values()} == {"hidden"}
     assert pf.recipes.vbp(0.5)(pf.params(model), [x], spec=spec).info.removed["0.base"][0] > 0

@@ -214,7 +214,7 @@ def test_rounds_that_empty_a_group_or_are_no_masks() -> None:
     with pytest.raises(pf.MaskError, match="first mask of group 'a' removes all 3 units"):
         pf.compose({"a": bits("000")}, {})
     with pytest.raises(pf.MaskError, match="second mask of group 'b' removes all"):
-        pf.compose({"a": bits("101")}, {"b": bits("0")})
+        pf.compose({"a": bits("101")}, {"b": bits("00")})
     with pytest.raises(pf.MaskError, match=r"first mask of group 'a' has dtype torch.uint8"):
         pf.compose({"a": bits("101").to(torch.uint8)}, {"a": bits("01")})
     with pytest.raises(pf.MaskError, match=r"second mask of group 'b' has dtype torch.uint8"):

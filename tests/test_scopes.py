@@ -63,7 +63,7 @@ seeds = st.integers(0, 999)
 
 def classes(scope: Scope, s: pf.Spec) -> list[list[str]]:
     """The groups of each class."""
-    groups = list(s.groups)
+    groups = list(s.widths)
     keys = [0] * len(groups) if scope.classes is None else scope.classes(groups, s)
     return [[g for g, k in zip(groups, keys, strict=True) if k == key] for key in dict.fromkeys(keys)]
 
@@ -190,7 +190,7 @@ def isomorphic(s: pf.Spec) -> list[list[str]]:
 def test_isomorphic_groups_of_deit() -> None:
     s = timm_spec("deit_tiny_patch16_224", img_size=64, depth=3)
     found = isomorphic(s)
-    assert [(s.groups[c[0]].kind, len(c)) for c in found] == [
+    assert [(s.widths[c[0]].kind, len(c)) for c in found] == [
         ("residual", 1),
         ("heads", 3),
         ("head_dim", 3),
@@ -204,7 +204,7 @@ def test_isomorphic_groups_of_resnet50() -> None:
     s = timm_spec("resnet50")
     stem, inside, streams, last = isomorphic(s)
     assert stem == ["conv1"]
-    assert inside == [g.name for g in s.groups.values() if g.kind == "hidden" and g.name != "conv1"]
+    assert inside == [g.name for g in s.widths.values() if g.kind == "hidden" and g.name != "conv1"]
     assert streams == ["layer1.0.conv3", "layer2.0.conv3", "layer3.0.conv3"]
     assert last == ["layer4.0.conv3"]
 
@@ -213,7 +213,7 @@ def test_isomorphic_groups_of_convnext() -> None:
     s = timm_spec("convnext_tiny", depths=(2, 2, 3, 2))
     streams, inside, last = isomorphic(s)
     assert streams == ["stem.0", "stages.1.downsample.1", "stages.2.downsample.1"]
-    assert inside == [g.name for g in s.groups.values() if g.kind == "hidden"]
+    assert inside == [g.name for g in s.widths.values() if g.kind == "hidden"]
     assert last == ["stages.3.downsample.1"]
 
 
@@ -522,8 +522,8 @@ def test_classes_shrink_alike_under_a_budget() -> None:
         mask = pf.select(score_spec(s, 0, False), units_left(s, k), spec=s, scope=pf.scope.per_kind())
         gone, total = Counter[str](), Counter[str]()
         for g, m in mask.items():
-            gone[s.groups[g].kind] += int((~m).sum())
-            total[s.groups[g].kind] += len(m)
+            gone[s.widths[g].kind] += int((~m).sum())
+            total[s.widths[g].kind] += len(m)
         shares = [gone[kind] / total[kind] for kind in total]
         next_shares = [(gone[kind] + 1) / total[kind] for kind in total]
         assert max(shares) <= min(next_shares) + 1e-12 or k == 0

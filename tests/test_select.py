@@ -304,7 +304,7 @@ def spec(name: str) -> pf.Spec:
 def score_spec(s: pf.Spec, seed: int, few: bool) -> Scores:
     g = torch.Generator().manual_seed(seed)
     draw = (lambda n: torch.randint(3, (n,), generator=g)) if few else (lambda n: torch.rand(n, generator=g))
-    return {name: draw(group.size).double() for name, group in s.groups.items()}
+    return {name: draw(group.size).double() for name, group in s.widths.items()}
 
 
 def share(s: pf.Spec, quantity: str, mask: pf.Mask | None = None) -> float:

@@ -86,7 +86,7 @@ def test_golden_table() -> None:
     assert lines[4].split()[:5] == ["embed", "residual", "8", str(len(spec_of("encoder").groups["embed"].members)), "5"]
     assert lines[4].endswith("layer_norm")
     assert lines[5].split()[:5] == ["blocks.0.attn.qkv.heads", "heads", "2", "3", "1"]
-    assert len(lines) == 4 + 7 + 2
+    assert len(lines) == 4 + 7 + 6 + 2
 
 
 def test_numbers_stand_to_the_right() -> None:
@@ -225,7 +225,7 @@ def test_every_group_has_its_own_place(name: str) -> None:
     spec = spec_of(name)
     plan = layout(spec)
     place = _place(plan)
-    assert set(place.boxes) == set(spec.groups)
+    assert set(place.boxes) == set(spec.widths)
     boxes = list(place.boxes.values())
     for i, a in enumerate(boxes):
         assert a.x > 0
@@ -268,7 +268,7 @@ def test_a_vector_picture_shows_every_group(name: str, tmp_path: Path) -> None:
     spec_of(name).picture(tmp_path / "spec.svg")
     texts = [t.text for t in ET.parse(tmp_path / "spec.svg").iter("{http://www.w3.org/2000/svg}text")]
     shown = " ".join(t for t in texts if t)
-    for g in spec_of(name).groups.values():
+    for g in spec_of(name).widths.values():
         assert f"{g.size} units · {g.kind}" in shown
         assert g.name.split(".")[-1] in shown
     assert [p.name for p in tmp_path.iterdir()] == ["spec.svg"]

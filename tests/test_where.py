@@ -45,7 +45,7 @@ def net() -> Traced:
 
 
 def chosen(where: Where | str) -> list[str]:
-    return list(pf.only({g.name: torch.ones(g.size) for g in net().spec.groups.values()}, where, spec=net().spec))
+    return list(pf.only({g.name: torch.ones(g.size) for g in net().spec.widths.values()}, where, spec=net().spec))
 
 
 GROUPS = [
@@ -55,7 +55,7 @@ GROUPS = [
 
 
 def test_the_groups_of_the_network() -> None:
-    assert list(net().spec.groups) == GROUPS
+    assert list(net().spec.widths) == GROUPS
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_predicates_combine_as_sets_do(a: str, b: str) -> None:
     x, y = ATOMS[a], ATOMS[b]
     x_groups, y_groups = set(chosen(x)), set(chosen(y))
     both, either = x & y, x | y
-    assert {g for g in GROUPS if both(net().spec.groups[g])} == x_groups & y_groups
-    assert {g for g in GROUPS if either(net().spec.groups[g])} == x_groups | y_groups
+    assert {g for g in GROUPS if both(net().spec.widths[g])} == x_groups & y_groups
+    assert {g for g in GROUPS if either(net().spec.widths[g])} == x_groups | y_groups
     assert isinstance(both, Where)
 
 
 def test_laws_of_not() -> None:
     hidden, blocks = pf.kind("hidden"), pf.module("blocks")
-    for g in net().spec.groups.values():
+    for g in net().spec.widths.values():
         assert (~hidden)(g) is not hidden(g)
         assert (~~hidden)(g) is hidden(g)
         assert (~(hidden & blocks))(g) is (~hidden | ~blocks)(g)
@@ -174,14 +174,14 @@ def test_frozen_tensors_stay_to_the_bit(freeze: str, late: bool) -> None:
 def test_a_shared_input_axis_is_frozen_with_the_tensor() -> None:
     model, x = mlp(3, 5, 4, 2), randn(2, 3)
     spec = pf.trace(model.double(), (x,), freeze=("2.weight",))
-    assert not spec.groups
+    assert not spec.widths
     assert "dim 1, size 5: frozen: by the caller" in spec.explain("2.weight")
     assert "dim 0, size 5: frozen: by the caller" in spec.explain("0.weight")
 
 
 def test_a_stream_is_frozen_by_one_of_its_readers() -> None:
     spec = pf.trace(net().model, (randn(2, 5, 3),), freeze=["blocks.0.stem.weight"])
-    assert list(spec.groups) == [g for g in GROUPS if g not in ("stem", "blocks.0.stem")]
+    assert list(spec.widths) == [g for g in GROUPS if g not in ("stem", "blocks.0.stem")]
 
 
 @pytest.mark.parametrize("late", [False, True])

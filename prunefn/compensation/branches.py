@@ -10,9 +10,9 @@ from torch import Tensor
 from ..program.batches import device_of, each, inputs_of
 from ..program.sharded import gather, spread
 from ..spec.axis import keep
-from ..spec.branches import PASS_ON, without
+from ..spec.branches import PASS_ON, is_sum, without
 from ..spec.parts import Site
-from ..spec.program import Slot, refs
+from ..spec.program import Instruction, Slot, refs
 from ..spec.spec import Spec, removed_branches
 from ..stats.branches import mean_added
 from ..stats.weights import Weights, position_weights
@@ -71,6 +71,32 @@ def mean_losses(
     return {slot.tensor: totals[name] / max(counts[name], 1.0) for name, slot in values.items()}
 
 
+def _table(instruction: str, spec: Spec) -> tuple[str, tuple[int, ...]] | None:
+    """Return the parameter that a stream was last added to, such as positions, and the shape in which a shift is added to it."""
+    end = _end(instruction, spec)
+    if end is None or not is_sum(end):
+        return None
+    slot = next(s for s in spec.program.slots if s.instruction == instruction)
+    for name in end.reads():
+        axes = spec.axes.get(name, ()) if name in spec.parameters and name not in spec.tied.values() else ()
+        readers = [i for i in spec.program.instructions if name in i.reads()]
+        if len(axes) >= -slot.dim and axes[slot.dim] == slot.axis and len(readers) == 1:
+            return name, (-1, *(1,) * (-slot.dim - 1))
+    return None
+
+
+def _end(instruction: str, spec: Spec) -> Instruction | None:
+    """Return the last op that adds to a stream before some sums that only pass it on; None if the stream is read in between."""
+    instructions = {i.name: i for i in spec.program.instructions}
+    read = [*refs(spec.program.outputs), *(n for i in spec.program.instructions for n in i.reads())]
+    while (i := instructions.get(instruction)) is not None and i.op == PASS_ON:
+        value = i.args[0].name
+        if read.count(value) != 1:
+            return None
+        instruction = value.removeprefix("%")
+    return i
+
+
 class Host(NamedTuple):
     """The contraction that was the last to add to a stream, and what scales its outputs before the sum."""
 
@@ -80,16 +106,11 @@ class Host(NamedTuple):
 
 def _host(instruction: str, spec: Spec) -> Host | None:
     """Return the contraction with a bias whose output a stream has added last; None if the stream is read in between."""
-    instructions = {i.name: i for i in spec.program.instructions}
-    read = [*refs(spec.program.outputs), *(n for i in spec.program.instructions for n in i.reads())]
-    while (i := instructions.get(instruction)) is not None and i.op == PASS_ON:
-        value = i.args[0].name
-        if read.count(value) != 1:
-            return None
-        instruction = value.removeprefix("%")
+    if (end := _end(instruction, spec)) is None:
+        return None
     for site in spec.sites.values():
         branch = other_branch(site, spec) if site.bias is not None or site.norm is not None else None
-        if branch is not None and branch.addition == instruction:
+        if branch is not None and branch.addition == end.name:
             dims = len(spec.program.axes.get(f"%{site.calls[0]}", ()))
             return Host(site, branch.scales) if branch.order == tuple(range(dims)) else None
     return None
@@ -120,14 +141,18 @@ def shifted(params: Params, shifts: Mapping[str, Tensor], spec: Spec) -> Params:
         shifts: bias of a sum → its shift, [channels].
         spec: without the removed branches.
     """
-    out = dict(params)
+    out, shifts = dict(params), dict(shifts)
     sums = {s.tensor: s.instruction for s in spec.program.slots}
     for target in list(shifts):
+        if target in sums and target not in out and (table := _table(sums[target], spec)) is not None:
+            name, shape = table
+            out[name] = out[name] + shifts.pop(target).to(out[name]).reshape(shape)
+            continue
         host = _host(sums[target], spec) if target in sums and target not in out else None
         factor = None if host is None else output_scale(host.scales, out, spec)
         if host is not None and factor is not None and bool((factor.abs() > LEAST_SCALE * factor.abs().amax()).all()):
             add_shift(out, host.site, shifts[target].to(factor) / factor, spec)
-            shifts = {t: s for t, s in shifts.items() if t != target}
+            del shifts[target]
     like = next(t for n, t in params.items() if n in spec.parameters and t.is_floating_point())
     for target, shift in shifts.items():
         current = out.get(target)

@@ -75,11 +75,12 @@ class Shares:
             ]
 
     def check(self, groups: Sequence[str]) -> None:
-        """Check that the budgets can be met with one unit of each of these groups; raise BudgetError if not."""
-        for b, share in zip(self.budgets, self.of(dict.fromkeys(groups, 1.0)), strict=True):
+        """Check that the budgets can be met with the fewest units of each of these groups; raise BudgetError if not."""
+        fewest = {g: float(self.spec.groups[g].floor) for g in groups}
+        for b, share in zip(self.budgets, self.of(fewest), strict=True):
             if float(share) > b.keep:
                 raise BudgetError(
-                    f"budget.{b.quantity}({b.keep}) cannot be met: with one unit in each of the {len(groups)} groups with gates, "
+                    f"budget.{b.quantity}({b.keep}) cannot be met: with the fewest units in each of the {len(groups)} groups with gates, "
                     f"{at_least(float(share))} of the {b.quantity} stay; choose more groups, or allow as much"
                 )
 

@@ -59,8 +59,8 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
             raise MaskError(
                 f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)"
             )
-        if int(m.sum()) < (floor := spec.groups[name].floor):
-            raise MaskError(f"the mask of group {name!r} keeps {int(m.sum())} of {n} units; at least {floor} must stay")
+        if int(m.sum()) < spec.groups[name].floor:
+            raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
         if name in spec.program.interfaces:
             check_named_units(name, m, spec.program.interfaces[name])
 

@@ -49,7 +49,7 @@ def other_branch(site: Site, spec: Spec) -> Branch | None:
     ...         return x + self.down(self.up(x).relu())
     >>> spec = pf.trace(Block(), (torch.randn(2, 4),))
     >>> other_branch(spec.sites["down"], spec)
-    Branch(value='x', scales=(), order=(0, 1))
+    Branch(value='x', scales=(), order=(0, 1), addition='add')
     """
     axes = {**{i.name: i.axes for i in spec.program.inputs}, **spec.program.axes}
     if len(site.calls) != 1 or (shape := axes.get(f"%{site.calls[0]}")) is None:

@@ -232,17 +232,18 @@ def _bypassed(
         i.name: i.module for i in program.instructions if any(b.terms[0].addition == i.name for b in summands.values())
     }
     paths = [p for p in net.children if not any(_is_in(p, q) or _is_in(q, p) for q in layers)]
-    paths = [p for p in paths if any(_is_in(m, p) for m in additions.values())]
+    paths = [
+        p for p in paths if any(_is_in(m, p) for m in additions.values()) and not any(_is_in(t, p) for t in net.frozen)
+    ]
+    axes_of = {**{i.name: i.axes for i in program.inputs}, **program.axes}
     out: dict[str, tuple[str, str]] = {}
     for path in sorted(p for p in paths if not any(_is_in(q, p) and q != p for q in paths)):
         inside = [i for i in program.instructions if _is_in(i.module, path)]
         results = {f"%{i.name}" for i in inside}
         outside = [i for i in program.instructions if not _is_in(i.module, path)]
         read = {*refs(program.outputs), *(n for i in outside for n in i.reads())} & results
-        axes = program.axes.get(next(iter(read))) if len(read) == 1 else None
-        sources = dict.fromkeys(
-            n for i in inside for n in i.reads() if n not in results and program.axes.get(n) == axes
-        )
+        axes = axes_of.get(next(iter(read))) if len(read) == 1 else None
+        sources = dict.fromkeys(n for i in inside for n in i.reads() if n not in results and axes_of.get(n) == axes)
         if axes is not None and len(sources) == 1:
             out[path] = next(iter(sources)), next(iter(read))[1:]
     order = {i.name: n for n, i in enumerate(program.instructions)}
