@@ -15,12 +15,13 @@ STEPS = {
     for title, names in {
         "Trace": "trace Spec Cost cost Params params",
         "Measure and score": "collect_stats merge_stats sync_stats stats_bytes save_stats load_stats Stats score Scores "
-        "Criterion Collector",
-        "Choose": "select mask Mask kept kept_positions compose uniform_ratio only kind glob module touches exact",
-        "Remove": "compensate residual apply zero shrink expand recalibrate recover pipeline prune_submodule",
+        "Criterion Collector perplexity sensitivity Sensitivity Effect eliminate Eliminated",
+        "Choose": "select mask Mask kept kept_positions compose uniform_ratio target only kind glob module touches exact",
+        "Remove": "compensate residual apply zero shrink expand recalibrate recover pipeline prune_submodule "
+        "remap shrink_tokenizer needed_tokens",
         "Run": "forward forward_train to_module",
         "Files": "save load load_params lazy_params apply_checkpoint",
-        "Costs and times": "metrics compare Metrics profile Profile latency latency_table LatencyTable Call Clock soft_cost "
+        "Costs and times": "memory Memory metrics compare Metrics profile Profile latency latency_table LatencyTable Call Clock soft_cost "
         "soft_latency SoftCost",
         "Errors": "PruneError TraceError ParamsError BatchError StatsError MaskError BudgetError PruneWarning",
     }.items()

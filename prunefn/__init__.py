@@ -41,6 +41,7 @@ from .selection.budget import uniform_ratio
 from .selection.by_hand import mask
 from .selection.choose import select
 from .sensitivities.effects import Effect, Sensitivity
+from .sensitivities.elimination import Eliminated, eliminate
 from .sensitivities.groups import sensitivity
 from .spec.parts import Cost
 from .spec.spec import Spec
@@ -66,6 +67,7 @@ __all__ = [
     "Cost",
     "Criterion",
     "Effect",
+    "Eliminated",
     "LatencyTable",
     "Mask",
     "MaskError",
@@ -96,6 +98,7 @@ __all__ = [
     "criteria",
     "data",
     "distances",
+    "eliminate",
     "exact",
     "expand",
     "export",

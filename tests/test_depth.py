@@ -325,7 +325,7 @@ def test_depth_and_width_in_one_budget() -> None:
     assert small.info.after.macs <= 0.5 * small.info.before.macs
     kinds = {spec.groups[g].kind for g, (lost, _) in small.info.removed.items() if lost}
     assert kinds == {"layer", "hidden"}
-    learned = pf.gates.learn(pf.params(model), [x], pf.budget.macs(0.5), spec=spec, where=where, steps=40)
+    learned = pf.gates.learn(pf.params(model), [x], pf.budget.macs(0.5), spec=spec, where=where, steps=150)
     assert set(learned.scores) == {g.name for g in spec.groups.values() if where(g)}
 
 
@@ -364,3 +364,44 @@ def test_errors() -> None:
     stats = pf.collect_stats(pf.params(stacked), [torch.randn(4, 8)], spec=whole)
     with raises(StatsError, match=r"no mean of what it adds.*block_influence"):
         pf.compensate(pf.params(stacked), stats, {"layers.0": GONE}, spec=whole)
+
+
+# ---- removal one at a time
+
+
+def test_elimination_by_hand() -> None:
+    torch.manual_seed(0)
+    model, x, y = Stack(3).eval(), torch.randn(24, 8), torch.randint(0, 3, (24,))
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    loss = nn.functional.cross_entropy
+
+    def rise(*removed: str) -> float:
+        mask = dict.fromkeys(removed, GONE)
+        out = pf.forward(pf.apply(params, mask, spec=spec), x, spec=pf.shrink(spec, mask))
+        return float((loss(out, y) - loss(model(x), y)).detach())
+
+    layers = ["layers.0", "layers.1", "layers.2"]
+    found = pf.eliminate(params, [(x[:10], y[:10]), (x[10:], y[10:])], spec=spec, metric=loss)
+    first = min(layers, key=rise)
+    second = min((g for g in layers if g != first), key=lambda g: rise(first, g))
+    assert found.order == (first, second) and found.evaluations == 5
+    assert found.costs == pytest.approx((rise(first), rise(first, second)), abs=1e-5)
+    alone = pf.eliminate(params, [(x, y)], spec=spec, metric=loss, greedy=False)
+    assert alone.order == () and alone.evaluations == 3
+    assert sorted(layers, key=rise) == sorted(layers, key=lambda g: float(alone.scores[g]))
+    worst = pf.eliminate(params, [(x, y)], spec=spec, metric=loss, maximize=True, greedy=False)
+    assert sorted(layers, key=rise) == sorted(layers, key=lambda g: -float(worst.scores[g]))
+    cut = pf.eliminate(params, [(x, y)], spec=spec, metric=loss, evaluations=4)
+    assert cut.order == (first,) and cut.evaluations == 3
+    assert cut.scores[first] == min(cut.scores.values())
+    mask = pf.select(found.scores, 0.67, spec=spec)
+    assert {g for g, m in mask.items() if not m.any()} == {first, second}
+
+
+def test_elimination_refuses() -> None:
+    model, x = Stack(2).eval(), torch.randn(4, 8)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    with raises(PruneError, match="only whole branches and layers are removed one at a time"):
+        pf.eliminate(params, [x], spec=spec, where=pf.kind("hidden"))
+    with raises(PruneError, match="evaluations is 1, but one round measures 2 networks"):
+        pf.eliminate(params, [x], spec=spec, evaluations=1)

@@ -199,6 +199,7 @@ DOORS_ONLY = (
         "pf.profile",
         "pf.prune_submodule",
         "pf.perplexity",
+        "pf.eliminate",
         "pf.recover",
         "gates.learn",
         "sparse.picture",

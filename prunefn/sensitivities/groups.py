@@ -25,7 +25,7 @@ from ..spec.axis import leaves
 from ..spec.spec import Spec
 from ..stats import check_stats
 from ..types import Batch, Compensation, Criterion, Mask, Params, Stats, Where
-from ..where import check_matches, only
+from ..where import check_matches, matches, only
 from .effects import Effect, Sensitivity, most_sensitive_first
 from .meter import Loss, Meter, Network, meter
 
@@ -124,7 +124,7 @@ def sensitivity(
             effects.append([p.effect(spec, group, ratio, estimate, change) for ratio, p, estimate, change in rows])
             few |= {site: text for p in pruned for site, text in p.few.items() if site not in few}
     warn_of_few_samples(list(few.values()), method)
-    unscored = tuple(g for g in spec.groups if g not in scores) if where is None else ()
+    unscored = tuple(n for n, g in spec.groups.items() if where is None and matches(None, g) and n not in scores)
     name = "" if gauge is None else gauge.name
     return Sensitivity(
         most_sensitive_first(effects), cost(spec).macs, criterion.name, method.name, name, dense, unscored
