@@ -150,8 +150,8 @@ class Prune(Settings):
     compensation: str | None = None
     """mean, affine(ridge=1e-4), variance_rescale, none"""
     where: str | None = None
-    """groups that may shrink: hidden, residual, heads, head_dim, groups, a glob, or kind("hidden") & ~module("blocks.0"); all: every
-    group"""
+    """groups that may shrink: hidden, residual, heads, head_dim, groups, layer, branch, a glob, or kind("hidden") &
+    ~module("blocks.0"); all: every group but whole layers and branches"""
     freeze: tuple[str, ...] = ()
     """tensors or modules that must not change"""
     round_to: int = Field(default=1, ge=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..drawing.canvas import DENSE, GONE, INK, KEPT, Panel, blank, grid, number, save, words
@@ -62,7 +63,7 @@ def histogram(scores: Tensor, mask: Tensor | None = None, bins: int = BINS) -> H
     """
     values = scores.detach().double().cpu().numpy()
     keep = np.ones(len(values), bool) if mask is None else mask.cpu().numpy()
-    if len(keep) != len(values) or not keep.any():
+    if len(keep) != len(values) or not (keep.any() or len(keep) == 1):
         raise MaskError(f"there are {len(values)} scores, and the mask keeps {keep.sum()} of {len(keep)} units")
     positive = values[values > 0]
     log = bool(len(positive) and values.min() >= 0 and positive.max() > WIDE * positive.min())
@@ -73,7 +74,7 @@ def histogram(scores: Tensor, mask: Tensor | None = None, bins: int = BINS) -> H
     edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
     inside = np.clip(values, edges[0], edges[-1])
     kept, removed = (np.histogram(inside[units], edges)[0].tolist() for units in (keep, ~keep))
-    line = None if keep.all() else (float(values[~keep].max()), float(values[keep].min()))
+    line = None if keep.all() or not keep.any() else (float(values[~keep].max()), float(values[keep].min()))
     return Histogram(edges.tolist(), kept, removed, log, line, below)
 
 
@@ -86,8 +87,9 @@ def scores(
 ) -> None:
     """Draw the histograms of all groups, one small panel each; readable for a hundred groups.
 
-    Removed units have another colour. The dashed line is halfway between the largest removed and the smallest kept score. If
-    the scores of removed and kept units overlap (limits, rounding to multiples), the range of the overlap is shaded.
+    Groups of one unit (whole layers and branches) share a panel. Removed units have another colour. The dashed line is halfway
+    between the largest removed and the smallest kept score. If the scores of removed and kept units overlap (limits, rounding
+    to multiples), the range of the overlap is shaded.
 
     Args:
         scores: group → float [units].
@@ -98,6 +100,7 @@ def scores(
     Raises:
         MaskError: as for `histogram`.
     """
+    scores, mask = _blocks_together(scores, mask)
     histograms = {g: histogram(s, mask.get(g)) for g, s in scores.items()}
     across = min(ACROSS, max(len(histograms), 2))
     figure, axes = blank(0.3 + CELL[0] * across, 0.72 + CELL[1] * max(-(-len(histograms) // across), 1))
@@ -106,6 +109,22 @@ def scores(
     for (name, h), panel in zip(histograms.items(), grid(len(histograms), across, CELL, PANEL), strict=True):
         _draw_panel(axes, panel, name, h)
     save(figure, path)
+
+
+def _blocks_together(
+    scores: Mapping[str, Tensor], mask: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return scores and masks in which groups of one unit are one group."""
+    ones = [g for g, s in scores.items() if len(s) == 1]
+    if len(ones) < 2:
+        return dict(scores), dict(mask)
+    kept = [mask[g] if g in mask else torch.ones(1, dtype=torch.bool) for g in ones]
+    together = f"{len(ones)} whole blocks"
+    merged = {
+        together: torch.cat([scores[g].cpu() for g in ones]),
+        **{g: s for g, s in scores.items() if g not in ones},
+    }
+    return merged, {**mask, together: torch.cat([m.cpu() for m in kept])}
 
 
 def _draw_legend(axes: Axes) -> None:
