@@ -191,11 +191,20 @@ class Budget(NamedTuple):
         return f"{self.quantity}({self.keep:g})"
 
 
+class Among(NamedTuple):
+    """Whole layers, and how many of them stay."""
+
+    groups: tuple[str, ...]
+    kept: int
+
+
 class TargetSizes(NamedTuple):
     """The exact number of units that groups keep, as `pf.target` reads them from the numbers of a config."""
 
     sizes: Mapping[str, int]
     """Group → units; other groups keep all."""
+    layers: tuple[Among, ...] = ()
+    """Layers of which the best stay."""
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -120,7 +121,7 @@ REFUSED = [
     ("llama", {"eos_token_id": 1}, "states no size of a group"),
     ("llama", {"rms_norm_eps": 1}, "is no size of a group"),
     ("llama", {"vocab_size": 40}, "frozen .*vocabulary"),
-    ("llama", {"num_hidden_layers": 1}, "layers of another number"),
+    ("llama", {"num_hidden_layers": 0}, "write a whole number, at least 1"),
     ("llama", {"num_key_value_heads": 1}, r"with num_key_value_heads=1, give num_attention_heads of \[1, 2, 3, 4\], or"),
     ("llama", {"num_attention_heads": 5}, r"give num_attention_heads of \[2, 4, 6, 8\]$"),
     ("mha", {"num_attention_heads": 4}, "count the same heads.*num_attention_heads=4, num_key_value_heads=4"),
@@ -179,3 +180,20 @@ def test_sizes_by_hand() -> None:
     some = {g: s for g, s in t.scores.items() if "layers.0" in g}
     with pytest.raises(pf.PruneError, match=r"layers\.1\.mlp\.gate_proj', which has no score"):
         pf.select(some, pf.target(t.spec, t.model, intermediate_size=40), spec=t.spec)
+
+
+def test_layers_by_their_number(tmp_path: Path) -> None:
+    t, influence = traced("llama"), pf.criteria.block_influence()
+    target = pf.target(t.spec, t.model, num_hidden_layers=1, intermediate_size=40)
+    assert [(a.groups, a.kept) for a in target.layers] == [(("model.layers.0", "model.layers.1"), 1)]
+    stats = pf.collect_stats(t.params, [{"input_ids": IDS}], spec=t.spec, criterion=influence)
+    layers = pf.only(pf.score(stats, criterion=influence), pf.kind("layer"), spec=t.spec)
+    mask = pf.select({**t.scores, **layers}, target, spec=t.spec)
+    worst = min(layers, key=lambda g: float(layers[g]))
+    assert {g for g, m in mask.items() if not m.any()} == {worst}
+    small = pf.to_module(pf.apply(t.params, mask, spec=t.spec), spec=pf.shrink(t.spec, mask), model=t.model)
+    assert (small.config.num_hidden_layers, small.config.intermediate_size) == (1, 40)
+    small.save_pretrained(tmp_path)
+    assert torch.equal(type(small).from_pretrained(tmp_path)(IDS).logits, small(IDS).logits)
+    with pytest.raises(pf.PruneError, match=r"layer 'model.layers.0' has no score"):
+        pf.select(t.scores, target, spec=t.spec)

@@ -18,9 +18,10 @@ from .fields import HEAD_DIM, HEADS, UNSAID, Field, Outline
 from .infer import Equation, infer_sizes
 from .libraries import TRANSFORMERS, Library, fresh_model, library_of
 from .rebuild import check_model
+from .target_layers import layers_among
 
-LAYERS = "layers of another number or form have other tensors, and units are removed from layers that stay"
-"""Why a field is refused that changes which tensors there are; a target states sizes of groups."""
+LAYERS = "a model with this number has other tensors, which removing units and layers does not give"
+"""Why a field is refused that changes which tensors there are."""
 
 
 class Source(NamedTuple):
@@ -50,7 +51,7 @@ def target(spec: Spec, model: Any, **sizes: Any) -> TargetSizes:
             inside the config by its path, `**{"text_config.hidden_size": 512}`, or by its name if it is in no other.
 
     Raises:
-        PruneError: a field is unknown, or states no size of a group (such as a number of layers, or a frozen size); a number is
+        PruneError: a field is unknown, or states no size of a group (such as a frozen size); a number is
             larger than the model's; the numbers of heads do not fit together; or no pruning gives these sizes. Says what works.
 
     Shapes alone are checked here. A class that computes a scale or a table from the width of a head (`head_dim`) computes other
@@ -76,12 +77,17 @@ def target(spec: Spec, model: Any, **sizes: Any) -> TargetSizes:
         _check_number(field, value, source.config)
     outline = Outline(source.build, source.config, {n: spec.shape(n) for n in spec.axes if n not in spec.slots})
     _check_config(outline, spec)
+    found = {f: among for f, n in changes.items() if (among := layers_among(f, n, outline, spec)) is not None}
+    changes = {f: n for f, n in changes.items() if f not in found}
     for field, value in changes.items():
         _check_stated(field, value, outline, spec)
+    if not changes:
+        return TargetSizes(FrozenDict(), tuple(found.values()))
     changes = {**_kept_widths(changes, outline, spec), **changes}
     equations = list(_head_equations(changes, outline, spec))
     _check_heads(equations, changes, spec)
-    return TargetSizes(FrozenDict(_solve(changes, outline, [(str(f), a, n) for f, a, n in equations], spec)))
+    sizes = _solve(changes, outline, [(str(f), a, n) for f, a, n in equations], spec)
+    return TargetSizes(FrozenDict(sizes), tuple(found.values()))
 
 
 def _check_config(outline: Outline, spec: Spec) -> None:

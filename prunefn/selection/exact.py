@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..errors import BudgetError, MaskError, PruneError, nearest
 from ..spec.spec import Spec
-from ..types import Mask, Scores, TargetSizes
+from ..types import Among, Mask, Scores, TargetSizes
 from .caps import Caps
 from .order import by_share
 from .protect import raised
@@ -21,6 +23,7 @@ def at_sizes(scores: Scores, target: TargetSizes, limits: Caps, spec: Spec | Non
         BudgetError: round_to, max_ratio or min_units forbid a size.
     """
     names = list(scores)
+    chosen = _layers(scores, target.layers)
     for group, n in target.sizes.items():
         if spec is not None and group not in spec.groups:
             raise MaskError(f"the spec has no group {group!r}, but the target has one{nearest(group, spec.groups)}")
@@ -33,12 +36,31 @@ def at_sizes(scores: Scores, target: TargetSizes, limits: Caps, spec: Spec | Non
                 "the field that states it"
             )
     sizes = np.array([len(s) for s in scores.values()], dtype=np.int64)
-    lost = sizes - np.array([target.sizes.get(g, len(s)) for g, s in scores.items()], dtype=np.int64)
+    kept = {**target.sizes, **chosen}
+    lost = sizes - np.array([kept.get(g, len(s)) for g, s in scores.items()], dtype=np.int64)
     values = [raised(n, s.detach().double().cpu().numpy(), spec) for n, s in scores.items()]
-    order = by_share(names, values, np.arange(len(names)), Caps(np.maximum(sizes - 1, 0), limits.round_to))
+    order = by_share(names, values, np.arange(len(names)), Caps(np.maximum(sizes - 1, limits.most), limits.round_to))
     for i in np.flatnonzero((lost > limits.most) | (order.kept(lost) != sizes - lost)).tolist():
         raise BudgetError(
             f"the target keeps {sizes[i] - lost[i]} of the {sizes[i]} units of group {names[i]!r}, which round_to, max_ratio or "
             f"min_units forbid (at least {sizes[i] - limits.most[i]}, a multiple of {limits.round_to[i]}); leave them out"
         )
     return order.mask(lost)
+
+
+def _layers(scores: Scores, layers: Sequence[Among]) -> dict[str, int]:
+    """Return 0 for each layer that goes: of those among which a target chooses, the ones with the least scores.
+
+    Raises:
+        PruneError: one of them has no score.
+    """
+    out: dict[str, int] = {}
+    for groups, kept in layers:
+        if kept < len(groups) and (bare := next((g for g in groups if g not in scores), None)) is not None:
+            raise PruneError(
+                f"the target keeps {kept} of {len(groups)} layers, but layer {bare!r} has no score; score them by "
+                "criteria.block_influence(), pf.eliminate or the like"
+            )
+        ranked = sorted(groups, key=lambda g: float(scores[g])) if kept < len(groups) else []
+        out |= dict.fromkeys(ranked[: len(groups) - kept], 0)
+    return out
