@@ -173,7 +173,7 @@ def test_a_group_norm_mixes_the_positions_behind_the_channels() -> None:
     net = Net((2, 3), 4, (Flat(mid=3, width=4), FeedForward(hidden=2, norm="group")), head="all")
     s = subject(net)
     assert s.spec.einops("head.fc.weight") == "3 (residual_0 residual_1 groups)"
-    mixed = {g.label: g.mixed_by for g in s.spec.groups.values() if g.kind != "hidden"}
+    mixed = {g.label: g.mixed_by for g in s.spec.widths.values() if g.kind != "hidden"}
     norm = ("aten.group_norm.default",)
     assert mixed == {"groups": (), "residual_0": norm, "residual_1": norm}
     check(net)

@@ -287,7 +287,7 @@ def test_experts_that_are_hit() -> None:
     torch.manual_seed(1)
     model, x = Experts(), randn(30, 4)
     spec = recorded(model, x)
-    assert sorted(spec.groups) == ["experts.0.0", "experts.1.0", "experts.2.0", "stem"]
+    assert sorted(spec.widths) == ["experts.0.0", "experts.1.0", "experts.2.0", "stem"]
     assert spec.groups["stem"].kind == "residual"
     assert spec.einops("router.weight") == "3 residual"
     assert "did not use" not in str(spec)

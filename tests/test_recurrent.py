@@ -141,7 +141,7 @@ def run(name: str, params: pf.Params, spec: pf.Spec, batch: int = 3) -> Tensor:
 def test_groups(name: str) -> None:
     spec = case(name).spec
     assert not spec.unknown
-    assert tuple(g.size for g in spec.groups.values()) == GROUPS[name]
+    assert tuple(g.size for g in spec.widths.values()) == GROUPS[name]
     assert all(g.exact == (name != "norm" or g.size == 6) for g in spec.groups.values())
 
 
@@ -166,7 +166,7 @@ def test_removing_is_zeroing(name: str) -> None:
 @every
 def test_zero_columns_of_all_that_read_the_state_are_enough(name: str) -> None:
     t = case(name)
-    group = next(g for g in reversed(list(t.spec.groups.values())) if g.exact)
+    group = next(g for g in reversed(list(t.spec.widths.values())) if g.exact)
     mask = random_mask(t.spec, 1, groups=[group.name])
     kept = pf.kept_positions(mask, spec=t.spec)
     params = dict(t.params)

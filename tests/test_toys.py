@@ -207,7 +207,7 @@ def test_the_model_comes_back_as_it_was(name: str) -> None:
 
 @every_toy
 def test_groups(name: str) -> None:
-    groups = traced(name).spec.groups.values()
+    groups = traced(name).spec.widths.values()
     assert ", ".join(f"{g.name} {g.kind} {g.size}{'' if g.exact else '*'}" for g in groups) == GROUPS[name]
 
 
@@ -220,7 +220,7 @@ def test_axes(name: str) -> None:
 @every_toy
 def test_members_are_where_a_group_occurs(name: str) -> None:
     spec = traced(name).spec
-    for g in spec.groups.values():
+    for g in spec.widths.values():
         assert g.members and len(set(g.members)) == len(g.members)
         for m in g.members:
             assert g.label in spec.einops(m.tensor)
@@ -328,7 +328,7 @@ def test_a_rule_of_the_user_is_used(key: str) -> None:
     model = CASES["lstm"].model()
     spec = pf.trace(model, args, rules={key: lstm_rule})
     assert not spec.unknown
-    assert list(spec.groups) == ["enter", "fc1"]
+    assert list(spec.widths) == ["enter", "fc1"]
     assert spec.einops("lstm.weight_ih_l0") == "20 hidden_0"
     mask = mask_of(spec, None, ["enter"])
     params = pf.params(model)

@@ -60,7 +60,11 @@ ALIKE, OTHER = [f"blocks.{i}.gate" for i in range(3)], "blocks.3.gate"
 
 def drawn(seed: int, ties: bool = False) -> Scores:
     generator = torch.Generator().manual_seed(seed)
-    scores = {g: torch.randn(n, generator=generator, dtype=torch.float64) for g, n in spec().sizes.items()}
+    scores = {
+        g: torch.randn(n, generator=generator, dtype=torch.float64)
+        for g, n in spec().sizes.items()
+        if g in spec().widths
+    }
     return {g: s.round() if ties else s for g, s in scores.items()}
 
 
@@ -70,8 +74,8 @@ def kept(mask: pf.Mask) -> dict[str, int]:
 
 def test_groups_in_one_role_are_one_class_though_one_has_a_member_more() -> None:
     s = spec()
-    classes = dict(zip(s.groups, pf.scope.uniform().classes(list(s.groups), s), strict=True))
-    assert set(s.groups) == {*ALIKE, OTHER, *(g for g in s.groups if s.groups[g].kind == "residual")}
+    classes = dict(zip(s.widths, pf.scope.uniform().classes(list(s.widths), s), strict=True))
+    assert set(s.widths) == {*ALIKE, OTHER, *(g for g in s.widths if s.widths[g].kind == "residual")}
     assert len({classes[g] for g in ALIKE}) == 1 and len(set(classes.values())) == 3
 
 
@@ -104,7 +108,9 @@ def test_one_step_less_would_not_meet_the_budget() -> None:
 def test_a_ratio_is_that_of_every_group(ratio: float, seed: int) -> None:
     scores = drawn(seed)
     mask = pf.select(scores, ratio, spec=spec(), scope=pf.scope.uniform())
-    assert kept(mask) == {g: n - min(int(ratio * n + 1e-9), n - 1) for g, n in spec().sizes.items()}
+    assert kept(mask) == {
+        g: n - min(int(ratio * n + 1e-9), n - 1) for g, n in spec().sizes.items() if g in spec().widths
+    }
     assert kept(mask) == kept(pf.select(scores, ratio, spec=spec(), scope=pf.scope.local()))
 
 
@@ -149,7 +155,7 @@ class Steps:
     """A latency in steps of sixteen units, which rises a little with every unit removed in between."""
 
     def predict(self, sizes: dict[str, int]) -> float:
-        return sum(1 + -(-n // 16) - 0.001 * n for n in sizes.values())
+        return sum(1 + -(-n // 16) - 0.001 * n for g, n in sizes.items() if g in spec().widths)
 
 
 @pytest.mark.parametrize("keep", [0.7, 0.9])

@@ -89,6 +89,9 @@ KINDS: dict[str, Kind] = {
     "Iterable[Batch]": Kind(BATCHES, tensors.read_batches, BatchError),
     "Sequence[Batch]": Kind(BATCHES, tensors.read_batches, BatchError),
     "Source": Kind("a dataset, a DataLoader or a list of batches", tensors.read_batches, BatchError),
+    "Documents": Kind(
+        "a file, a folder, or a list of texts, chats or arrays of tokens", tensors.read_documents, BatchError
+    ),
     "Criterion": Kind(CRITERION, choices.read_criterion),
     "Criterion | Sequence[Criterion]": Kind(f"{CRITERION}, or a list of them", choices.read_criteria),
     "sparse: Criterion": Kind("a criterion, such as pf.sparse.criteria.magnitude()", choices.read_weight_criterion),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -179,6 +180,15 @@ def read_batches(value: Any, name: str, refuse: Refuse, _: Mapping[str, Any]) ->
     if isinstance(value, str | bytes | nn.Module | type) or not (
         isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
     ):
+        refuse()
+    return value
+
+
+def read_documents(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Read a path, or an iterable of texts or tokens."""
+    if isinstance(value, str | os.PathLike):
+        return read_path(value, name, refuse, given)
+    if isinstance(value, bytes | nn.Module | Mapping | type) or not isinstance(value, Iterable):
         refuse()
     return value
 

@@ -18,7 +18,20 @@ from ..program.sharded import gather, is_sharded
 from ..spec.spec import Spec
 from ..types import Stats
 
-PARTS = ("program", "axes", "sizes", "groups", "sites", "constants", "costs", "parameters", "tied", "train", "capture")
+PARTS = (
+    "program",
+    "axes",
+    "sizes",
+    "groups",
+    "sites",
+    "branches",
+    "constants",
+    "costs",
+    "parameters",
+    "tied",
+    "train",
+    "capture",
+)
 """Fields by which specs are compared."""
 
 SMALL = 4096

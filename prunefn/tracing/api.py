@@ -12,7 +12,7 @@ from torch import nn
 from ..doors import door
 from ..errors import TraceError, warn
 from ..frozen_dict import FrozenDict
-from ..spec.branches import Condition, Needs, factors, needs_of
+from ..spec.branches import ALWAYS, Condition, Needs, factors, needs_of
 from ..spec.constants import Constants
 from ..spec.costs import Costs, Polynomial, polynomial
 from ..spec.example import example_of
@@ -301,9 +301,9 @@ def _cost_polynomials(
 ) -> Costs:
     """Return the costs; each term is multiplied by the branches without which it is not incurred."""
     axis_of, runs = solution.axis_of, needs.runs
-    macs = ([*map(axis_of, c.macs), *factors(runs[c.node])] for c in a.contractions)
+    macs = ([*map(axis_of, c.macs), *factors(runs.get(c.node, ALWAYS))] for c in a.contractions)
     params = ([*axes, *factors(stays[n])] for n, axes in solution.axes.items() if n in parameters)
-    written = ([*map(axis_of, axes), *factors(runs[node])] for node, axes in a.written)
+    written = ([*map(axis_of, axes), *factors(runs.get(node, ALWAYS))] for node, axes in a.written)
     batch = solution.free.batch
     return Costs(polynomial(macs, batch), polynomial(params), polynomial(written, batch))
 
@@ -314,7 +314,7 @@ def _macs_by_module(
     """Return module → MACs that use its parameters, or that multiply two activations inside it."""
     layers: dict[str, list[list[Any]]] = {}
     for c in a.contractions:
-        product = [*map(solution.axis_of, c.macs), *factors(runs[c.node])]
+        product = [*map(solution.axis_of, c.macs), *factors(runs.get(c.node, ALWAYS))]
         layers.setdefault(_module_of(captured, c), []).append(product)
     return FrozenDict({name: polynomial(products, solution.free.batch) for name, products in layers.items()})
 
