@@ -56,7 +56,7 @@ def pipeline(
     sequential: bool | None = None,
     recalibrate: bool = False,
     recover_steps: int = 0,
-) -> Prune:
+) -> Pipeline:
     """Compose statistics, scores, selection, compensation and removal into one pure function.
 
     Without a criterion, a pipeline that is called with batches removes the units of least loss by the optimal brain surgeon, per

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from inspect import Signature
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -116,6 +117,12 @@ class Pipeline:
     ) -> Pruned:
         """Prune a network; see `Prune`."""
         return self._run(params, batches, spec=spec, stats=stats, progress=progress, sync=sync)
+
+    def running(self, run: Prune) -> Pipeline:
+        """Return a pipeline of the same choices that runs another function, which may depend on the network."""
+        other = copy.copy(self)
+        other._run = run
+        return other
 
     def __repr__(self) -> str:
         return call("pipeline", self._chosen)

@@ -230,7 +230,7 @@ def _normalized_with_batch_norm(ratio: Ratio, defaults: Mapping[str, Any], optio
         has_batch_norm = any(is_batch_norm(i.op) for i in spec.program.instructions)
         return (normalized if has_batch_norm else published)(params, batches, spec=spec, **options)
 
-    return prune
+    return published.running(prune)
 
 
 def __dir__() -> list[str]:
