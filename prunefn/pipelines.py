@@ -20,7 +20,7 @@ from .doors import door
 from .errors import BatchError, PruneError, StatsError, warn
 from .frozen_dict import FrozenDict
 from .parameters.transforms import apply, shrink
-from .plans import Chosen, Pipeline, Plan, Prune
+from .plans import Chosen, Pipeline, Plan
 from .program.sharded import is_sharded
 from .selection.caps import RoundTo
 from .selection.choose import Ratio, select
