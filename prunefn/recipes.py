@@ -19,7 +19,8 @@ from . import compensation, criteria
 from .criteria import normalizer, reduction
 from .criteria.gradients import Loss, cross_entropy
 from .doors import door
-from .pipelines import Prune, pipeline
+from .pipelines import pipeline
+from .plans import Prune
 from .selection import scope
 from .selection.budget import macs
 from .spec.spec import Spec

@@ -15,7 +15,7 @@ from .errors import BatchError, PruneError, nearest
 from .modules.convert import to_module
 from .modules.twin import copied
 from .parameters.transforms import params
-from .pipelines import Prune
+from .plans import Prune
 from .tracing.api import trace
 from .tracing.arguments import arguments
 from .tracing.capture import in_mode

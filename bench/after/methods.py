@@ -12,7 +12,7 @@ from torch import nn
 import prunefn as pf
 from prunefn.criteria import normalizer
 from prunefn.errors import PruneError
-from prunefn.pipelines import Prune
+from prunefn.plans import Prune
 
 from ..retention import data, networks
 from ..retention import torch_pruning as peer

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from .. import compensation, criteria, recipes, where
 from ..criteria import normalizer, reduction
 from ..errors import PruneError
-from ..pipelines import Prune as Pruner
+from ..plans import Prune as Pruner
 from ..selection import scope
 from ..sparse import criteria as weight_criteria
 from ..sparse import pattern as patterns

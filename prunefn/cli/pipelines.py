@@ -8,7 +8,7 @@ from typing import Any
 
 from ..by_name.tables import RECIPES, compensation_of, criterion_of, scope_of, where_of
 from ..errors import PruneError, nearest
-from ..pipelines import Prune as Pruner
+from ..plans import Prune as Pruner
 from ..selection import budget
 from ..types import Budget
 from .sections import Pat, Prune

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..costs.analytic import cost
 from ..doors import check_fields
 from ..errors import PruneError
-from ..pipelines import Prune
+from ..plans import Prune
 from ..recipes import best
 from ..selection.budget import macs
 from ..spec.spec import Spec

@@ -20,7 +20,7 @@ from ..errors import PruneError
 from ..modules.convert import to_module
 from ..parameters.transforms import apply, compose, expand, shrink
 from ..parameters.transforms import params as params_of
-from ..pipelines import Prune
+from ..plans import Prune
 from ..report.page import page, versions
 from ..spec.spec import Spec
 from ..types import Batch, Mask, Params, Pruned

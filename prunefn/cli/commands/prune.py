@@ -12,7 +12,7 @@ from ...display.units import quantity
 from ...errors import BatchError, TraceError
 from ...modules.convert import to_module
 from ...parameters.transforms import params as params_of
-from ...pipelines import Prune
+from ...plans import Prune
 from ...report import plots
 from ...report.goal import Goal
 from ...report.page import page
