@@ -248,6 +248,21 @@ def test_block_influence_by_hand() -> None:
     assert scores.keys() == spec.branches.keys()
 
 
+def test_branch_error_by_hand() -> None:
+    torch.manual_seed(0)
+    model, x = Stack(2).eval(), torch.randn(16, 8)
+    spec, criterion = pf.trace(model, (x,)), pf.criteria.branch_error()
+    scores = pf.score(
+        pf.collect_stats(pf.params(model), [x[:7], x[7:]], spec=spec, criterion=criterion), criterion=criterion
+    )
+    with torch.no_grad():
+        end = model.layers[0](x)
+        added = end - x
+    expected = (added - added.mean(0)).square().sum() / end.square().sum()
+    assert float(scores["layers.0"]) == pytest.approx(float(expected), rel=1e-5)
+    assert scores.keys() == spec.branches.keys()
+
+
 def test_padding_does_not_count() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -350,6 +365,23 @@ def test_frozen_tensors_keep_their_layer() -> None:
     )
     whole = pf.trace(model, (x,))
     assert "layers.1" not in prune(pf.params(model), [x], spec=whole).mask
+
+
+def test_a_frozen_table_takes_no_mean() -> None:
+    torch.manual_seed(0)
+    model, x = vit(2).eval(), torch.randn(16, 3, 32, 32)
+    spec, params = pf.trace(model, (x[:2],)), pf.params(model)
+    stats = pf.collect_stats(params, [x], spec=spec, criterion=pf.criteria.block_influence())
+    mask = {"blocks.0": GONE}
+    free = pf.compensate(params, stats, mask, spec=spec)
+    assert not torch.equal(free["pos_embed"], params["pos_embed"])
+    frozen = pf.trace(model, (x[:2],), freeze="pos_embed")
+    stats = pf.collect_stats(params, [x], spec=frozen, criterion=pf.criteria.block_influence())
+    kept = pf.compensate(params, stats, mask, spec=frozen)
+    assert torch.equal(kept["pos_embed"], params["pos_embed"]) and kept.keys() > params.keys()
+    small, left = (pf.apply(p, mask, spec=s) for p, s in ((free, spec), (kept, frozen))), (spec, frozen)
+    outs = [pf.forward(p, x, spec=pf.shrink(s, mask)) for p, s in zip(small, left, strict=True)]
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-4)
 
 
 def test_errors() -> None:

@@ -77,8 +77,9 @@ def _table(instruction: str, spec: Spec) -> tuple[str, tuple[int, ...]] | None:
     if end is None or not is_sum(end):
         return None
     slot = next(s for s in spec.program.slots if s.instruction == instruction)
-    for name in end.reads():
-        axes = spec.axes.get(name, ()) if name in spec.parameters and name not in spec.tied.values() else ()
+    tables = (spec.parameters - spec.unwritable).difference(spec.tied.values())
+    for name in (n for n in end.reads() if n in tables):
+        axes = spec.axes[name]
         readers = [i for i in spec.program.instructions if name in i.reads()]
         if len(axes) >= -slot.dim and axes[slot.dim] == slot.axis and len(readers) == 1:
             return name, (-1, *(1,) * (-slot.dim - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +28,7 @@ def _collect(params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
     check_runnable(spec)
     if not spec.branches:
         return {}
-    places = {n: _place(n, spec) for n in spec.branches}
+    places = _places(spec)
     inputs = inputs_of(batch, spec=spec, device=device_of(params))
     weights = position_weights(spec, inputs, batch, True)
 
@@ -47,13 +47,27 @@ def _collect(params: Params, batch: Batch, spec: Spec) -> Mapping[str, Tensor]:
     return dict(zip(places, rows, strict=True))
 
 
-def _place(name: str, spec: Spec) -> tuple[str, str, tuple[str, ...], int]:
-    """Return the values before and after a branch, those that it adds to one sum, and the dim of the channels."""
-    branch = spec.branches[name]
+class Place(NamedTuple):
+    """Where a branch is measured."""
+
+    before: str
+    """Value: the stream before."""
+    after: str
+    added: tuple[str, ...]
+    """What it adds, if that is one value of the program."""
+    dim: int
+    """Of the channels, counted from the right."""
+
+
+def _places(spec: Spec) -> dict[str, Place]:
+    """Return branch → where it is measured."""
     instructions = {i.name: i for i in spec.program.instructions}
-    dim = next((s.dim for s in spec.program.slots if s.tensor == branch.shift), -1)
-    added = tuple(instructions[t.addition].args[t.operand].name for t in branch.terms) if len(branch.terms) == 1 else ()
-    return branch.input, branch.output, added, dim
+    dims = {s.tensor: s.dim for s in spec.program.slots}
+    out = {}
+    for name, b in spec.branches.items():
+        added = [instructions[t.addition].args[t.operand].name for t in b.terms]
+        out[name] = Place(b.input, b.output, tuple(added) if len(added) == 1 else (), dims.get(b.shift, -1))
+    return out
 
 
 @torch.fx.wrap
@@ -103,9 +117,8 @@ def block_influence() -> Criterion:
     >>> [int(m.sum()) for m in pf.select(layers, 0.34, spec=spec).values()].count(0)
     1
     """
-    return Criterion(
-        "block_influence", partial(_score, of=_influence, call="block_influence()"), (), (BRANCHES,), on_request=True
-    )
+    score = partial(_score, of=_influence, call="block_influence()")
+    return Criterion("block_influence", score, (), (BRANCHES,), on_request=True)
 
 
 @door
@@ -117,9 +130,8 @@ def branch_error() -> Criterion:
     Raises:
         StatsError: (when scored) it was not collected; pass the criterion to `collect_stats`.
     """
-    return Criterion(
-        "branch_error", partial(_score, of=_error, call="branch_error()"), (), (BRANCHES,), increments=True
-    )
+    score = partial(_score, of=_error, call="branch_error()")
+    return Criterion("branch_error", score, (), (BRANCHES,), increments=True, on_request=True)
 
 
 def _score(stats: Stats, *, of: Any, call: str) -> Scores:

@@ -156,7 +156,8 @@ def _absent(model: nn.Module, spec: Spec, what: str) -> Plan:
     if not branches:
         return []
     names = [n for n, _ in (*model.named_parameters(), *model.named_buffers()) if not _inside(n, [*layers, *branches])]
-    dead = [n for n in names if n not in spec.axes and n in dict(model.state_dict(keep_vars=True))]
+    saved = model.state_dict(keep_vars=True).keys()
+    dead = [n for n in names if n not in spec.axes and n in saved]
     modules = dict.fromkeys(n.rpartition(".")[0] for n in dead)
     whole = [m for m in modules if m and not any(n in spec.axes for n in names if _inside(n, [m]))]
     return [*((path, ABSENT, what) for path in branches), *((path, ABSENT, IDENTITY) for path in whole)]

@@ -170,26 +170,20 @@ def _parents(name: str) -> list[str]:
 def is_met(condition: Condition, removed: Collection[str]) -> bool:
     """Return whether a condition is met without some branches."""
     sizes = {leaf: int(leaf not in removed) for axis in condition for leaf in leaves(axis)}
-    return all(_is_there(axis, sizes) for axis in condition)
-
-
-def _is_there(axis: Axis, sizes: Mapping[str, int]) -> bool:
-
-    return size(axis, sizes) > 0
+    return all(size(axis, sizes) > 0 for axis in condition)
 
 
 @lru_cache(maxsize=16)
-def _needs_of(spec: SpecData) -> Needs:
-    return needs_of(spec.program, spec.branches)
+def _tensor_needs(spec: SpecData) -> dict[str, Condition]:
+    """Return tensor → condition under which it stays."""
+    return needs_of(spec.program, spec.branches).tensors(spec.axes, spec.tied)
 
 
 def removed_tensors(spec: SpecData, removed: Collection[str]) -> frozenset[str]:
     """Return the tensors that nothing needs without some branches."""
     if not removed:
         return frozenset()
-    return frozenset(
-        t for t, condition in _needs_of(spec).tensors(spec.axes, spec.tied).items() if not is_met(condition, removed)
-    )
+    return frozenset(t for t, condition in _tensor_needs(spec).items() if not is_met(condition, removed))
 
 
 def lost_branches(tensors: Collection[str], spec: SpecData) -> list[str]:

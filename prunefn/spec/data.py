@@ -57,6 +57,8 @@ class SpecData:
     """Group of kind `branch` or `layer` → what its unit stands for."""
     removed: FrozenDict[str, str] = field(default=FrozenDict(), repr=False)
     """Module of the traced model that has gone → its kind, `branch` or `layer`."""
+    unwritable: frozenset[str] = field(default=frozenset(), repr=False)
+    """Tensors that no compensation writes to."""
     without_grad: frozenset[str] = field(default=frozenset(), repr=False)
     """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 

@@ -68,12 +68,11 @@ def find_depth(program: Program, net: Network) -> Depth:
     summands = _without_frozen(_contracting(_Sums(program, net.axes).summands(), program, net), program, net)
     needs = needs_of(program, summands)
     layers = _layers(summands, needs, program, net)
-    names = _names(summands, layers, needs, program, net)
+    whole = {members[0] for members in layers.values() if len(members) == 1}
     branches: dict[str, Branch] = {}
-    for n, branch in summands.items():
-        name, kind = names[n]
-        if kind == "branch":
-            branches[name] = branch._replace(module=_path_of(n, needs, program, net))
+    for n, branch in ((n, b) for n, b in summands.items() if n not in whole):
+        path = _path_of(n, needs, program, net)
+        branches[_free(path, "branch", {*net.names, *branches})] = branch._replace(module=path)
     kinds = dict.fromkeys(branches, "branch")
     for path, members in layers.items():
         name = _free(path, "layer", {*net.names, *branches})
@@ -228,13 +227,10 @@ def _bypassed(
     These are children of containers with residual sums that are no layers as such, since they end in a norm, say: blocks of
     encoders with the norm behind the sum. All that others read of them is one value, of the axes of one value that they read.
     """
-    additions = {
-        i.name: i.module for i in program.instructions if any(b.terms[0].addition == i.name for b in summands.values())
-    }
+    sums = {b.terms[0].addition for b in summands.values()}
+    homes = {i.module for i in program.instructions if i.name in sums}
     paths = [p for p in net.children if not any(_is_in(p, q) or _is_in(q, p) for q in layers)]
-    paths = [
-        p for p in paths if any(_is_in(m, p) for m in additions.values()) and not any(_is_in(t, p) for t in net.frozen)
-    ]
+    paths = [p for p in paths if any(_is_in(m, p) for m in homes) and not any(_is_in(n, p) for n in net.frozen)]
     axes_of = {**{i.name: i.axes for i in program.inputs}, **program.axes}
     out: dict[str, tuple[str, str]] = {}
     for path in sorted(p for p in paths if not any(_is_in(q, p) and q != p for q in paths)):
@@ -286,27 +282,6 @@ def _is_in(module: str, path: str) -> bool:
 
 
 # ---- names
-
-
-def _names(
-    summands: Mapping[str, Branch],
-    layers: Mapping[str, list[str]],
-    needs: Needs,
-    program: Program,
-    net: Network,
-) -> dict[str, tuple[str, str]]:
-    """Return summand → (name, kind); a summand that is a whole layer is no branch of its own."""
-    alone = {members[0]: path for path, members in layers.items() if len(members) == 1}
-    names: dict[str, tuple[str, str]] = {}
-    taken = set(net.names)
-    for n in summands:
-        if n in alone:
-            names[n] = alone[n], "layer"
-            continue
-        name = _free(_path_of(n, needs, program, net), "branch", taken)
-        taken.add(name)
-        names[n] = name, "branch"
-    return names
 
 
 def _path_of(name: str, needs: Needs, program: Program, net: Network) -> str:

@@ -80,7 +80,8 @@ def unwritten(spec: Spec, names: Collection[str]) -> Spec:
             slots += [_new_slot(site, slot, calls[c], d) for c, d in zip(site.calls, dims, strict=True) if c in calls]
             axes[slot] = (site.out,)
     program = spec.program._replace(slots=tuple(slots))
-    return replace(spec, program=program, sites=FrozenDict(sites), axes=FrozenDict(axes))
+    unwritable = spec.unwritable | names
+    return replace(spec, program=program, sites=FrozenDict(sites), axes=FrozenDict(axes), unwritable=unwritable)
 
 
 def _new_slot(site: Site, tensor: str, call: Instruction, dim: int) -> Slot:
