@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from ..rows import append, read
 
 RESULTS = Path(__file__).parent.parent / "results"
 ROWS = RESULTS / "retention.jsonl"
@@ -37,16 +38,11 @@ class Row(NamedTuple):
 
 
 def rows() -> dict[Job, Row]:
-    """What has been computed."""
-    if not ROWS.exists():
-        return {}
-    lines = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    found = [Row(Job(*job), *rest) for job, *rest in lines]
+    """Return what has been computed."""
+    found = [Row(Job(*job), *rest) for job, *rest in read(ROWS)]
     return {r.job: r for r in found}
 
 
 def add(row: Row) -> None:
-    """One line, at once."""
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps([list(row.job), *row[1:]]) + "\n")
+    """Append a row at once."""
+    append(ROWS, [list(row.job), *row[1:]])
