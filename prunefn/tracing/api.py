@@ -239,7 +239,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         groups=FrozenDict({**mixed_by_weights(program, solution.axes, solution.groups), **depth.groups}),
         sites=solution.sites,
         constants=_constants(captured, analysis, solution, program.constants),
-        formulas=_cost_polynomials(analysis, solution, parameters - tied.keys(), needs, stays),
+        formulas=_cost_polynomials(analysis, solution, parameters.difference(tied), needs, stays),
         parameters=parameters,
         tied=tied,
         frozen=solution.frozen,
