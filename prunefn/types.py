@@ -233,6 +233,8 @@ class Inputs(NamedTuple):
     """What the kept inputs do not give of the outputs to reproduce; always there when a compensation is called."""
     halves: tuple[Inputs, ...] = ()
     """The same statistics of either half of the samples, where they are known."""
+    may_shift: bool = True
+    """Whether the class of the model has room for a shift of the outputs: a bias, a BatchNorm that follows, or a new bias."""
 
 
 class Lacking(NamedTuple):

@@ -57,7 +57,7 @@ def test_choices_show_how_they_are_composed() -> None:
         *("global_()", "knapsack(quantity='params')", "local()")
     ]
     assert repr(pf.budget.macs(0.65)) == "macs(0.65)"
-    assert repr(pf.compensation.affine(fallback=pf.compensation.mean())) == "affine(intercept=True, fallback=mean())"
+    assert repr(pf.compensation.affine(fallback=pf.compensation.mean())) == "affine(fallback=mean())"
 
 
 def test_a_pipeline_shows_the_call_that_makes_it_again() -> None:
@@ -68,7 +68,7 @@ def test_a_pipeline_shows_the_call_that_makes_it_again() -> None:
     assert str(pf.pipeline(recover_steps=20)).splitlines()[1:] == [
         "  score       obs(ridge=0.0001), of all groups",
         "  select      0.5 by knapsack(quantity='macs')",
-        "  compensate  affine(intercept=True, fallback=mean()), block by block, towards the dense outputs",
+        "  compensate  affine(fallback=mean()), block by block, towards the dense outputs",
         "  recover     20 steps towards the dense outputs",
         "  or          normalized(magnitude(p=2.0, bias=False, reduction=mean), by=mean), where there are no batches",
     ]

@@ -367,11 +367,35 @@ def test_biases_of_a_compensation_are_what_no_config_says(tmp_path: Path) -> Non
         return pf.to_module(pruned.params, spec=pruned.spec, model=model)
 
     with warns(UserWarning, match=r"created '.*down_proj\.bias' \(in all, 2 biases\).*affine\(intercept=False\)"):
-        small().save_pretrained(tmp_path)
-    plain = small(compensation=pf.compensation.affine(intercept=False))
-    plain.save_pretrained(tmp_path)
+        small(compensation=pf.compensation.affine(intercept=True)).save_pretrained(tmp_path)
+    assert spec.configured == ("",)
+    plain, by_default = small(compensation=pf.compensation.affine(intercept=False)), small()
+    by_default.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(again(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_a_class_of_ones_own_gets_a_bias_where_a_part_of_a_library_gets_none() -> None:
+    torch.manual_seed(0)
+    mine = nn.ModuleDict(
+        {"own": nn.Sequential(nn.Linear(32, 24, bias=False), nn.ReLU(), nn.Linear(24, 32, bias=False))}
+    )
+    mine["theirs"] = llama().eval()
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = mine
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.parts["own"](self.parts["theirs"].model(input_ids=ids).last_hidden_state)
+
+    model = Both().eval().requires_grad_(False)
+    spec = pf.trace(model, (IDS,))
+    batches = [torch.randint(0, 50, (8, 16), generator=torch.Generator().manual_seed(0))]
+    prune = pf.pipeline(ratio=0.25, where=pf.kind("hidden"), scope=pf.scope.local())
+    created = prune(pf.params(model), batches, spec=spec).params.keys() - pf.params(model).keys()
+    assert spec.configured == ("parts.theirs",) and created == {"parts.own.2.bias"}
 
 
 def test_a_trainer_saves_what_no_config_says(tmp_path: Path) -> None:

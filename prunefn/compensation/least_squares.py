@@ -16,8 +16,9 @@ RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
 """Ridges to choose from, as fractions of the mean variance; with the last one, the weight does not change."""
 
 
-def fit(weight: Float[Tensor, "g o i t"], x: Inputs, *, ridge: float | None, intercept: bool) -> Repair:
+def fit(weight: Float[Tensor, "g o i t"], x: Inputs, *, ridge: float | None, intercept: bool | None) -> Repair:
     """Return the repair of `compensation.affine`, and the squared error that it is expected to have on new samples."""
+    intercept = x.may_shift if intercept is None else intercept
     problems, ridges = _problems(weight, x, intercept), RIDGES if ridge is None else (ridge,)
     if x.halves:
         halves = [(half, _problems(weight, half, intercept)) for half in x.halves]

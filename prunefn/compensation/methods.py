@@ -29,7 +29,9 @@ def mean() -> Compensation:
 
 
 @door
-def affine(ridge: float | None = None, *, intercept: bool = True, fallback: Compensation | None = None) -> Compensation:
+def affine(
+    ridge: float | None = None, *, intercept: bool | None = None, fallback: Compensation | None = None
+) -> Compensation:
     """Replace removed inputs by their best affine estimate from the kept ones, by least squares on the outputs.
 
     With S kept and y the dense outputs: W' = W_S + (C_yS − W_S C_SS)(C_SS + λ I)⁻¹ and b' = b + E y − W' μ_S. It is the
@@ -46,8 +48,9 @@ def affine(ridge: float | None = None, *, intercept: bool = True, fallback: Comp
             the one of 1e-6 … 1 that predicts new samples best: the other half of the samples if the sequential mode measured
             both, else by generalised cross-validation (Golub, Heath and Wahba, 1979). If none of them predicts better than no
             change of the weight, only means are compensated.
-        intercept: compensate the mean by a bias; False: least squares without a new bias, for classes whose config has none, so
-            that `save_pretrained` writes a model that its library loads.
+        intercept: compensate the mean by a bias; False: least squares without one. Default: without one where it would be a new
+            bias of a class that is built from a config, such as those of transformers, so that `save_pretrained` writes a model
+            that its library loads.
         fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
 
     Raises:

@@ -25,7 +25,7 @@ from ..types import Compensation, Inputs, Mask, Moments, Params, Repair, Residua
 from . import methods as compensations
 from .branches import with_means
 from .error import residual_of, with_lacking
-from .shifts import add_shift
+from .shifts import add_shift, may_shift
 
 ENOUGH = 2
 """Samples for each kept input: with n samples of k inputs, the error of a least-squares estimate grows by about n / (n − k)."""
@@ -232,7 +232,7 @@ def repaired_by(method: Compensation, site: Site, weight: Tensor, x: Inputs, spe
         StatsError: the method needs a covariance that was not collected.
         ParamsError: the weight cannot be rewritten, and the method has no fallback.
     """
-    x = with_lacking(weight, x)
+    x = with_lacking(weight, x)._replace(may_shift=may_shift(site, spec))
     if method.repair is None:
         return Repaired(site, weight, x, Repair(None, None))
     if "covariance" in method.needs:

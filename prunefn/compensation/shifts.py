@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParamsError
+from ..names import ancestors
 from ..program.compiled import value_of
 from ..program.sharded import gather, spread
 from ..spec.parts import Site
@@ -36,6 +37,12 @@ def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
     if scale.variance:
         factor = factor / (value_of(params, scale.variance, spec=spec).double() + scale.eps).sqrt()
     return factor
+
+
+def may_shift(site: Site, spec: Spec) -> bool:
+    """Return whether the class of the model has room for a shift: not for a new bias, if it is built from a config."""
+    is_configured = not set(spec.configured).isdisjoint(ancestors(site.name))
+    return site.bias is not None or site.norm is not None or not is_configured
 
 
 def add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:

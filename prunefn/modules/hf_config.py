@@ -90,7 +90,7 @@ def fit_config(
     def check(config: Any) -> Problem | None:
         if any(t.is_meta for t in model.parameters()):
             return confirm_without_numbers(build(config).to(_dtype(model)), spec)
-        if library.module == "transformers" and not path:
+        if library.base.module == "transformers" and not path:
             return confirm_fresh(model, config, spec)
         return _confirm_part(whole, model, library.build(type(model), config), spec)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -17,15 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..tracing import configured as bases
 from .fields import Field
 
 
 class Library(NamedTuple):
     """How the models of a library keep their config."""
 
-    module: str
-    base: str
-    """The class that all of its models inherit from, in this module."""
+    base: bases.Base
+    """The class that all of its models inherit from."""
     config: Callable[[Any], Any]
     """Model → config, an object with the fields as attributes."""
     build: Callable[[Any, Any], nn.Module]
@@ -39,8 +38,7 @@ class Library(NamedTuple):
 def library_of(module: nn.Module) -> Library | None:
     """Return the library of a model; None if it is of none of them, or was built without a config."""
     for library in LIBRARIES:
-        base = getattr(sys.modules.get(library.module), library.base, None)  # if nobody imported it, it has no models
-        if base is not None and isinstance(module, base) and library.config(module) is not None:
+        if library.base.is_base_of(module) and library.config(module) is not None:
             return library
     return None
 
@@ -114,24 +112,21 @@ def _edited(config: Any, changes: Mapping[Field, int]) -> Any:
 
 
 TRANSFORMERS = Library(
-    "transformers",
-    "PreTrainedModel",
+    bases.TRANSFORMERS,
     config=lambda model: model.config,
     build=lambda cls, config: cls(config),
     write=_write_to_all,
     text=_text_with_class,
 )
 DIFFUSERS = Library(
-    "diffusers",
-    "ModelMixin",
+    bases.DIFFUSERS,
     config=_arguments_of_diffusers,
     build=lambda cls, config: cls.from_config(vars(config)),
     write=lambda model, changes: model.register_to_config(**vars(_edited(_arguments_of_diffusers(model), changes))),
     text=lambda model: model.to_json_string(),
 )
 HUB = Library(
-    "huggingface_hub",
-    "PyTorchModelHubMixin",
+    bases.HUB,
     config=_config_of_mixin,
     build=_build_of_mixin,
     write=_write_to_mixin,

@@ -103,5 +103,5 @@ def _write_checkpoint(module: Any, library: Library, folder: Path, state_dict: M
             path.unlink()
     atomic.write(folder / SINGLE, lambda name: save_sealed(name, untied, metadata))
     atomic.write_text(folder / DENSE_CONFIG, library.text(module))
-    if library.module == "transformers" and module.can_generate() and module.generation_config is not None:
+    if library.base.module == "transformers" and module.can_generate() and module.generation_config is not None:
         module.generation_config.save_pretrained(folder)

@@ -59,6 +59,8 @@ class SpecData:
     """Module of the traced model that has gone → its kind, `branch` or `layer`."""
     unwritable: frozenset[str] = field(default=frozenset(), repr=False)
     """Tensors that no compensation writes to."""
+    configured: tuple[str, ...] = ()
+    """Paths of the modules that a library builds from a config, so that they have no room for new biases; "" is the model."""
     without_grad: frozenset[str] = field(default=frozenset(), repr=False)
     """Parameters of the traced model that do not require gradients, such as those of a frozen stem."""
 

@@ -21,6 +21,7 @@ from .analyse import Analysis, WrongRuleError, analyse
 from .arguments import arguments, positional
 from .caches import without_caches
 from .capture import Captured, capture
+from .configured import configured_paths
 from .depth import Network, children_of_containers, find_depth
 from .dynamic import Dynamic, Names, batch_only, names_of, within
 from .freeze import chosen, freeze_tensors, unwritten
@@ -254,6 +255,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         layouts=find_layouts(captured, analysis, solution.axis_of),
         scales=tuple(dict.fromkeys(value_name(captured, v.name) for v in analysis.scales)),
         branches=depth.branches,
+        configured=tuple(configured_paths(model)),
         without_grad=frozenset(n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad),
     )
     return unwritten(spec, frozen_tensors) if frozen_tensors else spec
