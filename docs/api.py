@@ -13,7 +13,7 @@ from .fences import fenced
 STEPS = {
     title: names.split()
     for title, names in {
-        "Trace": "trace Spec Cost cost Params params",
+        "Trace": "trace save_spec load_spec Spec Cost cost Params params",
         "Measure and score": "collect_stats merge_stats sync_stats stats_bytes save_stats load_stats Stats score Scores "
         "Criterion Collector perplexity sensitivity Sensitivity Effect eliminate Eliminated",
         "Choose": "select mask Mask kept kept_positions compose uniform_ratio target only kind glob module touches exact",

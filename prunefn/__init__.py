@@ -15,6 +15,7 @@ from . import compensation, criteria, distances, gates, recipes
 from ._version import __version__
 from .checkpoints.checkpoint import load, load_params, save
 from .checkpoints.lazy import lazy_params
+from .checkpoints.spec_file import load_spec, save_spec
 from .checkpoints.stats_file import load_stats, save_stats
 from .checkpoints.stream import apply_checkpoint
 from .checkpoints.tokenizer_files import needed_tokens, shrink_tokenizer
@@ -114,6 +115,7 @@ __all__ = [
     "lazy_params",
     "load",
     "load_params",
+    "load_spec",
     "load_stats",
     "mask",
     "memory",
@@ -137,6 +139,7 @@ __all__ = [
     "remap",
     "residual",
     "save",
+    "save_spec",
     "save_stats",
     "scope",
     "score",

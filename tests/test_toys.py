@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from functools import cache
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -394,3 +395,23 @@ def test_rows_of_a_table_that_the_example_does_not_reach_stay() -> None:
     spec = pf.trace(Positions(), (torch.randn(2, 5, 4),), dynamic="batch")
     assert spec.einops("table") == "9 hidden"
     assert "nothing reads it at this size of the inputs" in spec.explain("table")
+
+
+@every_toy
+def test_a_spec_on_disk_is_the_same_spec(name: str, tmp_path: Path) -> None:
+    """Whole and pruned: equal, and what it builds gives the same bits."""
+    t = traced(name)
+    mask = mask_of(t.spec, 1, [g for g in t.spec.groups if g in t.spec.widths])
+    small, params = pf.shrink(t.spec, mask), pf.apply(t.params, mask, spec=t.spec)
+    for n, spec in enumerate((t.spec, small)):
+        pf.save_spec(spec, tmp_path / str(n))
+    whole, again = (pf.load_spec(tmp_path / str(n)) for n in (0, 1))
+    assert whole == t.spec and again == small and hash(whole) == hash(t.spec)
+    assert (str(whole), repr(whole.program)) == (str(t.spec), repr(t.spec.program))
+    assert pf.cost(whole, mask) == pf.cost(t.spec, mask)
+    if t.spec.program.recorded is None or not t.spec.program.recorded.refusal:
+        torch.manual_seed(0)
+        expected = t.run(name, 2, params, small)
+        torch.manual_seed(0)
+        got = t.run(name, 2, params, again)
+        assert all(torch.equal(a, b) for a, b in zip(tensors(got), tensors(expected), strict=True))
