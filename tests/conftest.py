@@ -1,5 +1,7 @@
 """One thread, a fixed seed for every test, and one profile for all random examples."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -36,3 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.default_generator.manual_seed(0)  # of the CPU, which is what the tests draw from
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands keep what they measure and trace in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEFN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -21,6 +21,7 @@ typer_testing = pytest.importorskip("typer.testing")
 
 import prunefn.cli  # noqa: E402
 from prunefn.by_name import tables as words  # noqa: E402
+from prunefn.cli import networks  # noqa: E402
 from prunefn.cli.layers import merge, resolve, shipped_configs  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402
@@ -497,6 +498,53 @@ def test_debug_shows_where() -> None:
     assert isinstance(done.exception, pf.PruneError)
 
 
+# ---- what is kept from command to command
+
+
+def test_only_the_first_command_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEFN_CACHE", str(tmp_path / "cache"))
+    traces: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> pf.Spec:
+        traces.append(1)
+        return pf.trace(*args, **options)
+
+    monkeypatch.setattr(networks, "trace", counted)
+    ask = ["inspect", "small_vit"]
+    first = run(*ask).stdout
+    assert run(*ask).stdout == first and len(traces) == 1
+    kept = list((tmp_path / "cache" / "specs").iterdir())
+    assert len(kept) == 1
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])  # a damaged file costs a trace
+    assert run(*ask).stdout == first and len(traces) == 2
+    run("inspect", "small_vit", "--options", "{depth: 2}")
+    assert len(traces) == 3
+    for _ in range(2):  # the code of a function may depend on anything
+        run("inspect", "prunefn.nets:small_vit", "--input-shape", "1,8,8")
+    assert len(traces) == 5
+
+
+def test_heads_and_widths_of_equal_shapes_are_not_confused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the heads and half of every head_dim leave the same shapes; the checkpoints tell them apart."""
+    monkeypatch.setenv("PRUNEFN_CACHE", str(tmp_path / "cache"))
+    out = []
+    for kind in ("heads", "head_dim", "heads"):
+        run(
+            "prune",
+            "small_vit",
+            "--data",
+            "digits",
+            "--criterion",
+            "magnitude",
+            "--where",
+            kind,
+            "--out",
+            tmp_path / kind,
+        )
+        out.append(run("inspect", "small_vit", "--checkpoint", tmp_path / kind / "pruned.safetensors").stdout)
+    assert out[0] != out[1] and out[0] == out[2]
+
+
 # ---- a config is data
 
 
@@ -611,6 +659,7 @@ SHELL = """
 import os, signal, subprocess, sys
 {setup}
 import prunefn.cli
+from prunefn.cli import networks
 {then}
 sys.argv = ["prunefn", *{args!r}]
 prunefn.cli.app()

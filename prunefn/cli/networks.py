@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import nets
+from .. import nets, trees
 from .._extras import needs
 from ..checkpoints.checkpoint import load
 from ..data.value import Data
@@ -20,6 +20,7 @@ from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from .known_specs import kept, origin_of
 from .layers import shipped_configs
 from .sections import Model
 from .trust import check_options
@@ -43,14 +44,20 @@ class Network(NamedTuple):
     name: str
     keywords: Mapping[str, Tensor] = FrozenDict()
     """Inputs by name, for models of transformers."""
+    origin: tuple[str, ...] = ()
+    """As of `origin_of`."""
 
     def spec(self, **options: Any) -> Spec:
-        """Return the spec; of a recorded model, with the costs of a single sample."""
+        """Return the spec, kept on disk from command to command; of a recorded model, with the costs of a single sample."""
+        inputs = {**{str(n): t for n, t in enumerate(self.example)}, **self.keywords}
+        return kept(self.origin, self.model, inputs, options, self._traced)
+
+    def _traced(self, **options: Any) -> Spec:
         spec = trace(self.model, self.example, self.keywords, **options)
         if spec.capture == "exported":
             return spec
-        one = {name: t[:1] for name, t in self.keywords.items()}
-        return trace(self.model, tuple(t[:1] for t in self.example), one, **options)
+        args, keywords = trees.map_tensors(lambda t: t[:1], (self.example, dict(self.keywords)))
+        return trace(self.model, args, keywords, **options)
 
 
 class Built(NamedTuple):
@@ -85,7 +92,8 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
     example, keywords = _inputs(model, shape, config.name)
     _check_inputs(model, example, keywords, config.name, shape)
-    return Network(model, example, config.name, keywords)
+    origin = origin_of(config.name, config.options, seed, None if dense else config.checkpoint)
+    return Network(model, example, config.name, keywords, origin)
 
 
 def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
@@ -337,7 +345,6 @@ def _check_inputs(
         with torch.no_grad():
             model(*example, **keywords)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
         raise PruneError(
-            f"{name} does not take inputs of {shape}: {first}; give options that fit the data (--options), or --model.input-shape"
+            f"{name} does not take inputs of {shape}: {str(error).strip().splitlines()[0]}; give options that fit the data (--options), or --model.input-shape"
         ) from None
