@@ -346,5 +346,5 @@ def _check_inputs(
             model(*example, **keywords)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise PruneError(
-            f"{name} does not take inputs of {shape}: {str(error).strip().splitlines()[0]}; give options that fit the data (--options), or --model.input-shape"
+            f"{name} does not take inputs of {shape}: {str(error).strip().splitlines()[0]}; give other --options or --model.input-shape"
         ) from None
