@@ -471,7 +471,7 @@ def test_the_page_of_one_pruning(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     text = page(tmp_path).read_text()
     check_alone(text)
-    assert "50.0% of the MACs removed by pruning" in text and "-10.00 points" in text
+    assert "50.0 % of the MACs removed by pruning" in text and "−10.00 points" in text
     assert re.findall(r'<h2 id="[^"]+">([^<]+)</h2>', text) == ["Units kept", "Versions"]
     assert text.count('<span class="bar"') == 2 and "width: 66.7%" in text
     assert page(tmp_path).read_text() == text

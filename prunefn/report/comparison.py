@@ -9,11 +9,12 @@ from ..display.units import quantity
 from ..errors import PruneError
 from ..files.yaml_text import read_yaml_file
 from ..tables import Table, write_csv
-from .goal import COLUMNS, COMPARISON, Goal
+from .goal import COLUMNS, COMPARISON, Dense, Goal
 from .pareto import pareto
+from .run_folder import METRICS
 
-METRICS, DENSE = "metrics.yaml", "best_model.safetensors"
-"""The file of every run, and the file that only the run of the dense network has."""
+DENSE = "best_model.safetensors"
+"""The file that only the run of the dense network has."""
 
 
 class Entry(NamedTuple):
@@ -81,8 +82,9 @@ class Comparison(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write `final_comparison.csv` and `pareto.png` into a folder."""
         write_csv(folder / COMPARISON, COLUMNS, self.rows())
-        points = [(r.name, round(1e9 * r.macs), r.accuracy) for r in (self.dense, *self.runs)]
-        pareto(points, folder / "pareto.png")
+        points = [(r.name, round(1e9 * r.macs), r.accuracy) for r in self.runs]
+        dense = Dense(1e9 * self.dense.macs, self.dense.accuracy)
+        pareto(points, folder / "pareto.png", dense=dense, goal=self.goal)
 
 
 def is_results(folder: Path) -> bool:

@@ -7,23 +7,27 @@ import csv
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import ParseError
+from urllib.parse import quote
 
 import torch
 
 from .._extras import needs
-from ..display.units import quantity
 from ..errors import PruneError
 from ..files.atomic import write_text
 from ..files.nest import read_nest
 from ..spec.picture import themed
+from .cells import Cell, Table, cell, heading
+from .goal import COMPARISON
+from .results import PAGE, ROWS, Results, plot_of, read_results, table_of
+from .run_folder import SUMMARY, TRIAL, cards, numbers, read, read_json, verdict
+from .scatter import scatter
 
-PAGE = "report.html"
 PICTURES = {
     "pareto.png": "Accuracy against MACs",
     "accuracy.png": "Top-1 over the epochs",
@@ -36,29 +40,15 @@ PICTURES = {
     "layers.png": "MACs and parameters by layer",
 }
 """Name of a picture file → heading, in the order on the page; other pictures follow under their own names."""
-COLUMNS = {
-    "phase": "phase",
-    "epoch": "epoch",
-    "macs": "MACs",
-    "params": "params",
-    "lr": "lr",
-    "train_loss": "training loss",
-    "loss": "loss",
-    "top1": "top-1",
-}
-"""Column of `metrics.jsonl` → heading, in the order on the page."""
-ROWS = 500
-"""Maximal number of rows of a table, which then states how many more there are."""
+LINES = "metrics.jsonl"
+COLUMNS = ("phase", "epoch", "macs", "params", "lr", "train_loss", "loss", "top1")
+"""Columns of `metrics.jsonl`, in the order on the page."""
+LONG = 12
+"""Texts of more lines are folded."""
+SHOWN = ("pareto.png", "final_comparison.csv", "trials.csv")
+"""Files of a sweep or a directory of runs that the page's picture and table of all results show."""
+POINTS = "Every point is named where the pointer rests; a click opens its page. Green: the goal is met. Star: the dense network."
 PACKAGES = ("prunefn", "torchvision", "timm", "transformers", "accelerate", "optuna", "numpy", "safetensors")
-
-
-class Table(NamedTuple):
-    """A table of formatted cells."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    more: int = 0
-    """Number of rows that are left out."""
 
 
 class Section(NamedTuple):
@@ -69,9 +59,12 @@ class Section(NamedTuple):
     """(name, data URI); all after the first are folded."""
     svg: str = ""
     table: Table | None = None
+    note: str = ""
+    """What the pointer shows on the SVG."""
     bars: Sequence[tuple[str, int, int]] = ()
     """(group, units kept, units)"""
     text: str = ""
+    folded: bool = False
 
     @property
     def id(self) -> str:
@@ -91,11 +84,13 @@ def versions() -> dict[str, str]:
 
 
 def page(folder: Path | str) -> Path:
-    """Write `report.html` into the folder of a run of `pat`, a sweep or a single pruning.
+    """Write `report.html` into the folder of a run, a sweep, or a directory of runs, and into those folders of its runs or trials
+    that have none.
 
-    The page has a section for every file that exists: `summary.json` as numbers, `metrics.jsonl` and `*.csv` as tables, `*.png`
-    (also those of each round), `spec.svg`, `mask.safetensors`, `config.json`. The page is light or dark, like the reader's
-    browser.
+    The page starts with one line that says how the results meet the goal. The results of a sweep or of several runs follow as a
+    picture, in which every point is named where the pointer rests, and as a table with links to the runs' pages. There is a
+    section for every other file: `summary.json` as numbers, `metrics.jsonl` and `*.csv` as tables, `*.png` (also those of each
+    round), `spec.svg`, `mask.safetensors`, `config.json`. The page is light or dark, like the reader's browser.
 
     Args:
         folder: folder of results.
@@ -104,83 +99,113 @@ def page(folder: Path | str) -> Path:
         Path of the page.
 
     Raises:
-        PruneError: the folder has no files of a run, or a file is damaged (names it).
+        PruneError: the folder has no files of a run, a file is damaged (names it), or the directory has runs but not exactly one of
+            the dense network.
     """
     where = Path(folder)
-    config, summary = _read_json(where / "config.json"), _read_json(where / "summary.json")
-    sections = [
-        s
-        for make in (_picture_sections, _graph_section, _epoch_section, _table_sections, _group_section)
-        for s in make(where)
-    ]
-    if not sections and not summary:
+    results = read_results(where)
+    links = {} if results is None else _links(where, results)
+    return _write(where, results, links)
+
+
+def _links(where: Path, results: Results) -> dict[str, str]:
+    """Return name of a row → address of its page; missing pages are written."""
+    links = {}
+    rows = [*results.rows, *([results.dense] if results.dense is not None and results.dense.folder != "." else [])]
+    for row in rows:
+        folder = where / row.folder
+        if not (folder / PAGE).exists() and (numbers(folder) or any(folder.glob("*.png"))):
+            _write(folder, None, {}, up="../" * (row.folder.count("/") + 1) + PAGE)
+        if (folder / PAGE).exists():
+            links[row.name] = f"{quote(row.folder)}/{PAGE}"
+    return links
+
+
+def _write(where: Path, results: Results | None, links: Mapping[str, str], up: str = "") -> Path:
+    """Write the page of a folder.
+
+    Args:
+        where: the folder.
+        results: of its runs or trials; None: it is one run.
+        links: name of a run or trial → address of its page.
+        up: address of the page of all runs or trials.
+    """
+    config, found = read_json(where / "config.json"), numbers(where)
+    makers = (_picture_sections, _graph_section, _epoch_section, _table_sections, _group_section)
+    sections = [] if results is None else list(_result_sections(results, links))
+    shown = () if results is None else SHOWN
+    sections += [s for make in makers for s in make(where, shown)]
+    if not sections and not found:
         raise PruneError(
             f"{where} has no files of a run (summary.json, metrics.jsonl, a mask, a picture, a table): is it the right folder?"
         )
-    run_versions = config.pop("versions", None) or _read_json(where / "spec.json").get("versions") or versions()
-    if config:
-        sections.append(Section("What was asked", text=json.dumps(config, indent=2, ensure_ascii=False)))
-    table = Table(("package", "version"), [(k, str(v)) for k, v in run_versions.items()])
-    sections.append(Section("Versions", table=table))
-    with needs("train", "report.html"):
-        from jinja2 import Environment
-    template = Environment(autoescape=True).from_string(
-        files("prunefn.report").joinpath("page.html").read_text("utf-8")
+    run_versions = config.pop("versions", None) or read_json(where / "spec.json").get("versions") or versions()
+    if options := config or read_json(where / "settings.json"):
+        text = json.dumps(options, indent=2, ensure_ascii=False)
+        sections.append(Section("What was asked", text=text, folded=text.count("\n") > LONG))
+    rows = [(Cell(k), Cell(str(v))) for k, v in run_versions.items()]
+    sections.append(Section("Versions", table=Table(("package", "version"), rows), folded=True))
+    text = _template().render(
+        title=_title(where, config, found),
+        verdict=(verdict(found) if results is None else results.verdict).replace(" %", "\u00a0%"),
+        cards=cards(found),
+        sections=sections,
+        up=up,
+        others={} if results is None or results.what != "runs" else _others(where, links),
     )
-    title = _title(where, config, summary)
-    write_text(where / PAGE, template.render(title=title, cards=_cards(summary), sections=sections))
+    write_text(where / PAGE, text)
     return where / PAGE
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty if the file does not exist."""
-    content = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8"))) if path.exists() else {}
-    return content if isinstance(content, dict) else {"value": content}
+def _others(where: Path, links: Mapping[str, str]) -> dict[str, str]:
+    """Return name → address of the pages below a directory of runs that are not in its table, such as that of a sweep."""
+    return {
+        p.parent.name: f"{quote(p.parent.name)}/{PAGE}"
+        for p in sorted(where.glob(f"*/{PAGE}"))
+        if p.parent.name not in links
+    }
 
 
-def _read(path: Path, parse: Callable[[Path], Any]) -> Any:
-    """Return the parsed file.
-
-    Raises:
-        PruneError: it cannot be parsed.
-    """
-    try:
-        return parse(path)
-    except (ValueError, ParseError, csv.Error) as error:
-        raise PruneError(f"{path} cannot be read ({error}); delete it, or write it again") from error
+@cache
+def _template() -> Any:
+    """Return the template of the page."""
+    with needs("train", "report.html"):
+        from jinja2 import Environment
+    source = files("prunefn.report").joinpath("page.html").read_text("utf-8")
+    return Environment(autoescape=True).from_string(source)
 
 
-# ---- numbers at the top
-
-
-def _title(where: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _title(where: Path, config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return the title of the page."""
-    if "macs_removed" in summary:
-        return f"{summary['macs_removed']:.1%} of the MACs removed by {config.get('prune') or 'pruning'}"
-    return str(config.get("name") or where.resolve().name)
-
-
-def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (name, value, note) for every number of the summary that has a dense counterpart."""
-    cards = []
-    pairs = {k: (summary[f"{k}_dense"], summary[k]) for k in summary if f"{k}_dense" in summary}
-    for name, word in (("macs", "MACs removed"), ("params", "Parameters removed")):
-        if name in pairs:
-            dense, pruned = pairs.pop(name)
-            removed = f"{1 - pruned / dense:.1%}" if dense else ""
-            cards.append((word, removed, f"{quantity(dense, '')} → {quantity(pruned, '')}"))
-    for name, (dense, pruned) in pairs.items():
-        if name == "top1":
-            cards.append(("Top-1", f"{pruned:.2%}", f"dense {dense:.2%}, {100 * (pruned - dense):+.2f} points"))
-        else:
-            cards.append((name.capitalize(), f"{pruned:.4g}", f"dense {dense:.4g}"))
-    return cards
+    if "prune" in config and "macs_removed" in found:
+        method = str(config["prune"] or "pruning").removesuffix("()")
+        return f"{100 * found['macs_removed']:.1f} % of the MACs removed by {method}"
+    if "macs_removed" in found and "macs_dense" in found and (where / SUMMARY).exists():
+        return f"{100 * found['macs_removed']:.1f} % of the MACs removed by pruning"
+    name = where.resolve().name
+    if (where / TRIAL).exists() and name.isdecimal():
+        return f"trial {int(name)}"
+    return str(config.get("name") or name)
 
 
 # ---- sections
 
 
-def _picture_sections(where: Path) -> Iterator[Section]:
+def _result_sections(results: Results, links: Mapping[str, str]) -> Iterator[Section]:
+    """Yield the picture and the table of the results."""
+    plot = plot_of(results, links)
+    if plot is not None:
+        names = [results.objectives[i] for i in (0, 1)]
+        title = (
+            "Accuracy against MACs" if names == ["top1", "macs"] else " against ".join(map(heading, names)).capitalize()
+        )
+        yield Section(title, svg=scatter(plot), note=POINTS)
+    yield Section("Results", table=table_of(results, links))
+    if results.failed:
+        yield Section("Failed", table=Table(("", "error"), [(Cell(n), Cell(e)) for n, e in results.failed.items()]))
+
+
+def _picture_sections(where: Path, shown: Sequence[str]) -> Iterator[Section]:
     """Yield a section for each name of a picture, with those of all rounds; names of `PICTURES` come first, in its order."""
     by_name: dict[str, list[tuple[str, Path]]] = {}
     for path in sorted(where.glob("*.png")):
@@ -190,7 +215,7 @@ def _picture_sections(where: Path) -> Iterator[Section]:
         for path in sorted(rounds[number].glob("*.png")):
             by_name.setdefault(path.name, []).append((f"round {number}", path))
     order = [*(n for n in PICTURES if n in by_name), *(n for n in by_name if n not in PICTURES)]
-    for name in order:
+    for name in (n for n in order if n not in shown):
         heading = PICTURES.get(name) or _as_words(Path(name).stem).capitalize()
         yield Section(heading, [(title, _data_uri(path)) for title, path in by_name[name]])
 
@@ -205,55 +230,48 @@ def _as_words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _graph_section(where: Path) -> Iterator[Section]:
+def _graph_section(where: Path, _: Sequence[str]) -> Iterator[Section]:
     """Yield the graph of the groups, if the folder has it."""
     path = where / "spec.svg"
     if path.exists():
-        yield Section("Graph of the groups", svg=_read(path, lambda p: themed(p.read_text(encoding="utf-8"))))
+        svg = read(path, lambda p: themed(p.read_text(encoding="utf-8")))
+        yield Section("Graph of the groups", svg=svg, note="Members and sites of a group show where the pointer rests.")
 
 
-def _epoch_section(where: Path) -> Iterator[Section]:
-    """Yield the table of phases and epochs, if the folder has one."""
-    path = where / "metrics.jsonl"
-    if not path.exists():
+def _epoch_section(where: Path, _: Sequence[str]) -> Iterator[Section]:
+    """Yield the table of phases and epochs, if the folder or its training has one."""
+    path = next((p for p in (where / LINES, where / "train" / LINES) if p.exists()), None)
+    if path is None:
         return
-    rows = _read(path, lambda p: [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines() if line])
+    rows = read(path, lambda p: [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines() if line])
     names = dict.fromkeys(k for r in rows for k in r)
     columns = [*(c for c in COLUMNS if c in names), *(k for k in names if k not in (*COLUMNS, "round", "update"))]
-    cells = [[_cell(c, r.get(c)) for c in columns] for r in rows]
     if rows:
-        yield Section("Phases and epochs", table=_shortened([COLUMNS.get(c, _as_words(c)) for c in columns], cells))
+        trained = any("epoch" in r or "train_loss" in r for r in rows)
+        cells = [[cell(c, r.get(c)) for c in columns] for r in rows]
+        yield Section(
+            "Phases and epochs" if trained else "Dense and pruned", table=_shortened(list(map(heading, columns)), cells)
+        )
 
 
-def _cell(column: str, value: Any) -> str:
-    """Return a value as text, in the format of its column."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if column in ("macs", "params"):
-        return quantity(value, "")
-    if column == "top1":
-        return f"{value:.2%}"
-    if column == "lr":
-        return f"{value:.3g}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _table_sections(where: Path) -> Iterator[Section]:
+def _table_sections(where: Path, shown: Sequence[str]) -> Iterator[Section]:
     """Yield a table for each CSV file, `final_comparison.csv` first."""
-    for path in sorted(where.glob("*.csv"), key=lambda p: (p.stem != "final_comparison", p.name)):
+    paths = (p for p in where.glob("*.csv") if p.name not in shown)
+    for path in sorted(paths, key=lambda p: (p.name != COMPARISON, p.name)):
         with path.open(encoding="utf-8", newline="") as file:
-            head, *rows = _read(path, lambda _, f=file: list(csv.reader(f))) or [[]]
+            head, *rows = read(path, lambda _, f=file: list(csv.reader(f))) or [[]]
         if rows:
-            yield Section(_as_words(path.stem).capitalize(), table=_shortened(head, rows))
+            cells = [[cell(c, v) for c, v in zip(head, row, strict=False)] for row in rows]
+            yield Section(_as_words(path.stem).capitalize(), table=_shortened(list(map(heading, head)), cells))
 
 
-def _shortened(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _shortened(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     """Return a table with at most `ROWS` rows."""
     return Table(columns, rows[:ROWS], max(0, len(rows) - ROWS))
 
 
-def _group_section(where: Path) -> Iterator[Section]:
+def _group_section(where: Path, _: Sequence[str]) -> Iterator[Section]:
     """Yield the bars of the units kept in each group, if the folder has a mask."""
     path = where / "mask.safetensors"
-    if path.exists() and (mask := _read(path, read_nest)["mask"]):
+    if path.exists() and (mask := read(path, read_nest)["mask"]):
         yield Section("Units kept", bars=[(g, int(m.sum()), len(m)) for g, m in mask.items()])

@@ -8,23 +8,29 @@ from typing import Any
 
 from ..drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 from ..report import pareto as networks
+from ..report.goal import Goal, dense_of
 from .result import Sweep, Trial, describe_method
 
 NETWORKS = {"top1": "maximize", "macs": "minimize"}
 """Objectives of a sweep over pruned networks."""
 
 
-def pareto(sweep: Sweep, path: Path) -> None:
+def pareto(sweep: Sweep, path: Path, goal: Goal = Goal()) -> None:  # noqa: B008
     """Draw the first two objectives against each other, with the numbers of the front's trials; two objectives: the front is a line.
+
+    If they are top-1 and MACs, the dense network and the goal are marked.
 
     Args:
         sweep: of two objectives or more, with a finished trial.
         path: path of the PNG.
+        goal: the region to mark.
     """
     own = [t for t in sweep.finished if t.same_as is None]
     if sweep.objectives == NETWORKS:
         points = [(_name(t), float(t.results["macs"]), t.results["top1"]) for t in own]
-        networks.pareto(points, path, title=f"{sweep.name}: accuracy against MACs")
+        dense = next((d for t in own if (d := dense_of(t.results)) is not None), None)
+        title = f"{sweep.name}: accuracy against MACs"
+        networks.pareto(points, path, title=title, dense=dense, goal=None if dense is None else goal)
         return
     up, across = list(sweep.objectives)[:2]
     front = sorted(sweep.front, key=lambda t: t.results[across])

@@ -40,7 +40,7 @@ def write_results(sweep: Sweep, goal: Goal = Goal()) -> dict[str, str]:  # noqa:
     if COMPARISON not in left_out:
         write_csv(folder / COMPARISON, COLUMNS, comparison_rows(rows, goal))
     if "pareto.png" not in left_out:
-        pareto(sweep, folder / "pareto.png")
+        pareto(sweep, folder / "pareto.png", goal)
     if importances:
         importance(importances, folder / "importance.png")
         left_out |= {f"importance for {o}": "it did not vary" for o in sweep.objectives if o not in importances}

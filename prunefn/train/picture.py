@@ -20,7 +20,7 @@ def pictures(
 ) -> list[Path]:
     """Write the pictures for which there are data.
 
-    `accuracy.png` needs measured top-1; `widths.png` and `layers.png` a mask; `scores.png` in the folder of a round its scores;
+    `accuracy.png` needs epochs with measured top-1; `widths.png` and `layers.png` a mask; `scores.png` in the folder of a round its scores;
     `residuals.png` compensation; `norms.png` checkpoints. `spec.svg` is always written.
 
     Args:
@@ -34,7 +34,7 @@ def pictures(
         Paths of the pictures.
     """
     drawings: dict[str, Callable[[Path], None]] = {"spec.svg": spec.picture}
-    if any("top1" in r for r in rows):
+    if any("top1" in r and "macs" not in r for r in rows):  # an epoch was measured
         drawings["accuracy.png"] = partial(_draw_accuracy, rows)
     if mask:
         after = {g: int(m.sum()) for g, m in mask.items()}
