@@ -19,11 +19,14 @@ from ...report.page import page
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Params, Pruned
 from ..command import Command, Job, Result
-from ..pipelines import amount_of, maker_of
+from ..pipelines import amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
 
 PRUNED = "pruned.safetensors"
+
+ROUND_TO = 16
+"""Default multiple of the sizes under a latency: kernels fill up other numbers."""
 
 RECIPE = "best"
 """The recipe, unless another one is given."""
@@ -40,10 +43,18 @@ def run(job: Job) -> Result:
     from ...train.picture import pictures
 
     config, out = job.config, job.folder
-    make, amount = maker_of(config.prune, RECIPE), amount_of(config.prune)
+    timed = latency_of(config.prune) is not None
+    section = config.prune
+    if timed and section.round_to == 1:
+        section = section.model_copy(update={"round_to": ROUND_TO})
+    make, amount = maker_of(section, RECIPE), None if timed else amount_of(section)
     data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
+    table = None
+    if timed:
+        on_device = move(params, "cpu" if section.runtime == "onnx" else device_of(config))
+        amount, table = latency_budget(section, on_device, spec, not job.quiet)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch_size)
     pruned = _pruned(make(amount), move(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
     mask = move(pruned.mask, "cpu")
@@ -61,6 +72,11 @@ def run(job: Job) -> Result:
             row |= evaluate(model, data.held_out, device=config.device)
     measured = ({n: row[n] for n in ("top1", "loss") if n in row} for row in reversed(rows))
     summary: Result = summarize(before, after, *measured)
+    if table is not None:
+        summary |= {"latency_ms_dense": 1e3 * table.of(), "latency_ms": 1e3 * table.of(mask), "runtime": table.version}
+        job.show(
+            f"predicted in {table.version}: {summary['latency_ms']:.3g} ms; dense {summary['latency_ms_dense']:.3g} ms"
+        )
     write_lines(out / "metrics.jsonl", rows)
     write_json(out / "config.json", options_for_page(config))
     write_json(out / "summary.json", summary)
@@ -129,13 +145,21 @@ def table(rows: list[Result]) -> Table:
 
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
-    amount, p = amount_of(config.prune), config.prune
+    p = config.prune
+    timed = latency_of(p) is not None
+    amount = None if timed else amount_of(p)
     maker_of(p, RECIPE)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if config.data.name:
         yield f"collect statistics of {p.images} clean training images of {config.data.name}"
+    if timed:
+        yield f"time the network at several widths, runtime {p.runtime}"
     yield f"{p.recipe or RECIPE}: remove " + (
-        f"a ratio of {amount} of the units" if isinstance(amount, float | dict) else _budgets(amount)
+        f"down to a latency of {p.latency}"
+        if timed
+        else f"a ratio of {amount} of the units"
+        if isinstance(amount, float | dict)
+        else _budgets(amount)
     )
     yield "measure dense and pruned" if config.data.name else "count MACs and parameters"
     yield f"write {PRUNED}, mask, summary, pictures, report.html"
