@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn.costs.timing import measure
 from prunefn.costs.timing.clock import WARM_UP, clock_for, device_name, quiet, typical
+from prunefn.costs.timing.fit import Row, fit
 from prunefn.costs.timing.points import coordinates, mesh
+from prunefn.costs.timing.table import Grid, Op
 from prunefn.costs.timing.walk import machine, walk
 from prunefn.files import cache
 from prunefn.spec.axis import Concat, Fixed, Leaf, Product
@@ -513,3 +515,46 @@ def test_a_recorded_spec_has_no_program(tmp_path: Path) -> None:
     assert spec.capture == "recorded"
     with raises(pf.TraceError, "recorded from one run"):
         pf.latency_table(pf.params(model), spec=spec, cache=tmp_path)
+
+
+# ---- ONNX Runtime
+
+
+def test_a_grid_is_fitted_to_what_is_linear_in_each_size() -> None:
+    def cost(n: int, m: int) -> float:
+        return 1e-3 + 1e-6 * n + 2e-7 * n * m
+
+    rows = [Row((n, m), cost(n, m)) for n in (16, 48, 96, 128) for m in (16, 32, 64)]
+    grid = fit(rows, (128, 64), 16, even=True)
+    assert grid.sizes == ((16, 64, 128), (16, 32, 64))
+    for n, m in ((16, 16), (80, 48), (128, 64)):
+        assert grid.at((n, m)) == pytest.approx(cost(n, m), rel=1e-6)
+    assert min(fit([Row((16,), 0.0), Row((32,), 1.0), Row((64,), 0.1)], (64,), 16, even=True).seconds) >= 0.0
+
+
+def test_a_table_of_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    spec, params = traced("convolutions")
+    options: dict[str, Any] = {"spec": spec, "cache": tmp_path, "progress": False, "grid": (0.5,), "repeats": 2}
+    table = pf.latency_table(params, runtime="onnx", **options)
+    assert table.runtime == "onnx" and table.version.startswith("ONNX Runtime ")
+    named = {o.name for o in table.ops if o.name}
+    assert named == {n for n, t in params.items() if n.endswith("weight") and t.ndim > 1}
+    assert sum(table.by_op({}).values()) == pytest.approx(table.of(), rel=1e-9) and table.of() > 0
+    assert pf.latency_table(params, runtime="onnx", **options) == table  # everything was cached
+    half = pf.budget.latency(table, ms=500 * table.of())
+    assert half.keep == pytest.approx(0.5) and half.quantity == "latency"
+    assert pf.budget.latency(table, ms=1e9).keep == 1.0
+    with raises(pf.BudgetError, "milliseconds must be above 0"):
+        pf.budget.latency(table, ms=-1.0)
+    with raises(pf.BudgetError, "budget.latency(table, ms=8)"):
+        pf.budget.latency(table)
+    with raises(pf.PruneError, "'tensorrt'", "'onnx'"):
+        pf.latency_table(params, runtime="tensorrt", **options)
+
+
+def test_kernels_fill_up_multiples_of_four() -> None:
+    grid, even = Grid(((1, 64),), (10.0, 73.0)), Grid(((16, 64),), (16.0, 64.0))
+    op = Op("", "", "", (Leaf("a"),), grid, even)
+    assert [op.at((n,), (64,), 16, 4) for n in (36, 48, 35, 64)] == pytest.approx([48.0, 48.0, 44.0, 64.0])
+    assert op.at((36,), (64,), 16) == 45.0  # without filling up, it is no multiple

@@ -93,7 +93,7 @@ def latency_budget(section: Prune, params: Params, spec: Spec, progress: bool) -
     """Return the budget of the section's latency and the table that was measured for it."""
     asked = latency_of(section)
     assert asked is not None
-    table = latency_table(params, spec=spec, runtime=section.runtime, progress=progress)
+    table = latency_table(params, spec=spec, runtime=section.runtime or "eager", progress=progress)
     value, in_ms = asked
     return (budget.latency(table, ms=value) if in_ms else budget.latency(value, table)), table
 

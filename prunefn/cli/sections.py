@@ -145,8 +145,8 @@ class Prune(Settings):
     """fraction of the activations to keep"""
     latency: str | None = None
     """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one"""
-    runtime: Literal["eager", "onnx"] = "eager"
-    """what measures the latency: eager torch, or ONNX Runtime on the CPU"""
+    runtime: Literal["eager", "onnx"] | None = None
+    """what measures the latency: eager torch (the default), or ONNX Runtime on the CPU"""
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None

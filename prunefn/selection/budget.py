@@ -102,10 +102,15 @@ def latency(keep: float | Predictor, table: Predictor | None = None, *, ms: floa
     """
     if isinstance(keep, Predictor):
         if table is not None or ms is None:
-            raise BudgetError("write budget.latency(0.5, table) for a fraction, or budget.latency(table, ms=8)")
+            raise BudgetError(
+                "keep is a table: write budget.latency(table, ms=8), or budget.latency(0.5, table) for a fraction"
+            )
         table, keep = keep, _fraction(keep, ms)
     elif table is None or ms is not None:
-        raise BudgetError(f"write budget.latency({keep}, table) for a fraction, or budget.latency(table, ms=8)")
+        raise BudgetError(
+            f"keep is {keep}, table {'given' if table is not None else 'missing'}, ms {ms}: write budget.latency(0.5, table) for a "
+            "fraction, or budget.latency(table, ms=8)"
+        )
     soft = partial(_interpolate, table) if callable(getattr(table, "interpolate", None)) else None
     return _budget("latency", keep, partial(_predict, table), falls=False, soft=soft)
 

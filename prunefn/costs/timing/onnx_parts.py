@@ -82,7 +82,7 @@ def _weights_of_initializers(initializers: Mapping[str, Any], params: Params, sp
 
 def _digest(array: np.ndarray) -> str:
     """Return a digest of shape and numbers."""
-    return f"{array.shape} {sha256(np.ascontiguousarray(array)).hexdigest()}"
+    return f"{array.shape} {sha256(array.tobytes()).hexdigest()}"
 
 
 def part_number(name: str) -> int | None:
