@@ -1,13 +1,14 @@
 """Predicted against measured latency of randomly pruned networks.
 
-python bench/latency.py [--only MODEL …] [--masks N] [--rounds N] [--batch N] [--cache FOLDER] [--out]
+python bench/latency.py [--runtime eager|onnx] [--only MODEL …] [--masks N] [--rounds N] [--batch N] [--cache FOLDER] [--out]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,7 +21,18 @@ from tqdm import tqdm
 import prunefn as pf
 
 HERE = Path(__file__).parent
-MODELS = ("resnet50", "deit_tiny_patch16_224", "mobilenet_v2")
+MODELS = {
+    "eager": ("resnet50", "deit_tiny_patch16_224", "mobilenet_v2"),
+    "onnx": ("resnet18", "mobilenet_v2", "vit_small_patch16_224"),
+}
+MULTIPLE = 8
+"""In ONNX Runtime, every other mask keeps multiples of this, as a user of such a runtime would."""
+EVERY_OTHER = f"Every other mask keeps multiples of {MULTIPLE}, the others any number. "
+NAMES = {
+    "eager": ("latency", "Latency, predicted and measured"),
+    "onnx": ("latency_onnx", "Latency in ONNX Runtime, predicted and measured"),
+}
+"""Runtime → name of the files and title of the page."""
 GOAL = 0.10
 HEADER = [
     "model",
@@ -57,6 +69,11 @@ class Network(NamedTuple):
     table: pf.LatencyTable
     took: float
     """Seconds of wall time that the table took."""
+
+    @property
+    def load(self) -> Callable[..., Callable[[], Any]]:
+        """What makes a forward of the runtime."""
+        return onnx if self.table.runtime == "onnx" else eager
 
 
 class Case(NamedTuple):
@@ -98,17 +115,20 @@ def build(name: str) -> nn.Module:
     return timm.create_model(name).eval()
 
 
-def network(name: str, batch: int, cache: Path | None) -> Network:
+def network(name: str, batch: int, cache: Path | None, runtime: str) -> Network:
     """Trace and measure."""
     model = build(name)
     spec, params = pf.trace(model, (torch.randn(2, 3, 224, 224),)), pf.params(model)
     start = time.perf_counter()
-    table = pf.latency_table(spec, params, batch=batch, cache=cache)
+    table = pf.latency_table(params, spec=spec, batch=batch, cache=cache, runtime=runtime)
     return Network(name, spec, params, table, time.perf_counter() - start)
 
 
-def masks(spec: pf.Spec, n: int) -> Iterator[pf.Mask]:
-    """Random units of every group go: a ratio of its own for each group, spread around one of the mask."""
+def masks(spec: pf.Spec, n: int, multiple: int = 1) -> Iterator[pf.Mask]:
+    """Random units of every group go: a ratio of its own for each group, spread around one of the mask.
+
+    Every other mask keeps multiples.
+    """
     for seed in range(n):
         generator = torch.Generator().manual_seed(seed)
         centre = 0.8 * (seed + 0.5) / n
@@ -116,8 +136,29 @@ def masks(spec: pf.Spec, n: int) -> Iterator[pf.Mask]:
         for g, units in spec.sizes.items():
             ratio = min(max(centre + 0.4 * (float(torch.rand((), generator=generator)) - 0.5), 0.0), 0.95)
             order = torch.randperm(units, generator=generator)
-            mask[g] = order >= min(round(ratio * units), units - 1)
+            removed = min(round(ratio * units), units - 1)
+            if seed % 2 and units > multiple:
+                removed = units - max(1, round((units - removed) / multiple)) * multiple
+            mask[g] = order >= removed
         yield mask
+
+
+def eager(params: pf.Params, spec: pf.Spec, x: torch.Tensor) -> Callable[[], Any]:
+    """A forward in torch."""
+    return lambda: pf.forward(params, x, spec=spec)
+
+
+def onnx(params: pf.Params, spec: pf.Spec, x: torch.Tensor) -> Callable[[], Any]:
+    """A forward of the exported file in ONNX Runtime."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(pf.export.onnx(params, f"{folder}/net.onnx", spec=spec, batches=(1,), atol=1e-3).path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feeds = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feeds)
 
 
 @torch.no_grad()
@@ -125,10 +166,7 @@ def measure(net: Network, mask: pf.Mask, batch: int, rounds: int) -> Case:
     """The really pruned network and the dense one take turns."""
     small, spec = pf.apply(net.params, mask, spec=net.spec), pf.shrink(net.spec, mask)
     x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    both: dict[str, Any] = {
-        "pruned": lambda: pf.forward(small, x, spec=spec),
-        "dense": lambda: pf.forward(net.params, x, spec=net.spec),
-    }
+    both = {"pruned": net.load(small, spec, x), "dense": net.load(net.params, net.spec, x)}
     times = interleaved(both, rounds=rounds, warm_up=2)
     macs = pf.cost(net.spec, mask).macs / pf.cost(net.spec).macs
     return Case(macs, pf.latency(net.table, mask), quiet(times["pruned"]), quiet(times["dense"]), pf.latency(net.table))
@@ -187,38 +225,43 @@ def summary_of(net: Network, cases: list[Case], batch: int) -> list[str]:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--runtime", default="eager", choices=MODELS)
+    parser.add_argument("--only", nargs="+", choices=sorted({name for names in MODELS.values() for name in names}))
     parser.add_argument("--masks", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--out", action="store_true", help="write bench/results/latency.md and .csv")
+    parser.add_argument("--out", action="store_true", help="write bench/results/latency.md and .csv, or latency_onnx")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, summary = [], []
-    for name in args.only:
-        net = network(name, args.batch, args.cache)
+    multiple = MULTIPLE if args.runtime == "onnx" else 1
+    for name in args.only or MODELS[args.runtime]:
+        net = network(name, args.batch, args.cache, args.runtime)
         cases = [
             measure(net, mask, args.batch, args.rounds)
-            for mask in tqdm(masks(net.spec, args.masks), total=args.masks, desc=name, leave=False)
+            for mask in tqdm(masks(net.spec, args.masks, multiple), total=args.masks, desc=name, leave=False)
         ]
         rows += rows_of(net, cases, args.batch)
         summary.append(summary_of(net, cases, args.batch))
         print(
             f"\n{markdown(HEADER, rows_of(net, cases, args.batch))}\n\n{markdown(SUMMARY, [summary[-1]])}", flush=True
         )
+    summary_table = markdown(SUMMARY, summary)
     remarks = (
-        "Every group loses random units, each group a share of its own; the table has never seen these sizes. Measured: the "
+        "Every group loses random units, each group a share of its own; the table has never seen these sizes. "
+        f"{EVERY_OTHER if multiple > 1 else ''}Measured: the "
         f"lower quartile of {args.rounds} forwards of the really pruned network, in turns with the dense one, in CPU seconds "
         "with one thread: what wall time would be on a machine of one's own. Other work on the machine still slows memory "
         "and caches, by another factor when the table is made than when it is checked; the dense network, which takes turns "
         "with the pruned one, says by how much, and that is divided out. Raw: without this. By MACs alone: the median error "
         "of dense latency × share of MACs left. A table that was measured before is read from the cache.\n\n"
-        f"{markdown(SUMMARY, summary)}"
+        f"{summary_table}"
     )
     print(f"\n{remarks}\n{versions()}")
     if args.out:
-        write(HERE / "results", "latency", "Latency, predicted and measured", HEADER, rows, remarks)
+        name, title = NAMES[args.runtime]
+        write(HERE / "results", name, title, HEADER, rows, remarks)
 
 
 if __name__ == "__main__":

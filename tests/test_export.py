@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn import export
 from prunefn.export import verify
+from prunefn.modules import exported
 
 
 class Mixed(nn.Module):
@@ -142,7 +143,7 @@ def test_what_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
         export.program(params, path, spec=spec, atol=-1.0)
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["a.pt2"]
     wrong = {n: t + 1 for n, t in params.items()}
-    monkeypatch.setattr(verify, "graph_module", lambda p, s: pf.to_module(wrong, spec=s))
+    monkeypatch.setattr(exported, "graph_module", lambda p, s: pf.to_module(wrong, spec=s))
     with pytest.raises(pf.PruneError, match="differs from forward"):
         export.program(params, path, spec=spec)
 

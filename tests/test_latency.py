@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn.costs.timing import measure
 from prunefn.costs.timing.clock import WARM_UP, clock_for, device_name, quiet, typical
+from prunefn.costs.timing.fit import Row, fit
 from prunefn.costs.timing.points import coordinates, mesh
+from prunefn.costs.timing.table import Grid, Op
 from prunefn.costs.timing.walk import machine, walk
 from prunefn.files import cache
 from prunefn.spec.axis import Concat, Fixed, Leaf, Product
@@ -172,7 +174,12 @@ def table_of(name: str, folder: Path, fake: Fake, **options: Any) -> pf.LatencyT
     """Measured by a fake clock."""
     spec, params = traced(name)
     return pf.latency_table(
-        spec, params, cache=folder, progress=False, clock=fake.clock, **{"repeats": 1, "grid": (1.0, 0.5), **options}
+        params,
+        spec=spec,
+        cache=folder,
+        progress=False,
+        clock=fake.clock,
+        **{"repeats": 1, "grid": (1.0, 0.5), **options},
     )
 
 
@@ -308,9 +315,9 @@ def test_the_table_is_a_value(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(table))
     assert again == table
     assert again.predict({"0": 7}) == table.predict({"0": 7})
-    assert (table.device, table.torch, table.threads, table.clock) == (
+    assert (table.device, table.version, table.threads, table.clock) == (
         device_name(DEVICE),
-        str(torch.__version__),
+        f"torch {torch.__version__}",
         torch.get_num_threads(),
         "fake",
     )
@@ -347,7 +354,7 @@ def test_a_second_table_measures_only_what_is_new(tmp_path: Path) -> None:
     spec, params = traced("plain")
     model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 9))
     spec, params = pf.trace(model, (torch.randn(2, 8),)), pf.params(model)
-    pf.latency_table(spec, params, cache=tmp_path, progress=False, clock=third.clock, repeats=1, grid=(1.0, 0.5))
+    pf.latency_table(params, spec=spec, cache=tmp_path, progress=False, clock=third.clock, repeats=1, grid=(1.0, 0.5))
     assert third.alone
     assert not set(third.alone) & set(first.alone)
     assert {c[2][0][0] for c in third.alone} == {9}  # the last layer; the first and the ReLU are known
@@ -399,7 +406,7 @@ def test_what_the_seconds_depend_on_has_a_file_of_its_own(
     else:
         model = plain().double()
         spec, params = pf.trace(model, (torch.randn(2, 8, dtype=torch.float64),)), pf.params(model)
-    pf.latency_table(spec, params, cache=tmp_path, progress=False, clock=clock, repeats=1, grid=(1.0, 0.5))
+    pf.latency_table(params, spec=spec, cache=tmp_path, progress=False, clock=clock, repeats=1, grid=(1.0, 0.5))
     assert len(list(tmp_path.iterdir())) == 2
     assert len(second.alone) == len(first.alone)
 
@@ -407,7 +414,7 @@ def test_what_the_seconds_depend_on_has_a_file_of_its_own(
 def test_the_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec, params = traced("plain")
-    pf.latency_table(spec, params, progress=False, clock=Fake().clock, repeats=1, grid=(1.0,))
+    pf.latency_table(params, spec=spec, progress=False, clock=Fake().clock, repeats=1, grid=(1.0,))
     assert len(list((tmp_path / "prunefn" / "latency").glob("*.json"))) == 1
 
 
@@ -455,7 +462,7 @@ def test_the_clock_of_a_device() -> None:
 def test_the_real_clock_and_the_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec, params = traced("convolutions")
     before = {n: t.clone() for n, t in params.items()}
-    table = pf.latency_table(spec, params, cache=tmp_path, repeats=1, grid=(1.0,))
+    table = pf.latency_table(params, spec=spec, cache=tmp_path, repeats=1, grid=(1.0,))
     assert table.predict({}) > 0
     assert all(s >= 0 for o in table.ops for g in (o.grid, o.even) if g for s in g.seconds)
     assert "latency of ops" in capsys.readouterr().err
@@ -478,13 +485,13 @@ def test_a_damaged_cache_is_named_and_left_alone(tmp_path: Path) -> None:
 def test_errors(tmp_path: Path) -> None:
     spec, params = traced("plain")
     with raises(pf.PruneError, "grid=(0.0,)"):
-        pf.latency_table(spec, params, grid=(0.0,), cache=tmp_path)
+        pf.latency_table(params, spec=spec, grid=(0.0,), cache=tmp_path)
     with raises(pf.PruneError, "batch is 0; it must be 1 or more"):
-        pf.latency_table(spec, params, batch=0, cache=tmp_path)
+        pf.latency_table(params, spec=spec, batch=0, cache=tmp_path)
     with raises(pf.ParamsError, "0.weight"):
-        pf.latency_table(spec, {n: t for n, t in params.items() if n != "0.weight"}, cache=tmp_path)
+        pf.latency_table({n: t for n, t in params.items() if n != "0.weight"}, spec=spec, cache=tmp_path)
     with raises(pf.ParamsError, "meta"):
-        pf.latency_table(spec, params, "meta", cache=tmp_path)
+        pf.latency_table(params, "meta", spec=spec, cache=tmp_path)
     table = table_of("plain", tmp_path, Fake())
     with raises(pf.MaskError, "'0'"):
         table.of({"0": bits("101")})
@@ -507,4 +514,47 @@ def test_a_recorded_spec_has_no_program(tmp_path: Path) -> None:
     spec = pf.trace(model, (torch.randn(2, 4),))
     assert spec.capture == "recorded"
     with raises(pf.TraceError, "recorded from one run"):
-        pf.latency_table(spec, pf.params(model), cache=tmp_path)
+        pf.latency_table(pf.params(model), spec=spec, cache=tmp_path)
+
+
+# ---- ONNX Runtime
+
+
+def test_a_grid_is_fitted_to_what_is_linear_in_each_size() -> None:
+    def cost(n: int, m: int) -> float:
+        return 1e-3 + 1e-6 * n + 2e-7 * n * m
+
+    rows = [Row((n, m), cost(n, m)) for n in (16, 48, 96, 128) for m in (16, 32, 64)]
+    grid = fit(rows, (128, 64), 16, even=True)
+    assert grid.sizes == ((16, 64, 128), (16, 32, 64))
+    for n, m in ((16, 16), (80, 48), (128, 64)):
+        assert grid.at((n, m)) == pytest.approx(cost(n, m), rel=1e-6)
+    assert min(fit([Row((16,), 0.0), Row((32,), 1.0), Row((64,), 0.1)], (64,), 16, even=True).seconds) >= 0.0
+
+
+def test_a_table_of_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    spec, params = traced("convolutions")
+    options: dict[str, Any] = {"spec": spec, "cache": tmp_path, "progress": False, "grid": (0.5,), "repeats": 2}
+    table = pf.latency_table(params, runtime="onnx", **options)
+    assert table.runtime == "onnx" and table.version.startswith("ONNX Runtime ")
+    named = {o.name for o in table.ops if o.name}
+    assert named == {n for n, t in params.items() if n.endswith("weight") and t.ndim > 1}
+    assert sum(table.by_op({}).values()) == pytest.approx(table.of(), rel=1e-9) and table.of() > 0
+    assert pf.latency_table(params, runtime="onnx", **options) == table  # everything was cached
+    half = pf.budget.latency(table, ms=500 * table.of())
+    assert half.keep == pytest.approx(0.5) and half.quantity == "latency"
+    assert pf.budget.latency(table, ms=1e9).keep == 1.0
+    with raises(pf.BudgetError, "milliseconds must be above 0"):
+        pf.budget.latency(table, ms=-1.0)
+    with raises(pf.BudgetError, "budget.latency(table, ms=8)"):
+        pf.budget.latency(table)
+    with raises(pf.PruneError, "'tensorrt'", "'onnx'"):
+        pf.latency_table(params, runtime="tensorrt", **options)
+
+
+def test_kernels_fill_up_multiples_of_four() -> None:
+    grid, even = Grid(((1, 64),), (10.0, 73.0)), Grid(((16, 64),), (16.0, 64.0))
+    op = Op("", "", "", (Leaf("a"),), grid, even)
+    assert [op.at((n,), (64,), 16, 4) for n in (36, 48, 35, 64)] == pytest.approx([48.0, 48.0, 44.0, 64.0])
+    assert op.at((36,), (64,), 16) == 45.0  # without filling up, it is no multiple

@@ -265,7 +265,7 @@ def test_profiles_and_latency_tables_at_chosen_sizes() -> None:
     spec = t.spec.at({"length": 40})
     profile = pf.profile({"net": (t.params, spec)}, rounds=2, device="cpu", progress=False)
     assert profile.networks[0].cost == pf.cost(t.spec, sizes={"length": 40})
-    table = pf.latency_table(spec, t.params, "cpu", repeats=1, progress=False)
+    table = pf.latency_table(t.params, "cpu", spec=spec, repeats=1, progress=False)
     assert table.sizes["length"] == 40
 
 

@@ -73,7 +73,7 @@ def test_calls_in_the_texts_can_be_made(name: str) -> None:
 
 
 def test_a_call_that_cannot_be_made_is_seen() -> None:
-    ((_, call),) = calls("a `pf.latency_table(params, spec=spec)`, and `pf.kind`, `f(x=)`")
+    ((_, call),) = calls("a `pf.latency_table(params, params=params)`, and `pf.kind`, `f(x=)`")
     with raises(TypeError, match="multiple values"):
         check(call)
 

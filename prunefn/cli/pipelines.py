@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 from ..by_name.tables import RECIPES, compensation_of, criterion_of, scope_of, where_of
+from ..costs.timing import LatencyTable, latency_table
 from ..errors import PruneError, nearest
 from ..plans import Prune as Pruner
 from ..selection import budget
-from ..types import Budget
+from ..spec.spec import Spec
+from ..types import Budget, Params
 from .sections import Pat, Prune
 
 
@@ -45,8 +48,12 @@ def amount_of(section: Prune) -> Any:
     """Return the amount to remove: a ratio, a budget, or several budgets.
 
     Raises:
-        PruneError: the section has both a ratio and a budget.
+        PruneError: the section has both a ratio and a budget, or a latency, which `latency_budget` reads.
     """
+    if section.latency is not None:
+        raise PruneError(
+            f"prune.latency is {section.latency!r}, which only `prunefn prune` takes; give --macs or --params"
+        )
     kept = {n: k for n in ("macs", "params", "activations") if (k := getattr(section, n)) is not None}
     if kept and section.ratio is not None:
         raise PruneError(
@@ -56,6 +63,39 @@ def amount_of(section: Prune) -> Any:
     if not budgets:
         return 0.5 if section.ratio is None else section.ratio
     return budgets[0] if len(budgets) == 1 else budgets
+
+
+def latency_of(section: Prune) -> tuple[float, bool] | None:
+    """Return the latency of the section and whether it is in milliseconds (else a fraction); None if there is none.
+
+    Raises:
+        PruneError: it is no number, or the section has another amount, too.
+    """
+    text = section.latency
+    if text is None:
+        return None
+    others = [n for n in ("ratio", "macs", "params", "activations") if getattr(section, n) is not None]
+    if others:
+        raise PruneError(f"prune.latency is {text!r}, and prune.{others[0]} is another amount; give one of the two")
+    in_ms = text.strip().lower().endswith("ms")
+    try:
+        value = float(text.strip().lower().removesuffix("ms"))
+    except ValueError:
+        value = 0.0
+    if not (0 < value < inf if in_ms else 0 < value <= 1):
+        raise PruneError(
+            f"prune.latency is {text!r}; write a fraction to keep, such as 0.5, or milliseconds, such as 8ms"
+        )
+    return value, in_ms
+
+
+def latency_budget(section: Prune, params: Params, spec: Spec, progress: bool) -> tuple[Budget, LatencyTable]:
+    """Return the budget of the section's latency and the table that was measured for it."""
+    asked = latency_of(section)
+    assert asked is not None
+    table = latency_table(params, spec=spec, runtime=section.runtime or "eager", progress=progress)
+    value, in_ms = asked
+    return (budget.latency(table, ms=value) if in_ms else budget.latency(value, table)), table
 
 
 def ratio_of(section: Pat, prune: Prune) -> tuple[float, str]:

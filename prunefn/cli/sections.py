@@ -143,6 +143,10 @@ class Prune(Settings):
     """fraction of the parameters to keep"""
     activations: float | None = Field(default=None, gt=0, le=1)
     """fraction of the activations to keep"""
+    latency: str | None = None
+    """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one"""
+    runtime: Literal["eager", "onnx"] | None = None
+    """what measures the latency: eager torch (the default), or ONNX Runtime on the CPU"""
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None
@@ -155,7 +159,7 @@ class Prune(Settings):
     freeze: tuple[str, ...] = ()
     """tensors or modules that must not change"""
     round_to: int = Field(default=1, ge=1)
-    """sizes are multiples of this"""
+    """sizes are multiples of this; with a latency, of 16 by default"""
     max_ratio: float = Field(default=1.0, gt=0, le=1)
     """maximal fraction of its units that a group loses"""
     min_units: int = Field(default=1, ge=1)

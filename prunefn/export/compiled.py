@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -14,9 +13,10 @@ from torch import Tensor, fx
 
 from .. import trees
 from ..doors import door
+from ..modules.exported import Example, exported
 from ..spec.spec import Spec
 from ..types import Params
-from .verify import ATOL, BATCHES, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Exported, Run, export
 
 
 @door
@@ -154,14 +154,6 @@ class _FlatModule(torch.nn.Module):
 def _fill(like: Tensor, value: Tensor) -> Tensor:
     """Return a tensor of the shape of `like`, filled with a value of no dims."""
     return torch.zeros_like(like) + value
-
-
-def exported(example: Example) -> torch.export.ExportedProgram:
-    """Return the graph module as an exported program of torch.export, with a free batch."""
-    args, kwargs = example.dynamic
-    names = inspect.signature(example.module.forward).parameters
-    shapes = dict(zip(names, (*args, *kwargs.values()), strict=True))
-    return torch.export.export(example.module, example.args, example.kwargs or None, dynamic_shapes=shapes)
 
 
 def _make_traceable(module: fx.GraphModule) -> None:

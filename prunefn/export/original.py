@@ -11,10 +11,11 @@ from torch import nn
 from ..checkpoints.checkpoint import load, save
 from ..doors import door
 from ..modules.convert import to_module
+from ..modules.exported import Example
 from ..spec.spec import Spec
 from ..types import Params
 from .compiled import Flat
-from .verify import ATOL, BATCHES, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Exported, Run, export
 
 
 @door

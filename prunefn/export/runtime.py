@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .._extras import needs
 from ..doors import door
+from ..modules.exported import Example, onnx_program
 from ..spec.spec import Spec
 from ..types import Params
-from .compiled import exported
-from .verify import ATOL, BATCHES, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Exported, Run, export
 
 
 @door
@@ -51,12 +51,9 @@ def onnx(
     """
     with needs("export", "export.onnx"):
         import onnxruntime
-        import onnxscript  # noqa: F401 (torch's exporter imports it later, with a less clear error)
 
     def make(example: Example, file: Path) -> Run:
-        onnx_program = torch.onnx.export(exported(example), dynamo=True, verbose=False, opset_version=opset)
-        assert onnx_program is not None
-        onnx_program.save(str(file))
+        onnx_program(example, opset).save(str(file))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from .. import trees
 from ..doors import door
 from ..errors import PruneError
+from ..modules.exported import Example
 from ..modules.graph import constant_path, flat_graph
 from ..names import ancestors
 from ..parameters.transforms import tied_names
@@ -27,7 +28,7 @@ from .interface import Interface, interface_of
 from .source_text import Parts, source_text
 from .statements import DEVICE, Body, Module, Value, observe, refusal
 from .text import Group, Text, call, flat, literal, quoted
-from .verify import ATOL, BATCHES, Example, Exported, Run, export
+from .verify import ATOL, BATCHES, Exported, Run, export
 
 INLINE = 16
 """Numbers of a constant that is written into the source; larger ones go to a file beside it."""

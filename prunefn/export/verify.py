@@ -7,28 +7,25 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
-from torch.export import Dim
+from torch import Tensor
 
 from .. import trees
 from ..display.units import quantity
 from ..errors import PruneError
 from ..files import atomic
-from ..modules.graph import graph_module
+from ..modules.exported import TRACED, Example, example_of
 from ..program.run import forward
 from ..spec.axis import Leaf
-from ..spec.spec import Spec, check_runnable
+from ..spec.spec import Spec
 from ..types import Params
 
 ATOL = 1e-4
 """Default of the largest difference to `forward`; it is multiplied by the largest output if that is above one."""
 BATCHES = (1, 2, 5)
 """Default batch sizes of the comparison."""
-TRACED = 2
-"""Batch size of the example: torch.export treats 0 and 1 as constants."""
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Runs a file that was read back: flat tensor inputs → flat tensor outputs."""
@@ -48,37 +45,6 @@ class Exported(NamedTuple):
         differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in self.differences.items())
         size = quantity(self.path.stat().st_size, "B", 3)
         return f"{self.path} ({self.kind}, {size}): max |Δ| {differences}; limit {self.limit:.1e}"
-
-
-class Example(NamedTuple):
-    """The input of an exporter: a graph module with example arguments."""
-
-    module: fx.GraphModule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    dynamic: tuple[Any, ...]
-    """For each of args, then kwargs: in place of a tensor, a dict of its free dims (those of the batch)."""
-
-
-def example_of(params: Params, spec: Spec) -> Example:
-    """Return the graph module on the CPU with random inputs.
-
-    Raises:
-        PruneError: the spec was traced in train mode.
-        TraceError: the spec was recorded.
-    """
-    check_runnable(spec)
-    if spec.train:
-        raise PruneError("this spec was traced in train mode; export the spec of trace(model, args) in eval mode")
-    args, kwargs = spec.example.draw(batch=TRACED)
-    inputs, free = spec.program.inputs, spec.program.free
-    free_dims = iter(
-        [{d: Dim.AUTO for d, a in enumerate(i.axes) if isinstance(a, Leaf) and a.name in free} for i in inputs]
-    )
-    shapes = trees.map_leaves(lambda x: next(free_dims) if isinstance(x, Tensor) else None, (args, kwargs))
-    on_cpu = {n: t.cpu() for n, t in params.items()}
-    module = graph_module(on_cpu, spec).eval().requires_grad_(False)
-    return Example(module, tuple(args), dict(kwargs), shapes)
 
 
 def export(

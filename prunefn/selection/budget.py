@@ -78,17 +78,21 @@ def memory(
 
 
 @door
-def latency(keep: float, table: Predictor) -> Budget:
-    """Limit the latency to this fraction of the whole network's, as a table predicts it.
+def latency(keep: float | Predictor, table: Predictor | None = None, *, ms: float | None = None) -> Budget:
+    """Limit the latency to this fraction of the whole network's, or to some milliseconds, as a table predicts it.
 
     Latency need not fall with each removed unit, nor with many. Along the order of removal, up to 512 evenly spaced points are
     tried until one meets the budget; between it and the previous point, bisection finds where the budget is first met. The
     table must be of the spec that is passed to `select`.
 
     Args:
-        keep: fraction of the prediction for the spec's sizes.
+        keep: fraction of the prediction for the spec's sizes; or the table, with `ms`.
         table: any object with `predict(sizes) → float`, such as a table by `pf.latency_table`. With a method `interpolate` for
             sizes that need not be whole, as that table has, gates can be learned under the budget.
+        ms: milliseconds of a forward of the table's batch, instead of a fraction; the table must be one by `pf.latency_table`.
+
+    Raises:
+        BudgetError: there is no table, both or neither of a fraction and milliseconds, or one out of range.
 
     >>> class Table:
     ...     def predict(self, sizes):
@@ -96,8 +100,34 @@ def latency(keep: float, table: Predictor) -> Budget:
     >>> latency(0.8, Table()).quantity
     'latency'
     """
+    if isinstance(keep, Predictor):
+        if table is not None or ms is None:
+            raise BudgetError(
+                "keep is a table: write budget.latency(table, ms=8), or budget.latency(0.5, table) for a fraction"
+            )
+        table, keep = keep, _fraction(keep, ms)
+    elif table is None or ms is not None:
+        raise BudgetError(
+            f"keep is {keep}, table {'given' if table is not None else 'missing'}, ms {ms}: write budget.latency(0.5, table) for a "
+            "fraction, or budget.latency(table, ms=8)"
+        )
     soft = partial(_interpolate, table) if callable(getattr(table, "interpolate", None)) else None
     return _budget("latency", keep, partial(_predict, table), falls=False, soft=soft)
+
+
+def _fraction(table: Any, ms: float) -> float:
+    """Return milliseconds as a fraction of the prediction for the dense network; 1 if it is faster."""
+    spec = getattr(table, "spec", None)
+    if spec is None:
+        raise BudgetError(
+            f"ms={ms} needs a table by pf.latency_table, which knows the dense network; or give a fraction"
+        )
+    dense = float(table.predict(spec.sizes))
+    if not ms > 0 or not dense > 0:
+        raise BudgetError(
+            f"budget.latency(table, ms={ms}): milliseconds must be above 0; the dense network takes {1e3 * dense:.4g}"
+        )
+    return min(1.0, ms / 1e3 / dense)
 
 
 @door

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ...checkpoints.checkpoint import save
 from ...costs.analytic import cost
 from ...costs.summary import points_lost, summarize
+from ...costs.timing import LatencyTable
 from ...display.units import quantity
 from ...errors import BatchError, TraceError
 from ...modules.convert import to_module
@@ -16,14 +18,18 @@ from ...plans import Prune
 from ...report import plots
 from ...report.goal import Goal
 from ...report.page import page
+from ...spec.spec import Spec
 from ...tables import Table, terminal
-from ...types import Batch, Budget, Params, Pruned
+from ...types import Batch, Budget, Mask, Params, Pruned
 from ..command import Command, Job, Result
-from ..pipelines import amount_of, maker_of
+from ..pipelines import amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
 
 PRUNED = "pruned.safetensors"
+
+ROUND_TO = 16
+"""Default multiple of the sizes under a latency: kernels fill up other numbers."""
 
 RECIPE = "best"
 """The recipe, unless another one is given."""
@@ -37,13 +43,12 @@ def run(job: Job) -> Result:
     report.html.
     """
     from ...train.checkpoint import save_checkpoint, write_lines
-    from ...train.picture import pictures
 
     config, out = job.config, job.folder
-    make, amount = maker_of(config.prune, RECIPE), amount_of(config.prune)
     data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
+    make, amount, latencies = _amount(config, params, spec, job)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch_size)
     pruned = _pruned(make(amount), move(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
     mask = move(pruned.mask, "cpu")
@@ -61,20 +66,48 @@ def run(job: Job) -> Result:
             row |= evaluate(model, data.held_out, device=config.device)
     measured = ({n: row[n] for n in ("top1", "loss") if n in row} for row in reversed(rows))
     summary: Result = summarize(before, after, *measured)
+    if latencies is not None:
+        summary |= _predicted(latencies, mask, job)
     write_lines(out / "metrics.jsonl", rows)
     write_json(out / "config.json", options_for_page(config))
     write_json(out / "summary.json", summary)
     write_yaml(out / "metrics.yaml", goal_metrics(summary))
-    pictures(rows, spec, mask, out)
-    plots.scores(move(pruned.info.scores, "cpu"), mask, out / "scores.png")
-    if pruned.info.residuals:
-        plots.residuals({config.prune.recipe or RECIPE: pruned.info.residuals}, out / "residuals.png")
+    _pictures(pruned, rows, spec, mask, config, out)
     page(out)
     job.show(terminal(table(rows)))
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
     job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
     return summary
+
+
+def _amount(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Any, Any, LatencyTable | None]:
+    """Return what makes the pipeline, the amount to remove, and the table of latencies that was measured for it."""
+    section = config.prune
+    if latency_of(section) is None:
+        return maker_of(section, RECIPE), amount_of(section), None
+    if section.round_to == 1:
+        section = section.model_copy(update={"round_to": ROUND_TO})
+    make = maker_of(section, RECIPE)
+    on_device = move(params, "cpu" if section.runtime == "onnx" else device_of(config))
+    return make, *latency_budget(section, on_device, spec, not job.quiet)
+
+
+def _predicted(latencies: LatencyTable, mask: Mask, job: Job) -> Result:
+    """Return the predicted latencies, and show them."""
+    dense, small = 1e3 * latencies.of(), 1e3 * latencies.of(mask)
+    job.show(f"predicted in {latencies.version}: {small:.3g} ms; dense {dense:.3g} ms")
+    return {"latency_ms_dense": dense, "latency_ms": small, "runtime": latencies.version}
+
+
+def _pictures(pruned: Pruned, rows: list[Result], spec: Spec, mask: Mask, config: Config, out: Path) -> None:
+    """Write the pictures of a run."""
+    from ...train.picture import pictures
+
+    pictures(rows, spec, mask, out)
+    plots.scores(move(pruned.info.scores, "cpu"), mask, out / "scores.png")
+    if pruned.info.residuals:
+        plots.residuals({config.prune.recipe or RECIPE: pruned.info.residuals}, out / "residuals.png")
 
 
 def _pruned(prune: Prune, params: Params, batches: list[Batch] | None, **options: Any) -> Pruned:
@@ -129,13 +162,21 @@ def table(rows: list[Result]) -> Table:
 
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
-    amount, p = amount_of(config.prune), config.prune
+    p = config.prune
+    timed = latency_of(p) is not None
+    amount: Any = None if timed else amount_of(p)
     maker_of(p, RECIPE)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if config.data.name:
         yield f"collect statistics of {p.images} clean training images of {config.data.name}"
+    if timed:
+        yield f"time the network at several widths, runtime {p.runtime or 'eager'}"
     yield f"{p.recipe or RECIPE}: remove " + (
-        f"a ratio of {amount} of the units" if isinstance(amount, float | dict) else _budgets(amount)
+        f"down to a latency of {p.latency}"
+        if timed
+        else f"a ratio of {amount} of the units"
+        if isinstance(amount, float | dict)
+        else _budgets(amount)
     )
     yield "measure dense and pruned" if config.data.name else "count MACs and parameters"
     yield f"write {PRUNED}, mask, summary, pictures, report.html"

@@ -46,10 +46,10 @@ class Placed(NamedTuple):
 
 
 def networks(
-    spec: Spec, params: Params, batch: int, device: torch.device, shares: Sequence[float], multiple: int
+    spec: Spec, params: Params, inputs: tuple[Any, Any], device: torch.device, shares: Sequence[float], multiple: int
 ) -> list[Network]:
     """Return the network at each share of the units, the largest first; the first is always the dense network."""
-    args, kwargs = spec.example.draw(batch=batch, device=device)
+    args, kwargs = inputs
     out = []
     for share in sorted({1.0, *shares}, reverse=True):
         kept = {g: part(n, share, multiple, even=False) for g, n in spec.sizes.items()}
@@ -116,17 +116,9 @@ def corrected(grid: Grid, tops: Sequence[int], known: Sequence[tuple[Sequence[in
     """
     factors = {_share(where, tops): factor for where, factor in known}
     shares = sorted(factors)
-    point_shares = [_share(p, tops) for p in _points(grid)]
+    point_shares = [_share(p, tops) for p in grid.points()]
     point_factors = np.interp(point_shares, shares, [factors[s] for s in shares]).tolist()
     return grid._replace(seconds=tuple(s * f for s, f in zip(grid.seconds, point_factors, strict=True)))
-
-
-def _points(grid: Grid) -> list[tuple[int, ...]]:
-    """Return the sizes of the coordinates at all points of a grid, row-major."""
-    points: list[tuple[int, ...]] = [()]
-    for sizes in grid.sizes:
-        points = [(*p, n) for p in points for n in sizes]
-    return points
 
 
 def _share(where: Sequence[int], tops: Sequence[int]) -> float:

@@ -18,11 +18,13 @@ from ...spec.axis import Axis, size
 from ...spec.program import Instruction
 from ...spec.spec import Spec, check_runnable
 from ...types import Params
-from .calibrate import Placed, corrected, in_place, networks
+from .calibrate import Network, Placed, corrected, in_place, networks
 from .clock import Call, Clock, clock_for, device_name, typical
 from .points import Mesh, coordinates, mesh, sizes_in
+from .sessions import check_runtime, runtime_version
 from .table import Grid, LatencyTable, Op, merge
 from .walk import Env, Machine, instruction_axes, is_view, resized, walk
+from .whole import FILLED, Timer, timed_layers
 
 GRID = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Default shares of the units at which ops are measured."""
@@ -34,16 +36,17 @@ MULTIPLE = 16
 
 @door
 def latency_table(
-    spec: Spec,
     params: Params,
     device: torch.device | str | None = None,
     *,
+    spec: Spec,
     batch: int = 1,
     grid: Sequence[float] = GRID,
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
     repeats: int = 10,
     clock: Clock | None = None,
+    runtime: str = "eager",
 ) -> LatencyTable:
     """Measure the seconds of every op at some sizes, to predict those of a forward at any sizes.
 
@@ -54,30 +57,37 @@ def latency_table(
     the same shapes are measured once, also for later tables: a file for each device, version of torch, number of threads and
     type of the parameters keeps them. An interrupted measurement resumes from this file.
 
+    In ONNX Runtime, ops of a layer run as one, so that whole networks are timed instead: the dense one, and for each share of the
+    grid four, two of them with multiples of 16 units. Each group has a width of its own in each, from the smallest share to 1.
+    The runtime's profiler divides the seconds among the layers, and a grid is fitted to each. Multiples of 4 are predicted like
+    the next multiple of 16, to which the kernels fill them up. Writing a network as ONNX takes most of the time.
+
     With one thread on a CPU, CPU time is measured: it is the wall time of an otherwise idle machine, however busy the machine is.
     Biases that a compensation created are left out.
 
     Args:
-        spec: spec of the dense network.
-        params: params of the spec.
+        params: params of the dense network.
         device: device of the measurement; default: that of the params.
+        spec: spec of the params.
         batch: samples of a forward.
         grid: shares of the units at which ops are measured; all units, and a single one, are always measured, too.
         cache: folder of the cache files; default: `prunefn/latency` in the user's cache folder.
         progress: whether to show a progress bar.
         repeats: number of calls of an op, of which the lower quartile counts; fewer for ops that take long.
         clock: the clock; default: that of the device.
+        runtime: `eager` for torch, or `onnx` for ONNX Runtime on the CPU, with as many threads as torch uses.
 
     Raises:
         TraceError: the spec was recorded, so it has no program that runs.
         ParamsError: the params do not fit the spec, or are on `meta`.
         PruneError: grid, batch or repeats are out of range; or a file in the cache is damaged (it does not change).
+        ModuleNotFoundError: the runtime is not installed.
 
     >>> import tempfile, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
     >>> spec = pf.trace(model, (torch.randn(2, 64),))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     table = latency_table(spec, pf.params(model), batch=32, cache=folder, progress=False)
+    ...     table = latency_table(pf.params(model), spec=spec, batch=32, cache=folder, progress=False)
     >>> table.predict({"0": 100}) > 0, len(table.ops)
     (True, 3)
     """
@@ -85,30 +95,24 @@ def latency_table(
     check_names(params, spec)
     _check_arguments(grid, batch, repeats)
     device_params, where = _params_on_device(params, device)
-    nets = networks(spec, device_params, batch, where, grid, MULTIPLE)
-    m = nets[0].machine
-    clock = clock or clock_for(where)
-    name, version, threads = device_name(where), str(torch.__version__), torch.get_num_threads()
+    check_runtime(runtime, where)
+    name, threads, clock = device_name(where), torch.get_num_threads(), clock or clock_for(where)
+    version = runtime_version() if runtime == "onnx" else f"torch {torch.__version__}"
     store = Cache(folder_of(cache) / _cache_file(name, version, threads, device_params, clock))
+    inputs = spec.example.draw(batch=batch, device=where)
+    plan = _Plan(clock, store, tuple(grid), repeats)
     with torch.no_grad():
         try:
-            alone = _measure_alone(m, _Plan(clock, store, tuple(grid), repeats), progress)
-            placed = in_place(nets, clock, store, "\n".join(op.key for op in alone), ROUNDS * repeats, progress)
+            if runtime == "onnx":
+                timer = Timer(spec, device_params, inputs, clock, store, repeats)
+                ops, sizes = timed_layers(timer, grid, progress)
+            else:
+                ops, sizes = _timed_ops(networks(spec, device_params, inputs, where, grid, MULTIPLE), plan, progress)
         finally:
             store.write()
-    ops = tuple(_calibrated_op(op, m, placed) for op in alone)
-    return LatencyTable(
-        spec,
-        name,
-        version,
-        threads,
-        clock.name,
-        batch,
-        MULTIPLE,
-        FrozenDict(m.sizes),
-        ops,
-        merge(ops),
-    )
+    filled = FILLED if runtime == "onnx" else None
+    kernels = MULTIPLE, FrozenDict(sizes), ops, merge(ops)
+    return LatencyTable(spec, name, version, threads, clock.name, batch, *kernels, filled, runtime)
 
 
 def _check_arguments(grid: Sequence[float], batch: int, repeats: int) -> None:
@@ -131,10 +135,19 @@ def _params_on_device(params: Params, device: torch.device | str | None) -> tupl
 def _cache_file(name: str, version: str, threads: int, params: Params, clock: Clock) -> str:
     """Return the name of the cache file, which contains everything that the seconds of an op depend on but its key."""
     dtype = next((str(t.dtype) for t in params.values() if t.is_floating_point()), "no parameters")
-    return file_name(name, f"torch {version}", f"{threads} threads", dtype.removeprefix("torch."), clock.name)
+    return file_name(name, version, f"{threads} threads", dtype.removeprefix("torch."), clock.name)
 
 
 # ---- the ops alone
+
+
+def _timed_ops(nets: Sequence[Network], plan: _Plan, progress: bool) -> tuple[tuple[Op, ...], Mapping[str, int]]:
+    """Return the ops of a program with their grids, and the dense sizes of all leaves."""
+    m = nets[0].machine
+    alone = _measure_alone(m, plan, progress)
+    program = "\n".join(op.key for op in alone)
+    placed = in_place(nets, plan.clock, plan.store, program, ROUNDS * plan.repeats, progress)
+    return tuple(_calibrated_op(op, m, placed) for op in alone), m.sizes
 
 
 class _Plan(NamedTuple):

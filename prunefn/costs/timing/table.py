@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import product as combinations
 from typing import Any, NamedTuple
 
 from ...display.units import quantity
@@ -29,13 +30,21 @@ class Grid(NamedTuple):
 
     def at(self, where: Sequence[Any]) -> Any:
         """Return the seconds at a point, by linear interpolation in each size; beyond the grid, by extrapolation."""
-        corners: list[tuple[int, Any]] = [(0, 1.0)]  # (row-major index, weight) of the grid points around `where`
+        return sum(self.seconds[k] * w for k, w in self.weights(where))
+
+    def weights(self, where: Sequence[Any]) -> list[tuple[int, Any]]:
+        """Return (row-major index, weight) of the points around a point, by which their seconds add up to its seconds."""
+        corners: list[tuple[int, Any]] = [(0, 1.0)]
         for grid_sizes, n in zip(self.sizes, where, strict=True):
             i, share = _interval(grid_sizes, n)
             # a weight of zero still has a gradient
             sides = [(i + j, w) for j, w in ((0, 1 - share), (1, share)) if i + j < len(grid_sizes)]
             corners = [(k * len(grid_sizes) + j, v * w) for k, v in corners for j, w in sides]
-        return sum(self.seconds[k] * w for k, w in corners)
+        return corners
+
+    def points(self) -> list[tuple[int, ...]]:
+        """Return the sizes at all points, row-major."""
+        return [*combinations(*self.sizes)]
 
 
 def _interval(grid_sizes: Sequence[int], n: Any) -> tuple[int, Any]:
@@ -59,16 +68,32 @@ class Op(NamedTuple):
     even: Grid | None = None
     """Seconds at sizes that suit the kernels; None if no axis is long enough."""
 
-    def at(self, where: Sequence[int], dense: Sequence[int], multiple: int) -> float:
-        """Return the seconds at these sizes of its axes; `dense` are the sizes when nothing is removed."""
-        if self.even is not None and all(is_even(n, top, multiple) for n, top in zip(where, dense, strict=True)):
-            return self.even.at(where)
+    def at(self, where: Sequence[int], dense: Sequence[int], multiple: int, filled: int | None = None) -> float:
+        """Return the seconds at these sizes of its axes.
+
+        Args:
+            where: sizes of the axes.
+            dense: their sizes when nothing is removed.
+            multiple, filled: of the table.
+        """
+        pairs = [*zip(where, dense, strict=True)]
+        if self.even is not None and all(is_even(n, top, multiple, filled) for n, top in pairs):
+            return self.even.at([block(n, top, multiple) for n, top in pairs])
         return self.grid.at(where)
 
 
-def is_even(n: int, dense: int, multiple: int) -> bool:
-    """Return whether n is a multiple or the full size; on a short axis, every size counts as even."""
-    return dense < 2 * multiple or n % multiple == 0 or n == dense
+def is_even(n: int, dense: int, multiple: int, filled: int | None = None) -> bool:
+    """Return whether n is a multiple (of `filled`, if given) or the full size; on a short axis, every size counts as even."""
+    return dense < 2 * multiple or n % (filled or multiple) == 0 or n == dense
+
+
+def block(n: int, dense: int, multiple: int) -> int:
+    """Return the size that a kernel computes instead of n: the next multiple, at most the dense size.
+
+    >>> block(36, 64, 16), block(64, 64, 16), block(5, 10, 16)
+    (48, 64, 5)
+    """
+    return n if dense < 2 * multiple else min(-(-n // multiple) * multiple, dense)
 
 
 class LatencyTable(NamedTuple):
@@ -81,8 +106,8 @@ class LatencyTable(NamedTuple):
     """Spec of the dense network."""
     device: str
     """Name of the device."""
-    torch: str
-    """Version of torch."""
+    version: str
+    """Name and version of the runtime."""
     threads: int
     clock: str
     """The measured time: CPU time, wall time, …"""
@@ -92,9 +117,13 @@ class LatencyTable(NamedTuple):
     sizes: FrozenDict[str, int]
     """Sizes of all leaves when nothing is removed, those of the inputs included."""
     ops: tuple[Op, ...]
-    """One op for each instruction."""
+    """One op for each instruction; in ONNX Runtime, one for each layer with a weight."""
     merged: tuple[Op, ...]
     """The ops, with those that depend on the same sizes added up."""
+    filled: int | None = None
+    """Multiples of this number are filled up to `multiple` with zeros by the kernels; None: kernels have no such path."""
+    runtime: str = "eager"
+    """What runs the network: `eager` torch, or `onnx`."""
 
     def predict(self, sizes: Mapping[str, int]) -> float:
         """Return the seconds of a forward at these sizes of groups; a group that is not named has all its units.
@@ -122,7 +151,7 @@ class LatencyTable(NamedTuple):
         return sum((op.even or op.grid).at([size_of[a] for a in op.axes]) for op in self.merged)
 
     def by_op(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Return the seconds of each instruction; their sum is the prediction."""
+        """Return the seconds of each instruction (in ONNX Runtime, of each weight's layer); their sum is the prediction."""
         return dict(zip((o.name for o in self.ops), self._seconds(self.ops, sizes), strict=True))
 
     def of(self, mask: Mask | None = None) -> float:
@@ -144,14 +173,14 @@ class LatencyTable(NamedTuple):
                 if a not in axis_sizes:
                     axis_sizes[a] = size(a, all_sizes), size(a, self.sizes)
             where, dense = [axis_sizes[a][0] for a in op.axes], [axis_sizes[a][1] for a in op.axes]
-            out.append(op.at(where, dense, self.multiple))
+            out.append(op.at(where, dense, self.multiple, self.filled))
         return out
 
     def __repr__(self) -> str:
         dense = self.predict({})
         return (
             f"LatencyTable({quantity(dense, 's')} dense, batch {self.batch}; {len(self.ops)} ops; {self.device}, "
-            f"torch {self.torch}, {self.threads} threads, {self.clock})"
+            f"{self.version}, {self.threads} threads, {self.clock})"
         )
 
 
