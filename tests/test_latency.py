@@ -412,6 +412,7 @@ def test_what_the_seconds_depend_on_has_a_file_of_its_own(
 
 
 def test_the_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRUNEFN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     spec, params = traced("plain")
     pf.latency_table(params, spec=spec, progress=False, clock=Fake().clock, repeats=1, grid=(1.0,))
