@@ -14,11 +14,11 @@ from .errors import PruneError, nearest
 from .names import named
 from .spec.axis import leaves
 from .spec.interface import INTERFACES
-from .spec.parts import DEPTH, Group, Site
+from .spec.parts import DEPTH, EXPERTS, Group, Site
 from .spec.spec import Spec
 from .types import Scores, Where
 
-ON_REQUEST = (*DEPTH, *INTERFACES)
+ON_REQUEST = (*DEPTH, EXPERTS, *INTERFACES)
 """Kinds of groups that are chosen only where they are named."""
 KINDS = ("hidden", "residual", "heads", "head_dim", "groups", *ON_REQUEST)
 FUNCTION = "()"
@@ -104,11 +104,11 @@ def _format_call(name: str, *args: str) -> str:
 @door
 def kind(*kinds: str) -> Choice:
     """Choose the groups of these kinds: `hidden`, `residual`, `heads`, `head_dim` or `groups`; or whole blocks: `branch`, `layer`; or
-    interfaces, on which somebody outside of the model counts, and which `trace(…, free=)` made groups: `vocabulary`, `classes`,
-    `inputs`, `outputs`, `interface`.
+    whole `experts` of a mixture; or interfaces, on which somebody outside of the model counts, and which `trace(…, free=)` made
+    groups: `vocabulary`, `classes`, `inputs`, `outputs`, `interface`.
 
-    Whole blocks and interfaces are pruned only where they are named: by their kind, their own name, or the kind at the end of a
-    glob (`*.vocabulary`).
+    Whole blocks, experts and interfaces are pruned only where they are named: by their kind, their own name, or the kind at the
+    end of a glob (`*.vocabulary`).
 
     A group is `residual` if some sum is of the form x + f(x): x passes on unit by unit, and weights compute f(x) from the same x.
     Sums of parallel branches, f(x) + g(x), are inside a block; their groups are `hidden`.
@@ -195,8 +195,8 @@ def _has_tensor(tensors: tuple[str, ...], group: Group) -> bool:
 def matches(where: Where | str | None, group: Group) -> bool:
     """Return whether a group is chosen; a string is a glob, None chooses all groups.
 
-    Whole blocks and interfaces are chosen only by functions, and by predicates that name them, their kind, or, in a glob, the end of
-    their name.
+    Whole blocks, experts and interfaces are chosen only by functions, and by predicates that name them, their kind, or, in a
+    glob, the end of their name.
 
     >>> rows = Group("wte.vocabulary", "vocabulary", 4, (), ())
     >>> [matches(w, rows) for w in (None, "*", ~kind("hidden"), kind("vocabulary") & module("wte"), "*.vocabulary")]

@@ -97,7 +97,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         "resnet18", "convnext_atto", "mobilenet_v2", "bert",
     ),
     "test_record.py::test_nothing_is_detected": NONE,
-    "test_transformers.py::test_experts_stay_and_their_hidden_width_goes": ("llama", "mixtral", "mamba"),
+    "test_transformers.py::test_experts_and_their_hidden_width_are_groups": ("llama", "mixtral", "mamba"),
     "test_sync.py::test_sites_of_some_ranks_only": ("2 ranks",),
     "test_record.py::test_detection_with_its_post_processing": ("ssdlite320_mobilenet_v3_large",),
     "test_spec_views.py::test_every_group_has_its_own_place": (

@@ -69,13 +69,15 @@ def measured() -> Measured:
 
 
 def test_the_table_has_them_all() -> None:
-    """All but `given`, whose scores are the caller's, and `frequency`, which counts ids, and those of blocks: see
-    test_interfaces and test_depth."""
+    """All but `given`, whose scores are the caller's, and `frequency`, which counts ids, and those of blocks and experts: see
+    test_interfaces, test_depth and test_experts."""
     assert {name.partition("(")[0] for name in TABLE} == set(c.__all__) - {
         "given",
         "frequency",
         "block_influence",
         "branch_error",
+        "expert_frequency",
+        "reap",
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn.costs.counted import flop_counter
-from prunefn.spec.axis import Concat, Fixed, Leaf
+from prunefn.spec.axis import Concat, Leaf
 
 from .orders import permuted
 from .zoo import double, random_mask, randomize
@@ -219,16 +219,17 @@ def test_sampled_costs_and_half_of_every_group(sampled: Sampled) -> None:
     assert sum(numel[n] for n in own if n in touched) >= SAMPLE[name] * sum(numel.values())
 
 
-def test_experts_stay_and_their_hidden_width_goes(sampled: Sampled) -> None:
+def test_experts_and_their_hidden_width_are_groups(sampled: Sampled) -> None:
     spec, tensor = sampled.spec, "model.layers.0.mlp.experts.down_proj"
     if tensor not in spec.axes:
         return
     experts, stream, width = spec.axes[tensor]
-    assert experts == Fixed(4) and isinstance(width, Leaf) and spec.sizes[width.name] == 80
+    assert isinstance(experts, Leaf) and isinstance(width, Leaf) and spec.sizes[width.name] == 80
+    assert spec.groups[experts.name][1:3] == ("experts", 4) and spec.groups[experts.name].floor == 2
     assert spec.axes["model.layers.0.mlp.experts.gate_up_proj"] == (experts, Concat((width, width)), stream)
-    assert "softmax runs over it" in spec.explain("model.layers.0.mlp.gate.weight")
-    small = pf.shrink(spec, random_mask(spec, 5, groups=[width.name]))
-    assert small.shape(tensor) == (4, 48, 40)
+    assert spec.axes["model.layers.0.mlp.gate.weight"] == (experts, stream)
+    small = pf.shrink(spec, random_mask(spec, 5, groups=[width.name, experts.name]))
+    assert small.shape(tensor) == (2, 48, 40)
 
 
 def test_tokens_per_expert_are_not_taken_for_the_batch() -> None:

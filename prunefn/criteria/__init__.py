@@ -25,6 +25,7 @@ from ._conditional_variance import conditional_variance
 from ._denoised_variance import denoised_variance
 from ._depth import block_influence, branch_error
 from ._dissimilar import dissimilar
+from ._experts import expert_frequency, reap
 from ._fisher import fisher
 from ._flap import flap
 from ._fpgm import fpgm
@@ -57,6 +58,7 @@ __all__ = [
     "conditional_variance",
     "denoised_variance",
     "dissimilar",
+    "expert_frequency",
     "fisher",
     "flap",
     "fpgm",
@@ -74,6 +76,7 @@ __all__ = [
     "obs",
     "random",
     "rank_fusion",
+    "reap",
     "smoothed",
     "taylor",
     "variance",

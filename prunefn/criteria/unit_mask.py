@@ -19,7 +19,7 @@ from ..frozen_dict import FrozenDict
 from ..parameters.effective import effective
 from ..parameters.transforms import tied_names
 from ..spec.axis import AnyOf, Axis, Concat, Derived, Fixed, Leaf, Product, Sizes, leaves, product, size
-from ..spec.parts import Group, Term
+from ..spec.parts import EXPERTS, Group, Term
 from ..spec.program import Instruction, Ref
 from ..spec.spec import Spec
 from ..tracing.rules.families import ADD, CAST_AS, MULTIPLY
@@ -107,8 +107,13 @@ def ones(spec: Spec, device: torch.device | None = None, where: Where | str | No
 
 
 def can_be_masked(group: Group, spec: Spec) -> bool:
-    """Return whether a mask can multiply a group: tensors that have it, or the summands of a branch or layer."""
-    return bool(group.members) or (group.name in spec.branches and bool(spec.branches[group.name].terms))
+    """Return whether a mask can multiply a group: tensors that have it, or the summands of a branch or layer.
+
+    No mask keeps an expert from being chosen: it would multiply what a router compares.
+    """
+    return (bool(group.members) and group.kind != EXPERTS) or (
+        group.name in spec.branches and bool(spec.branches[group.name].terms)
+    )
 
 
 def mask_params(

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..spec.axis import Axis, Concat, Fixed, Leaf, Product, bound, leaves, size
+from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product, bound, leaves, size
 from ..spec.program import Size
 from ..spec.spec import Spec
 from .interface_sizes import following_size
@@ -170,7 +170,7 @@ def found(axes: Iterable[Axis], spec: Spec) -> list[Resized]:
     """Return the different axes that consist of groups of the spec, with their traced and new sizes."""
     groups = set(spec.sizes)
     sized = [a for a in dict.fromkeys(axes) if set(leaves(a)) <= groups]
-    return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in sized if not isinstance(a, Fixed)]
+    return [Resized(size(a, spec.traced), size(a, spec.sizes), a) for a in sized if not isinstance(a, Fixed | Derived)]
 
 
 def candidates(place: Place, levels: list[list[Resized]], spec: Spec) -> tuple[tuple[int, ...], list[str]]:

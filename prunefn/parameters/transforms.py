@@ -59,7 +59,12 @@ def check_mask(mask: Mapping[str, Tensor], spec: Spec) -> None:
             raise MaskError(
                 f"the mask of group {name!r} has shape {tuple(m.shape)}, but the group has {n} units: it must be ({n},)"
             )
-        if int(m.sum()) < spec.groups[name].floor:
+        if int(m.sum()) < (floor := spec.groups[name].floor):
+            if m.any():
+                raise MaskError(
+                    f"the mask of group {name!r} keeps {int(m.sum())} of {n} units, but {floor} are chosen at a time; keep at least "
+                    f"{floor}"
+                )
             raise MaskError(f"the mask of group {name!r} removes all {n} units; at least one must stay")
         if name in spec.program.interfaces:
             check_named_units(name, m, spec.program.interfaces[name])
@@ -107,7 +112,7 @@ def zero(params: Params, mask: Mask, *, spec: Spec) -> Params:
     Raises:
         MaskError: as for `apply`.
         ParamsError: as for `apply`; or no zeros in its parameters make a computed weight zero (orthogonal weights,
-            exponentials).
+            exponentials); or experts are removed, which a router chooses even if its row is zero.
     """
     slots, last = spec.slots, zeroed_by_branches(spec, removed_branches(spec, mask))
 

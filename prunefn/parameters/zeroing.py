@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..errors import ParamsError
 from ..program.compiled import compiled
 from ..spec.axis import keep, leaves
+from ..spec.parts import EXPERTS
 from ..spec.program import needed_by
 from ..spec.spec import Spec, resize
 from ..types import Mask, Params
@@ -53,6 +54,11 @@ def check_zeroable(spec: Spec, mask: Mask, *, buffers: bool = False) -> None:
     """
     for g, m in mask.items():
         if not bool(m.all()):
+            if spec.groups[g].kind == EXPERTS:
+                raise ParamsError(
+                    f"experts of group {g!r} cannot be set to zero: a router whose row is zero still chooses the expert; remove them "
+                    "with pf.apply"
+                )
             _never_zeroed(spec, g, buffers)
 
 

@@ -11,11 +11,15 @@ from .caps import Caps
 
 
 def protected(names: Sequence[str], limits: Caps, spec: Spec | None) -> Caps:
-    """Return the limits of the groups, lowered by the units that must stay; without a spec, `apply` refuses to remove these."""
+    """Return the limits of the groups, lowered by the units that must stay, and by as many experts as a router chooses.
+
+    Without a spec, `apply` refuses to remove these.
+    """
     most = limits.most.copy()
     for i, name in enumerate(names):
-        if spec is not None and (units := _stay(name, spec)):
-            most[i] = min(most[i], spec.sizes[name] - len(units))
+        if spec is not None and name in spec.groups:
+            stay = max(len(_stay(name, spec)), spec.groups[name].floor)
+            most[i] = min(most[i], spec.sizes[name] - stay)
     return limits._replace(most=most)
 
 

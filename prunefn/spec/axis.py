@@ -106,6 +106,29 @@ def any_of(alternatives: list[Axis]) -> Axis:
     return possible[0] if len(possible) == 1 else AnyOf(tuple(possible)) if possible else Fixed(0)
 
 
+def last_of(axis: Axis) -> Axis:
+    """Return an axis whose size is the last position of an axis, which is a leaf or a product of such.
+
+    >>> size(last_of(Product((Fixed(2), Leaf("experts")))), {"experts": 3})
+    5
+    """
+    return Derived(("+", _expression(axis), -1))
+
+
+def _expression(axis: Axis) -> Expr:
+    match axis:
+        case Leaf(name):
+            return name
+        case Fixed(n):
+            return n
+        case Derived(expr):
+            return expr
+        case Product(children):
+            return ("*", *map(_expression, children))
+        case Concat(children) | AnyOf(children):
+            return ("+", *map(_expression, children))
+
+
 def size(axis: Axis, sizes: Mapping[str, Number]) -> Number:
     """Return the number of positions of `axis`, given the size of each leaf.
 

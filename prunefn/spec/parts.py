@@ -8,6 +8,8 @@ from ..display import html
 from ..display.units import quantity
 from .axis import Axis
 
+EXPERTS = "experts"
+"""Kind of groups of whole experts, one unit each."""
 BRANCH, LAYER = DEPTH = ("branch", "layer")
 """Kinds of groups whose only unit is a whole block."""
 
@@ -27,7 +29,8 @@ class Group(NamedTuple):
     name: str
     kind: str
     """`hidden` (inside a block), `residual` (x of x + f(x)), `heads`, `head_dim` or `groups` (of a convolution); `branch` (what a
-    block adds to its stream) and `layer` (all that a child of a container adds) have one unit, which may go."""
+    block adds to its stream) and `layer` (all that a child of a container adds) have one unit, which may go; `experts`: whole
+    experts, with their rows of the router."""
     size: int
     """Number of units."""
     members: tuple[Member, ...]
@@ -37,6 +40,8 @@ class Group(NamedTuple):
     """Ops that combine the units (norms, means); if there are any, removing a unit changes the others."""
     label: str = ""
     """Short name in einops notation."""
+    chosen: int = 1
+    """How many units are chosen at a time, as a router chooses experts; as many must stay."""
 
     @property
     def exact(self) -> bool:
@@ -46,7 +51,7 @@ class Group(NamedTuple):
     @property
     def floor(self) -> int:
         """Least number of units that must stay."""
-        return 0 if self.kind in DEPTH else 1
+        return 0 if self.kind in DEPTH else self.chosen
 
 
 class Term(NamedTuple):

@@ -197,6 +197,7 @@ def _analyse_call(a: Analysis, node: fx.Node, extra: Mapping[str, Rule]) -> Any:
     shapes, unused = [hints(m) for m in metas], _unused_outputs(node, meta)
     call = Call(a.alg, str(node.target), node.name, _bind_arguments(a, node), shapes, reason_of(node), unused)
     call, out = _apply_rule(a, node, call, extra)
+    rules.follow_picks(call)
     _unify_sizes(a, metas, out)
     values = _record(a, node, call, out, metas)
     if isinstance(meta, Tensor):
@@ -218,7 +219,7 @@ def _apply_rule(a: Analysis, node: fx.Node, call: Call, extra: Mapping[str, Rule
         return call, _freeze_call(a, call, rules.why_no_rule(call.op))
     name = next((f"rules[{key!r}]" for key, r in extra.items() if r is rule), "")
     # a rule that fails may have made some statements: the copy has none
-    untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], lookups=[], layer=False)
+    untouched = replace(call, resized={}, contractions=[], layouts=[], scales=[], lookups=[], picks={}, layer=False)
     try:
         out = rule(call)
     except Exception as error:  # a rule may raise anything
@@ -271,8 +272,8 @@ def _record(a: Analysis, node: fx.Node, call: Call, out: list[Axes], metas: list
         _record_statements(a, node, call, out)
     zero, repeated = rules.keeps_zero(node.target, call), rules.repeated_dims(node.target, call)
     return [
-        Value(node.name, axes, active, m.dtype == torch.bool, zero, repeated)
-        for axes, m in zip(out, metas, strict=True)
+        Value(node.name, axes, active, m.dtype == torch.bool, zero, repeated, call.picks.get(n))
+        for n, (axes, m) in enumerate(zip(out, metas, strict=True))
     ]
 
 

@@ -24,6 +24,8 @@ from .capture import Captured, capture
 from .configured import configured_paths
 from .depth import Network, children_of_containers, find_depth
 from .dynamic import Dynamic, Names, batch_only, names_of, within
+from .expert_loops import without_expert_loops
+from .experts import find_experts, picks_positions
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .interfaces import Requested, RequestError, free_interfaces
@@ -57,8 +59,9 @@ def trace(
 
     Args:
         model: any module, on any device, including `meta`. It is left unchanged. Caches of earlier words are off for the trace
-            (`use_cache` of all configs), and no outputs. If `torch.export` cannot capture it (control
-            flow that depends on data), one run on the example is recorded: see `Spec.capture`.
+            (`use_cache` of all configs), and no outputs; experts of transformers are computed by grouped products, not in a
+            loop. If `torch.export` cannot capture it (control flow that depends on data), one run on the example is recorded:
+            see `Spec.capture`.
         args: example inputs, a tuple as for `torch.export`, or a dict by input name; dim 0 of each tensor is the batch. An input
             may be nested: dicts, lists, tuples, and classes that are registered with `torch.export`. A dict whose keys are no
             parameters of `forward` is itself the one input.
@@ -116,7 +119,7 @@ def trace(
     """
     example = Given(*arguments(model, args, kwargs or {}))
     settings = Settings(train, checked(rules or {}), freeze, free, check)
-    with without_caches(model):
+    with without_caches(model), without_expert_loops(model):
         return _trace(model, example, settings, names_of(model, *example, dynamic), chosen=dynamic is not None)
 
 
@@ -173,7 +176,8 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names
 def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, names: list[Names]) -> Spec:
     """Trace by `torch.export` with these sizes that may vary, and prove the program."""
     captured = capture(model, *example, settings.train, names, settings.rules)
-    analysis = analyse(captured, settings.rules, lenient=bool(settings.free))
+    lenient = bool(settings.free) or picks_positions(captured.nodes)
+    analysis = analyse(captured, settings.rules, lenient=lenient)
     spec = guarded(_build_spec(model, example, settings, captured, analysis), captured)
     if not settings.check or not runs(model, *example):
         return spec
@@ -214,6 +218,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
     freeze_tensors(captured, analysis, frozen_tensors)
     if settings.free:
         free_interfaces(model, captured, analysis, settings.free)
+    analysis.alg.settle({*analysis.freed, *find_experts(captured, analysis)})
     solution = find_groups(captured, analysis)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     program = lower(captured, analysis, solution, device)

@@ -73,6 +73,11 @@ class Algebra:
         self._marks: list[frozenset[Hashable]] = []
         self._time = count()
 
+    @property
+    def count(self) -> int:
+        """Number of leaves, bound ones included."""
+        return len(self._size)
+
     # ---- create and read axes
 
     def leaf(self, size: int, reason: object | None = None) -> Term:

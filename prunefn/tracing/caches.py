@@ -24,7 +24,7 @@ def without_caches(model: nn.Module) -> Iterator[None]:
     Every `use_cache = True` of a submodule, of its config, and of the configs inside it (`decoder`, `text_config`) is False in
     the block; an argument `use_cache=True` still has the last word. A cache that the model returns all the same is dropped.
     """
-    holders = [x for x in _objects(model) if _flag(x) is True]
+    holders = [x for x in objects(model) if _flag(x) is True]
     own = [FLAG in vars(x) for x in holders]
     hook = model.register_forward_hook(lambda _module, _args, output: dropped(output))
     try:
@@ -47,7 +47,7 @@ def _flag(x: Any) -> Any:
         return None
 
 
-def _objects(model: nn.Module) -> Iterator[Any]:
+def objects(model: nn.Module) -> Iterator[Any]:
     """Yield the modules, and the plain objects that they and these objects hold, also in lists and dicts."""
     seen: set[int] = set()
     level: list[Any] = list(model.modules())

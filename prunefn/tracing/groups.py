@@ -14,7 +14,8 @@ from .analyse import Analysis
 from .axes import Plus, Term, Times, Var
 from .capture import Captured
 from .dynamic import Names
-from .rules import SEQUENCE, Contraction, Reason
+from .experts import chosen_of
+from .rules import EXPERTS, SEQUENCE, Contraction, Reason
 from .rules.slicing import OUTSIDE
 from .sites import AxisOf, base_name, find_sites, find_slots, owner_of
 from .streams import mark_streams
@@ -179,7 +180,7 @@ def _name_leaves(
     used_names: set[str] = set()
     for v, (base, axis) in producer.items():
         kind = _kind_of(a, v, [axis, *(a.tensors[t][d] for t, d in users[v])])
-        suffix = f".{kind}" if v in a.freed else _suffix_of(a, v, axis, kind)
+        suffix = f".{kind}" if v in a.freed or kind == EXPERTS else _suffix_of(a, v, axis, kind)
         base = a.freed[v][0] if v in a.freed else base
         name, k = base + suffix, 0
         while name in used_names:
@@ -198,7 +199,7 @@ def _kind_of(a: Analysis, v: Var, places: list[Term]) -> str:
     if v in a.freed:
         return a.freed[v][1].kind
     marks = a.alg.marks(v)
-    for kind in ("groups", "heads"):
+    for kind in (EXPERTS, "groups", "heads"):
         if kind in marks:
             return kind
     if any("heads" in a.alg.marks(w) for axis in places for w in _siblings(a, axis, v)):
@@ -252,7 +253,9 @@ def _build_groups(
         mixed = sorted(str(m).removeprefix("mixed:") for m in a.alg.marks(v) if str(m).startswith("mixed:"))
         label = kind if kinds.count(kind) == 1 else f"{kind}_{count_of_kind.setdefault(kind, 0)}"
         count_of_kind[kind] = count_of_kind.get(kind, 0) + 1
-        groups[name] = Group(name, kind, a.alg.size(v), members, tuple(sites_of.get(name, ())), tuple(mixed), label)
+        own_sites = tuple(sites_of.get(name, ()))
+        chosen = min(chosen_of(a.alg.marks(v)), a.alg.size(v))
+        groups[name] = Group(name, kind, a.alg.size(v), members, own_sites, tuple(mixed), label, chosen)
     return groups
 
 

@@ -58,7 +58,7 @@ class _Request(NamedTuple):
 
 
 def free_interfaces(model: nn.Module, captured: Captured, a: Analysis, requested: Requested) -> None:
-    """Release the leaves of the interfaces that were asked for, write them to `a.freed`, and freeze all that is held otherwise.
+    """Release the leaves of the interfaces that were asked for, write them to `a.freed`, which `settle` then leaves free.
 
     Raises:
         TraceError: there is no such interface, or there are several; it is frozen for another reason; or the program computes
@@ -71,7 +71,6 @@ def free_interfaces(model: nn.Module, captured: Captured, a: Analysis, requested
         for kind, leaf, name in finder.leaves(request):
             finder.free(kind, leaf, name, request)
     a.freed = {leaf: i for leaf, i in a.freed.items() if a.alg.find(leaf) == leaf}
-    a.alg.settle(a.freed.keys())
 
 
 def _requests(requested: Requested) -> list[_Request]:

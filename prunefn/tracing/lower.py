@@ -9,7 +9,7 @@ from torch import fx
 
 from ..errors import TraceError
 from ..frozen_dict import FrozenDict
-from ..spec.axis import Axis, Leaf, leaves, size
+from ..spec.axis import Axis, Leaf, last_of, leaves, size
 from ..spec.domain import Domain
 from ..spec.program import (
     Device,
@@ -30,7 +30,7 @@ from .analyse import Analysis, hints, reason_of, schema
 from .axes import Var
 from .capture import Captured
 from .groups import Found
-from .rules import Value
+from .rules import Last, Value
 from .rules.shape import SQUEEZED
 from .sites import module_path
 from .symbols import axis_of_expression, expression
@@ -185,6 +185,8 @@ class _Lowering:
         if isinstance(terms, list):
             sizes = static if isinstance(static, tuple) and len(static) == len(terms) else (None,) * len(terms)
             return tuple(self.resized(g, t, inside=True) for g, t in zip(sizes, terms, strict=True))
+        if isinstance(terms, Last):
+            return Size(last_of(self.solution.axis_of(terms.axis)))
         if isinstance(terms, (int, float)) or (inside and static == -1):
             return static if inside and static == -1 else terms
         axis: Axis = self.solution.axis_of(terms)

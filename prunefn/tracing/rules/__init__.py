@@ -37,19 +37,23 @@ from . import (  # noqa: F401  (each module registers its rules)
     spectral,
 )
 from .aliases import canonical, named, use_canonical
-from .base import SEQUENCE, TABLE, Axes, Call, Contraction, Lookup, Reason, Rule, TermLayout, Value
+from .base import CHOSEN, EXPERTS, SEQUENCE, TABLE, Axes, Call, Contraction, Lookup, Reason, Rule, TermLayout, Value
 from .create import SizeOf
+from .experts import Last, follow_picks
 from .frozen import NO_RULE, ON_PURPOSE, why_no_rule
 from .quantize import is_zero_point
 from .shape import freeze_all
 
 __all__ = [
+    "CHOSEN",
+    "EXPERTS",
     "NO_RULE",
     "ON_PURPOSE",
     "SEQUENCE",
     "Axes",
     "Call",
     "Contraction",
+    "Last",
     "Lookup",
     "Reason",
     "Rule",
@@ -58,6 +62,7 @@ __all__ = [
     "Value",
     "checked",
     "find",
+    "follow_picks",
     "freeze_all",
     "is_zero_point",
     "keeps_zero",

@@ -23,6 +23,12 @@ SEQUENCE = "sequence"
 """Mark of an axis along which positions are combined, so that they are no samples."""
 
 
+CHOSEN = "chosen:"
+"""Beginning of the mark of an axis of which a top-k chooses a number of positions, which follows."""
+EXPERTS = "experts"
+"""Mark of an axis whose positions a top-k chooses, and that other ops then look up."""
+
+
 class Value(NamedTuple):
     """A tensor of the graph during the analysis."""
 
@@ -36,6 +42,8 @@ class Value(NamedTuple):
     """Whether it is zero at a unit whose tensors are all zero."""
     repeated: frozenset[int] = frozenset()
     """Dims, counted from the right (-1), along which all of its values are equal."""
+    picks: Term | None = None
+    """The axis that its integers are positions of, such as the experts that a top-k picks."""
 
     def repeats(self, dim: int) -> bool:
         """Return whether its values are equal along a dim, counted from the right; also if it broadcasts along it."""
@@ -149,6 +157,8 @@ class Call:
     scales: list[Value] = field(default_factory=list)
     """Weights of a norm layer."""
     lookups: list[Lookup] = field(default_factory=list)
+    picks: dict[int, Term] = field(default_factory=dict)
+    """Output → the axis that its integers are positions of."""
     layer: bool = False
     """Whether its result is an activation even if its input is a parameter, such as a learned query."""
 
@@ -193,6 +203,22 @@ class Call:
         """State that the integers of a value pick positions of an axis, as ids pick the rows of a table; it is held."""
         self.hold(axis, text)
         self.lookups.append(Lookup(self.node, axis, index))
+
+    def pick(self, axis: Term, index: Value, text: str) -> bool:
+        """State that the integers of a value pick positions of an axis; return whether another op chose them as positions.
+
+        Then the axis is the one that they were chosen from, and it is held; else it is frozen.
+        """
+        same_size = index.picks is not None and self.alg.size(index.picks) == self.alg.size(axis)
+        if not (self.alg.lenient and same_size):
+            self.freeze(axis, text)
+            if index.picks is not None:
+                self.freeze(index.picks, "its positions are looked up in an axis that is frozen")
+            return False
+        self.unify(axis, index.picks)  # type: ignore[arg-type]
+        self.hold(axis, text)
+        self.mark([axis], EXPERTS)
+        return True
 
     def mark(self, axes: Sequence[Term], mark: str) -> None:
         """Mark each leaf of these axes with a kind, or with an op that mixes their units."""

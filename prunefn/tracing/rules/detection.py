@@ -20,7 +20,6 @@ from .shape import freeze_all
     "aten.unique_dim_consecutive",
     "aten.masked_select",
     "aten.bincount",
-    "aten.histc",
     "aten.histogram",
     "aten._histogramdd_bin_edges",
     "aten._histogramdd_from_bin_cts",

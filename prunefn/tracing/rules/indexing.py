@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..axes import ONE, Term, Times
-from .base import Axes, Call, Value, replaced, rule
+from ..axes import ONE, Plus, Term, Times
+from .base import CHOSEN, EXPERTS, Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
 PICKED = "positions of it are picked by an index"
 VOCABULARY = "it is a vocabulary"
+ONE_DIM = (ONE,)
+TAKES, WRITES = ("aten.gather", "aten.take_along_dim"), ("aten.scatter",)
 
 
 @rule("aten.index", "aten._unsafe_index")
@@ -21,7 +23,8 @@ def index(call: Call) -> Axes:
         return x.axes
     if (mask := indices[0]).boolean and len(indices) == 1 and (rest := _repeated_last(mask)):
         return _masked(call, x, mask, dims, rest)
-    call.freeze([x.axes[d] for d in dims], PICKED)
+    for d, v in zip(dims, _index_of_dims(indices), strict=True):
+        call.pick(x.axes[d], v, PICKED)
     call.freeze([a for v in indices for a in v.axes], "it is an index")
     before, after = _passing_dims(x, dims)
     shape = call.shape[len(before) : len(call.shape) - len(after)]
@@ -77,6 +80,11 @@ def _indexed_dims(call: Call) -> tuple[list[int], list[Value]]:
             indices.append(v)
         d += n
     return dims, indices
+
+
+def _index_of_dims(indices: list[Value]) -> list[Value]:
+    """Return the index of each indexed dim."""
+    return [v for v in indices for _ in (v.axes if v.boolean else ONE_DIM)]
 
 
 def _passing_dims(x: Value, dims: list[int]) -> tuple[Axes, Axes]:
@@ -141,35 +149,50 @@ def gather(call: Call) -> Axes | list[Axes]:
     if call["dim"] is None or any(len(v.axes) not in (0, len(x.axes)) for v in others):
         return freeze_all(call, PICKED)
     dims = call.dims(x, call["dim"])
-    call.freeze([x.axes[d] for d in dims], "positions of it are picked by an index")
-    for v in call.tensors():
-        call.freeze(
-            [a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)],
-            "positions of it are picked by an index",
-        )
+    index = next(v for name in ("index", "indices") if (v := call[name]) is not None)
+    chosen = all([call.pick(x.axes[d], index, PICKED) for d in dims]) and call.op.startswith(TAKES + WRITES)
+    for v in (v for v in call.tensors() if v is not x):
+        call.freeze([a for d, a in enumerate(v.axes) if d in dims or len(v.axes) != len(x.axes)], PICKED)
     same_rank = [v for v in call.tensors() if len(v.axes) == len(call.shape)]
     broadcast = {1} if "take_along_dim" in call.op else set()
-    for d in range(len(call.shape)):
+    for d in (d for d in range(len(call.shape)) if not (chosen and d in dims)):
         if len({call.alg.size(v.axes[d]) for v in same_rank} - broadcast) > 1:
             call.freeze([v.axes[d] for v in same_rank], "the first positions of it meet an index")
     others_broadcast: list[Value] = [v._replace(axes=replaced(v.axes, dict.fromkeys(dims, ONE))) for v in same_rank]
     out = call.broadcast(others_broadcast, replaced(call.shape, dict.fromkeys(dims, 1)))  # type: ignore[arg-type]
+    if chosen:  # a scatter has the positions of x, a gather those of the index
+        return replaced(out, {d: (x if call.op.startswith(WRITES) else index).axes[d] for d in dims})
     picked: dict[int, Term] = {d: call.frozen([call.shape[d]], "picked by an index")[0] for d in dims}
     return replaced(out, picked)
 
 
 @rule("aten.topk", "aten.kthvalue", "aten.mode")
 def topk(call: Call) -> list[Axes]:
-    """Freeze the dim whose largest values are selected."""
+    """Hold the dim whose k largest values are selected, since other ops may look up the positions; freeze it for one value."""
     x = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
-    call.freeze(x.axes[d], "its largest are picked")
+    if call.op.startswith("aten.topk") and isinstance(call["k"], int):
+        call.hold(x.axes[d], "its largest are picked", mixed=True)
+        _mark_chosen(call, x.axes[d], call["k"])
+        call.picks[1] = x.axes[d]
+    else:
+        call.freeze(x.axes[d], "its largest are picked")
     return [
         replaced(x.axes, {d: call.frozen([s[d]], "its largest are picked")[0]})
         if len(s) == len(x.axes)
         else tuple(a for i, a in enumerate(x.axes) if i != d)
         for s in call.shapes
     ]
+
+
+def _mark_chosen(call: Call, axis: Term, k: int) -> None:
+    """Mark the leaves of an axis with how many units they need, so that k positions are left whatever else is pruned."""
+    for v in reversed(list(call.alg.vars(axis))):
+        n = min(
+            k, call.alg.size(v)
+        )  # the inner leaf keeps all that are chosen, so that any number of outer ones is enough
+        call.mark([v], f"{CHOSEN}{n}")
+        k = -(-k // n)
 
 
 @rule("aten.unfold", "aten.unfold_copy")
@@ -286,4 +309,10 @@ def one_hot(call: Call) -> Axes | list[Axes]:
     x = call["self"]
     if call["num_classes"] == -1:
         return freeze_all(call, "the number of classes depends on data")
+    if call.alg.lenient and x.picks is not None and call.shape[-1] >= (n := call.alg.size(x.picks)):
+        call.mark([x.picks], EXPERTS)
+        more = call.frozen([call.shape[-1] - n], "classes of a one-hot code") if call.shape[-1] > n else ()
+        classes = Plus((x.picks, *more)) if more else x.picks
+        call.resize("num_classes", classes)
+        return (*x.axes, classes)
     return (*x.axes, *call.frozen(call.shape[-1:], "classes of a one-hot code"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..axes import ONE
-from .base import SEQUENCE, Axes, Call, Value, replaced, rule
+from .base import EXPERTS, SEQUENCE, Axes, Call, Value, replaced, rule
 
 KEEPS_ZERO = frozenset(
     f"aten.{op}"
@@ -191,7 +191,11 @@ def scanned(call: Call) -> Axes:
     """Freeze the dims along which the order of positions matters."""
     x = call["self"]
     dims = next((call[k] for k in ("dims", "dim") if call[k] is not None), None)
-    call.freeze([x.axes[d] for d in call.dims(x, dims)], f"{call.op.removeprefix('aten.').split('.')[0]} runs along it")
+    axes, text = [x.axes[d] for d in call.dims(x, dims)], f"{call.op.removeprefix('aten.').split('.')[0]} runs along it"
+    if all(EXPERTS in call.alg.marks(v) for a in axes for v in call.alg.vars(a)):  # counts of each expert's tokens
+        call.hold(axes, text)
+    else:
+        call.freeze(axes, text)
     return x.axes
 
 
