@@ -233,8 +233,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
     )
     depth = find_depth(program, network)
     program = program._replace(slots=(*program.slots, *depth.slots))
-    needs = needs_of(program, depth.branches)
-    stays = needs.tensors(solution.axes, tied)
+    stays = (needs := needs_of(program, depth.branches)).tensors(solution.axes, tied)
     sizes = FrozenDict({**solution.sizes, **dict.fromkeys(depth.groups, 1)})
     is_exported = captured.how == "exported"
     spec = Spec(
