@@ -25,7 +25,7 @@ MOST = 64
 """Number of specs that are kept; the ones that were used last stay."""
 
 
-def kept(
+def known_spec(
     origin: Iterable[str],
     model: nn.Module,
     inputs: Mapping[str, Tensor],

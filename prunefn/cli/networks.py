@@ -20,7 +20,7 @@ from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
 from ..spec.spec import Spec
 from ..tracing.api import trace
-from .known_specs import kept, origin_of
+from .known_specs import known_spec, origin_of
 from .layers import shipped_configs
 from .sections import Model
 from .trust import check_options
@@ -50,7 +50,7 @@ class Network(NamedTuple):
     def spec(self, **options: Any) -> Spec:
         """Return the spec, kept on disk from command to command; of a recorded model, with the costs of a single sample."""
         inputs = {**{str(n): t for n, t in enumerate(self.example)}, **self.keywords}
-        return kept(self.origin, self.model, inputs, options, self._traced)
+        return known_spec(self.origin, self.model, inputs, options, self._traced)
 
     def _traced(self, **options: Any) -> Spec:
         spec = trace(self.model, self.example, self.keywords, **options)

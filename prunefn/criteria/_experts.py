@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,7 +128,13 @@ def expert_frequency() -> Criterion:
     >>> pf.score(pf.collect_stats(pf.params(model), [x], spec=spec, criterion=criterion), criterion=criterion)
     {'router.experts': tensor([0., 1., 0.], dtype=torch.float64)}
     """
-    return Criterion("expert_frequency", partial(_score, of=_share), (), (CHOSEN,), on_request=True)
+    return Criterion(
+        "expert_frequency",
+        partial(_score, name="expert_frequency", collector=CHOSEN, of=_share),
+        (),
+        (CHOSEN,),
+        on_request=True,
+    )
 
 
 @door
@@ -144,11 +150,12 @@ def reap() -> Criterion:
         BatchError: (when collected) the spec has no group of experts, or no value holds what each of them adds.
         TraceError, StatsError: as for `expert_frequency`.
     """
-    return Criterion("reap", partial(_score, of=_mean_norm), (), (ADDED,), on_request=True)
+    return Criterion(
+        "reap", partial(_score, name="reap", collector=ADDED, of=_mean_norm), (), (ADDED,), on_request=True
+    )
 
 
-def _score(stats: Stats, *, of: Any) -> Scores:
-    collector, name = (CHOSEN, "expert_frequency") if of is _share else (ADDED, "reap")
+def _score(stats: Stats, *, name: str, collector: Collector, of: Callable[[Tensor], Tensor]) -> Scores:
     return {g: of(s) for g, s in collected(stats, collector, name, f"{name}()").items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..display.units import quantity
@@ -30,12 +31,8 @@ class Table(NamedTuple):
     """What the rows are, and their order."""
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1%}".replace("%", " %")
-
-
-def _top1(value: float) -> str:
-    return f"{value:.2%}".replace("%", " %")
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{value:.{digits}%}".replace("%", " %")
 
 
 def _points(value: float) -> str:
@@ -54,7 +51,7 @@ def _time(value: float) -> str:
 FORMS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "macs": ("MACs", _count),
     "params": ("params", _count),
-    "top1": ("top-1", _top1),
+    "top1": ("top-1", partial(_percent, digits=2)),
     "macs_removed": ("MACs removed", _percent),
     "params_removed": ("params removed", _percent),
     "points_lost": ("points lost", _points),

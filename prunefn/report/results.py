@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..display.units import scale_word
-from .cells import MET, MISSED, Cell, Table, cell, heading
+from .cells import MET, MISSED, Cell, Table, cell, heading, shown
 from .comparison import Comparison, compare_runs, is_results
 from .goal import Dense, Goal, dense_of
 from .run_folder import numbers, read, read_json
@@ -176,7 +176,7 @@ def _described(row: Row) -> str:
     removed, lost = row.values["macs_removed"], row.values["points_lost"]
     price = f"{lost:.2f} points lost" if lost >= 0.005 else f"{max(0.0, -lost):.2f} points gained"
     name = f"{row.name} ({row.words})" if row.words else row.name
-    return f"{name}: {100 * removed:.1f} % of the MACs removed, {price}"
+    return f"{name}: {shown('macs_removed', removed)} of the MACs removed, {price}"
 
 
 # ---- for the page

@@ -91,9 +91,9 @@ def verdict(found: Mapping[str, Any], goal: Goal = Goal()) -> str:  # noqa: B008
     removed = found.get("macs_removed")
     if removed is None:
         known = [quantity(found["macs"], "MACs")] if "macs" in found else []
-        known += [f"top-1 {found['top1']:.2%}".replace("%", " %")] if "top1" in found else []
+        known += [f"top-1 {shown('top1', found['top1'])}"] if "top1" in found else []
         return ", ".join(known)
-    start = f"{100 * removed:.1f} % of the MACs removed"
+    start = f"{shown('macs_removed', removed)} of the MACs removed"
     if "top1" not in found or "top1_dense" not in found:
         return f"{start}; accuracy was not measured."
     lost = 100 * (found["top1_dense"] - found["top1"])
@@ -109,17 +109,17 @@ def cards(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, word in (("macs", "MACs removed"), ("params", "Parameters removed")):
         if name in pairs:
             dense, pruned = pairs.pop(name)
-            removed = f"{100 * (1 - pruned / dense):.1f} %" if dense else ""
-            out.append((word, removed, f"{quantity(dense, '')} → {quantity(pruned, '')}"))
+            removed = shown("macs_removed", 1 - pruned / dense) if dense else ""
+            out.append((word, removed, f"{shown(name, dense)} → {shown(name, pruned)}"))
     for name, (dense, pruned) in pairs.items():
         if name == "top1":
             points = f"{100 * (pruned - dense):+.2f}".replace("-", "−")
-            out.append(("Top-1", f"{100 * pruned:.2f} %", f"dense {100 * dense:.2f} %, {points} points"))
+            out.append(("Top-1", shown(name, pruned), f"dense {shown(name, dense)}, {points} points"))
         else:
             out.append((heading(name).capitalize(), shown(name, pruned), f"dense {shown(name, dense)}"))
     if out:
         return out
-    plain = {"macs": ("MACs", lambda v: quantity(v, "")), "params": ("Parameters", lambda v: quantity(v, ""))}
-    plain["top1"] = ("Top-1", lambda v: f"{100 * v:.2f} %")
-    plain["latency_ms"] = ("Latency", lambda v: quantity(v / 1e3, "s", 3))
-    return [(word, text(found[name]), "") for name, (word, text) in plain.items() if found.get(name) is not None]
+    seconds = {"latency": found["latency_ms"] / 1e3} if found.get("latency_ms") is not None else {}
+    plain = {"macs": "MACs", "params": "Parameters", "top1": "Top-1", "latency": "Latency"}
+    known = {**found, **seconds}
+    return [(word, shown(name, known[name]), "") for name, word in plain.items() if known.get(name) is not None]

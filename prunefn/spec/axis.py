@@ -125,8 +125,10 @@ def _expression(axis: Axis) -> Expr:
             return expr
         case Product(children):
             return ("*", *map(_expression, children))
-        case Concat(children) | AnyOf(children):
+        case Concat(children):
             return ("+", *map(_expression, children))
+        case AnyOf(children):
+            return ("max", *map(_expression, children))
 
 
 def size(axis: Axis, sizes: Mapping[str, Number]) -> Number:

@@ -170,7 +170,7 @@ class Run(NamedTuple):
         """Write the pruned network, its summary, pictures and report."""
         model, rows, dense = self._module(state).eval(), state.rows, state.rows[0]
         metrics = {k: v for k, v in rows[-1].items() if k in dense and isinstance(v, float)}
-        summary = summarize(cost(self.spec), cost(state.spec), metrics, dense)
+        summary = summarize(cost(self.spec), cost(state.spec), metrics, {k: dense[k] for k in metrics})
         if self.folder is not None and self.accelerator.is_main_process:
             save(model, self.folder / "final.safetensors")
             save_checkpoint(self.folder / "mask.safetensors", {"mask": state.mask})

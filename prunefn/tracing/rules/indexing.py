@@ -188,9 +188,8 @@ def topk(call: Call) -> list[Axes]:
 def _mark_chosen(call: Call, axis: Term, k: int) -> None:
     """Mark the leaves of an axis with how many units they need, so that k positions are left whatever else is pruned."""
     for v in reversed(list(call.alg.vars(axis))):
-        n = min(
-            k, call.alg.size(v)
-        )  # the inner leaf keeps all that are chosen, so that any number of outer ones is enough
+        # the inner leaf keeps all that are chosen, so that any number of outer ones is enough
+        n = min(k, call.alg.size(v))
         call.mark([v], f"{CHOSEN}{n}")
         k = -(-k // n)
 
