@@ -35,6 +35,7 @@ from .modules.targets import target
 from .parameters.positions import remap
 from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
 from .pipelines import pipeline
+from .pretrained.api import prune_pretrained
 from .program import sharded
 from .program.run import forward, forward_train
 from .selection import budget, scope
@@ -130,6 +131,7 @@ __all__ = [
     "perplexity",
     "pipeline",
     "profile",
+    "prune_pretrained",
     "prune_submodule",
     "pruning",
     "recalibrate",

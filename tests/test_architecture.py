@@ -62,7 +62,20 @@ ROOMS = (
         "submodules",
         "recipes",
     ),
-    *("data", "nets", "train", "by_name", "pruning", "sweep", "export", "prunefn", "cli", "__main__", "configs"),
+    *(
+        "data",
+        "pretrained",
+        "nets",
+        "train",
+        "by_name",
+        "pruning",
+        "sweep",
+        "export",
+        "prunefn",
+        "cli",
+        "__main__",
+        "configs",
+    ),
 )
 """From the ground up: a room imports rooms to its left. `prunefn` is the package's own `__init__`."""
 MENUS: dict[str, ModuleType] = {

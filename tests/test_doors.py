@@ -201,6 +201,7 @@ DOORS_ONLY = (
         "pf.perplexity",
         "pf.eliminate",
         "pf.recover",
+        "pf.prune_pretrained",
         "gates.learn",
         "sparse.picture",
         "export.",

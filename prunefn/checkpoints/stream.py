@@ -6,7 +6,7 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +18,14 @@ from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE, Shard, shards, verify
-from ..files.tensors import PIECE, Entry, Reader, Writer
+from ..files.tensors import PIECE, SEAL, Entry, Reader, Writer
+from ..frozen_dict import FrozenDict
 from ..modules.hf_config_file import CONFIG, streamed_config
 from ..modules.pruned_file import KIND_PARAMS, notes
 from ..parameters.transforms import check_mask, shrink
 from ..spec.axis import keep
-from ..spec.spec import Spec
+from ..spec.branches import removed_tensors
+from ..spec.spec import Spec, removed_branches
 from ..types import Mask
 from .stream_target import JOB, UNFINISHED, check_target, companions, finished_files, is_ours, remove_others
 
@@ -45,6 +47,7 @@ class _TensorJob(NamedTuple):
     """A tensor to prune: its source and the part that is kept."""
 
     name: str
+    """In the file that is written."""
     source: Path
     dense: Entry
     kept: tuple[np.ndarray, ...]
@@ -107,27 +110,72 @@ def apply_checkpoint(
     >>> done.files[0].name, small.params["0.weight"].shape, small.params["2.weight"].shape
     ('model.safetensors', torch.Size([2, 4]), torch.Size([2, 2]))
     """
+    options = WriteOptions(progress, max_shard_bytes, overwrite)
+    return write_checkpoint(Path(src), Path(dst), mask, spec, Source(shards(src)), options)
+
+
+class WriteOptions(NamedTuple):
+    """How a checkpoint is written; see `apply_checkpoint`."""
+
+    progress: bool = True
+    max_shard_bytes: int = 4_000_000_000
+    overwrite: bool = False
+
+
+class Source(NamedTuple):
+    """The tensors that are pruned, at the sizes of the spec."""
+
+    files: tuple[Shard, ...]
+    rewritten: Mapping[str, tuple[Path, Entry]] = FrozenDict()
+    """Tensor → the file that has its new values, of the same shape and type."""
+    rename: Callable[[str], str] | None = None
+    """Name → the name in the model without the layers that are removed; None: names stay."""
+
+
+def write_checkpoint(
+    source: Path, target: Path, mask: Mask, spec: Spec, tensors: Source, options: WriteOptions
+) -> Streamed:
+    """Write the kept part of each tensor, and the other files of the source; see `apply_checkpoint`."""
     check_mask(mask, spec)
-    if max_shard_bytes < 1:
-        raise PruneError(f"max_shard_bytes must be 1 or more, not {max_shard_bytes}")
-    source, target = Path(src), Path(dst)
+    if options.max_shard_bytes < 1:
+        raise PruneError(f"max_shard_bytes must be 1 or more, not {options.max_shard_bytes}")
     _check_vocabularies(source, spec, mask)
-    source_shards = shards(source)
-    _check_names(source_shards, source, spec)
-    verify(source_shards)
-    files = _divide_into_files(source_shards, spec, mask, max_shard_bytes)
-    metadata = notes(KIND_PARAMS, sizes=shrink(spec, mask).sizes, masks=(mask,))
-    metadata[JOB] = _fingerprint(source_shards, metadata, max_shard_bytes)
+    _check_names(tensors.files, source, spec)
+    verify(tensors.files)
+    files = _divide_into_files(tensors, spec, mask, options.max_shard_bytes)
+    is_renamed = tensors.rename is not None and any(tensors.rename(n) != n for n in spec.axes)
+    small = shrink(spec, mask)
+    # names in the file are not those of the spec where layers moved up, so that the sizes of its groups would mislead
+    metadata = notes(KIND_PARAMS) if is_renamed else notes(KIND_PARAMS, sizes=small.sizes, masks=(mask,))
+    metadata[JOB] = _fingerprint(tensors, notes(KIND_PARAMS, sizes=small.sizes, masks=(mask,)), options.max_shard_bytes)
     if target.resolve() == (source if source.is_dir() else source.parent).resolve():
         raise PruneError(f"{target} is the folder of the source; give another")
-    check_target(source, target, files, overwrite=overwrite or is_ours(target, metadata[JOB]))
+    check_target(source, target, files, overwrite=options.overwrite or is_ours(target, metadata[JOB]))
     target.mkdir(parents=True, exist_ok=True)
-    if overwrite:
+    if options.overwrite:
         remove_others(target, files, metadata[JOB])
     finished = finished_files(target, files, metadata[JOB])
     if not finished:
         atomic.write_text(target / UNFINISHED, metadata[JOB])
-    config = _copy_rest(source, target, spec, mask) if source.is_dir() else None
+    config = _copy_rest(source, target, small, tensors.rename is not None) if source.is_dir() else None
+    _write_files(target, files, finished, metadata, progress=options.progress)
+    nbytes = sum(j.small.nbytes for jobs in files.values() for j in jobs)
+    if len(files) > 1:
+        places = {j.name: name for name, jobs in files.items() for j in jobs}
+        index = {"metadata": {"total_size": nbytes}, "weight_map": dict(sorted(places.items()))}
+        atomic.write_text(target / INDEX, json.dumps(index, indent=2) + "\n")
+    return Streamed(tuple(target / n for n in files), len(files) - len(finished), nbytes, config)
+
+
+def _write_files(
+    target: Path,
+    files: Mapping[str, list[_TensorJob]],
+    finished: Collection[str],
+    metadata: Mapping[str, str],
+    *,
+    progress: bool,
+) -> None:
+    """Write the files of tensors that are not finished."""
     total = sum(j.dense.nbytes for jobs in files.values() for j in jobs)
     with tqdm(total=total, desc="pruning", unit="B", unit_scale=True, disable=not progress) as bar:
         for name, jobs in files.items():
@@ -136,12 +184,6 @@ def apply_checkpoint(
             else:
                 atomic.write(target / name, lambda part, jobs=jobs: _write_file(part, jobs, metadata, bar))
                 (target / UNFINISHED).unlink(missing_ok=True)
-    nbytes = sum(j.small.nbytes for jobs in files.values() for j in jobs)
-    if len(files) > 1:
-        places = {j.name: name for name, jobs in files.items() for j in jobs}
-        index = {"metadata": {"total_size": nbytes}, "weight_map": dict(sorted(places.items()))}
-        atomic.write_text(target / INDEX, json.dumps(index, indent=2) + "\n")
-    return Streamed(tuple(target / n for n in files), len(files) - len(finished), nbytes, config)
 
 
 # ---- the plan: which tensors go into which file
@@ -185,25 +227,31 @@ def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> 
         raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], present)}")
 
 
-def _tensor_job(s: Shard, name: str, spec: Spec, mask: Mask, kept: dict[object, np.ndarray]) -> _TensorJob:
+def _tensor_job(
+    s: Shard, name: str, tensors: Source, spec: Spec, mask: Mask, kept: dict[object, np.ndarray]
+) -> _TensorJob:
     """Return the job of a tensor; `kept` caches the kept indices of each axis."""
     axes = spec.axes[name]
     for axis in axes:
         if axis not in kept:
             kept[axis] = keep(axis, mask, spec.sizes).numpy()
-    return _TensorJob(name, s.path, s.entries[name], tuple(kept[a] for a in axes))
+    path, entry = tensors.rewritten.get(name, (s.path, s.entries[name]))
+    if (entry.dtype, entry.shape) != (s.entries[name].dtype, s.entries[name].shape):
+        raise ParamsError(f"{path}: {name!r} is {entry.dtype} {entry.shape}, but it is another in {s.path}")
+    return _TensorJob(
+        name if tensors.rename is None else tensors.rename(name), path, entry, tuple(kept[a] for a in axes)
+    )
 
 
-def _divide_into_files(
-    source_shards: tuple[Shard, ...], spec: Spec, mask: Mask, limit: int
-) -> dict[str, list[_TensorJob]]:
+def _divide_into_files(tensors: Source, spec: Spec, mask: Mask, limit: int) -> dict[str, list[_TensorJob]]:
     """Return file name → the tensors of that file, in the order of the source, at most `limit` bytes a file."""
+    gone = removed_tensors(spec, removed_branches(spec, mask))
     kept: dict[object, np.ndarray] = {}
     files: list[list[_TensorJob]] = [[]]
     nbytes = 0
-    for s in source_shards:
-        for name in sorted(s.entries, key=lambda n, s=s: s.entries[n].start):
-            job = _tensor_job(s, name, spec, mask, kept)
+    for s in tensors.files:
+        for name in sorted(s.entries.keys() - gone, key=lambda n, s=s: s.entries[n].start):
+            job = _tensor_job(s, name, tensors, spec, mask, kept)
             if files[-1] and nbytes + job.small.nbytes > limit:
                 files.append([])
                 nbytes = 0
@@ -214,24 +262,34 @@ def _divide_into_files(
     return {f"model-{i:05}-of-{len(files):05}.safetensors": jobs for i, jobs in enumerate(files, 1)}
 
 
-def _fingerprint(source_shards: tuple[Shard, ...], metadata: Mapping[str, str], limit: int) -> str:
+def _fingerprint(tensors: Source, metadata: Mapping[str, str], limit: int) -> str:
     """Return a hash of the source, the mask and the division into files."""
     digest = blake2b(digest_size=32)
-    for s in source_shards:
-        stat = s.path.stat()
-        digest.update(repr((s.path.name, stat.st_size, stat.st_mtime_ns, sorted(s.entries.items()))).encode())
+    for s in tensors.files:
+        digest.update(repr((*_stamp(s.path), sorted(s.entries.items()))).encode())
+    for name, (path, _) in sorted(tensors.rewritten.items()):
+        digest.update(repr((name, *_stamp(path))).encode())
     digest.update(repr((metadata["sizes"], metadata["masks"], limit)).encode())
     return digest.hexdigest()
 
 
-def _copy_rest(source: Path, target: Path, spec: Spec, mask: Mask) -> Path | None:
+def _stamp(path: Path) -> tuple[str | int, ...]:
+    """Return the name of a file and its seal; without one, its size and time of modification."""
+    with Reader(path) as reader:
+        seal = reader.metadata.get(SEAL)
+    stat = path.stat()
+    return (path.name, seal) if seal is not None else (path.name, stat.st_size, stat.st_mtime_ns)
+
+
+def _copy_rest(source: Path, target: Path, small: Spec, moves_layers: bool) -> Path | None:
     """Copy tokenizers and the like unchanged, and write the config at the new sizes; return its path, or None without one."""
     for path in companions(source):
         if not (target / path.name).exists() or not filecmp.cmp(path, target / path.name, shallow=False):
             atomic.write(target / path.name, lambda part, path=path: shutil.copyfile(path, part))
     if not (source / CONFIG).exists():
         return None
-    text = streamed_config(source / CONFIG, shrink(spec, mask))
+    # a config of fewer layers is for tensors whose layers moved up
+    text = streamed_config(source / CONFIG, small) if moves_layers or not small.removed else None
     name, other = (f"dense_{CONFIG}", CONFIG) if text is None else (CONFIG, f"dense_{CONFIG}")
     atomic.write_text(target / name, (source / CONFIG).read_text(encoding="utf-8") if text is None else text)
     (target / other).unlink(missing_ok=True)

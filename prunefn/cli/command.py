@@ -77,6 +77,10 @@ class Command(NamedTuple):
     """Whether the first argument is a model."""
     fresh: bool = False
     """Whether random weights are expected."""
+    whole: bool = False
+    """Whether the command writes the folder of `--out` itself, whole or not at all, so that nothing else is put there."""
+    files_name: str = "FILES"
+    """What the help calls the arguments after the model."""
 
 
 def main_process() -> bool:
@@ -128,9 +132,8 @@ def _arguments_of(command: Command) -> list[inspect.Parameter]:
         text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
         rows.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
     if command.files:
-        rows.append(
-            ("files", Annotated[list[Path] | None, typer.Argument(help=command.files, show_default=False)], None)
-        )
+        argument = typer.Argument(help=command.files, show_default=False, metavar=command.files_name)
+        rows.append(("files", Annotated[list[Path] | None, argument], None))
     return [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, a, d in rows]
 
 
@@ -170,7 +173,7 @@ def _resolve_config(command: Command, values: dict[str, Any], layer: dict[str, A
 
 def _folder(command: Command, config: Config) -> Path | None:
     name = config.out or command.out
-    if name is None:
+    if name is None or command.whole:
         return None
     folder = Path(name)
     if folder.exists() and not folder.is_dir():

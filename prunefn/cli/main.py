@@ -15,6 +15,7 @@ from .commands import (
     export,
     finetune,
     inspect,
+    llm,
     pat,
     profile,
     prune,
@@ -87,3 +88,7 @@ MODULES = (
 for module in MODULES:
     add(app, module.COMMAND)
 app.command()(config)
+language_models = typer.Typer(no_args_is_help=True, help="Language models of transformers, from folder to folder.")
+for command in (llm.PRUNE, llm.PERPLEXITY):
+    add(language_models, command)
+app.add_typer(language_models, name="llm")

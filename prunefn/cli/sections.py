@@ -23,6 +23,7 @@ from ..report.goal import Goal
 from ..settings import Field, Settings, field_validator, model_validator
 from ..train.recipe import Recipe
 from ..train.schedule import MOST_ROUNDS
+from .llm_section import Llm
 
 
 class Named(Settings):
@@ -324,3 +325,4 @@ class Config(Settings):
     profile: Profile = Profile()
     sensitivity: Sensitivity = Sensitivity()
     sweep: Sweep = Sweep()
+    llm: Llm = Llm()

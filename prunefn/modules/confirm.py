@@ -132,7 +132,7 @@ def confirm_fresh(module: nn.Module, config: Any, spec: Spec) -> Problem | None:
     own = dict(module.state_dict())
     dtype = next((t.dtype for t in own.values() if t.is_floating_point()), torch.float32)
     try:
-        with seeded(), _silent_transformers():
+        with seeded(), silent_transformers():
             fresh, info = cls.from_pretrained(
                 None, config=copy.deepcopy(config), state_dict=own, dtype=dtype, output_loading_info=True
             )
@@ -189,7 +189,7 @@ def _random_like(t: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextlib.contextmanager
-def _silent_transformers() -> Iterator[None]:
+def silent_transformers() -> Iterator[None]:
     """Turn off the log lines and progress bars of transformers for the block."""
     from transformers.utils import logging
 

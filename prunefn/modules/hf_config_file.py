@@ -15,9 +15,10 @@ from ..errors import PruneError
 from ..spec.spec import Spec
 from .confirm import confirm_without_numbers
 from .hf_config import table_reason
+from .layers import carve, counts
 from .libraries import TRANSFORMERS, fresh_model
 from .pretrained import refusal
-from .rebuild import resized
+from .rebuild import Attempts, resized
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def streamed_config(path: Path, spec: Spec) -> str | None:
         transformers is not installed.
     """
     text = path.read_text(encoding="utf-8")
-    if all(spec.sizes[g] == n for g, n in spec.traced.items()):
+    if all(spec.sizes.get(g) == n for g, n in spec.traced.items()):
         return text
     try:
         config = json.loads(text)
@@ -97,10 +98,13 @@ def _small_config(cls: type[nn.Module], dense: Any, spec: Spec) -> Any:
     if dense.dtype is not None:
         model.to(dense.dtype)
     model.train(spec.train)
+    carved = next(carve(model, spec, {}))
+    model, spec = carved.model, carved.spec
     tensors = {n: torch.empty(spec.shape(n), device="meta") for n in spec.axes if n in model.state_dict()}
     wrapped = {n: nn.Parameter(t) if n in spec.parameters else t for n, t in tensors.items()}
     wrapped |= {second: wrapped[first] for second, first in spec.tied.items()}
-    module: Any = resized(wrapped, spec, model, lambda m: confirm_without_numbers(m, spec))
+    attempts = Attempts(lost=list(counts(carved.plan, model)))
+    module: Any = resized(wrapped, spec, model, lambda m: confirm_without_numbers(m, spec), attempts)
     if (why := refusal(module)) is not None:
         raise PruneError(f"no config of {cls.__name__} says these sizes: {why}")
     return module.config

@@ -170,6 +170,11 @@ def _inside(name: str, paths: Sequence[str]) -> bool:
 # ---- names
 
 
+def renaming(model: nn.Module, spec: Spec) -> Callable[[str], str]:
+    """Return the map from the names of the traced model's tensors to those of the model without the layers that a spec has lost."""
+    return _Renumbering(model, _removed_children(model, spec))
+
+
 class _Renumbering:
     """The map from names of the whole model to those of the model without some children of containers."""
 

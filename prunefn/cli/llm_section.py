@@ -1,0 +1,46 @@
+"""The options of `prunefn llm …`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..settings import Field, Settings, field_validator
+
+
+class Llm(Settings):
+    """A language model in a folder."""
+
+    text: str | None = None
+    """file or folder of texts (.txt, .jsonl with `text` or `messages`), or of tokens (.npy, .bin)"""
+    params: float | None = Field(default=None, gt=0, lt=1)
+    """fraction of the parameters to keep, with equal sizes in all layers"""
+    macs: float | None = Field(default=None, gt=0, lt=1)
+    """fraction of the MACs to keep, with equal sizes in all layers"""
+    target: dict[str, int] = Field(default={})
+    """instead of fractions: fields of config.json, such as intermediate_size=1152,num_hidden_layers=24"""
+    where: str | None = None
+    """groups that may shrink under a fraction, such as hidden or heads; default: the widths inside layers"""
+    round_to: int | None = Field(default=None, ge=1)
+    """multiple of the sizes under a fraction; default: 8 if all groups have 64 units or more"""
+    criterion: str | None = None
+    """such as weighted_variance (the default), wanda_sp or flap; on activations, without gradients"""
+    compensation: str | None = None
+    """affine(ridge=0.1, intercept=False) or none; default: least squares without new biases"""
+    length: int = Field(default=512, ge=2)
+    """tokens of a sequence"""
+    batch_size: int = Field(default=8, ge=1)
+    """sequences of a batch"""
+    sequences: int | None = Field(default=64, ge=1)
+    """number of sequences; none: all of the text"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """type of the computation; the files keep theirs"""
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if bad := [name for name, equals, number in pairs if not equals or not number.strip().isdigit()]:
+            raise ValueError(f"write FIELD=NUMBER,FIELD=NUMBER, such as intermediate_size=1152, not {bad[0].strip()!r}")
+        return {name.strip(): int(number) for name, _, number in pairs}

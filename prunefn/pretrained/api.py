@@ -1,0 +1,261 @@
+"""`prune_pretrained`: a model in a folder → a smaller model in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from .._version import __version__
+from ..checkpoints.stream import Source, WriteOptions, write_checkpoint
+from ..costs.analytic import cost
+from ..criteria import weighted_variance
+from ..data.tokens import Documents
+from ..display.units import quantity
+from ..doors import door
+from ..errors import PruneError
+from ..frozen_dict import FrozenDict
+from ..modules.layers import renaming
+from ..parameters.transforms import shrink
+from ..spec.parts import Cost
+from ..stats.by_layer import Measure, measures, union
+from ..stats.fingerprint import Origin, fingerprint
+from ..stats.saved import read, write
+from ..types import Batch, Budget, Compensation, Criterion, Mask, Stats, TargetSizes, Where
+from .calibration import Cut, inputs_by_name, text_batches
+from .confirmed import confirm_folder
+from .memory import needed_bytes
+from .opened import Opened, config_of, open_folder
+from .repaired import measures_of_repair, repair_layers
+from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, target_of
+from .work import Work, run_layers, until_last
+
+log = logging.getLogger(__name__)
+
+
+class PrunedFolder(NamedTuple):
+    """The result of `prune_pretrained`."""
+
+    folder: Path
+    before: Cost
+    """Of one sequence as long as the batches."""
+    after: Cost
+    sizes: Mapping[str, tuple[int, int]]
+    """Group that lost units → (units left, units before); whole layers have 0 of 1."""
+    rewritten: int
+    """Number of tensors that a compensation changed."""
+    difference: float | None
+    """Largest difference of the outputs of the loaded model and of the program; None if the model did not fit into memory."""
+
+    def __repr__(self) -> str:
+        checked = "not loaded" if self.difference is None else f"loaded, outputs within {self.difference:.1g}"
+        return f"PrunedFolder({str(self.folder)!r}: {self.before} → {self.after}; {checked})"
+
+
+@door
+def prune_pretrained(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    batches: Iterable[Batch] | None = None,
+    text: Documents | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
+    target: Mapping[str, int] | None = None,
+    where: Where | str | None = None,
+    round_to: int | None = None,
+    criterion: Criterion | None = None,
+    compensation: Compensation | None = None,
+    length: int = 512,
+    batch_size: int = 8,
+    sequences: int | None = 64,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = 4_000_000_000,
+    progress: bool = True,
+) -> PrunedFolder:
+    """Prune a model of transformers from a folder to a smaller folder, layer by layer, so that it need not fit into memory.
+
+    The model is traced on `meta`. Statistics are measured layer by layer: one layer's parameters are in memory, and what it gives
+    for all batches, on disk, is what the next layer reads. Then the sizes are chosen, the contractions that lose inputs are fitted to
+    their dense outputs, again layer by layer, and the tensors are written file by file. The config changes only where sizes are;
+    tokenizer, generation config and all other files are copied. In the end the folder is loaded afresh and compared with the
+    program of the pruned network; if they differ, nothing is kept.
+
+    A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption; it is removed at the end.
+
+    Args:
+        src: folder with `config.json` and safetensors, as `save_pretrained` writes it or a hub has it.
+        dst: folder that is written; it must not exist.
+        batches: of tokens, for statistics: dicts by input name, or tensors. They are read once and kept.
+        text: instead of batches: a file, a folder or texts, as in `pf.data.text`, for the tokenizer in `src`.
+        budget: what is kept, such as `pf.budget.params(0.75)`; met from below with equal sizes in all layers, as one config states
+            them.
+        target: instead of a budget: field of the config → number, as in `pf.target`, such as `{"intermediate_size": 1152}`.
+        where: groups that may shrink under a budget; default: the widths inside layers, `pf.kind("hidden")`.
+        round_to: multiple of the sizes under a budget; default: 8 if all groups have 64 units or more.
+        criterion: scores the units; default: `criteria.weighted_variance()`. It must not need gradients. Layers are scored by
+            `criteria.block_influence()`.
+        compensation: default: least squares, `compensation.affine(0.1)`, without an intercept where the class has no bias.
+        length: tokens of a sequence of `text`.
+        batch_size: sequences of a batch of `text`.
+        sequences: number of sequences of `text`; None: all.
+        dtype: in which statistics are computed; the files keep their types.
+        max_shard_bytes: size in bytes at which a new file begins.
+        progress: print the memory that is needed, and show progress bars.
+
+    Returns:
+        The folder, its costs, the sizes, and how the loaded model compares.
+
+    Raises:
+        PruneError: `src` is no folder of a model, or has no tokenizer for `text`; `dst` exists; a field of the target is unknown; what
+            was written does not load, or computes something else; or the work folder is of another job.
+        BudgetError: the budget cannot be met.
+        ParamsError: the files do not fit the config; or a compensation needs a bias that the class does not have.
+
+    >>> import tempfile, prunefn as pf
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     LlamaForCausalLM(config).save_pretrained(f"{folder}/large")
+    ...     tokens = [torch.randint(50, (4, 16), generator=torch.Generator().manual_seed(0))]
+    ...     half = {"intermediate_size": 32}
+    ...     done = pf.prune_pretrained(f"{folder}/large", f"{folder}/small", batches=tokens, target=half, progress=False)
+    ...     small = LlamaForCausalLM.from_pretrained(f"{folder}/small")
+    >>> small.config.intermediate_size, small.model.layers[0].mlp.down_proj.weight.shape
+    (32, torch.Size([32, 32]))
+    """
+    goal = Goal(_budgets(budget), dict(target or {}), where, round_to)
+    check_goal(goal)
+    if (batches is None) == (text is None):
+        raise PruneError("give batches= of tokens, or text=: one of the two")
+    source, out = Path(src), Path(dst)
+    _, cls = config_of(source)
+    if text is not None:
+        batches = text_batches(source, text, Cut(length, batch_size, sequences), progress=progress)
+    named = inputs_by_name(batches or (), cls)
+    opened = open_folder(source, named, dtype)
+    choice = Choice(goal, weighted_variance() if criterion is None else criterion, compensation)
+    plan = _plan(opened, choice)  # before the work folder is made: a refused call leaves none behind
+    work = Work(out, _job(opened, choice, named, max_shard_bytes))
+    return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
+
+
+class Choice(NamedTuple):
+    """What is removed, and how it is made up for."""
+
+    goal: Goal
+    criterion: Criterion
+    compensation: Compensation | None
+
+
+def _budgets(budget: Budget | Sequence[Budget] | None) -> tuple[Budget, ...]:
+    return () if budget is None else (budget,) if isinstance(budget, Budget) else tuple(budget)
+
+
+def _job(opened: Opened, choice: Choice, named: list[dict[str, torch.Tensor]], limit: int) -> str:
+    """Return a hash of all that a run depends on."""
+    import transformers
+
+    files = [(s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in opened.files]
+    versions = (__version__, str(torch.__version__), transformers.__version__)
+    config = (opened.folder / "config.json").read_text("utf-8")
+    return fingerprint([files, config, repr(choice), str(opened.dtype), limit, named, versions])
+
+
+def _prune(
+    opened: Opened,
+    out: Path,
+    batches: list[dict[str, torch.Tensor]],
+    choice: Choice,
+    plan: Plan,
+    work: Work,
+    options: WriteOptions,
+) -> PrunedFolder:
+    """Measure, choose, repair, write and confirm."""
+    spec, params, progress = opened.spec, FrozenDict(opened.params), options.progress
+    start = Stats(spec, params)
+    _say_memory(needed_bytes(plan.measures, opened, batches[0]), "statistics", progress)
+    stats = _measured(opened, plan.measures, batches, work, start, progress=progress)
+    mask = choose(stats, choice.goal, plan.sizes, plan.groups, choice.criterion)
+    repair = measures_of_repair(opened, mask, choice.compensation)
+    _say_memory(needed_bytes(repair, opened, batches[0]), "the compensation", progress)
+    rewritten = repair_layers(opened, mask, [*batches], work, start, choice.compensation, progress=progress)
+    small = shrink(spec, mask)
+    rename = renaming(opened.model, small)
+    tensors = Source(opened.files, FrozenDict(rewritten), rename)
+    result = work.folder / "result"
+    done = write_checkpoint(opened.folder, result, mask, spec, tensors, options)
+    try:
+        if done.config is None:
+            raise PruneError(
+                f"no config of {opened.cls.__name__} states these sizes, so that nothing was kept; prune by a target"
+            )
+        difference = confirm_folder(result, opened, small, rename, batches[0])
+    except PruneError:
+        work.remove()
+        raise
+    if out.exists():  # and is empty
+        out.rmdir()
+    result.rename(out)
+    work.remove()
+    return PrunedFolder(out, cost(spec), cost(small), _sizes(mask), len(rewritten), difference)
+
+
+def _sizes(mask: Mask) -> dict[str, tuple[int, int]]:
+    """Return group that lost units → (units left, units before)."""
+    return {g: (int(m.sum()), len(m)) for g, m in mask.items() if not bool(m.all())}
+
+
+class Plan(NamedTuple):
+    """What may be removed, and what is measured to choose it."""
+
+    sizes: TargetSizes | None
+    groups: list[str]
+    measures: list[Measure]
+
+
+def _plan(opened: Opened, choice: Choice) -> Plan:
+    """Return what is measured in each layer to choose the sizes.
+
+    Raises:
+        PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size.
+    """
+    if choice.criterion.collectors:
+        raise PruneError(
+            f"criterion {choice.criterion.name!r} runs the whole network, with gradients or otherwise; use one on activations, such "
+            "as criteria.weighted_variance(), criteria.variance() or criteria.wanda_sp()"
+        )
+    sizes = target_of(choice.goal, opened)
+    groups = candidates(choice.goal, opened.spec, sizes)
+    sites, blocks = sites_of_groups(groups, opened.spec), sizes is not None and bool(sizes.layers)
+    measured = until_last(measures(opened.spec, sites, blocks=blocks, needs=choice.criterion.needs))
+    return Plan(sizes, groups, measured)
+
+
+def _measured(
+    opened: Opened, planned: list[Measure], batches: Sequence[Batch], work: Work, start: Stats, *, progress: bool
+) -> Stats:
+    """Return the statistics of all layers."""
+    known = Origin({}, {})  # the work folder is of this spec and these params
+    files = run_layers(
+        work, "statistics", planned, batches, start, partial(_write_stats, known=known), progress=progress
+    )
+    return union((read(f, start, known)[0] for f in files), start)
+
+
+def _write_stats(path: Path, stats: Stats, *, known: Origin) -> None:
+    write(path, stats, known)
+
+
+def _say_memory(needed: int, what: str, progress: bool) -> None:
+    """State the bound of the memory before the step runs."""
+    text = f"{what}: at most {quantity(needed, 'B', 3)} of memory, besides Python and torch"
+    log.info(text)
+    if progress and needed:
+        tqdm.write(text, file=sys.stderr)

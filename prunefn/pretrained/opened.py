@@ -1,0 +1,120 @@
+"""A folder of transformers, opened without its weights: config, class, spec, and params that stay on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._extras import needs
+from ..checkpoints.lazy import lazy_params
+from ..errors import PruneError, TraceError, nearest
+from ..files.folder import Shard, shards
+from ..modules.hf_config_file import CONFIG
+from ..modules.libraries import TRANSFORMERS, fresh_model
+from ..program.sharded import with_constants
+from ..spec.spec import Spec
+from ..tracing.api import trace
+from ..types import Params
+
+
+class Opened(NamedTuple):
+    """A model in a folder."""
+
+    folder: Path
+    files: tuple[Shard, ...]
+    """Headers of the files of tensors."""
+    config: Any
+    """Of transformers."""
+    cls: Any
+    """Class of the model."""
+    model: nn.Module
+    """On `meta`."""
+    spec: Spec
+    params: Params
+    """On disk; each is read when an op uses it."""
+    dtype: torch.dtype
+    """In which it is computed, whatever type the files have."""
+
+
+def config_of(folder: Path) -> tuple[Any, Any]:
+    """Return the config of a folder and the class that it names.
+
+    Raises:
+        PruneError: the folder is not that of a model of transformers; says what it lacks.
+    """
+    with needs("hf", "a folder of transformers"):
+        import transformers
+    if not (folder / CONFIG).is_file():
+        what = "has no config.json" if folder.is_dir() else "is no folder"
+        raise PruneError(f"{folder} {what}; give the folder of a model, as save_pretrained writes it or a hub has it")
+    try:
+        names = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architectures") or []
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        raise PruneError(f"{folder / CONFIG} is no config of transformers: {str(error)[:300]}") from error
+    cls: Any = getattr(transformers, names[0], None) if len(names) == 1 else None
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        known = nearest(names[0], dir(transformers)) if names else ""
+        raise PruneError(
+            f"{folder / CONFIG} names the class {names or 'of no model'}; it must name one of transformers, such as "
+            f'"architectures": ["LlamaForCausalLM"]{known}'
+        )
+    return config, cls
+
+
+def open_folder(folder: Path, batches: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Opened:
+    """Trace the model of a folder on `meta`, with the shapes of the first batch; its weights stay on disk.
+
+    Raises:
+        PruneError: the folder is not that of a model; or the files of tensors do not fit the config.
+        TraceError: the program cannot be run on other inputs.
+    """
+    config, cls = config_of(folder)
+    files = shards(folder)
+    with _default_dtype(dtype):
+        model = fresh_model(TRANSFORMERS, cls, config).eval()
+        with parameters_on_meta():
+            tables = TRANSFORMERS.build(cls, config)
+    spec = trace(model, {n: torch.zeros_like(t, device="meta") for n, t in batches[0].items()})
+    if spec.capture != "exported":
+        raise TraceError(f"{cls.__name__} cannot be exported, so that it cannot be measured: {spec.capture_reason}")
+    if any(t.is_meta for t in spec.constants.tensors.values()):
+        spec = with_constants(spec, tables)
+    return Opened(folder, files, config, cls, model, spec, lazy_params(folder, spec=spec, dtype=dtype), dtype)
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Let modules that are built in the block have their parameters on `meta`, and their buffers as they compute them.
+
+    A rotary table is computed by its module when this is built, and no file has it.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        if param is not None:
+            module._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let modules that are built in the block have parameters of a type; tables that are float32 on purpose stay so."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
