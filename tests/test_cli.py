@@ -620,7 +620,9 @@ def test_a_config_that_is_no_text(tmp_path: Path) -> None:
 def every_command() -> list[str]:
     from typer.main import get_command
 
-    return sorted(get_command(prunefn.cli.app).commands)  # type: ignore[attr-defined]
+    found: Any = get_command(prunefn.cli.app)
+    inner = {f"llm {n}" for n in found.commands["llm"].commands}
+    return sorted((found.commands.keys() - {"llm"}) | inner)
 
 
 @pytest.mark.parametrize("name", every_command())
@@ -638,11 +640,15 @@ def test_every_command_ends_in_a_line(
         monkeypatch.setattr(place, raises)
     monkeypatch.setattr("prunefn.cli.commands.report.is_results", raises)
     monkeypatch.setattr("prunefn.cli.demo.study.study", raises)
-    asked = {"report": ["x"], "config": [], "demo": []}.get(name, ["small_vit", "--data", "digits"])
+    for place in ("api", "evaluation"):
+        monkeypatch.setattr(f"prunefn.pretrained.{place}.config_of", raises)
+    words = ["x", "--out", "y", "--text", "w", "--params", "0.5"]
+    special = {"report": ["x"], "config": [], "demo": [], "llm prune": words, "llm perplexity": words}
+    asked = special.get(name, ["small_vit", "--data", "digits"])
     asked += ["--checkpoint", "w"] if name in ("finetune", "load-check") else []
     asked += ["x"] if name == "analyze" else []
     Path("w").touch()
-    done = run(name, *asked, code=code)
+    done = run(*name.split(), *asked, code=code)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
     assert "Traceback" not in done.stderr and len(lines) == (2 if code == 1 else 1), done.stderr
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"w", "config.yaml"}
