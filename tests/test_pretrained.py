@@ -17,7 +17,7 @@ from torch import Tensor
 import prunefn as pf
 import prunefn.cli
 from prunefn.frozen_dict import FrozenDict
-from prunefn.pretrained import work
+from prunefn.pretrained import repaired, scored
 from prunefn.pretrained.work import ENDING
 from prunefn.stats.by_layer import Held, collect_segment, measures, union
 from prunefn.stats.fingerprint import taken
@@ -105,14 +105,14 @@ KILLED = """
 import os, signal, sys
 import torch
 import prunefn as pf
-from prunefn.pretrained import work
-calls, real = [], work.collect_segment
+from prunefn.pretrained import repaired
+calls, real = [], repaired.fit_layer
 def killing(*args, **kwargs):
     calls.append(1)
-    if len(calls) == 5:
+    if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **kwargs)
-work.collect_segment = killing
+repaired.fit_layer = killing
 ids = [torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(3)]
 pf.prune_pretrained(sys.argv[1], sys.argv[2], batches=ids, target={"intermediate_size": 24}, progress=False)
 """
@@ -122,13 +122,15 @@ def test_a_killed_run_resumes(source: Path, tmp_path: Path, monkeypatch: pytest.
     killed = subprocess.run([sys.executable, "-c", KILLED, source, tmp_path / "small"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "small").exists()
-    calls, real = list[int](), work.collect_segment
-    monkeypatch.setattr(work, "collect_segment", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    calls, real = list[int](), repaired.fit_layer
+    monkeypatch.setattr(repaired, "fit_layer", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    monkeypatch.setattr(scored, "score", None)  # the scores of all layers were kept
     target = {"intermediate_size": 24}
     with pytest.raises(pf.PruneError, match="other options"):
         pruned(source, tmp_path / "small", target={"intermediate_size": 32})
     pruned(source, tmp_path / "small", target=target)
-    assert len(calls) == 2  # three layers are measured twice each; four passes were kept, and the fifth was begun
+    assert len(calls) == 2  # of three layers, one was finished and one begun
+    monkeypatch.undo()
     pruned(source, tmp_path / "again", target=target)
     a, b = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("small", "again"))
     assert a == b

@@ -14,7 +14,7 @@ from ..spec.parts import Geometry, Site
 from ..spec.spec import Spec
 from ..stats.moments import cross_scatter, merge_moments, site_moments
 from ..stats.taps import centre_weights, im2col
-from ..stats.weights import Weights, position_weights
+from ..stats.weights import PositionWeights, Weights, position_weights
 from ..types import Batch, Inputs, Lacking, Moments, Params
 
 ELEMENTS = 1 << 24
@@ -83,12 +83,36 @@ def collect_fits(
         The fits of each task. The samples of a batch are halved along dim 0 of the value that the site reads, or by batches if
         it has but one.
     """
+    names = values_read(tasks)
+
+    def seen() -> Iterator[Seen]:
+        for batch in each(batches, max_batches=max_batches, progress=progress, text="statistics"):
+            flat = inputs_of(batch, spec=dense[1], device=device_of(dense[0]))
+            before, now = (values_of(p, s, flat, names) for p, s in (dense, small))
+            yield Seen(before, now, position_weights(dense[1], flat, batch, weights))
+
+    return fits_of(seen(), tasks, covariance=covariance)
+
+
+class Seen(NamedTuple):
+    """One batch in both networks."""
+
+    before: Mapping[str, Tensor]
+    """Value → what it is in the dense network."""
+    now: Mapping[str, Tensor]
+    """Value → what it is in the current one."""
+    weights: PositionWeights | None
+
+
+def values_read(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Return the values that fits are made of."""
+    return tuple(dict.fromkeys([v for t in tasks for v, _ in t.site.values] + [t.other for t in tasks if t.other]))
+
+
+def fits_of(batches: Iterable[Seen], tasks: Sequence[Task], *, covariance: bool) -> list[Halves]:
+    """Return the fits of each task over all batches, as `collect_fits` does."""
     out: list[list[list[Fit]]] = [[[], []] for _ in tasks]
-    names = tuple(dict.fromkeys([v for t in tasks for v, _ in t.site.values] + [t.other for t in tasks if t.other]))
-    for number, batch in enumerate(each(batches, max_batches=max_batches, progress=progress, text="statistics")):
-        flat = inputs_of(batch, spec=dense[1], device=device_of(dense[0]))
-        before, now = (values_of(p, s, flat, names) for p, s in (dense, small))
-        weighted = position_weights(dense[1], flat, batch, weights)
+    for number, (before, now, weighted) in enumerate(batches):
         for halves, task in zip(out, tasks, strict=True):
             for value, dim in task.site.values:
                 x, y = before[value], now[value]

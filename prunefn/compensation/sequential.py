@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -92,11 +93,11 @@ def remove(
         if sums and method.needs:
             lost = mean_losses((params, spec), (pruned, current), batches, sums, removed, **options)
             pruned = shifted(pruned, lost, current)
-        for together in _by_input(sites, current) if method.needs else ():
-            tasks = [_task(spec.sites[s.name], (params, spec), (pruned, current), removed) for s in together]
+        for together in by_input(sites, current) if method.needs else ():
             networks = (params, spec), (pruned, current)
-            halves = collect_fits(*networks, batches, [_block(t) for t in tasks], **options)
-            repaired = [_fitted(t, h, networks, batches, method, options) for t, h in zip(tasks, halves, strict=True)]
+            tasks = [task_of(spec.sites[s.name], *networks, removed) for s in together]
+            collect = partial(collect_fits, *networks, batches, **options)
+            repaired = fitted(tasks, collect, method, current)
             errors |= residuals(repaired)
             few += [text for r in repaired for text in few_samples(r, method)]
             pruned = written(pruned, repaired, current)
@@ -104,14 +105,14 @@ def remove(
     return pruned, current, errors
 
 
-def _by_input(sites: Sequence[Site], spec: Spec) -> list[list[Site]]:
+def by_input(sites: Sequence[Site], spec: Spec) -> list[list[Site]]:
     """Return the sites in the order of the program; those that read the same value next to each other are together."""
     position = {i.name: n for n, i in enumerate(spec.program.instructions)}
     ordered = sorted(sites, key=lambda s: position[s.calls[0]])
     return [list(together) for _, together in groupby(ordered, key=lambda s: s.values)]
 
 
-def _task(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], removed: Mask) -> Task:
+def task_of(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], removed: Mask) -> Task:
     """Return what to fit at a site: its weights, the outputs that are left, and the branch that they are added to."""
     (params, spec), (pruned, current) = dense, now
     device = next(t.device for n, t in params.items() if n in spec.parameters)
@@ -160,16 +161,30 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in os.sysconf_names else 1 << 34
 
 
+def fitted(
+    tasks: Sequence[Task], collect: Callable[[Sequence[Task]], list[Halves]], method: Compensation, spec: Spec
+) -> list[Repaired]:
+    """Return the repairs of sites that read the same value.
+
+    Args:
+        tasks: of the sites.
+        collect: measures tasks, on all batches.
+        method: of compensation.
+        spec: of the current network.
+    """
+    halves = collect([_block(t) for t in tasks])
+    return [_fitted(t, h, collect, method, spec) for t, h in zip(tasks, halves, strict=True)]
+
+
 def _fitted(
     task: Task,
     halves: Halves,
-    networks: tuple[tuple[Params, Spec], tuple[Params, Spec]],
-    batches: Iterable[Batch],
+    collect: Callable[[Sequence[Task]], list[Halves]],
     method: Compensation,
-    options: dict[str, Any],
+    spec: Spec,
 ) -> Repaired:
     """Return the repair of a site; in blocks of its inputs, each given the others, if their covariance is too large."""
-    spec, at_once, size_of_group = networks[1][1], _inputs_at_once(task), task.weight.shape[2]
+    at_once, size_of_group = _inputs_at_once(task), task.weight.shape[2]
     if at_once >= size_of_group or "covariance" not in method.needs:
         return repaired_by(method, task.site, task.weight, inputs_of_fits(halves, task), spec)
     warn(
@@ -180,7 +195,7 @@ def _fitted(
     for first in range(0, size_of_group, at_once):
         block = _block(task._replace(weight=weight), first)
         if first:
-            (halves,) = collect_fits(*networks, batches, [block], **options)
+            (halves,) = collect([block])
         last = repaired_by(method, task.site, weight[:, :, block.inputs], inputs_of_fits(halves, block), spec)
         if last.repair.weight is not None:
             weight[:, :, block.inputs] = last.repair.weight

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .._version import __version__
 from ..checkpoints.stream import Source, WriteOptions, write_checkpoint
 from ..costs.analytic import cost
-from ..criteria import weighted_variance
+from ..criteria import obs, weighted_variance
 from ..data.tokens import Documents
 from ..display.units import quantity
 from ..doors import door
@@ -25,17 +25,17 @@ from ..frozen_dict import FrozenDict
 from ..modules.layers import renaming
 from ..parameters.transforms import shrink
 from ..spec.parts import Cost
-from ..stats.by_layer import Measure, measures, union
-from ..stats.fingerprint import Origin, fingerprint
-from ..stats.saved import read, write
+from ..stats.by_layer import Measure, measures
+from ..stats.fingerprint import fingerprint
 from ..types import Batch, Budget, Compensation, Criterion, Mask, Stats, TargetSizes, Where
 from .calibration import Cut, inputs_by_name, text_batches
 from .confirmed import confirm_folder
-from .memory import needed_bytes
+from .memory import needed_bytes, needed_for_repair
 from .opened import Opened, config_of, open_folder
-from .repaired import measures_of_repair, repair_layers
+from .repaired import DEFAULT, layers_to_repair, repair_layers
+from .scored import groups_within, score_layers
 from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, target_of
-from .work import Work, run_layers, until_last
+from .work import Work, until_last
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ def prune_pretrained(
 
     The model is traced on `meta`. Statistics are measured layer by layer: one layer's parameters are in memory, and what it gives
     for all batches, on disk, is what the next layer reads. Then the sizes are chosen, the contractions that lose inputs are fitted to
-    their dense outputs, again layer by layer, and the tensors are written file by file. The config changes only where sizes are;
+    their dense outputs, again layer by layer (`pipeline(sequential=True)`), and the tensors are written file by file. The config changes
+    only where sizes are;
     tokenizer, generation config and all other files are copied. In the end the folder is loaded afresh and compared with the
     program of the pruned network; if they differ, nothing is kept.
 
@@ -99,9 +100,12 @@ def prune_pretrained(
         target: instead of a budget: field of the config → number, as in `pf.target`, such as `{"intermediate_size": 1152}`.
         where: groups that may shrink under a budget; default: the widths inside layers, `pf.kind("hidden")`.
         round_to: multiple of the sizes under a budget; default: 8 if all groups have 64 units or more.
-        criterion: scores the units; default: `criteria.weighted_variance()`. It must not need gradients. Layers are scored by
+        criterion: scores the units; default: `criteria.obs(None)` for groups inside one layer, `criteria.weighted_variance()` for
+            those that run through all, such as the hidden width. It must not need gradients. Layers are scored by
             `criteria.block_influence()`.
-        compensation: default: least squares, `compensation.affine(0.1)`, without an intercept where the class has no bias.
+        compensation: of contractions that lose inputs, layer by layer: least squares towards the dense network's outputs, in the
+            network whose earlier layers are pruned and fitted. Default: `compensation.affine()`; it adds no bias that the class
+            does not have.
         length: tokens of a sequence of `text`.
         batch_size: sequences of a batch of `text`.
         sequences: number of sequences of `text`; None: all.
@@ -140,7 +144,7 @@ def prune_pretrained(
         batches = text_batches(source, text, Cut(length, batch_size, sequences), progress=progress)
     named = inputs_by_name(batches or (), cls)
     opened = open_folder(source, named, dtype)
-    choice = Choice(goal, weighted_variance() if criterion is None else criterion, compensation)
+    choice = Choice(goal, criterion, compensation)
     plan = _plan(opened, choice)  # before the work folder is made: a refused call leaves none behind
     work = Work(out, _job(opened, choice, named, max_shard_bytes))
     return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
@@ -150,7 +154,7 @@ class Choice(NamedTuple):
     """What is removed, and how it is made up for."""
 
     goal: Goal
-    criterion: Criterion
+    criterion: Criterion | None
     compensation: Compensation | None
 
 
@@ -178,14 +182,14 @@ def _prune(
     options: WriteOptions,
 ) -> PrunedFolder:
     """Measure, choose, repair, write and confirm."""
-    spec, params, progress = opened.spec, FrozenDict(opened.params), options.progress
-    start = Stats(spec, params)
+    spec, progress = opened.spec, options.progress
+    start = Stats(spec, FrozenDict(opened.params))
     _say_memory(needed_bytes(plan.measures, opened, batches[0]), "statistics", progress)
-    stats = _measured(opened, plan.measures, batches, work, start, progress=progress)
-    mask = choose(stats, choice.goal, plan.sizes, plan.groups, choice.criterion)
-    repair = measures_of_repair(opened, mask, choice.compensation)
-    _say_memory(needed_bytes(repair, opened, batches[0]), "the compensation", progress)
-    rewritten = repair_layers(opened, mask, [*batches], work, start, choice.compensation, progress=progress)
+    scores = score_layers(plan.measures, plan.groups, batches, work, start, plan.criterion, progress=progress)
+    mask = choose(scores, choice.goal, plan.sizes, plan.groups, spec)
+    method = DEFAULT if choice.compensation is None else choice.compensation
+    _say_memory(needed_for_repair(layers_to_repair(opened, mask, method), opened, batches[0]), "compensation", progress)
+    rewritten = repair_layers(opened, mask, [*batches], work, method, progress=progress)
     small = shrink(spec, mask)
     rename = renaming(opened.model, small)
     tensors = Source(opened.files, FrozenDict(rewritten), rename)
@@ -217,6 +221,7 @@ class Plan(NamedTuple):
 
     sizes: TargetSizes | None
     groups: list[str]
+    criterion: Criterion
     measures: list[Measure]
 
 
@@ -226,31 +231,20 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
     Raises:
         PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size.
     """
-    if choice.criterion.collectors:
+    if choice.criterion is not None and choice.criterion.collectors:
         raise PruneError(
             f"criterion {choice.criterion.name!r} runs the whole network, with gradients or otherwise; use one on activations, such "
-            "as criteria.weighted_variance(), criteria.variance() or criteria.wanda_sp()"
+            "as criteria.obs(None), criteria.weighted_variance() or criteria.wanda_sp()"
         )
     sizes = target_of(choice.goal, opened)
     groups = candidates(choice.goal, opened.spec, sizes)
     sites, blocks = sites_of_groups(groups, opened.spec), sizes is not None and bool(sizes.layers)
-    measured = until_last(measures(opened.spec, sites, blocks=blocks, needs=choice.criterion.needs))
-    return Plan(sizes, groups, measured)
-
-
-def _measured(
-    opened: Opened, planned: list[Measure], batches: Sequence[Batch], work: Work, start: Stats, *, progress: bool
-) -> Stats:
-    """Return the statistics of all layers."""
-    known = Origin({}, {})  # the work folder is of this spec and these params
-    files = run_layers(
-        work, "statistics", planned, batches, start, partial(_write_stats, known=known), progress=progress
-    )
-    return union((read(f, start, known)[0] for f in files), start)
-
-
-def _write_stats(path: Path, stats: Stats, *, known: Origin) -> None:
-    write(path, stats, known)
+    found = partial(measures, opened.spec, sites, blocks=blocks)
+    criterion = choice.criterion
+    if criterion is None:  # covariances are of one layer at a time
+        within = {g for m in found() for g in groups_within(m, groups, opened.spec)}
+        criterion = obs(None) if within >= set(groups) else weighted_variance()
+    return Plan(sizes, groups, criterion, until_last(found(needs=criterion.needs)))
 
 
 def _say_memory(needed: int, what: str, progress: bool) -> None:

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor
 
+from ..compensation.by_layer import Pair
 from ..spec.axis import size
 from ..spec.program import refs
 from ..spec.spec import Spec
@@ -26,6 +27,31 @@ def needed_bytes(measures: Sequence[Measure], opened: Opened, batch: Mapping[str
     """
     sizes = {**opened.spec.sizes, **_free_sizes(opened.spec, batch)}
     return max((_of_segment(m, opened, sizes) for m in measures), default=0)
+
+
+def needed_for_repair(layers: Sequence[Pair], opened: Opened, batch: Mapping[str, Tensor]) -> int:
+    """Return an upper bound of the bytes that fitting one layer at a time takes, besides Python, torch and the tokens.
+
+    A layer is there twice, dense and pruned. The statistics of both halves of the samples, and of all, are of the kept inputs.
+    """
+    sizes = {**opened.spec.sizes, **_free_sizes(opened.spec, batch)}
+    return max((_of_pair(p, opened, sizes) for p in layers), default=0)
+
+
+def _of_pair(pair: Pair, opened: Opened, sizes: Mapping[str, int]) -> int:
+    spec, item = opened.spec, opened.dtype.itemsize
+    sites = [spec.sites[n] for together in pair.sites for n in together]
+    wanted = [*(v for s in sites for v, _ in s.values), *pair.dense.hands]
+    names = {spec.tied.get(n, n) for n in pair.dense.tensors(wanted)}
+    weights = sum(prod(spec.shape(n)) for n in names) * item
+    values = _alive(Measure(pair.dense, tuple(sites), {}, frozenset()), sizes) * item
+    fits = 0
+    for together in pair.sites:
+        fitted = [spec.sites[n] for n in together]
+        width = size(fitted[0].axis, spec.sizes)
+        rows = sum(size(s.out, spec.sizes) for s in fitted)
+        fits = max(fits, FLOAT64 * COPIES * (width * width + 2 * width * rows))
+    return 3 * weights + 2 * values + fits
 
 
 def _free_sizes(spec: Spec, batch: Mapping[str, Tensor]) -> dict[str, int]:

@@ -1,106 +1,110 @@
-"""New weights of the contractions that lose inputs, one layer after the other; no layer gets a bias that its class does not have."""
+"""New weights of the contractions that lose inputs, one layer after the other, in the network whose earlier layers are fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..compensation import methods
-from ..compensation.repair import (
-    Repaired,
-    affected,
-    few_samples,
-    repaired_by,
-    site_inputs,
-    warn_of_few_samples,
-    written,
-)
-from ..errors import ParamsError, warn
+from ..compensation.by_layer import Pair, fit_layer, pairs
+from ..compensation.repair import Repaired, few_samples, warn_of_few_samples
+from ..errors import ParamsError
 from ..files import atomic
 from ..files.folder import entries_of, shard
 from ..files.tensors import DTYPES, Entry, save_sealed
-from ..program.compiled import site_weight
-from ..spec.parts import Site
-from ..stats.by_layer import Measure, measures
-from ..types import Batch, Compensation, Mask, Stats
+from ..parameters.transforms import shrink
+from ..spec.axis import keep
+from ..types import Batch, Compensation, Mask
 from .opened import Opened
-from .work import Work, run_layers, until_last
+from .work import Stored, Work
 
-RIDGE = 0.1
-"""Of the default compensation: the one of lowest perplexity in bench/results/smollm2.md."""
-
-
-def method_of(site: Site, given: Compensation | None) -> Compensation:
-    """Return the compensation of a site: least squares, with an intercept where the contraction has a bias."""
-    if given is not None:
-        return given
-    has_bias = site.bias is not None
-    return methods.affine(RIDGE, intercept=has_bias, fallback=methods.mean() if has_bias else methods.none())
+STAGE = "compensation"
+DEFAULT = methods.affine(fallback=methods.mean())
 
 
 def repair_layers(
-    opened: Opened,
-    mask: Mask,
-    batches: list[Batch],
-    work: Work,
-    start: Stats,
-    method: Compensation | None,
-    *,
-    progress: bool,
+    opened: Opened, mask: Mask, batches: Sequence[Batch], work: Work, method: Compensation, *, progress: bool
 ) -> dict[str, tuple[Path, Entry]]:
     """Return tensor → the file and entry of its new values, at its dense shape and in the type of its source.
-
-    The statistics of a layer are measured in the dense network, and dropped when its weights are written.
 
     Raises:
         ParamsError: the method adds a bias to a contraction whose class has none.
     """
-    planned = measures_of_repair(opened, mask, method)
-    write = partial(_write_repairs, opened=opened, mask=mask, method=method)
-    files = run_layers(work, "compensation", planned, batches, start, write, progress=progress)
+    layers, few = layers_to_repair(opened, mask, method), list[str]()
+    files = [work.file(STAGE, n) for n in range(len(layers))]
+    small = shrink(opened.spec, mask)
+    total = sum(passes(pair) for pair in layers) * len(batches)
+    with tqdm(total=total, desc=STAGE, unit=" batches of a layer", disable=not progress) as bar:
+        for n, (pair, file) in enumerate(zip(layers, files, strict=True)):
+            if work.is_finished(file):
+                bar.update(passes(pair) * len(batches))
+                continue
+            folders = [[work.states(f"{STAGE}-{which}", m) for m in (n - 1, n)] for which in ("dense", "pruned")]
+            both = [Stored(before if n else None, after) for before, after in folders]
+            layer, repaired = fit_layer(
+                (opened.params, opened.spec), small, mask, batches, pair, (both[0], both[1]), method, bar=bar
+            )
+            _check_biases(repaired, method)
+            few += [text for r in repaired for text in few_samples(r, method)]
+            _write(file, _at_dense_shapes(layer, repaired, opened, mask), opened)
+            for before, _ in folders:
+                shutil.rmtree(before, ignore_errors=True)
+    warn_of_few_samples(few, method)
     return {name: (path, shard(path).entries[name]) for path in files for name in shard(path).entries}
 
 
-def measures_of_repair(opened: Opened, mask: Mask, method: Compensation | None) -> list[Measure]:
-    """Return what is measured in each layer to repair the sites that lose inputs."""
-    sites = [s for s in affected(opened.spec, mask) if method_of(s, method).repair is not None]
-    needs = {n for s in sites for n in method_of(s, method).needs}
-    planned = measures(opened.spec, sites, blocks=False, needs=needs)
-    calls = {s.name: sum(s.name == part.name for m in planned for part in m.sites) for s in sites}
-    if several := [n for n, times in calls.items() if times > 1]:
-        warn(f"{several[0]!r} and {len(several) - 1} others are called in several layers, and are not compensated")
-    return until_last([m._replace(sites=tuple(s for s in m.sites if s.name not in several)) for m in planned])
+def layers_to_repair(opened: Opened, mask: Mask, method: Compensation) -> list[Pair]:
+    """Return the layers up to the last one that has something to repair, which gives nothing to others."""
+    found = pairs(opened.spec, mask) if method.repair is not None else []
+    last = max((n for n, pair in enumerate(found) if pair.sites), default=-1)
+    return [
+        p if n < last else p._replace(dense=p.dense._replace(hands=()), small=p.small._replace(hands=()))
+        for n, p in enumerate(found[: last + 1])
+    ]
 
 
-def _write_repairs(path: Path, stats: Stats, *, opened: Opened, mask: Mask, method: Compensation | None) -> None:
-    """Write the new weights of the sites of a layer."""
-    spec, params, few = opened.spec, dict(opened.params), list[str]()
-    for name in stats.sites:
-        site = spec.sites[name]
-        inputs = site_inputs(site, stats.sites, mask, params, spec)
-        r = repaired_by(method_of(site, method), site, site_weight(params, site, spec=spec), inputs, spec)
-        _check_bias(r, method)
-        few += few_samples(r, method_of(site, method))
-        params = written(params, [r], spec)
-    changed = {n: t for n, t in params.items() if t is not opened.params.get(n)}
-    atomic.write(path, lambda part: save_sealed(part, _in_source_types(changed, opened), {"format": "pt"}))
-    if few:
-        warn_of_few_samples(few, method or methods.affine(RIDGE))
+def passes(pair: Pair) -> int:
+    """Return how often the batches run through a layer: for each value that contractions read, and to hand on what it gives."""
+    return len(pair.sites) + 1
 
 
-def _check_bias(r: Repaired, method: Compensation | None) -> None:
-    """Check that a repair needs no bias that the class lacks; raise ParamsError if it does."""
-    if r.repair.shift is not None and r.site.bias is None and method is not None:
-        raise ParamsError(
-            f"compensation {method.name!r} would add a bias to {r.site.name!r}, which its class has no room for; write "
-            "compensation.affine(intercept=False)"
-        )
+def _check_biases(repaired: Sequence[Repaired], method: Compensation) -> None:
+    """Check that no repair needs a bias that its class lacks; raise ParamsError if one does."""
+    for r in repaired:
+        if r.repair.shift is not None and r.site.bias is None:
+            raise ParamsError(
+                f"compensation {method.name!r} would add a bias to {r.site.name!r}, which its class has no room for; write "
+                "compensation.affine(intercept=False)"
+            )
 
 
-def _in_source_types(tensors: Mapping[str, Tensor], opened: Opened) -> dict[str, Tensor]:
-    """Return tensors in the types that their files have; of tied ones, that which is in a file."""
-    entries = entries_of(opened.files)
-    return {n: t.to(DTYPES[entries[n][1].dtype]).contiguous() for n, t in tensors.items() if n in entries}
+def _at_dense_shapes(
+    layer: Mapping[str, Tensor], repaired: Sequence[Repaired], opened: Opened, mask: Mask
+) -> dict[str, Tensor]:
+    """Return the tensors that were fitted, at their dense shapes, with the dense numbers where units go."""
+    spec, out = opened.spec, dict[str, Tensor]()
+    for name in dict.fromkeys(
+        n for r in repaired for n in (r.site.weight, r.site.bias) if n is not None and n in layer
+    ):
+        dense = opened.params[name]
+        whole = dense.clone() if type(dense) is Tensor else dense.detach() + 0
+        kept = [keep(a, mask, spec.sizes).nonzero()[:, 0] for a in spec.axes[name]]
+        whole[torch.meshgrid(*kept, indexing="ij")] = layer[name].to(whole)
+        out[name] = whole
+    return out
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], opened: Opened) -> None:
+    """Write tensors in the types that their files have; of tied ones, that which is in a file."""
+    entries, tied = entries_of(opened.files), opened.spec.tied
+    named = {
+        next((m for m in (n, *(s for s, f in tied.items() if f == n)) if m in entries), n): t
+        for n, t in tensors.items()
+    }
+    converted = {n: t.to(DTYPES[entries[n][1].dtype]).contiguous() for n, t in named.items() if n in entries}
+    atomic.write(file, lambda part: save_sealed(part, converted, {"format": "pt"}))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..criteria import block_influence
-from ..criteria.scoring import score
 from ..errors import PruneError
 from ..modules.targets import target
 from ..selection import scope
@@ -14,8 +12,8 @@ from ..selection.choose import select
 from ..spec.axis import leaves
 from ..spec.parts import LAYER, Group, Site
 from ..spec.spec import Spec
-from ..types import Budget, Criterion, Mask, Scores, Stats, TargetSizes, Where
-from ..where import kind, matches, only
+from ..types import Budget, Mask, Scores, TargetSizes, Where
+from ..where import matches
 from .opened import Opened
 
 MULTIPLE, LARGE = 8, 64
@@ -81,19 +79,14 @@ def sites_of_groups(groups: Iterable[str], spec: Spec) -> list[Site]:
     return [s for s in spec.sites.values() if names & set(leaves(s.axis))]
 
 
-def choose(stats: Stats, goal: Goal, sizes: TargetSizes | None, groups: Sequence[str], criterion: Criterion) -> Mask:
+def choose(scores: Scores, goal: Goal, sizes: TargetSizes | None, groups: Sequence[str], spec: Spec) -> Mask:
     """Return the mask that meets the goal.
 
     Raises:
         BudgetError: the budget cannot be met.
         PruneError: a group of the target has no score.
     """
-    spec = stats.spec
-    assert spec is not None
-    scores: Scores = score(stats, criterion=criterion) if groups else {}
     if sizes is not None:
-        if sizes.layers:
-            scores |= only(score(stats, criterion=block_influence()), kind(LAYER), spec=spec)
         return select(scores, sizes, spec=spec)
     least = min(spec.sizes[g] for g in groups)
     round_to = goal.round_to or (MULTIPLE if least >= LARGE else 1)

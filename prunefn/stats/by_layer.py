@@ -135,13 +135,13 @@ def collect_segment(
     """
     spec, device, segment = start.spec, device_of(params), measure.segment
     assert spec is not None
-    held = {**params, **_held(params, segment.tensors(measure.wanted))}
+    at_hand = {**params, **held(params, segment.tensors(measure.wanted))}
     total = start
     for n, batch in enumerate(batches):
         inputs = inputs_of(batch, spec=spec, device=device)
         weights = position_weights(spec, inputs, batch, True)
         before = states.read(n)
-        found, given = _run(held, inputs, before, measure, spec, weights)
+        found, given = _run(at_hand, inputs, before, measure, spec, weights)
         states.write(n, {v: given[v] if v in given else before[v] for v in segment.hands})
         one = start._replace(
             sites=FrozenDict(found.sites), sums=FrozenDict(found.sums), batches=1, samples=samples(spec, inputs)
@@ -152,7 +152,7 @@ def collect_segment(
     return total
 
 
-def _held(params: Params, names: Iterable[str]) -> Params:
+def held(params: Params, names: Iterable[str]) -> Params:
     """Return tensors in memory; tied ones once."""
     by_id: dict[int, Tensor] = {}
     return {n: by_id.setdefault(id(params[n]), gather(params[n])) for n in names}

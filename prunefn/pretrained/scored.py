@@ -1,0 +1,74 @@
+"""Scores of units and layers, from statistics measured layer by layer: covariances are dropped with their layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ..criteria import block_influence
+from ..criteria.scoring import score
+from ..files import atomic
+from ..files.folder import read_all, shard
+from ..files.tensors import save_sealed
+from ..frozen_dict import FrozenDict
+from ..spec.axis import leaves
+from ..spec.parts import LAYER
+from ..spec.spec import Spec
+from ..stats.by_layer import Measure, union
+from ..stats.fingerprint import Origin
+from ..stats.saved import read, write
+from ..types import Batch, Criterion, Scores, Stats
+from ..where import kind, only
+from .work import Work, run_layers
+
+STAGE = "statistics"
+KNOWN = Origin({}, {})
+"""The work folder is of one spec and its params."""
+
+
+def score_layers(
+    measures: Sequence[Measure],
+    groups: Sequence[str],
+    batches: Sequence[Batch],
+    work: Work,
+    start: Stats,
+    criterion: Criterion,
+    *,
+    progress: bool,
+) -> Scores:
+    """Return the scores of some groups, and of the whole layers that were measured."""
+    spec = start.spec
+    assert spec is not None
+    inside = {work.file(STAGE, n): groups_within(m, groups, spec) for n, m in enumerate(measures)}
+    files = run_layers(
+        work, STAGE, measures, batches, start, partial(_write, inside=inside, criterion=criterion), progress=progress
+    )
+    found = {g: t for f in files for g, t in read_all((shard(_scores_beside(f)),)).items()}
+    rest = union((read(f, start, KNOWN)[0] for f in files), start)
+    if spanning := set(groups) - set(found):
+        found |= {g: s for g, s in score(rest, criterion=criterion).items() if g in spanning}
+    if rest.sums:
+        found |= only(score(rest, criterion=block_influence()), kind(LAYER), spec=spec)
+    return found
+
+
+def groups_within(measure: Measure, groups: Sequence[str], spec: Spec) -> list[str]:
+    """Return the groups all of whose sites are measured in one layer."""
+    whole = {s.name for s in measure.sites if s.calls == spec.sites[s.name].calls}
+    readers = {g: {s.name for s in spec.sites.values() if g in leaves(s.axis)} for g in groups}
+    return [g for g, names in readers.items() if names and names <= whole]
+
+
+def _scores_beside(path: Path) -> Path:
+    return path.with_name(path.name.replace(STAGE, "scores"))
+
+
+def _write(path: Path, stats: Stats, *, inside: dict[Path, list[str]], criterion: Criterion) -> None:
+    """Write the scores of a layer's own groups, and the statistics of all others."""
+    spec, own = stats.spec, set(inside[path])
+    assert spec is not None
+    scores = {g: s for g, s in score(stats, criterion=criterion).items() if g in own} if own else {}
+    atomic.write(_scores_beside(path), lambda part: save_sealed(part, scores, {"format": "pt"}))
+    left = {n: m for n, m in stats.sites.items() if not set(leaves(spec.sites[n].axis)) <= own}
+    write(path, stats._replace(sites=FrozenDict(left)), KNOWN)
