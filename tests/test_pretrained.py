@@ -96,6 +96,26 @@ def test_a_folder_becomes_a_smaller_folder(source: Path, tmp_path: Path, target:
     assert torch.equal(*words) and not (tmp_path / f"small{ENDING}").exists()
 
 
+def test_layer_by_layer_is_the_sequential_pipeline(source: Path, tmp_path: Path) -> None:
+    target = {"intermediate_size": 24, "num_key_value_heads": 1, "num_attention_heads": 2}
+    pruned(source, tmp_path / "small", target=target)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    model.config.use_cache = False
+    spec = pf.trace(model, {"input_ids": IDS[0]})
+    prune = pf.pipeline(
+        criterion=pf.criteria.obs(None),
+        ratio=pf.target(spec, model, **target),
+        where=pf.kind("hidden") | pf.kind("heads"),
+        compensation=pf.compensation.affine(fallback=pf.compensation.mean()),
+        sequential=True,
+    )
+    expected = prune(pf.params(model), IDS, spec=spec).params
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small").state_dict()
+    assert found.keys() == expected.keys()
+    for name, t in expected.items():
+        assert torch.allclose(found[name], t, atol=1e-5), name
+
+
 def test_a_budget_is_met_by_one_width(source: Path, tmp_path: Path) -> None:
     done = pruned(source, tmp_path / "small", budget=pf.budget.params(0.8))
     assert done.after.params <= 0.8 * done.before.params and len({n for n, _ in done.sizes.values()}) == 1
