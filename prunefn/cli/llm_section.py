@@ -23,9 +23,10 @@ class Llm(Settings):
     round_to: int | None = Field(default=None, ge=1)
     """multiple of the sizes under a fraction; default: 8 if all groups have 64 units or more"""
     criterion: str | None = None
-    """such as weighted_variance (the default), wanda_sp or flap; on activations, without gradients"""
+    """such as weighted_variance, wanda_sp or flap, on activations without gradients; default: obs(None), and weighted_variance for
+    hidden widths"""
     compensation: str | None = None
-    """affine(ridge=0.1, intercept=False) or none; default: least squares without new biases"""
+    """affine(ridge=0.1) or none; default: affine(), least squares layer by layer, without new biases"""
     length: int = Field(default=512, ge=2)
     """tokens of a sequence"""
     batch_size: int = Field(default=8, ge=1)

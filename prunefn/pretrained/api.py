@@ -82,11 +82,10 @@ def prune_pretrained(
     """Prune a model of transformers from a folder to a smaller folder, layer by layer, so that it need not fit into memory.
 
     The model is traced on `meta`. Statistics are measured layer by layer: one layer's parameters are in memory, and what it gives
-    for all batches, on disk, is what the next layer reads. Then the sizes are chosen, the contractions that lose inputs are fitted to
-    their dense outputs, again layer by layer (`pipeline(sequential=True)`), and the tensors are written file by file. The config changes
-    only where sizes are;
-    tokenizer, generation config and all other files are copied. In the end the folder is loaded afresh and compared with the
-    program of the pruned network; if they differ, nothing is kept.
+    for all batches, on disk, is what the next layer reads. Then the sizes are chosen, and the contractions that lose inputs are
+    fitted to their dense outputs, again layer by layer, as `pipeline(sequential=True)` does. The tensors are written file by file;
+    the config changes only where sizes are; tokenizer, generation config and all other files are copied. In the end the folder is
+    loaded afresh and compared with the program of the pruned network; if they differ, nothing is kept.
 
     A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption; it is removed at the end.
 
