@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,10 +18,9 @@ import typer
 
 from ..errors import PruneError, PruneWarning
 from ..files.atomic import write_text
-from .errors import FAILED, MISUSED, device_of, fail
+from .errors import FAILED, MISUSED, fail
 from .flags import flags_of, nest, parameters
 from .layers import merge, resolve, text_of
-from .networks import check_name
 from .sections import Config
 from .streams import PIPE, Stopped, complain, flush, reader_gone, silence, terminable
 from .trust import check_trust
@@ -59,13 +59,11 @@ class Job(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command."""
+    """A command. Its file is imported when it is run."""
 
     name: str
-    run: Callable[[Job], Result]
-    """Runs the command; its return value is printed with `--json`."""
-    plan: Callable[[Config], Iterable[str]]
-    """Returns the steps, line by line, without opening anything."""
+    text: str
+    """The help."""
     sections: tuple[str, ...]
     own: tuple[str, ...] = ()
     """Sections whose flags need no prefix, the first one first."""
@@ -77,6 +75,19 @@ class Command(NamedTuple):
     """Whether the first argument is a model."""
     fresh: bool = False
     """Whether random weights are expected."""
+    file: str = ""
+    """File of `commands` with the functions `run` and `plan`; empty: that of the name."""
+
+    def run(self, job: Job) -> Result:
+        """Run the command; the return value is printed with `--json`."""
+        return self._module().run(job)
+
+    def plan(self, config: Config) -> Iterable[str]:
+        """Return the steps, line by line, without opening anything."""
+        return self._module().plan(config)
+
+    def _module(self) -> Any:
+        return import_module(f".commands.{self.file or self.name}", __package__)
 
 
 def main_process() -> bool:
@@ -84,8 +95,13 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def add_name(app: typer.Typer, command: Command) -> None:
+    """Add a command to the app with its help, but without flags."""
+    app.command(command.name, help=_help(command))(lambda: None)
+
+
 def add(app: typer.Typer, command: Command) -> None:
-    """Add a command to the app; its help is the docstring of `run`."""
+    """Add a command to the app."""
     flags = flags_of(command.sections, command.own)
 
     def call(**arguments: Any) -> None:
@@ -96,10 +112,14 @@ def add(app: typer.Typer, command: Command) -> None:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
             if arguments["dry_run"]:
                 if command.model:
+                    from .networks import check_name
+
                     check_name(config.model)
                 _show_plan(command, config, quiet)
                 return
             if config.device is not None:
+                from .devices import device_of
+
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
             _print_remarks(command, job)
@@ -118,8 +138,8 @@ def add(app: typer.Typer, command: Command) -> None:
 
 
 def _help(command: Command) -> str:
-    """Return the docstring of `run`, a line a paragraph."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.run) or "")
+    """Return the help, a line a paragraph."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.text))
 
 
 def _arguments_of(command: Command) -> list[inspect.Parameter]:

@@ -6,24 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from .command import add
-from .commands import (
-    analyze,
-    check,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    pat,
-    profile,
-    prune,
-    report,
-    sensitivity,
-    sparsify,
-    sweep,
-    train,
-)
+from .command import add, add_name
+from .commands import COMMANDS
 from .commands.config import config
 from .demo.command import demo
 from .streams import PIPE, flush, prepare, reader_gone, silence
@@ -46,7 +32,21 @@ class App(typer.Typer):
             sys.exit(PIPE if gone else f"error: what is printed cannot be written: {error}")
 
 
-app = App(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
+class Group(TyperGroup):
+    """The commands. A command gets its flags when it is called or completed, because those of all commands take long."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Return the name, the command with its flags, and the other arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        described = next((c for c in COMMANDS if c.name == name), None)
+        if described is not None:
+            alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            add(alone, described)
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
+
+app = App(cls=Group, no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
 def _version(requested: bool) -> bool:
@@ -68,22 +68,6 @@ def main(
 
 
 app.command()(demo)
-MODULES = (
-    inspect,
-    train,
-    evaluate,
-    prune,
-    sparsify,
-    pat,
-    finetune,
-    export,
-    profile,
-    analyze,
-    sensitivity,
-    sweep,
-    report,
-    check,
-)
-for module in MODULES:
-    add(app, module.COMMAND)
+for command in COMMANDS:
+    add_name(app, command)
 app.command()(config)

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils import benchmark
-from torch.utils.benchmark.utils.timer import timer as wall_time
 from tqdm import tqdm
 
 from ..display.units import quantity, scale_of
@@ -217,8 +215,11 @@ def profile(
 
 def _time_in_turns(nets: Mapping[str, _OnDevice], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
     """Return network → seconds of each round of whole forwards, timed in turns."""
+    from torch.utils.benchmark import Timer  # it brings setuptools and a search for compilers
+    from torch.utils.benchmark.utils.timer import timer as wall_time
+
     timers = {
-        name: benchmark.Timer(
+        name: Timer(
             "run(params, *args, spec=spec, **kwargs)",
             globals={"run": forward, **p._asdict()},
             num_threads=torch.get_num_threads(),

@@ -14,9 +14,9 @@ from ..recipes import best
 from ..selection.budget import macs
 from ..spec.spec import Spec
 from ..types import Budget, Mask, Pruned
-from .recipe import Recipe
+from .recipe import MOST_ROUNDS, Recipe
 from .regularizers import Regularizer
-from .schedule import MOST_ROUNDS, Schedule, one_shot
+from .schedule import Schedule, one_shot
 
 Make = Callable[[Any], Prune]
 """(ratio or budget) → pipeline, such as `recipes.vbp`."""

@@ -6,6 +6,9 @@ from typing import Literal
 
 from ..settings import Field, Settings, model_validator
 
+MOST_ROUNDS = 10_000
+"""Largest number of rounds of pruning and training, each of which takes real time."""
+
 
 class Recipe(Settings):
     """Epochs, optimizer, learning rate and the like of a training.

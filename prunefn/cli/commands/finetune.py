@@ -12,7 +12,7 @@ from ...costs.summary import summarize
 from ...data.value import Data
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
-from ..command import Command, Job, Result, main_process
+from ..command import Job, Result, main_process
 from ..networks import Network
 from ..resources import data_of, network_of, selection_images, training_images, write_yaml, zero_fraction
 from ..sections import Config
@@ -26,11 +26,7 @@ MANY = 0.05
 
 
 def run(job: Job) -> Result:
-    """Train a pruned model on, with its dense self as teacher if --distill.alpha and --distill.teacher are given.
-
-    The folder gets finetuned.safetensors (the best epoch), metrics.yaml (with a teacher, also whether the goal is met beside it:
-    40 % fewer MACs for at most 1.5 points), and in train/ the files of the training. The same command resumes a run that was stopped.
-    """
+    """Run the command."""
     from ...train import Distill, Setup, evaluate, train
 
     config, out = job.config, job.folder
@@ -106,8 +102,3 @@ def plan(config: Config) -> Iterable[str]:
         ", zeros held" if t.hold_zeros else ""
     )
     yield f"keep the epoch that is best on held-out images as {TUNED}"
-
-
-COMMAND = Command(
-    "finetune", run, plan, ("model", "data", "finetune", "distill"), own=("finetune",), out="runs/finetune"
-)

@@ -21,7 +21,7 @@ from ...report.page import page
 from ...spec.spec import Spec
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Mask, Params, Pruned
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..pipelines import amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
@@ -36,12 +36,7 @@ RECIPE = "best"
 
 
 def run(job: Job) -> Result:
-    """Remove units of a trained model, once, with statistics of clean training images. Nothing is trained.
-
-    Without data, only criteria on weights work (--criterion magnitude --compensation none). The folder gets pruned.safetensors
-    (for --checkpoint of the other commands, in the original class), mask.safetensors, summary.json, spec.json, pictures and
-    report.html.
-    """
+    """Run the command."""
     from ...train.checkpoint import save_checkpoint, write_lines
 
     config, out = job.config, job.folder
@@ -185,6 +180,3 @@ def plan(config: Config) -> Iterable[str]:
 def _budgets(amount: Budget | list[Budget]) -> str:
     budgets = amount if isinstance(amount, list) else [amount]
     return "down to " + " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets)
-
-
-COMMAND = Command("prune", run, plan, ("model", "data", "prune"), own=("prune",), out="runs/prune")

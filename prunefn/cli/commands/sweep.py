@@ -10,7 +10,7 @@ from ...errors import PruneError
 from ...report.goal import Goal
 from ...report.page import page
 from ...tables import Table, terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import calibration, data_of, network_of, selection_images, training_images
 from ..sections import Config
 
@@ -19,11 +19,7 @@ MOST = 10
 
 
 def run(job: Job) -> Result:
-    """Try many settings: prune, fine-tune, measure; accuracy against MACs, importance of the settings.
-
-    Statistics are collected once. The same command resumes a sweep that was stopped; on many machines, give the same --storage.
-    The folder gets trials.csv, final_comparison.csv, pareto.png, importance.png, report.html, and each trial's pruned model.
-    """
+    """Run the command."""
     from ... import sweep as sweeps
     from ...train import Distill, Setup
 
@@ -129,8 +125,3 @@ def plan(config: Config) -> Iterable[str]:
     trials = f"all {size} combinations" if s.sampler == "grid" else f"{s.trials} trials by {s.sampler}"
     yield f"{trials} of " + ", ".join(f"{k} {v}" for k, v in s.space.items())
     yield f"{s.workers} workers; goal: {Goal(s.min_macs_removed, s.max_points_lost)}"
-
-
-COMMAND = Command(
-    "sweep", run, plan, ("model", "data", "sweep", "prune", "finetune", "distill"), own=("sweep",), out="runs/sweep"
-)

@@ -1,0 +1,91 @@
+"""What starting costs: the package and the command line import what they use, when they use it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import prunefn as pf
+
+pytest.importorskip("typer")
+
+from prunefn.cli.commands import COMMANDS
+
+HEAVY = {
+    "torch",
+    "numpy",
+    "optree",
+    "timm",
+    "torchvision",
+    "transformers",
+    "sympy",
+    "matplotlib",
+    "sklearn",
+    "accelerate",
+}
+CALL = """
+import json, sys
+sys.argv = ["prunefn", *{args!r}]
+try:
+    from prunefn.cli import app
+    app()
+finally:
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+
+def process(text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment, check=False)
+
+
+def completed(line: str) -> tuple[list[str], set[str]]:
+    """Return the words that Tab offers at the end of a line, and the modules that it took."""
+    words = line.split(" ")
+    done = process(
+        CALL.format(args=[]), _PRUNEFN_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1)
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), set(json.loads(done.stderr))
+
+
+def test_the_package_imports_nothing_until_it_is_used() -> None:
+    text = "import sys; sys.path[:] = {path!r}; import prunefn as pf; print(*sys.modules); pf.PruneError; pf.trace"
+    assert not HEAVY & set(process(text.format(path=sys.path)).stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"), [(["--version"], pf.__version__), (["--help"], "sweep"), (["prune", "--help"], "--criterion")]
+)
+def test_help_imports_no_torch(args: list[str], shown: str) -> None:
+    done = process(CALL.format(args=args))
+    assert done.returncode == 0 and shown in done.stdout
+    assert not HEAVY & set(json.loads(done.stderr))
+
+
+def test_tab_imports_no_torch() -> None:
+    words, modules = completed("prunefn prune --crit")
+    assert words == ["--criterion"] and not HEAVY & modules
+
+
+def test_type_checkers_see_the_names_that_are_imported_at_their_first_use() -> None:
+    tree = ast.parse(Path(str(pf.__file__)).read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    imports = [n for n in block.body if isinstance(n, ast.ImportFrom)]
+    seen = {a.name: f".{n.module or ''}" for n in imports for a in n.names}
+    names = {n: module.rpartition(".")[0] or "." for n, module in pf._NAMESPACES.items()} | pf._MODULE_OF
+    assert seen == names and {*names, "__version__"} == set(pf.__all__)
+
+
+def test_every_command_has_a_file() -> None:
+    for command in COMMANDS:
+        module = import_module(f"prunefn.cli.commands.{command.file or command.name}")
+        assert callable(module.run) and callable(module.plan)
