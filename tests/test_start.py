@@ -16,7 +16,13 @@ import prunefn as pf
 
 pytest.importorskip("typer")
 
+from prunefn.by_name import tables
+from prunefn.cli import completion
 from prunefn.cli.commands import COMMANDS
+from prunefn.cli.devices import DEVICES
+from prunefn.cli.networks import NETS
+from prunefn.data.sources import SOURCES
+from prunefn.where import KINDS
 
 HEAVY = {
     "torch",
@@ -89,3 +95,48 @@ def test_every_command_has_a_file() -> None:
     for command in COMMANDS:
         module = import_module(f"prunefn.cli.commands.{command.file or command.name}")
         assert callable(module.run) and callable(module.plan)
+
+
+# ---- Tab
+
+
+def test_tab_offers_what_the_menus_have() -> None:
+    offered = {path: set(words) for path, words in completion.WORDS.items()}
+    menus = {
+        "prune.criterion": {n for n in tables.CRITERIA if "." not in n},
+        "prune.compensation": set(tables.COMPENSATIONS),
+        "prune.scope": {n.rstrip("_") for n in tables.SCOPES},
+        "prune.recipe": set(tables.RECIPES),
+        "prune.where": {tables.EVERY, *KINDS},
+        "sparsify.criterion": {*tables.WEIGHT_CRITERIA, "movement_since"},
+        "sparsify.scope": {n.rstrip("_") for n in tables.WEIGHT_SCOPES},
+        "sparsify.pattern": set(tables.PATTERNS),
+        "pat.regularizer": set(tables.PENALTIES),
+        "data.name": set(SOURCES),
+        "device": set(DEVICES),
+    }
+    assert offered == menus | {f"sensitivity.{n}": menus[f"prune.{n}"] for n in ("criterion", "compensation", "where")}
+    assert set(completion.NETS) == set(NETS)
+
+
+def test_tab_knows_all_models_of_the_libraries() -> None:
+    timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
+    assert completion.registered_models("timm") == set(timm.list_models())
+    assert completion.registered_models("torchvision") == set(torchvision.models.list_models())
+    classes = completion.classes_of_transformers()
+    assert len(classes) > 300 and {"BertModel", "ViTForImageClassification"} <= set(classes)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("prunefn prune --criterion fl", ["flap"]),
+        ("prunefn pat --prune.scope is", ["isomorphic"]),
+        ("prunefn prune timm/convnext_tiny_", ["timm/convnext_tiny_hnf"]),
+        ("prunefn prune -c vit_", ["vit_base_vbp"]),
+        ("prunefn export --formats onnx,so", ["onnx,source"]),
+    ],
+)
+def test_values_complete(line: str, words: list[str]) -> None:
+    offered, modules = completed(line)
+    assert offered == words and not HEAVY & modules

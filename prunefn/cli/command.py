@@ -18,6 +18,7 @@ import typer
 
 from ..errors import PruneError, PruneWarning
 from ..files.atomic import write_text
+from .completion import complete_config, complete_model
 from .errors import FAILED, MISUSED, fail
 from .flags import flags_of, nest, parameters
 from .layers import merge, resolve, text_of
@@ -146,7 +147,13 @@ def _arguments_of(command: Command) -> list[inspect.Parameter]:
     rows = []
     if command.model:
         text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
-        rows.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
+        rows.append(
+            (
+                "model",
+                Annotated[str | None, typer.Argument(help=text, show_default=False, autocompletion=complete_model)],
+                None,
+            )
+        )
     if command.files:
         rows.append(
             ("files", Annotated[list[Path] | None, typer.Argument(help=command.files, show_default=False)], None)
@@ -157,7 +164,15 @@ def _arguments_of(command: Command) -> list[inspect.Parameter]:
 def _common() -> list[inspect.Parameter]:
     text = "A YAML file, or a config that comes with the package; several are laid over each other. Flags win."
     panel = "Every command"
-    config = typer.Option("--config", "-c", help=text, metavar="FILE", rich_help_panel=panel, show_default=False)
+    config = typer.Option(
+        "--config",
+        "-c",
+        help=text,
+        metavar="FILE",
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=complete_config,
+    )
     dry = typer.Option("--dry-run", help="Print the resolved options and the steps, and stop.", rich_help_panel=panel)
     as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
     debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
