@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from prunefn.cli import completion
 from prunefn.cli.commands import COMMANDS
 from prunefn.cli.devices import DEVICES
 from prunefn.cli.networks import NETS
+from prunefn.cli.waiting import silent_libraries, spinner, spinners
 from prunefn.data.sources import SOURCES
+from prunefn.display.progress import progress_bar
 from prunefn.where import KINDS
 
 HEAVY = {
@@ -140,3 +144,43 @@ def test_tab_knows_all_models_of_the_libraries() -> None:
 def test_values_complete(line: str, words: list[str]) -> None:
     offered, modules = completed(line)
     assert offered == words and not HEAVY & modules
+
+
+# ---- what is shown in the meantime
+
+
+def test_progress_is_lines_where_nothing_can_be_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        progress_bar(total=4, text="outer", show=True) as outer,
+        progress_bar(range(3), text="inner", show=True) as bar,
+    ):
+        outer.mininterval = 0.0
+        for _ in bar:
+            outer.update()
+    shown = capsys.readouterr().err
+    assert "\r" not in shown and "\x1b" not in shown and not shown.startswith("\n")
+    lines = shown.splitlines()
+    assert lines[:2] == ["outer: 0/4", "inner: 0/3"] and lines[-1].startswith("outer: 3/4, 00:00 left")
+
+
+def test_warnings_of_libraries_are_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with silent_libraries(), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn_explicit("of another", FutureWarning, "x.py", 1)
+        warnings.warn_explicit("of ours", pf.PruneWarning, "x.py", 1)
+        logging.getLogger("another").warning("of another")
+    assert capfd.readouterr().err.count("of another") == 0
+    assert logging.root.manager.disable == 0
+
+
+def test_a_spinner_is_a_line_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        with spinners(shown), spinner("tracing it"):
+            pass
+    assert capsys.readouterr().err == "tracing it\n"
+
+
+def test_commands_show_no_warnings_of_libraries() -> None:
+    done = process(CALL.format(args=["inspect", "small_resnet"]), PRUNEFN_CACHE="/dev/null/none")
+    said = done.stderr.splitlines()[:-1]  # the last line has the modules
+    assert done.returncode == 0 and said == ["tracing small_resnet"]

@@ -25,6 +25,7 @@ from .layers import merge, resolve, text_of
 from .sections import Config
 from .streams import PIPE, Stopped, complain, flush, reader_gone, silence, terminable
 from .trust import check_trust
+from .waiting import silent_libraries, spinner, spinners
 
 Result = dict[str, Any]
 
@@ -88,7 +89,8 @@ class Command(NamedTuple):
         return self._module().plan(config)
 
     def _module(self) -> Any:
-        return import_module(f".commands.{self.file or self.name}", __package__)
+        with spinner("loading torch", line=False):
+            return import_module(f".commands.{self.file or self.name}", __package__)
 
 
 def main_process() -> bool:
@@ -107,7 +109,7 @@ def add(app: typer.Typer, command: Command) -> None:
 
     def call(**arguments: Any) -> None:
         debug, quiet = arguments.pop("debug"), arguments.pop("as_json")
-        with report_errors(debug, quiet):
+        with report_errors(debug, quiet), spinners(not quiet and main_process()):
             config, files = _resolve_config(command, arguments, nest(flags, arguments))
             if command.model and not config.model.name:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
@@ -216,7 +218,7 @@ def _folder(command: Command, config: Config) -> Path | None:
 
 @contextlib.contextmanager
 def _warnings_as_notes(job: Job) -> Iterator[None]:
-    """Print warnings of prunefn as notes; leave those of other packages to Python."""
+    """Print warnings of prunefn as notes; leave those of other packages to `silent_libraries`."""
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
@@ -265,10 +267,12 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
 def report_errors(debug: bool, quiet: bool = False) -> Any:
     """Turn errors into a line on stderr and an exit code, with `--json` also into JSON; with `--debug`, raise them.
 
+    Without `--debug`, warnings of other packages are not shown.
+
     Exit codes: Ctrl-C 130, SIGTERM 143, a closed pipe 141 without a message.
     """
     try:
-        with terminable():
+        with terminable(), contextlib.nullcontext() if debug else silent_libraries():
             yield
             flush()
     except typer.Exit:

@@ -20,10 +20,12 @@ from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from .example_inputs import check_inputs, example_inputs
 from .known_specs import known_spec, origin_of
 from .layers import shipped_configs
 from .sections import Model
 from .trust import check_options
+from .waiting import spinner
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
@@ -53,11 +55,12 @@ class Network(NamedTuple):
         return known_spec(self.origin, self.model, inputs, options, self._traced)
 
     def _traced(self, **options: Any) -> Spec:
-        spec = trace(self.model, self.example, self.keywords, **options)
-        if spec.capture == "exported":
-            return spec
-        args, keywords = trees.map_tensors(lambda t: t[:1], (self.example, dict(self.keywords)))
-        return trace(self.model, args, keywords, **options)
+        with spinner(f"tracing {self.name}"):
+            spec = trace(self.model, self.example, self.keywords, **options)
+            if spec.capture == "exported":
+                return spec
+            args, keywords = trees.map_tensors(lambda t: t[:1], (self.example, dict(self.keywords)))
+            return trace(self.model, args, keywords, **options)
 
 
 class Built(NamedTuple):
@@ -90,8 +93,8 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     settings: Any = getattr(model, "config", None)
     if getattr(settings, "use_cache", False):
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
-    example, keywords = _inputs(model, shape, config.name)
-    _check_inputs(model, example, keywords, config.name, shape)
+    example, keywords = example_inputs(model, shape, config.name)
+    check_inputs(model, example, keywords, config.name, shape)
     origin = origin_of(config.name, config.options, seed, None if dense else config.checkpoint)
     return Network(model, example, config.name, keywords, origin)
 
@@ -102,8 +105,10 @@ def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | N
     try:
         return load(model, config.checkpoint)
     except SpecNeededError:
-        example, keywords = _inputs(model, shape, config.name)
-        return load(model, config.checkpoint, spec=trace(model, example, keywords))
+        example, keywords = example_inputs(model, shape, config.name)
+        with spinner(f"tracing {config.name}"):
+            spec = trace(model, example, keywords)
+        return load(model, config.checkpoint, spec=spec)
     except PruneError as error:
         raise PruneError(
             f"{error}. The model was built for the classes and colours of the data; --options, such as "
@@ -315,36 +320,3 @@ def _call(make: Callable[..., Any], name: str, config: Model, data: Data | None)
 def _build_error(name: str, options: dict[str, Any], error: Exception) -> PruneError:
     shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
     return PruneError(f"{name} cannot be built with {shown or 'no options'}: {str(error).strip()}")
-
-
-# ---- inputs
-
-
-def _inputs(model: nn.Module, shape: tuple[int, ...] | None, name: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return random inputs of a batch of two: positional, or by name for models of transformers."""
-    generator = torch.Generator().manual_seed(0)
-    main = getattr(model, "main_input_name", None)
-    if main == "input_ids":
-        config: Any = model.config
-        return (), {"input_ids": torch.randint(0, config.vocab_size, (2, 16), generator=generator)}
-    if shape is None:
-        raise PruneError(f"{name} does not say what it takes: give --model.input-shape, such as 3,224,224, or --data")
-    x = torch.randn(2, *shape, generator=generator)
-    return ((), {main: x}) if main is not None else ((x,), {})
-
-
-def _check_inputs(
-    model: nn.Module, example: tuple[Tensor, ...], keywords: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
-) -> None:
-    """Check that the model accepts the inputs.
-
-    Raises:
-        PruneError: it does not; quotes its error.
-    """
-    try:
-        with torch.no_grad():
-            model(*example, **keywords)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise PruneError(
-            f"{name} does not take inputs of {shape}: {str(error).strip().splitlines()[0]}; give other --options or --model.input-shape"
-        ) from None

@@ -68,6 +68,12 @@ class Phases(NamedTuple):
         """Largest number of rounds; a target may end them earlier."""
         return self._steps.steps
 
+    @property
+    def epochs(self) -> int:
+        """Return the largest number of epochs of all phases together; a target or patience may end them earlier."""
+        recipes = [*([self.sparse[1]] if self.sparse else []), *[self.between] * self.rounds, self.tuning]
+        return sum(r.epochs for r in recipes if r is not None)
+
     def ratio(self, number: int) -> float:
         """Return the ratio that the schedule removes in the first `number` rounds."""
         return self._steps(number)

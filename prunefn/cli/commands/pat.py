@@ -46,7 +46,7 @@ def run(job: Job) -> Result:
         whole=_needs_all_batches(c.prune),
     )
     batches = calibration(config, c.prune.images, c.prune.batch_size)
-    result_of_run = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
+    result_of_run = pat(network.model, setup, phases, calibration=batches, spec=network.spec(), folder=job.folder)
     result: Result = {**result_of_run.summary, **goal_metrics(result_of_run.summary)}
     if main_process():
         write_yaml(job.folder / "metrics.yaml", goal_metrics(result_of_run.summary))

@@ -40,6 +40,7 @@ def run(job: Job) -> Result:
     trial = sweeps.prune_trial(
         network.model,
         setup,
+        spec=network.spec(),
         calibration=calibration(config, p.images, p.batch_size),
         recipe=config.finetune.recipe(config.seed),
         criteria={t: criterion_of(t) for t in _texts(space, "criterion")},
@@ -63,12 +64,18 @@ def run(job: Job) -> Result:
     if finished_sweep.finished:
         page(job.folder)
     _show(job, finished_sweep, left_out)
+    return _result(finished_sweep, goal)
+
+
+def _result(finished_sweep: Any, goal: Goal) -> Result:
+    """Return the results in numbers."""
     best = finished_sweep.best(goal) if finished_sweep.finished else None
     return {
         "finished": len(finished_sweep.finished),
         "failed": sum(t.state == "failed" for t in finished_sweep.trials),
         "front": [{"trial": t.number, **t.settings, **t.results} for t in finished_sweep.front],
         "best": None if best is None else {"trial": best.number, **best.settings, **best.results},
+        "goal_met": best is not None and goal.met(best.results),
     }
 
 
