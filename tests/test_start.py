@@ -13,19 +13,24 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import prunefn as pf
 
 pytest.importorskip("typer")
 
 from prunefn.by_name import tables
-from prunefn.cli import completion
+from prunefn.cli import app, completion
 from prunefn.cli.commands import COMMANDS
 from prunefn.cli.devices import DEVICES
-from prunefn.cli.networks import NETS
+from prunefn.cli.networks import NETS, _check_classes
 from prunefn.cli.waiting import silent_libraries, spinner, spinners
+from prunefn.data.api import open_data
 from prunefn.data.sources import SOURCES
 from prunefn.display.progress import progress_bar
+from prunefn.errors import nearest
+from prunefn.train import Recipe, Setup, train
 from prunefn.where import KINDS
 
 HEAVY = {
@@ -184,3 +189,43 @@ def test_commands_show_no_warnings_of_libraries() -> None:
     done = process(CALL.format(args=["inspect", "small_resnet"]), PRUNEFN_CACHE="/dev/null/none")
     said = done.stderr.splitlines()[:-1]  # the last line has the modules
     assert done.returncode == 0 and said == ["tracing small_resnet"]
+
+
+# ---- names of namespaces that nobody has used yet
+
+
+def test_names_are_read_where_their_namespace_is_not_imported_yet() -> None:
+    done = process("import prunefn as pf; print(pf.pipeline(scope='local')); pf.pipeline(scope='lokal')")
+    assert "by local()" in done.stdout, done.stderr
+    assert "pf.scope has no 'lokal'; did you mean 'local'" in done.stderr
+
+
+# ---- small things
+
+
+def test_a_failed_run_leaves_nothing_that_the_next_one_remarks_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for criterion in ("nosuch", "nosuch_either"):
+        with pytest.raises(SystemExit):
+            app(["prune", "small_vit", "--data", "digits", "--criterion", criterion, "--out", str(tmp_path / "out")])
+        assert "results of other options" not in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_with_another_number_of_classes(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(64, 7)).state_dict(), tmp_path / "seven.pth")
+    with pytest.raises(pf.PruneError, match="the data have 10 classes, the checkpoint 7"):
+        _check_classes(nn.Sequential(nn.Linear(64, 10)), str(tmp_path / "seven.pth"), open_data("digits"))
+
+
+def test_a_suggestion_comes_once() -> None:
+    assert nearest("resnet", ["resnet18", "resnet18", "vit"]) == "; did you mean 'resnet18'?"
+
+
+def test_the_warm_up_is_over_by_half_of_the_epochs() -> None:
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    points = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    recipe = Recipe(epochs=4, batch_size=4, lr=0.1, warmup=20)
+    rows = train(nn.Sequential(nn.Linear(4, 2)), Setup(points, device="cpu"), recipe).rows
+    lrs = [row["lr"] for row in rows]
+    assert lrs[0] < lrs[1] and lrs[1] > lrs[2] > lrs[3] and lrs[1] > 0.05

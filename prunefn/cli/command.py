@@ -126,10 +126,8 @@ def add(app: typer.Typer, command: Command) -> None:
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
             _print_remarks(command, job)
-            _write_config(command, job, done=False)
-            with _warnings_as_notes(job):
+            with _config_written(command, job), _warnings_as_notes(job):
                 result = command.run(job)
-            _write_config(command, job, done=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2))
 
@@ -242,10 +240,26 @@ def _print_remarks(command: Command, job: Job) -> None:
         job.note(f"{job.out} has the results of other options; --out names another folder")
 
 
-def _write_config(command: Command, job: Job, *, done: bool) -> None:
-    """Write the config; replace another one only when the run is done, because a run may refuse the folder of another."""
-    if job.out is not None and main_process() and (done or not (job.out / "config.yaml").exists()):
-        write_text(job.out / "config.yaml", text_of(job.config, command.sections))
+@contextlib.contextmanager
+def _config_written(command: Command, job: Job) -> Iterator[None]:
+    """Write the config before the run, and over another one after it, because a run may refuse the folder of another.
+
+    A run that fails before it has written anything takes its config away again.
+    """
+    if job.out is None or not main_process():
+        yield
+        return
+    path, text = job.out / "config.yaml", text_of(job.config, command.sections)
+    new = not path.exists()
+    if new:
+        write_text(path, text)
+    try:
+        yield
+    except Exception:
+        if new and list(job.out.iterdir()) == [path]:
+            path.unlink()
+        raise
+    write_text(path, text)
 
 
 def _show_plan(command: Command, config: Config, quiet: bool) -> None:

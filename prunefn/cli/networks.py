@@ -18,6 +18,7 @@ from ..checkpoints.checkpoint import load
 from ..data.value import Data
 from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
+from ..modules.pruned_file import read_content
 from ..spec.spec import Spec
 from ..tracing.api import trace
 from .example_inputs import check_inputs, example_inputs
@@ -89,7 +90,7 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     model = built.model.eval()
     shape = config.input_shape or (data.input_shape if data is not None else built.shape)
     if config.checkpoint is not None and not dense:
-        model = _load_checkpoint(model, config, shape)
+        model = _load_checkpoint(model, config, shape, data)
     settings: Any = getattr(model, "config", None)
     if getattr(settings, "use_cache", False):
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
@@ -99,21 +100,43 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     return Network(model, example, config.name, keywords, origin)
 
 
-def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
+def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None, data: Data | None) -> nn.Module:
     """Return the model with the checkpoint's weights; pruned ones of other programs are fitted by the model's spec."""
     assert config.checkpoint is not None
     try:
-        return load(model, config.checkpoint)
-    except SpecNeededError:
-        example, keywords = example_inputs(model, shape, config.name)
-        with spinner(f"tracing {config.name}"):
-            spec = trace(model, example, keywords)
-        return load(model, config.checkpoint, spec=spec)
+        try:
+            return load(model, config.checkpoint)
+        except SpecNeededError:
+            example, keywords = example_inputs(model, shape, config.name)
+            with spinner(f"tracing {config.name}"):
+                spec = trace(model, example, keywords)
+            return load(model, config.checkpoint, spec=spec)
     except PruneError as error:
+        _check_classes(model, config.checkpoint, data)
         raise PruneError(
             f"{error}. The model was built for the classes and colours of the data; --options, such as "
             "'{num_classes: 1000}', builds it as the checkpoint's"
         ) from None
+
+
+def _check_classes(model: nn.Module, checkpoint: str, data: Data | None) -> None:
+    """Check that a checkpoint that does not fit has as many classes as the data.
+
+    Raises:
+        PruneError: it has not; states both numbers.
+    """
+    if data is None:
+        return
+    classes, stored = len(data.classes), read_content(checkpoint).tensors
+    for name, t in model.state_dict().items():
+        other = stored.get(name)
+        if other is None or not t.ndim or not other.ndim or t.shape[1:] != other.shape[1:]:
+            continue
+        if len(t) == classes != len(other):
+            raise PruneError(
+                f"the data have {classes} classes, the checkpoint {len(other)} ({name!r} of {checkpoint}): give data with these "
+                f"classes, or --options '{{num_classes: {len(other)}}}' to keep the checkpoint's outputs"
+            ) from None
 
 
 def check_name(config: Model) -> None:

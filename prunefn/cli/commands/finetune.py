@@ -54,7 +54,12 @@ def run(job: Job) -> Result:
     recipe = config.finetune.recipe(config.seed)
     trained = train(network.model, setup, recipe, masks=masks, folder=out / "train", name="finetune")
     after = evaluate(trained.model, data.held_out, device=config.device)["top1"]
-    result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": trained.best}
+    result: Result = {
+        "accuracy": after,
+        "accuracy_before": before["top1"],
+        "best_epoch": trained.best,
+        "goal_met": None,
+    }
     result |= {
         "flops_g": cost(spec).macs / 1e9,
         "params_m": cost(spec).params / 1e6,
@@ -63,7 +68,7 @@ def run(job: Job) -> Result:
     if dense is not None:
         top1 = evaluate(dense.model, data.held_out, device=config.device)["top1"]
         summary = summarize(cost(dense.spec()), cost(spec), {"top1": after}, {"top1": top1})
-        result = {**goal_metrics(summary), **result}
+        result |= goal_metrics(summary)
     if main_process():
         save(trained.model, out / TUNED)
         write_yaml(out / "metrics.yaml", result)

@@ -73,7 +73,7 @@ def run(job: Job) -> Result:
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
     job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
-    return summary
+    return {**summary, "goal_met": goal_metrics(summary)["goal_met"]}
 
 
 def _amount(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Any, Any, LatencyTable | None]:
@@ -134,6 +134,9 @@ def goal_metrics(summary: Result) -> Result:
     """Return the metrics of a course: accuracy, MACs, and whether the goal is met."""
     out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
+    out["goal_met"] = (
+        None if summary["macs_removed"] >= Goal().macs_removed else False
+    )  # without an accuracy, not known
     if "top1" in summary:
         lost = points_lost(summary, {"top1": summary["top1_dense"]})
         out = {"accuracy": summary["top1"], **out, "accuracy_drop": round(lost, 3)}
