@@ -64,7 +64,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("layer1.conv", ["layer1.conv1", "fc"])
     "; did you mean 'layer1.conv1'?"
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"

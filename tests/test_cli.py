@@ -79,12 +79,13 @@ def test_flags_win_over_files_and_files_over_defaults(tmp_path: Path) -> None:
 
 def test_every_key_is_a_flag() -> None:
     """Of the sections that a command reads, under the name of the section."""
-    from prunefn.cli.commands import pat
+    from prunefn.cli.commands import COMMANDS
     from prunefn.cli.flags import flags_of
     from prunefn.settings import section_of
 
-    flags = {f.path: f.names for f in flags_of(pat.COMMAND.sections, pat.COMMAND.own)}
-    for section in pat.COMMAND.sections:
+    pat = next(c for c in COMMANDS if c.name == "pat")
+    flags = {f.path: f.names for f in flags_of(pat.sections, pat.own)}
+    for section in pat.sections:
         inner = section_of(Config.model_fields[section])
         assert inner is not None
         for name, field in inner.model_fields.items():
@@ -665,7 +666,6 @@ SHELL = """
 import os, signal, subprocess, sys
 {setup}
 import prunefn.cli
-from prunefn.cli import networks
 {then}
 sys.argv = ["prunefn", *{args!r}]
 prunefn.cli.app()
@@ -694,10 +694,8 @@ def test_streams_of_the_process(how: str, code: int, message: str, tmp_path: Pat
         [sys.executable, "-c", text], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.returncode == code, done.stderr
-    # torch itself says at its import whether it finds the driver of a compiler that it found
-    said = [line for line in done.stderr.splitlines() if "torch/utils/cpp_extension" not in line]
     assert message in done.stderr and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    assert bool(said) == bool(message) and not list(tmp_path.iterdir())
+    assert bool(done.stderr) == bool(message) and not list(tmp_path.iterdir())
 
 
 # ---- the paper's commands, on a folder of images

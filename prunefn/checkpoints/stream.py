@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 from ..files import atomic
@@ -177,7 +178,7 @@ def _write_files(
 ) -> None:
     """Write the files of tensors that are not finished."""
     total = sum(j.dense.nbytes for jobs in files.values() for j in jobs)
-    with tqdm(total=total, desc="pruning", unit="B", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(total=total, text="pruning", unit="B", scale=True, show=progress) as bar:
         for name, jobs in files.items():
             if name in finished:
                 bar.update(sum(j.dense.nbytes for j in jobs))

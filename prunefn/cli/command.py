@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,13 +18,14 @@ import typer
 
 from ..errors import PruneError, PruneWarning
 from ..files.atomic import write_text
-from .errors import FAILED, MISUSED, device_of, fail
+from .completion import complete_config, complete_model
+from .errors import FAILED, MISUSED, fail
 from .flags import flags_of, nest, parameters
 from .layers import merge, resolve, text_of
-from .networks import check_name
 from .sections import Config
 from .streams import PIPE, Stopped, complain, flush, reader_gone, silence, terminable
 from .trust import check_trust
+from .waiting import silent_libraries, spinner, spinners
 
 Result = dict[str, Any]
 
@@ -59,13 +61,11 @@ class Job(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command."""
+    """A command. Its file is imported when it is run."""
 
     name: str
-    run: Callable[[Job], Result]
-    """Runs the command; its return value is printed with `--json`."""
-    plan: Callable[[Config], Iterable[str]]
-    """Returns the steps, line by line, without opening anything."""
+    text: str
+    """The help."""
     sections: tuple[str, ...]
     own: tuple[str, ...] = ()
     """Sections whose flags need no prefix, the first one first."""
@@ -81,6 +81,20 @@ class Command(NamedTuple):
     """Whether the command writes the folder of `--out` itself, whole or not at all, so that nothing else is put there."""
     files_name: str = "FILES"
     """What the help calls the arguments after the model."""
+    file: str = ""
+    """File of `commands` with the functions `run` and `plan`; empty: that of the name."""
+
+    def run(self, job: Job) -> Result:
+        """Run the command; the return value is printed with `--json`."""
+        return self._module().run(job)
+
+    def plan(self, config: Config) -> Iterable[str]:
+        """Return the steps, line by line, without opening anything."""
+        return self._module().plan(config)
+
+    def _module(self) -> Any:
+        with spinner("loading torch", line=False):
+            return import_module(f".commands.{self.file or self.name}", __package__)
 
 
 def main_process() -> bool:
@@ -88,29 +102,36 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def add_name(app: typer.Typer, command: Command) -> None:
+    """Add a command to the app with its help, but without flags."""
+    app.command(command.name, help=_help(command))(lambda: None)
+
+
 def add(app: typer.Typer, command: Command) -> None:
-    """Add a command to the app; its help is the docstring of `run`."""
+    """Add a command to the app."""
     flags = flags_of(command.sections, command.own)
 
     def call(**arguments: Any) -> None:
         debug, quiet = arguments.pop("debug"), arguments.pop("as_json")
-        with report_errors(debug, quiet):
+        with report_errors(debug, quiet), spinners(not quiet and main_process()):
             config, files = _resolve_config(command, arguments, nest(flags, arguments))
             if command.model and not config.model.name:
                 fail("give a model: timm/NAME, torchvision/NAME, transformers/CLASS or module:function", MISUSED)
             if arguments["dry_run"]:
                 if command.model:
+                    from .networks import check_name
+
                     check_name(config.model)
                 _show_plan(command, config, quiet)
                 return
             if config.device is not None:
+                from .devices import device_of
+
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
             _print_remarks(command, job)
-            _write_config(command, job, done=False)
-            with _warnings_as_notes(job):
+            with _config_written(command, job), _warnings_as_notes(job):
                 result = command.run(job)
-            _write_config(command, job, done=True)
             if quiet and main_process():
                 print(json.dumps(result, indent=2))
 
@@ -122,15 +143,21 @@ def add(app: typer.Typer, command: Command) -> None:
 
 
 def _help(command: Command) -> str:
-    """Return the docstring of `run`, a line a paragraph."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.run) or "")
+    """Return the help, a line a paragraph."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.text))
 
 
 def _arguments_of(command: Command) -> list[inspect.Parameter]:
     rows = []
     if command.model:
         text = "timm/NAME, torchvision/NAME, transformers/CLASS or a folder, module:function, or just NAME."
-        rows.append(("model", Annotated[str | None, typer.Argument(help=text, show_default=False)], None))
+        rows.append(
+            (
+                "model",
+                Annotated[str | None, typer.Argument(help=text, show_default=False, autocompletion=complete_model)],
+                None,
+            )
+        )
     if command.files:
         argument = typer.Argument(help=command.files, show_default=False, metavar=command.files_name)
         rows.append(("files", Annotated[list[Path] | None, argument], None))
@@ -140,7 +167,15 @@ def _arguments_of(command: Command) -> list[inspect.Parameter]:
 def _common() -> list[inspect.Parameter]:
     text = "A YAML file, or a config that comes with the package; several are laid over each other. Flags win."
     panel = "Every command"
-    config = typer.Option("--config", "-c", help=text, metavar="FILE", rich_help_panel=panel, show_default=False)
+    config = typer.Option(
+        "--config",
+        "-c",
+        help=text,
+        metavar="FILE",
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=complete_config,
+    )
     dry = typer.Option("--dry-run", help="Print the resolved options and the steps, and stop.", rich_help_panel=panel)
     as_json = typer.Option("--json", help="Print the results as JSON, and nothing else.", rich_help_panel=panel)
     debug = typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=panel)
@@ -184,7 +219,7 @@ def _folder(command: Command, config: Config) -> Path | None:
 
 @contextlib.contextmanager
 def _warnings_as_notes(job: Job) -> Iterator[None]:
-    """Print warnings of prunefn as notes; leave those of other packages to Python."""
+    """Print warnings of prunefn as notes; leave those of other packages to `silent_libraries`."""
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
@@ -208,10 +243,26 @@ def _print_remarks(command: Command, job: Job) -> None:
         job.note(f"{job.out} has the results of other options; --out names another folder")
 
 
-def _write_config(command: Command, job: Job, *, done: bool) -> None:
-    """Write the config; replace another one only when the run is done, because a run may refuse the folder of another."""
-    if job.out is not None and main_process() and (done or not (job.out / "config.yaml").exists()):
-        write_text(job.out / "config.yaml", text_of(job.config, command.sections))
+@contextlib.contextmanager
+def _config_written(command: Command, job: Job) -> Iterator[None]:
+    """Write the config before the run, and over another one after it, because a run may refuse the folder of another.
+
+    A run that fails before it has written anything takes its config away again.
+    """
+    if job.out is None or not main_process():
+        yield
+        return
+    path, text = job.out / "config.yaml", text_of(job.config, command.sections)
+    new = not path.exists()
+    if new:
+        write_text(path, text)
+    try:
+        yield
+    except Exception:
+        if new and list(job.out.iterdir()) == [path]:
+            path.unlink()
+        raise
+    write_text(path, text)
 
 
 def _show_plan(command: Command, config: Config, quiet: bool) -> None:
@@ -233,10 +284,12 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
 def report_errors(debug: bool, quiet: bool = False) -> Any:
     """Turn errors into a line on stderr and an exit code, with `--json` also into JSON; with `--debug`, raise them.
 
+    Without `--debug`, warnings of other packages are not shown.
+
     Exit codes: Ctrl-C 130, SIGTERM 143, a closed pipe 141 without a message.
     """
     try:
-        with terminable():
+        with terminable(), contextlib.nullcontext() if debug else silent_libraries():
             yield
             flush()
     except typer.Exit:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from ..files.yaml_text import read_yaml
 from ..settings import section_of
+from .completion import completer_of
 from .sections import Config
 
 SHORT = {"model.checkpoint": "--checkpoint", "model.options": "--options", "data.name": "--data"}
@@ -86,6 +87,7 @@ def parameters(flag: Flag) -> list[inspect.Parameter]:
             rich_help_panel=flag.panel,
             show_default=False,
             hidden=i > 0,
+            autocompletion=None if kind is bool else completer_of(flag.path, _choices(flag.field.annotation)),
         )
         annotation = Annotated[kind | None, option]
         key = flag.key + LONG * (i > 0)
@@ -143,6 +145,12 @@ def _is_list(kind: Any) -> bool:
 
 def _allows_none(kind: Any) -> bool:
     return type(None) in _members(kind)
+
+
+def _choices(kind: Any) -> list[str]:
+    """Return the values of literals, alone or in a list."""
+    inner = [one for k in _members(kind) for one in ([k] if get_origin(k) is Literal else get_args(k))]
+    return [str(value) for one in inner if get_origin(one) is Literal for value in get_args(one)]
 
 
 def _metavar(kind: Any) -> str:

@@ -15,7 +15,7 @@ from ..files.yaml_text import read_yaml, read_yaml_file
 from ..settings import section_of, validated
 from .sections import Config
 
-AMOUNTS = {"ratio", "macs", "params", "activations"}
+AMOUNTS = {"ratio", "macs", "params", "activations", "latency"}
 """Options of `prune` for the amount to remove."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import PruneError
 from ..settings import Field, Settings, field_validator
 
 
@@ -45,3 +47,21 @@ class Llm(Settings):
         if bad := [name for name, equals, number in pairs if not equals or not number.strip().isdigit()]:
             raise ValueError(f"write FIELD=NUMBER,FIELD=NUMBER, such as intermediate_size=1152, not {bad[0].strip()!r}")
         return {name.strip(): int(number) for name, _, number in pairs}
+
+
+def dtype_of(section: Llm) -> Any:
+    """Return the type of the computation."""
+    import torch
+
+    return getattr(torch, section.dtype)
+
+
+def folder_of(files: list[str]) -> Path:
+    """Return the one folder of the call.
+
+    Raises:
+        PruneError: there is none, or there are several.
+    """
+    if len(files) != 1:
+        raise PruneError(f"give one folder of a model: {', '.join(files) or 'none is given'}")
+    return Path(files[0])

@@ -6,25 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from .command import add
-from .commands import (
-    analyze,
-    check,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    llm,
-    pat,
-    profile,
-    prune,
-    report,
-    sensitivity,
-    sparsify,
-    sweep,
-    train,
-)
+from .command import add, add_name
+from .commands import COMMANDS, LANGUAGE_MODELS
 from .commands.config import config
 from .demo.command import demo
 from .streams import PIPE, flush, prepare, reader_gone, silence
@@ -47,7 +32,29 @@ class App(typer.Typer):
             sys.exit(PIPE if gone else f"error: what is printed cannot be written: {error}")
 
 
-app = App(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
+class Group(TyperGroup):
+    """The commands. A command gets its flags when it is called or completed, because those of all commands take long."""
+
+    described = COMMANDS
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Return the name, the command with its flags, and the other arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        described = next((c for c in self.described if c.name == name), None)
+        if described is not None:
+            alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            add(alone, described)
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
+
+class LanguageModels(Group):
+    """The commands of `prunefn llm`."""
+
+    described = LANGUAGE_MODELS
+
+
+app = App(cls=Group, no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
 def _version(requested: bool) -> bool:
@@ -69,26 +76,12 @@ def main(
 
 
 app.command()(demo)
-MODULES = (
-    inspect,
-    train,
-    evaluate,
-    prune,
-    sparsify,
-    pat,
-    finetune,
-    export,
-    profile,
-    analyze,
-    sensitivity,
-    sweep,
-    report,
-    check,
-)
-for module in MODULES:
-    add(app, module.COMMAND)
+for command in COMMANDS:
+    add_name(app, command)
 app.command()(config)
-language_models = typer.Typer(no_args_is_help=True, help="Language models of transformers, from folder to folder.")
-for command in (llm.PRUNE, llm.PERPLEXITY):
-    add(language_models, command)
+language_models = typer.Typer(
+    cls=LanguageModels, no_args_is_help=True, help="Language models of transformers, from folder to folder."
+)
+for command in LANGUAGE_MODELS:
+    add_name(language_models, command)
 app.add_typer(language_models, name="llm")

@@ -18,12 +18,15 @@ from ..checkpoints.checkpoint import load
 from ..data.value import Data
 from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
+from ..modules.pruned_file import read_content
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from .example_inputs import check_inputs, example_inputs
 from .known_specs import known_spec, origin_of
 from .layers import shipped_configs
 from .sections import Model
 from .trust import check_options
+from .waiting import spinner
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 NETS: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
@@ -53,11 +56,12 @@ class Network(NamedTuple):
         return known_spec(self.origin, self.model, inputs, options, self._traced)
 
     def _traced(self, **options: Any) -> Spec:
-        spec = trace(self.model, self.example, self.keywords, **options)
-        if spec.capture == "exported":
-            return spec
-        args, keywords = trees.map_tensors(lambda t: t[:1], (self.example, dict(self.keywords)))
-        return trace(self.model, args, keywords, **options)
+        with spinner(f"tracing {self.name}"):
+            spec = trace(self.model, self.example, self.keywords, **options)
+            if spec.capture == "exported":
+                return spec
+            args, keywords = trees.map_tensors(lambda t: t[:1], (self.example, dict(self.keywords)))
+            return trace(self.model, args, keywords, **options)
 
 
 class Built(NamedTuple):
@@ -86,29 +90,53 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
     model = built.model.eval()
     shape = config.input_shape or (data.input_shape if data is not None else built.shape)
     if config.checkpoint is not None and not dense:
-        model = _load_checkpoint(model, config, shape)
+        model = _load_checkpoint(model, config, shape, data)
     settings: Any = getattr(model, "config", None)
     if getattr(settings, "use_cache", False):
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
-    example, keywords = _inputs(model, shape, config.name)
-    _check_inputs(model, example, keywords, config.name, shape)
+    example, keywords = example_inputs(model, shape, config.name)
+    check_inputs(model, example, keywords, config.name, shape)
     origin = origin_of(config.name, config.options, seed, None if dense else config.checkpoint)
     return Network(model, example, config.name, keywords, origin)
 
 
-def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None) -> nn.Module:
+def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | None, data: Data | None) -> nn.Module:
     """Return the model with the checkpoint's weights; pruned ones of other programs are fitted by the model's spec."""
     assert config.checkpoint is not None
     try:
-        return load(model, config.checkpoint)
-    except SpecNeededError:
-        example, keywords = _inputs(model, shape, config.name)
-        return load(model, config.checkpoint, spec=trace(model, example, keywords))
+        try:
+            return load(model, config.checkpoint)
+        except SpecNeededError:
+            example, keywords = example_inputs(model, shape, config.name)
+            with spinner(f"tracing {config.name}"):
+                spec = trace(model, example, keywords)
+            return load(model, config.checkpoint, spec=spec)
     except PruneError as error:
+        _check_classes(model, config.checkpoint, data)
         raise PruneError(
             f"{error}. The model was built for the classes and colours of the data; --options, such as "
             "'{num_classes: 1000}', builds it as the checkpoint's"
         ) from None
+
+
+def _check_classes(model: nn.Module, checkpoint: str, data: Data | None) -> None:
+    """Check that a checkpoint that does not fit has as many classes as the data.
+
+    Raises:
+        PruneError: it has not; states both numbers.
+    """
+    if data is None:
+        return
+    classes, stored = len(data.classes), read_content(checkpoint).tensors
+    for name, t in model.state_dict().items():
+        other = stored.get(name)
+        if other is None or not t.ndim or not other.ndim or t.shape[1:] != other.shape[1:]:
+            continue
+        if len(t) == classes != len(other):
+            raise PruneError(
+                f"the data have {classes} classes, the checkpoint {len(other)} ({name!r} of {checkpoint}): give data with these "
+                f"classes, or --options '{{num_classes: {len(other)}}}' to keep the checkpoint's outputs"
+            ) from None
 
 
 def check_name(config: Model) -> None:
@@ -315,36 +343,3 @@ def _call(make: Callable[..., Any], name: str, config: Model, data: Data | None)
 def _build_error(name: str, options: dict[str, Any], error: Exception) -> PruneError:
     shown = ", ".join(f"{k}={v!r}" for k, v in options.items())
     return PruneError(f"{name} cannot be built with {shown or 'no options'}: {str(error).strip()}")
-
-
-# ---- inputs
-
-
-def _inputs(model: nn.Module, shape: tuple[int, ...] | None, name: str) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return random inputs of a batch of two: positional, or by name for models of transformers."""
-    generator = torch.Generator().manual_seed(0)
-    main = getattr(model, "main_input_name", None)
-    if main == "input_ids":
-        config: Any = model.config
-        return (), {"input_ids": torch.randint(0, config.vocab_size, (2, 16), generator=generator)}
-    if shape is None:
-        raise PruneError(f"{name} does not say what it takes: give --model.input-shape, such as 3,224,224, or --data")
-    x = torch.randn(2, *shape, generator=generator)
-    return ((), {main: x}) if main is not None else ((x,), {})
-
-
-def _check_inputs(
-    model: nn.Module, example: tuple[Tensor, ...], keywords: dict[str, Tensor], name: str, shape: tuple[int, ...] | None
-) -> None:
-    """Check that the model accepts the inputs.
-
-    Raises:
-        PruneError: it does not; quotes its error.
-    """
-    try:
-        with torch.no_grad():
-            model(*example, **keywords)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise PruneError(
-            f"{name} does not take inputs of {shape}: {str(error).strip().splitlines()[0]}; give other --options or --model.input-shape"
-        ) from None

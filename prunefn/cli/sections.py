@@ -21,8 +21,7 @@ from typing import Annotated, Any, Literal
 
 from ..report.goal import Goal
 from ..settings import Field, Settings, field_validator, model_validator
-from ..train.recipe import Recipe
-from ..train.schedule import MOST_ROUNDS
+from ..train.recipe import MOST_ROUNDS, Recipe
 from .llm_section import Llm
 
 

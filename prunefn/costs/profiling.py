@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils import benchmark
-from torch.utils.benchmark.utils.timer import timer as wall_time
-from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..display.units import quantity, scale_of
 from ..doors import door
 from ..errors import PruneError
@@ -217,8 +215,11 @@ def profile(
 
 def _time_in_turns(nets: Mapping[str, _OnDevice], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
     """Return network → seconds of each round of whole forwards, timed in turns."""
+    from torch.utils.benchmark import Timer  # it brings setuptools and a search for compilers
+    from torch.utils.benchmark.utils.timer import timer as wall_time
+
     timers = {
-        name: benchmark.Timer(
+        name: Timer(
             "run(params, *args, spec=spec, **kwargs)",
             globals={"run": forward, **p._asdict()},
             num_threads=torch.get_num_threads(),
@@ -228,7 +229,7 @@ def _time_in_turns(nets: Mapping[str, _OnDevice], clock: Clock, rounds: int, pro
     }
     times: dict[str, list[float]] = {name: [] for name in timers}
     with torch.no_grad():
-        for i in tqdm(range(-WARM_UP, rounds), desc="profile", disable=not progress, leave=False):
+        for i in progress_bar(range(-WARM_UP, rounds), text="profile", show=progress):
             # every other round in reverse order, so that no network always follows the same one
             for name, timer in timers.items() if i % 2 else reversed(timers.items()):
                 seconds = timer.timeit(1).mean
@@ -252,7 +253,7 @@ def _time_op_by_op(machines: Mapping[str, Machine], clock: Clock, progress: bool
     """Return network → instruction → seconds, from op-by-op forwards of all networks in turns, after one that warms up."""
     times: dict[str, dict[str, list[float]]] = {name: {} for name in machines}
     with torch.no_grad():
-        for i in tqdm(range(-1, WALKS), desc="profile op by op", disable=not progress, leave=False):
+        for i in progress_bar(range(-1, WALKS), text="profile op by op", show=progress):
             for name, m in machines.items() if i % 2 else reversed([*machines.items()]):
 
                 def timed(ins: Instruction, call: Call, _: Env, of_net: dict[str, list[float]] = times[name]) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..errors import PruneError, nearest
 
 Tokenizer = Callable[[str], Any]
@@ -44,7 +44,7 @@ class Reader:
             PruneError: a file is missing, empty or malformed, or the tokenizer is missing or gives no tokens; names the document.
         """
         read = self._files(source) if isinstance(source, str | os.PathLike) else enumerate_texts(source)
-        for place, value in tqdm(read, desc="tokens", unit=" documents", disable=not progress, leave=False):
+        for place, value in progress_bar(read, text="tokens", unit=" documents", show=progress):
             yield self._tokens(value, place)
 
     def _files(self, source: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:

@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
+from ..display.progress import progress_bar
 from ..errors import FormatError, ParamsError, PruneError
 from ..files import atomic
 from ..files.nest import read_nest, write_nest
@@ -76,7 +75,7 @@ def trained(step: Callable[[S, Batch], S], start: S, batches: Iterable[Batch], p
     state: Any = start if plan.resume is None or not Path(plan.resume).exists() else _read(plan, type(start))
     first = int(state.step)
     stream = islice(_repeated(batches), first, plan.steps)
-    bar = tqdm(stream, desc=plan.text, initial=first, total=plan.steps, disable=not plan.progress, leave=False)
+    bar = progress_bar(stream, text=plan.text, initial=first, total=plan.steps, show=plan.progress)
     for n, batch in enumerate(bar, first + 1):
         state = step(state, batch)
         if plan.resume is not None and (n % plan.save_every == 0 or n == plan.steps):

@@ -48,13 +48,13 @@ def _shorten(text: str) -> str:
 
 
 def menu(path: str) -> Any:
-    """Return the public namespace `pf.path`, such as `sparse.scope`; None if nobody has imported it yet.
+    """Return the public namespace `pf.path`, such as `sparse.scope`; None if there is none.
 
-    The doors lie below the rooms whose arguments they check, so they look namespaces up during a call instead of importing them.
+    The doors lie below the rooms whose arguments they check, so they look namespaces up during a call; the package imports them.
     """
     namespace: Any = sys.modules[__name__.partition(".")[0]]
     for part in filter(None, path.split(".")):
-        namespace = vars(namespace).get(part) if namespace is not None else None
+        namespace = getattr(namespace, part, None)
     return namespace
 
 
@@ -63,7 +63,7 @@ def public_name(function: Any) -> str:
     name = getattr(function, "__name__", repr(function))
     for room in ROOMS:
         module = menu(room)
-        if module is not None and vars(module).get(name) is function:
+        if module is not None and getattr(module, name, None) is function:
             return f"pf.{room}.{name}".replace("..", ".")
     return name
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..doors import check_batch
 from ..doors.batch import check_values
 from ..errors import BatchError, nearest
@@ -152,7 +152,7 @@ def each(
     if total is not None and max_batches is not None:
         total = min(total, max_batches)
     seen = False
-    for batch in tqdm(islice(batches, max_batches), total=total, desc=text, disable=not progress, leave=False):
+    for batch in progress_bar(islice(batches, max_batches), total=total, text=text, show=progress):
         seen = True
         yield batch
     if least and not seen:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..distances import Distance
 from ..doors import door
 from ..errors import PruneError
@@ -106,7 +107,7 @@ def eliminate(
     most = len(groups) * (len(groups) + 1) // 2 if greedy else len(groups)
     limit = most if evaluations is None else min(evaluations, most)
     search = _Search(gauge, -1.0 if maximize else 1.0, groups, 1 if not greedy else max(len(groups) - 1, 1), limit)
-    with torch.no_grad(), tqdm(total=search.passes(), disable=not progress, leave=False) as bar:
+    with torch.no_grad(), progress_bar(total=search.passes(), text="elimination", show=progress) as bar:
         return search.run(bar)
 
 

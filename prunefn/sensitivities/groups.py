@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from .. import compensation as compensations
 from .. import criteria
 from ..compensation.repair import few_samples, repairs_of_sites, residuals, warn_of_few_samples, written
 from ..costs.analytic import cost
 from ..criteria.scoring import score
+from ..display.progress import progress_bar
 from ..distances import Distance
 from ..doors import door
 from ..errors import PruneError, StatsError
@@ -113,7 +113,7 @@ def sensitivity(
     method = _default_compensation(stats) if compensation is None else compensation
     effects, few = list[list[Effect]](), dict[str, str]()
     total = len(scores) * (1 if gauge is None else len(gauge.batches))
-    with torch.no_grad(), tqdm(total=total, desc="sensitivity", disable=not progress, leave=False) as bar:
+    with torch.no_grad(), progress_bar(total=total, text="sensitivity", show=progress) as bar:
         dense = None if gauge is None else gauge.reference()
         for group, values in scores.items():
             masks = [select({group: values}, r, spec=spec, scope=scopes.local()) for r in ratios]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import optuna
 from optuna import Study
 from optuna.trial import TrialState
-from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..doors import door
 from ..errors import PruneError
 from ..files import atomic
@@ -260,7 +260,7 @@ def _in_parallel(study: Study, job: Job, n: int, show: Callable[[], object]) -> 
 def _shown_progress(study: Study, job: Job, progress: bool) -> Iterator[Callable[[], None]]:
     """Yield a function that updates the bar and `trials.csv`; it is called once more at the end, also after an error."""
     shown: list[Sweep] = []
-    with tqdm(total=job.trials, desc=job.at.name, disable=not progress) as bar:
+    with progress_bar(total=job.trials, text=job.at.name, unit="trial", show=progress) as bar:
 
         def show() -> None:
             now = _read_study(study, job.at, job.config)

@@ -9,13 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .._extras import needs
-from . import losses as losses
-from . import optimizer as optimizer
-from . import regularizers as regularizers
-from . import schedule as schedule
-from .variances import site_variances as site_variances
 
 if TYPE_CHECKING:
+    from . import losses as losses
+    from . import optimizer as optimizer
+    from . import regularizers as regularizers
+    from . import schedule as schedule
     from .aware import pat as pat
     from .loop import fine_tune as fine_tune
     from .loop import sparse_train as sparse_train
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .setup import Setup as Setup
     from .state import Trained as Trained
     from .token_measures import token_metrics as token_metrics
+    from .variances import site_variances as site_variances
 
 __all__ = [
     "Distill",
@@ -49,7 +49,8 @@ __all__ = [
     "train",
 ]
 
-_LOADED = {
+_NAMESPACES = ("losses", "optimizer", "regularizers", "schedule")
+_FILES = {
     "Distill": "objective",
     "Phases": "phases",
     "Recipe": "recipe",
@@ -58,19 +59,22 @@ _LOADED = {
     "Trained": "state",
     "evaluate": "measure",
     "pat": "aware",
+    "site_variances": "variances",
     "token_metrics": "token_measures",
     **dict.fromkeys(("fine_tune", "sparse_train", "train"), "loop"),
 }
-"""Name → file of what needs the extra `train`."""
+"""Name → file that defines it, which is imported when it is first used: most need the extra `train`."""
 
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
 
     def __getattr__(name: str) -> Any:
-        if name not in _LOADED:
+        if name in _NAMESPACES:
+            return import_module(f".{name}", __name__)
+        if name not in _FILES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         with needs("train", f"prunefn.train.{name}"):
-            return getattr(import_module(f".{_LOADED[name]}", __name__), name)
+            return getattr(import_module(f".{_FILES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..display.progress import progress_bar
 from ..doors import door
 from ..errors import PruneError
 from ..spec.spec import Spec
@@ -65,13 +66,14 @@ def pat(
     (['dense', 'prune 1', 'round_1', 'prune 2', 'round_2'], 4)
     """
     run = _open_run(model, setup, phases, calibration, spec, folder)
-    state = run.train_sparse(run.start())
-    for number in range(1, run.phases.rounds + 1):
-        state = run.prune(state, number)  # statistics, prune, measure
-        state = run.train_between(state, number)
-        if state.done:
-            break
-    return run.finish(run.fine_tune(run.remove_masked(state)))
+    with run.bar:
+        state = run.train_sparse(run.start())
+        for number in range(1, run.phases.rounds + 1):
+            state = run.prune(state, number)  # statistics, prune, measure
+            state = run.train_between(state, number)
+            if state.done:
+                break
+        return run.finish(run.fine_tune(run.remove_masked(state)))
 
 
 def _open_run(
@@ -90,4 +92,6 @@ def _open_run(
         raise PruneError("setup.loss and phases.distill are two losses; leave one of them out")
     spec = spec or trace_first(model, calibration, setup.inputs)
     at, place = make_accelerator(device=setup.device), None if folder is None else Path(folder)
-    return Run(deepcopy(model).eval(), spec, setup, phases, calibration, place, at)
+    show = setup.progress and at.is_main_process and phases.epochs > 0
+    bar = progress_bar(total=phases.epochs, text="all phases", unit="epoch", show=show)
+    return Run(deepcopy(model).eval(), spec, setup, phases, calibration, place, at, bar)

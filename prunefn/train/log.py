@@ -1,4 +1,4 @@
-"""Output of a training: a bar, or about twenty lines an epoch; TensorBoard; rows of numbers."""
+"""Output of a training: a bar over all its epochs, or about twenty lines an epoch; TensorBoard; rows of numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..display.progress import has_bars, write_line
 from .checkpoint import write_lines
 
 LINES = 20
@@ -42,8 +43,11 @@ class Log:
         """Start an epoch of `steps` updates, `step` of which are done."""
         self.title = f"{self.name} {number}/{epochs}"
         self.steps, self.every = steps, max(1, round(steps / LINES))
-        if self.progress and sys.stderr.isatty():
-            self.bar = tqdm(total=steps, initial=step, desc=self.title, leave=False, mininterval=0.5)
+        if self.bar is None and self.progress and has_bars(sys.stderr):
+            done = (number - 1) * steps + step
+            self.bar = tqdm(total=epochs * steps, initial=done, leave=False, mininterval=0.5)
+        if self.bar is not None:
+            self.bar.set_description_str(self.title, refresh=False)
 
     def show_step(self, step: int, update: int, values: Mapping[str, float]) -> None:
         """Show the values of an update; call it only where `shows_step` is true."""
@@ -54,7 +58,7 @@ class Log:
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
         elif self.progress:
-            tqdm.write(f"{self.title}, {step}/{self.steps}: {text}", file=sys.stderr)
+            write_line(f"{self.title}, {step}/{self.steps}: {text}", sys.stderr)
 
     def shows_step(self, step: int) -> bool:
         """Return whether an update's numbers are shown: reading them waits for the GPU."""
@@ -67,9 +71,6 @@ class Log:
 
     def show_rows(self, rows: list[dict[str, Any]]) -> None:
         """Show the last row, and write all rows."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
         if not self.active:
             return
         row = rows[-1]
@@ -82,7 +83,7 @@ class Log:
             write_lines(self.folder / "metrics.jsonl", rows)
         if self.progress:
             shown = {k: v for k, v in row.items() if isinstance(v, float)}
-            tqdm.write(f"{self.title}: " + ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), file=sys.stderr)
+            write_line(f"{self.title}: " + ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), sys.stderr)
 
     def __enter__(self) -> Log:
         return self

@@ -14,9 +14,9 @@ from ..recipes import best
 from ..selection.budget import macs
 from ..spec.spec import Spec
 from ..types import Budget, Mask, Pruned
-from .recipe import Recipe
+from .recipe import MOST_ROUNDS, Recipe
 from .regularizers import Regularizer
-from .schedule import MOST_ROUNDS, Schedule, one_shot
+from .schedule import Schedule, one_shot
 
 Make = Callable[[Any], Prune]
 """(ratio or budget) → pipeline, such as `recipes.vbp`."""
@@ -67,6 +67,12 @@ class Phases(NamedTuple):
     def rounds(self) -> int:
         """Largest number of rounds; a target may end them earlier."""
         return self._steps.steps
+
+    @property
+    def epochs(self) -> int:
+        """Return the largest number of epochs of all phases together; a target or patience may end them earlier."""
+        recipes = [*([self.sparse[1]] if self.sparse else []), *[self.between] * self.rounds, self.tuning]
+        return sum(r.epochs for r in recipes if r is not None)
 
     def ratio(self, number: int) -> float:
         """Return the ratio that the schedule removes in the first `number` rounds."""

@@ -6,6 +6,9 @@ from typing import Literal
 
 from ..settings import Field, Settings, model_validator
 
+MOST_ROUNDS = 10_000
+"""Largest number of rounds of pruning and training, each of which takes real time."""
+
 
 class Recipe(Settings):
     """Epochs, optimizer, learning rate and the like of a training.
@@ -36,7 +39,7 @@ class Recipe(Settings):
     lr: float = Field(default=1.5e-5, gt=0, description="learning rate")
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay; biases and norms have none")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of optimizers that have one")
-    warmup: float = Field(default=0.0, ge=0, description="epochs, from 1 % of the rate")
+    warmup: float = Field(default=0.0, ge=0, description="epochs, from 1 % of the rate; at most half of all")
     schedule: Literal["cosine", "multistep"] = Field(default="cosine", description="how the rate falls")
     milestones: tuple[int, ...] = Field(
         default=(), description="epochs after which a multistep rate is multiplied by gamma"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
+from tqdm import tqdm
 
 from ..checkpoints.checkpoint import save
 from ..costs.analytic import cost
 from ..costs.summary import summarize
+from ..display.progress import write_line
 from ..display.units import quantity
 from ..errors import PruneError
 from ..modules.convert import to_module
@@ -86,6 +89,8 @@ class Run(NamedTuple):
     calibration: Sequence[Batch]
     folder: Path | None
     accelerator: Accelerator
+    bar: tqdm
+    """Over the epochs of all phases."""
 
     def start(self) -> RunState:
         """Write the settings, or compare them with those of the folder; measure the dense network.
@@ -107,7 +112,7 @@ class Run(NamedTuple):
                 write_json(path, {**settings, "versions": versions()})
         advice = self.phases.advice()
         if advice is not None and self.setup.progress and self.accelerator.is_main_process:
-            print(advice, flush=True)
+            write_line(advice, sys.stdout)
         return self._measure(RunState(params_of(self.dense), self.spec, {}), "dense", self.dense)
 
     def train_sparse(self, state: RunState) -> RunState:
@@ -213,6 +218,7 @@ class Run(NamedTuple):
             folder=None if self.folder is None else self.folder / name,
             name=name,
         )
+        self.bar.update(recipe.epochs)
         rows = [{"phase": name, **r} for r in done.rows]
         if done.best is not None and keep == "best":
             rows.append({"phase": f"{name}, best", **done.metrics})
@@ -237,7 +243,7 @@ class Run(NamedTuple):
         c = cost(state.spec)
         if self.setup.progress and self.accelerator.is_main_process:
             values = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            print(f"{phase}: {quantity(c.macs, 'MACs')}, {quantity(c.params, 'params')}, {values}", flush=True)
+            write_line(f"{phase}: {quantity(c.macs, 'MACs')}, {quantity(c.params, 'params')}, {values}", sys.stdout)
         return self._add_rows(state, [{"phase": phase, **more, "macs": c.macs, "params": c.params, **metrics}])
 
     def _add_rows(self, state: RunState, rows: Sequence[dict[str, Any]]) -> RunState:

@@ -20,9 +20,6 @@ __all__ = ["Schedule", "cubic", "epochs", "geometric", "linear", "multiples", "o
 MOST = 2**53
 """Largest number of steps: floats are exact up to it."""
 
-MOST_ROUNDS = 10_000
-"""Largest number of rounds of pruning and training, each of which takes real time."""
-
 
 class Schedule(NamedTuple):
     """Ratio removed after each step."""

@@ -328,7 +328,7 @@ def _make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Scheduler:
     """Return timm's learning rate scheduler of the recipe, counted in updates, `steps` of them an epoch."""
     warmup: dict[str, Any] = {
-        "warmup_t": round(recipe.warmup * steps),
+        "warmup_t": round(min(recipe.warmup, recipe.epochs / 2) * steps),  # also where only epochs was lowered
         "warmup_lr_init": 0.01 * recipe.lr,
         "t_in_epochs": False,
     }

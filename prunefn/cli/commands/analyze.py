@@ -11,7 +11,7 @@ from ...errors import PruneError
 from ...report import plots
 from ...report.norms import analyze
 from ...tables import Table, terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
@@ -20,11 +20,7 @@ SMALL = 0.05
 
 
 def run(job: Job) -> Result:
-    """Show how the L2 norms of units spread out over the checkpoints of a run: when there are two humps, it is time to prune.
-
-    prunefn analyze small_vit runs/pat, or a list of checkpoints. Train with --train.keep-every N to have more of them. The
-    folder gets norms.png and norms.json.
-    """
+    """Run the command."""
     if not job.files:
         raise PruneError("give the folder of a run, such as runs/train/train, or checkpoints")
     network = network_of(job.config, optional_data(job.config), dense=True)
@@ -50,15 +46,3 @@ def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     yield f"build {config.model.name}, trace it once"
     yield "compute the L2 norm of every unit at every checkpoint, draw them"
-
-
-COMMAND = Command(
-    "analyze",
-    run,
-    plan,
-    ("model", "data"),
-    own=("model",),
-    out="runs/analyze",
-    files="A run's folder, or checkpoints.",
-    fresh=True,
-)

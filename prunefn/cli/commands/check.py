@@ -12,13 +12,13 @@ from ...display.units import quantity
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
 from ...trees import tensors
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import network_of, optional_data, zero_fraction
 from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Load a checkpoint into its class, run it, and compare the class with the traced program."""
+    """Run the command."""
     from ...program.run import forward
 
     config = job.config
@@ -53,6 +53,3 @@ def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     yield f"build {config.model.name}, load {config.model.checkpoint or 'nothing: give --checkpoint'}"
     yield "run it, compare it with its traced program, print what it costs"
-
-
-COMMAND = Command("load-check", run, plan, ("model", "data"), own=("model",))

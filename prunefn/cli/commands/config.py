@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from ..command import report_errors
+from ..completion import complete_shipped_config
 from ..layers import resolve, shipped_configs
 from ..sections import Config
 
 
 def config(
-    name: Annotated[str | None, typer.Argument(help="A config that comes with the package: print it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A config that comes with the package: print it.", autocompletion=complete_shipped_config),
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of all options.")] = False,
     check: Annotated[str | None, typer.Option("--check", help="A YAML file: say whether it is valid.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from ...display.units import quantity
 from ...parameters.transforms import params as params_of
-from ..command import Command, Job, Result, main_process
+from ..command import Job, Result, main_process
 from ..resources import data_of, device_of, measure_networks, network_of, write_yaml
 from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Measure a model on held-out images: accuracy, MACs, parameters, latency. With --out, eval_metrics.yaml is written."""
+    """Run the command."""
     from ...train import evaluate
 
     config = job.config
@@ -41,6 +41,3 @@ def plan(config: Config) -> Iterable[str]:
     yield f"open {config.data.name or 'no data: give --data'}"
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}"
     yield "measure top-1 and loss on held-out images; MACs, parameters and latency"
-
-
-COMMAND = Command("eval", run, plan, ("model", "data", "profile"), own=("profile",))

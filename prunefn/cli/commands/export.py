@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ... import export as exports
 from ...parameters.transforms import params as params_of
 from ...tables import Table, terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
@@ -23,11 +23,7 @@ ENDINGS = {
 
 
 def run(job: Job) -> Result:
-    """Write a model for other runtimes: ONNX, exported program, AOTInductor, TorchScript, plain source, state dict.
-
-    Every file is read back and compared with the network at several batch sizes; one that differs by more than --atol is not
-    written.
-    """
+    """Run the command."""
     config = job.config
     network = network_of(config, optional_data(config))
     spec, params = network.spec(), params_of(network.model)
@@ -55,6 +51,3 @@ def plan(config: Config) -> Iterable[str]:
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     for kind in e.formats:
         yield f"{kind}: write model{ENDINGS[kind]}, compare at batch {', '.join(map(str, e.batches))}, atol {e.atol}"
-
-
-COMMAND = Command("export", run, plan, ("model", "data", "export"), own=("export",), out="runs/export")

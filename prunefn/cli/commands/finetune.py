@@ -12,7 +12,7 @@ from ...costs.summary import summarize
 from ...data.value import Data
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
-from ..command import Command, Job, Result, main_process
+from ..command import Job, Result, main_process
 from ..networks import Network
 from ..resources import data_of, network_of, selection_images, training_images, write_yaml, zero_fraction
 from ..sections import Config
@@ -26,11 +26,7 @@ MANY = 0.05
 
 
 def run(job: Job) -> Result:
-    """Train a pruned model on, with its dense self as teacher if --distill.alpha and --distill.teacher are given.
-
-    The folder gets finetuned.safetensors (the best epoch), metrics.yaml (with a teacher, also whether the goal is met beside it:
-    40 % fewer MACs for at most 1.5 points), and in train/ the files of the training. The same command resumes a run that was stopped.
-    """
+    """Run the command."""
     from ...train import Distill, Setup, evaluate, train
 
     config, out = job.config, job.folder
@@ -58,7 +54,12 @@ def run(job: Job) -> Result:
     recipe = config.finetune.recipe(config.seed)
     trained = train(network.model, setup, recipe, masks=masks, folder=out / "train", name="finetune")
     after = evaluate(trained.model, data.held_out, device=config.device)["top1"]
-    result: Result = {"accuracy": after, "accuracy_before": before["top1"], "best_epoch": trained.best}
+    result: Result = {
+        "accuracy": after,
+        "accuracy_before": before["top1"],
+        "best_epoch": trained.best,
+        "goal_met": None,
+    }
     result |= {
         "flops_g": cost(spec).macs / 1e9,
         "params_m": cost(spec).params / 1e6,
@@ -67,7 +68,7 @@ def run(job: Job) -> Result:
     if dense is not None:
         top1 = evaluate(dense.model, data.held_out, device=config.device)["top1"]
         summary = summarize(cost(dense.spec()), cost(spec), {"top1": after}, {"top1": top1})
-        result = {**goal_metrics(summary), **result}
+        result |= goal_metrics(summary)
     if main_process():
         save(trained.model, out / TUNED)
         write_yaml(out / "metrics.yaml", result)
@@ -106,8 +107,3 @@ def plan(config: Config) -> Iterable[str]:
         ", zeros held" if t.hold_zeros else ""
     )
     yield f"keep the epoch that is best on held-out images as {TUNED}"
-
-
-COMMAND = Command(
-    "finetune", run, plan, ("model", "data", "finetune", "distill"), own=("finetune",), out="runs/finetune"
-)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ...costs.analytic import cost
 from ...spec.spec import Spec
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import network_of, optional_data, write_json
 from ..sections import Config
 
@@ -15,11 +15,7 @@ REASONS = 12
 
 
 def run(job: Job) -> Result:
-    """Show what of a model can be pruned: groups, kinds, costs, and what is frozen and why.
-
-    With --out, the folder gets spec.json and pictures (spec.svg, spec.html). To look at one tensor or group, name it:
-    prunefn inspect timm/deit_tiny_patch16_224 blocks.0.attn.qkv.weight
-    """
+    """Run the command."""
     network = network_of(job.config, optional_data(job.config))
     spec = network.spec()
     if job.files:
@@ -71,8 +67,3 @@ def plan(config: Config) -> Iterable[str]:
     yield f"build {config.model.name}" + (f", load {config.model.checkpoint}" if config.model.checkpoint else "")
     yield "trace it once"
     yield "print its groups, costs and what is frozen"
-
-
-COMMAND = Command(
-    "inspect", run, plan, ("model", "data"), own=("model",), files="Tensors or groups to explain.", fresh=True
-)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...by_name.tables import regularizer_of, schedule_of
-from ..command import Command, Job, Result, main_process
+from ..command import Job, Result, main_process
 from ..pipelines import budget_of, maker_of, ratio_of
 from ..resources import calibration, data_of, network_of, training_images, write_yaml
 from ..sections import Config, Prune
@@ -17,12 +17,7 @@ RECIPE = "best"
 
 
 def run(job: Job) -> Result:
-    """Prune and train in up to three phases: sparse training, rounds of pruning and training, fine-tuning.
-
-    The folder gets final.safetensors, a mask and a checkpoint for each round, summary.json, metrics.yaml, pictures and
-    report.html. The same command resumes a run that was stopped. On several GPUs:
-    torchrun --nproc-per-node 8 -m prunefn pat …
-    """
+    """Run the command."""
     from ...train import Phases, Setup, pat
 
     config = job.config
@@ -51,7 +46,7 @@ def run(job: Job) -> Result:
         whole=_needs_all_batches(c.prune),
     )
     batches = calibration(config, c.prune.images, c.prune.batch_size)
-    result_of_run = pat(network.model, setup, phases, calibration=batches, folder=job.folder)
+    result_of_run = pat(network.model, setup, phases, calibration=batches, spec=network.spec(), folder=job.folder)
     result: Result = {**result_of_run.summary, **goal_metrics(result_of_run.summary)}
     if main_process():
         write_yaml(job.folder / "metrics.yaml", goal_metrics(result_of_run.summary))
@@ -87,13 +82,3 @@ def plan(config: Config) -> Iterable[str]:
     distilled = "" if c.distill.alpha is None else f", the dense network as teacher (alpha {c.distill.alpha})"
     yield f"fine-tuning: {c.finetune.epochs} epochs at {c.finetune.lr}{distilled}"
     yield f"write {FINAL}, masks, summary, pictures, report.html"
-
-
-COMMAND = Command(
-    "pat",
-    run,
-    plan,
-    ("model", "data", "pat", "prune", "sparse", "between", "finetune", "distill"),
-    own=("pat", "prune"),
-    out="runs/pat",
-)

@@ -9,7 +9,7 @@ from typing import Any
 from ...costs.profiling import profile
 from ...parameters.transforms import params as params_of
 from ...tables import Table, terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import device_of, network_of, optional_data, write_json
 from ..sections import Config
 
@@ -18,10 +18,7 @@ MOST = 6
 
 
 def run(job: Job) -> Result:
-    """Time the dense model and pruned checkpoints in turns, and say which layers keep latency from falling with the MACs.
-
-    prunefn profile timm/deit_tiny_patch16_224 runs/prune/pruned.safetensors …
-    """
+    """Run the command."""
     config = job.config
     data = optional_data(config)
     networks = {"dense": network_of(config, data, dense=bool(job.files))}
@@ -71,6 +68,3 @@ def plan(config: Config) -> Iterable[str]:
     p = config.profile
     yield f"build {config.model.name}, load each checkpoint that is given"
     yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch_size}, then layer by layer"
-
-
-COMMAND = Command("profile", run, plan, ("model", "data", "profile"), own=("profile",), files="Pruned checkpoints.")

@@ -21,7 +21,7 @@ from ...report.page import page
 from ...spec.spec import Spec
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Mask, Params, Pruned
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..pipelines import amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
@@ -36,12 +36,7 @@ RECIPE = "best"
 
 
 def run(job: Job) -> Result:
-    """Remove units of a trained model, once, with statistics of clean training images. Nothing is trained.
-
-    Without data, only criteria on weights work (--criterion magnitude --compensation none). The folder gets pruned.safetensors
-    (for --checkpoint of the other commands, in the original class), mask.safetensors, summary.json, spec.json, pictures and
-    report.html.
-    """
+    """Run the command."""
     from ...train.checkpoint import save_checkpoint, write_lines
 
     config, out = job.config, job.folder
@@ -78,7 +73,7 @@ def run(job: Job) -> Result:
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
     job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
-    return summary
+    return {**summary, "goal_met": goal_metrics(summary)["goal_met"]}
 
 
 def _amount(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Any, Any, LatencyTable | None]:
@@ -139,6 +134,9 @@ def goal_metrics(summary: Result) -> Result:
     """Return the metrics of a course: accuracy, MACs, and whether the goal is met."""
     out: Result = {"flops_g": summary["macs"] / 1e9, "params_m": summary["params"] / 1e6}
     out["flops_reduction_pct"] = round(100 * summary["macs_removed"], 3)
+    out["goal_met"] = (
+        None if summary["macs_removed"] >= Goal().macs_removed else False
+    )  # without an accuracy, not known
     if "top1" in summary:
         lost = points_lost(summary, {"top1": summary["top1_dense"]})
         out = {"accuracy": summary["top1"], **out, "accuracy_drop": round(lost, 3)}
@@ -185,6 +183,3 @@ def plan(config: Config) -> Iterable[str]:
 def _budgets(amount: Budget | list[Budget]) -> str:
     budgets = amount if isinstance(amount, list) else [amount]
     return "down to " + " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets)
-
-
-COMMAND = Command("prune", run, plan, ("model", "data", "prune"), own=("prune",), out="runs/prune")

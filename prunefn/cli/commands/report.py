@@ -9,16 +9,12 @@ from ...errors import PruneError
 from ...report.comparison import compare_runs, is_results
 from ...report.page import page
 from ...tables import terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Write report.html into folders of results: everything that is there, on one page that needs nothing beside it.
-
-    A directory of several runs (prunefn report runs) gets the final report: final_comparison.csv and pareto.png, every run
-    beside the dense network, and whether the goal is met.
-    """
+    """Run the command."""
     if not job.files:
         raise PruneError("give the folder of a run, such as runs/pat")
     pages, met = [], {}
@@ -39,6 +35,3 @@ def run(job: Job) -> Result:
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     yield "read the results of each folder, write its report.html"
-
-
-COMMAND = Command("report", run, plan, (), files="Folders of results.", model=False)

@@ -15,18 +15,13 @@ from ...sensitivities.groups import sensitivity
 from ...stats import collect_stats
 from ...tables import terminal
 from ...types import Batch
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import calibration, data_of, device_of, draw_samples, move, network_of, selection_images, write_json
 from ..sections import Config
 
 
 def run(job: Job) -> Result:
-    """Show what it costs to prune each group alone, at several ratios: the predicted error of the next layers, and what is measured.
-
-    Use it to choose max_ratio, where or freeze of prune. The folder gets sensitivity.csv, sensitivity.json and sensitivity.png.
-
-    prunefn sensitivity timm/resnet18 --data DIR --checkpoint resnet18.pth --ratios 0.25,0.5 --metric loss
-    """
+    """Run the command."""
     config, s = job.config, job.config.sensitivity
     data = data_of(config)
     network = network_of(config, data)
@@ -88,8 +83,3 @@ def plan(config: Config) -> Iterable[str]:
     if s.held_out:
         yield f"measure {s.metric} on {s.held_out} images for each group and ratio"
     yield "write sensitivity.csv, sensitivity.json, sensitivity.png"
-
-
-COMMAND = Command(
-    "sensitivity", run, plan, ("model", "data", "sensitivity"), own=("sensitivity",), out="runs/sensitivity"
-)

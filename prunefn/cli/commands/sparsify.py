@@ -17,7 +17,7 @@ from ...parameters.transforms import params as params_of
 from ...spec.parts import Cost
 from ...tables import Table, terminal
 from ...types import Batch, Criterion, Params
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..networks import Network
 from ..resources import calibration, device_of, move, network_of, optional_data, training_images, write_json, write_yaml
 from ..sections import Config
@@ -26,12 +26,7 @@ SPARSE = "sparse.safetensors"
 
 
 def run(job: Job) -> Result:
-    """Set weights to zero: single ones, n of each m, blocks or slices. Shapes and MACs stay as they are.
-
-    With --rounds, in rounds with training in between (--between.epochs). To train on with the zeros held:
-    prunefn finetune --checkpoint …/sparse.safetensors --hold-zeros. The folder gets sparse.safetensors, sparsity.md,
-    sparsity.png, summary.json and metrics.yaml.
-    """
+    """Run the command."""
     config, out, s = job.config, job.folder, job.config.sparsify
     data = optional_data(config)
     network = network_of(config, data)
@@ -143,8 +138,3 @@ def plan(config: Config) -> Iterable[str]:
     if s.rounds > 1:
         yield f"in {s.rounds} rounds ({s.schedule}), {config.between.epochs} epochs of training after each"
     yield f"write {SPARSE}, sparsity.md, sparsity.png"
-
-
-COMMAND = Command(
-    "sparsify", run, plan, ("model", "data", "sparsify", "between"), own=("sparsify",), out="runs/sparsify"
-)

@@ -10,7 +10,7 @@ from ...errors import PruneError
 from ...report.goal import Goal
 from ...report.page import page
 from ...tables import Table, terminal
-from ..command import Command, Job, Result
+from ..command import Job, Result
 from ..resources import calibration, data_of, network_of, selection_images, training_images
 from ..sections import Config
 
@@ -19,11 +19,7 @@ MOST = 10
 
 
 def run(job: Job) -> Result:
-    """Try many settings: prune, fine-tune, measure; accuracy against MACs, importance of the settings.
-
-    Statistics are collected once. The same command resumes a sweep that was stopped; on many machines, give the same --storage.
-    The folder gets trials.csv, final_comparison.csv, pareto.png, importance.png, report.html, and each trial's pruned model.
-    """
+    """Run the command."""
     from ... import sweep as sweeps
     from ...train import Distill, Setup
 
@@ -44,6 +40,7 @@ def run(job: Job) -> Result:
     trial = sweeps.prune_trial(
         network.model,
         setup,
+        spec=network.spec(),
         calibration=calibration(config, p.images, p.batch_size),
         recipe=config.finetune.recipe(config.seed),
         criteria={t: criterion_of(t) for t in _texts(space, "criterion")},
@@ -67,12 +64,18 @@ def run(job: Job) -> Result:
     if finished_sweep.finished:
         page(job.folder)
     _show(job, finished_sweep, left_out)
+    return _result(finished_sweep, goal)
+
+
+def _result(finished_sweep: Any, goal: Goal) -> Result:
+    """Return the results in numbers."""
     best = finished_sweep.best(goal) if finished_sweep.finished else None
     return {
         "finished": len(finished_sweep.finished),
         "failed": sum(t.state == "failed" for t in finished_sweep.trials),
         "front": [{"trial": t.number, **t.settings, **t.results} for t in finished_sweep.front],
         "best": None if best is None else {"trial": best.number, **best.settings, **best.results},
+        "goal_met": best is not None and goal.met(best.results),
     }
 
 
@@ -129,8 +132,3 @@ def plan(config: Config) -> Iterable[str]:
     trials = f"all {size} combinations" if s.sampler == "grid" else f"{s.trials} trials by {s.sampler}"
     yield f"{trials} of " + ", ".join(f"{k} {v}" for k, v in s.space.items())
     yield f"{s.workers} workers; goal: {Goal(s.min_macs_removed, s.max_points_lost)}"
-
-
-COMMAND = Command(
-    "sweep", run, plan, ("model", "data", "sweep", "prune", "finetune", "distill"), own=("sweep",), out="runs/sweep"
-)

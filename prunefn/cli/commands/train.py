@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...checkpoints.checkpoint import save
 from ...display.units import quantity
 from ...parameters.transforms import params as params_of
-from ..command import Command, Job, Result, main_process
+from ..command import Job, Result, main_process
 from ..resources import data_of, device_of, measure_networks, network_of, selection_images, training_images, write_yaml
 from ..sections import Config
 
@@ -15,11 +15,7 @@ BEST = "best_model.safetensors"
 
 
 def run(job: Job) -> Result:
-    """Train a model from its start, or from --checkpoint.
-
-    The folder gets best_model.safetensors (the best epoch on held-out images), metrics.yaml, and in train/ checkpoints,
-    metrics.jsonl and TensorBoard's logs. The same command resumes a run that was stopped.
-    """
+    """Run the command."""
     from ...train import Setup, evaluate, train
 
     config = job.config
@@ -58,8 +54,3 @@ def plan(config: Config) -> Iterable[str]:
         yield f"start from {config.model.checkpoint}"
     yield f"train {t.epochs} epochs, batch {t.batch_size}, {t.optimizer}, lr {t.lr}, {t.schedule}"
     yield f"keep the epoch that is best on held-out images as {BEST}"
-
-
-COMMAND = Command(
-    "train", run, plan, ("model", "data", "train", "profile"), own=("train",), out="runs/train", fresh=True
-)

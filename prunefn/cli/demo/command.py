@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from ..command import report_errors
-from ..errors import device_of, need
+from ..errors import need
 
 VALIDATION = 0.1
 """Fraction of the training images by which the epoch is chosen."""
@@ -35,6 +34,7 @@ def demo(
 
     from ...data import open_data
     from ...tables import terminal
+    from ..devices import device_of
     from .study import networks, study
     from .write import Run, check_folder, summary, table, write
 
@@ -56,6 +56,8 @@ def demo(
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
     """Set the number of CPU threads, and cuDNN to reproducible kernels; restore both afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ...display.progress import progress_bar
 from ...files.cache import Cache
 from ...parameters.transforms import apply, shrink
 from ...program.inputs import flat_inputs
@@ -78,7 +78,7 @@ def in_place(
     keys = {(k, n): f"{digest} {n}" for k, digest in enumerate(digests) for n in names}
     if any(key not in store.seconds for key in keys.values()):
         times: dict[tuple[int, str], list[float]] = {}
-        for i in tqdm(range(-1, rounds), desc="latency of the whole", disable=not progress, leave=False):
+        for i in progress_bar(range(-1, rounds), text="latency of the whole", show=progress):
             for k, net in enumerate(nets):
                 seconds = {**_time_op_by_op(net.machine, clock), "": clock.run(net.whole)[1]}  # "": the whole forward
                 for n, s in seconds.items() if i >= 0 else ():

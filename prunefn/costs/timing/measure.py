@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
+from ...display.progress import progress_bar
 from ...doors import door
 from ...errors import ParamsError, PruneError
 from ...files.cache import Cache, file_name, folder_of
@@ -173,7 +173,7 @@ class _Measured(NamedTuple):
 def _measure_alone(m: Machine, plan: _Plan, progress: bool) -> list[_Measured]:
     """Run the dense program once, and time each op at all sizes when its inputs are available."""
     ops: list[_Measured] = []
-    bar = tqdm(total=len(m.spec.program.instructions), desc="latency of ops", disable=not progress, leave=False)
+    bar = progress_bar(total=len(m.spec.program.instructions), text="latency of ops", show=progress)
 
     def run(ins: Instruction, call: Call, env: Env) -> Any:
         result = call()

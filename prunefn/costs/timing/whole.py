@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
+from ...display.progress import progress_bar
 from ...files.cache import Cache
 from ...parameters.transforms import apply, shrink
 from ...program.inputs import flat_inputs
@@ -65,9 +65,7 @@ def timed_layers(timer: Timer, shares: Sequence[float], progress: bool) -> tuple
     nets = [dict(spec.sizes)]
     nets += [w for even in (True, False) for w in widths(spec, 2 * len(shares), min(shares), even=even)]
     keys = [f"{digest} { {**net, **free} }" for net in nets]
-    for net, key in tqdm(
-        [*zip(nets, keys, strict=True)], desc="latency of networks", disable=not progress, leave=False
-    ):
+    for net, key in progress_bar([*zip(nets, keys, strict=True)], text="latency of networks", show=progress):
         if any(f"{key} {n}" not in timer.store.seconds for n in (*range(len(dense.parts)), DENSE_KEY)):
             timer.store.seconds |= {f"{key} {n}": s for n, s in _measure(timer, dense, net).items()}
             timer.store.write()
