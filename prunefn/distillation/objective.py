@@ -14,6 +14,7 @@ from ..errors import BatchError, PruneError
 from ..program.batches import device_of, split
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode, check_runnable
+from ..tokens.positions import positions_of
 from ..types import Batch, Params
 
 Loss = Callable[..., Tensor]
@@ -41,7 +42,7 @@ class Objective(NamedTuple):
         if self.loss is None:
             with torch.no_grad():
                 dense = forward_flat(self.params, data.inputs, self.spec)
-            value = self.distance(run(data.inputs), dense)
+            value = distances.compare(self.distance, run(data.inputs), dense, positions_of(batch, data, self.spec))
         else:
             value = self.loss(run(data.inputs), *trees.map_tensors(lambda x: x.to(device), data.rest))
         return check_scalar(value)

@@ -20,7 +20,7 @@ from ..program.sharded import check_plain
 from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..tracing.freeze import chosen as frozen_names
 from ..types import Batch, Mask, Params
-from .adam import Adam, one_cycle
+from .adam import Adam, clipped, one_cycle
 from .layers import layers
 from .objective import objective
 from .passes import Plan, settings_of, trained
@@ -56,6 +56,7 @@ class Recovery(NamedTuple):
     steps: int
     lr: float
     weight_decay: float
+    grad_clip: float | None = None
 
     def start(self) -> RecoveryState:
         """Return the state before the first step."""
@@ -69,7 +70,8 @@ class Recovery(NamedTuple):
         with torch.enable_grad():
             loss = self.distance(self.narrow(weights), self.spec, batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        adam = Adam(state.first, state.second, state.step).add(dict(zip(weights, gradients, strict=True)))
+        by_name = dict(zip(weights, clipped(gradients, self.grad_clip), strict=True))
+        adam = Adam(state.first, state.second, state.step).add(by_name)
         lr = one_cycle(state.step, self.steps, self.lr)
         moved = {n: t * (1 - lr * self.weight_decay) - lr * adam.direction(n) for n, t in state.weights.items()}
         after = RecoveryState(moved, adam.first, adam.second, state.best, state.distance, adam.step)
@@ -102,6 +104,7 @@ def recover(
     steps: int = 200,
     lr: float = 3e-4,
     weight_decay: float = 0.01,
+    grad_clip: float | None = None,
     held_out: float = 0.125,
     freeze: Sequence[str] | str = (),
     seed: int = 0,
@@ -125,10 +128,11 @@ def recover(
         by_layers: compare the outputs of all contractions with those in the dense network, by their relative errors, instead of
             the outputs of the network.
         mask: units that the dense network lost, for `by_layers`; without it, only outputs that lost no units are compared.
-        distance: (output, dense output) → scalar; default: `distances.auto()`.
+        distance: (output, dense output) → scalar, such as `distances.tokens()` for a language model; default: `distances.auto()`.
         steps: number of steps, each on one batch; the batches come in a new order in each pass over them.
         lr: highest learning rate.
         weight_decay: of AdamW.
+        grad_clip: largest norm of the gradient of all parameters together; None: gradients are not clipped.
         held_out: fraction of the batches that is held out, rounded up to whole batches.
         freeze: tensors that stay bit-identical: names, module paths, or globs for either.
         seed: seed of the held-out part and of the order of the batches.
@@ -169,13 +173,15 @@ def recover(
         aim = objective(dense, "recover", distance=distance)
         measure = lambda p, s, batch: aim(partial(_run, p, s), batch)  # noqa: E731
     names = _trained(params, spec, freeze)
-    recovery = Recovery({n: t.detach() for n, t in params.items()}, spec, names, measure, test, steps, lr, weight_decay)
+    start = {n: t.detach() for n, t in params.items()}
+    recovery = Recovery(start, spec, names, measure, test, steps, lr, weight_decay, grad_clip)
     options = {
         "by_layers": by_layers,
         "trained": names,
         "seed": seed,
         "lr": lr,
         "weight_decay": weight_decay,
+        "grad_clip": grad_clip,
         "steps": steps,
     }
     settings = {} if resume is None else settings_of({"params": (params, spec), "dense": dense}, **options)

@@ -41,7 +41,8 @@ class Setup(NamedTuple):
     """(output, *rest of the batch) → dict name → mean over the batch. With a method `finish`, as those of `token_metrics`, the
     means over all samples are passed through it."""
     better: str | None = None
-    """Metric that chooses the best epoch: the highest, of "loss" the lowest; None: top1 if it is measured, else the loss."""
+    """Metric that chooses the best epoch: the highest, of "loss" and "perplexity" the lowest; None: top1 if it is measured, else
+    the loss."""
     inputs: int = 1
     """How many elements of a batch the model takes; the rest goes to loss and metrics."""
     classes: int | None = None
