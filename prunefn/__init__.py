@@ -28,6 +28,7 @@ from .costs.soft import SoftCost, soft_cost, soft_latency
 from .costs.timing import Call, Clock, LatencyTable, latency, latency_table
 from .criteria import normalizer, reduction
 from .criteria.scoring import score
+from .distillation.dense_logits import DenseLogits, load_logits, save_logits
 from .distillation.recovery import recover
 from .errors import BatchError, BudgetError, MaskError, ParamsError, PruneError, PruneWarning, StatsError, TraceError
 from .modules.convert import to_module
@@ -67,6 +68,7 @@ __all__ = [
     "Collector",
     "Cost",
     "Criterion",
+    "DenseLogits",
     "Effect",
     "Eliminated",
     "LatencyTable",
@@ -114,6 +116,7 @@ __all__ = [
     "latency_table",
     "lazy_params",
     "load",
+    "load_logits",
     "load_params",
     "load_spec",
     "load_stats",
@@ -139,6 +142,7 @@ __all__ = [
     "remap",
     "residual",
     "save",
+    "save_logits",
     "save_spec",
     "save_stats",
     "scope",

@@ -8,7 +8,7 @@ Padding does not count: positions that an attention mask or lengths among the in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,9 @@ from .errors import BatchError, PruneError
 from .stats.weights import IGNORED
 from .tokens.likelihood import logits_of, next_tokens
 from .tokens.positions import EVERYWHERE, Positions
+from .tokens.top import TopLogits
 
-__all__ = ["auto", "kl", "relative_mse", "tokens"]
+__all__ = ["auto", "combined", "inner", "kl", "relative_mse", "tokens"]
 
 Distance = Callable[[Any, Any], Tensor]
 """(output, dense output) → scalar that is 0 if both are equal. With a method `at`, it is called as `at(output, dense output,
@@ -106,7 +107,7 @@ class Tokens(NamedTuple):
 
     def at(self, output: Any, dense: Any, positions: Positions) -> Tensor:
         """Return the distance over the positions whose tokens count."""
-        logits, target = logits_of(output), logits_of(dense)
+        logits, target = logits_of(output), dense if isinstance(dense, TopLogits) else logits_of(dense)
         if logits.shape != target.shape:
             raise BatchError(
                 f"the network's logits have shape {tuple(logits.shape)}, but the dense network's {tuple(target.shape)}"
@@ -115,9 +116,20 @@ class Tokens(NamedTuple):
         counted = labels != IGNORED
         if not bool(counted.any()):
             raise BatchError("a batch has no token to predict: all labels are -100, padding, or single tokens")
-        logits, target, labels = (x[counted] for x in (_wide(logits), _wide(target), labels))
-        loss = self.temperature**2 * divergence(logits, target, self.temperature).mean()
+        logits, labels = _wide(logits)[counted], labels[counted]
+        loss = self.temperature**2 * self._divergence(logits, target, counted).mean()
         return loss if not self.alpha else self.alpha * F.cross_entropy(logits, labels) + (1 - self.alpha) * loss
+
+    def _divergence(self, logits: Tensor, dense: Tensor | TopLogits, counted: Tensor) -> Tensor:
+        """Return the divergence of logits at the positions that count from dense logits at all positions."""
+        if isinstance(dense, Tensor):
+            return divergence(logits, _wide(dense)[counted], self.temperature)
+        if dense.temperature != self.temperature:
+            raise PruneError(
+                f"the dense logits were written at temperature {dense.temperature}; write distances.tokens({dense.temperature}), not "
+                f"{self.temperature}"
+            )
+        return dense.at(counted).divergence(logits)
 
     def _labels(self, positions: Positions, logits: Tensor) -> Tensor:
         """Return the label that each position predicts, −100 where it does not count: int64 [batch, length]."""
@@ -134,6 +146,48 @@ class Tokens(NamedTuple):
                 "position"
             )
         return next_tokens(labels, positions.mask(labels.shape), shift=self.shift)
+
+
+class Inner(NamedTuple):
+    """The distance `inner`."""
+
+    values: tuple[str, ...]
+    project: bool = False
+
+    def __call__(self, output: Any, dense: Any) -> Tensor:
+        """Return the distance of tuples of values, each [positions …, features]."""
+        errors = [relative_error(a, b) for a, b in zip(output, dense, strict=True)]
+        return torch.stack(errors).mean()
+
+
+class Combined(NamedTuple):
+    """The distance `combined`."""
+
+    a: Distance
+    b: Distance
+    alpha: float
+
+    def __call__(self, output: Any, dense: Any) -> Tensor:
+        """Return the distance over all positions."""
+        return self.at(output, dense, EVERYWHERE)
+
+    def at(self, output: Any, dense: Any, positions: Positions) -> Tensor:
+        """Return the distance over the positions that count."""
+        if any(isinstance(d, Inner) for _, d in terms(self)):
+            raise PruneError(f"distances.inner compares values inside of networks, {ONLY_RECOVER}")
+        return torch.stack([w * compare(d, output, dense, positions) for w, d in terms(self)]).sum()
+
+
+ONLY_RECOVER = "which recover does alone; give another distance here"
+"""Where `inner` has no values to compare."""
+
+
+def terms(distance: Distance) -> list[tuple[float, Distance]]:
+    """Return the parts of a distance with their weights."""
+    if not isinstance(distance, Combined):
+        return [(1.0, distance)]
+    sides = ((distance.alpha, distance.a), (1 - distance.alpha, distance.b))
+    return [(weight * w, d) for weight, side in sides for w, d in terms(side)]
 
 
 @door
@@ -188,6 +242,46 @@ def tokens(temperature: float = 1.0, alpha: float = 0.0, shift: bool = True) -> 
     if not 0 <= alpha <= 1:
         raise PruneError(f"alpha is {alpha}; it is the weight of the labels, and must be in [0, 1]")
     return Tokens(_checked(temperature), alpha, shift)
+
+
+@door
+def inner(values: Sequence[str] | str, *, project: bool = False) -> Distance:
+    """Return the relative error of values inside of the network: hidden states, outputs of attention; for `recover` alone.
+
+    The mean squared difference over the variance of the dense value, at the positions that are no padding, averaged over the
+    values. Where the network lost units of a value, the units that are left are compared if `recover` has `mask=`; with `project`,
+    a linear map of all of them is compared with the dense value instead (Minitron, arXiv 2407.14679): the least-squares fit on the
+    training batches, before the first step. Without either, the value is left out.
+
+    Args:
+        values: paths of modules, whose results are compared, such as "model.layers.*"; a star stands for one step of a path. Or
+            names of values, such as "%softmax_1", as in `spec.program.instructions`.
+        project: compare narrower values after a linear map.
+
+    >>> inner("model.layers.*")
+    Inner(values=('model.layers.*',), project=False)
+    """
+    return Inner((values,) if isinstance(values, str) else tuple(values), project)
+
+
+@door
+def combined(a: Distance, b: Distance, alpha: float = 0.5) -> Distance:
+    """Return α a + (1 − α) b.
+
+    Args:
+        a, b: distances, also combined ones.
+        alpha: weight of a, in [0, 1].
+
+    Raises:
+        PruneError: alpha is not in [0, 1].
+
+    >>> x, y = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0986123]])
+    >>> combined(kl(), relative_mse(), 0.5)(x, y)  # ½ · 0.1308 + ½ · 2
+    tensor(1.0654)
+    """
+    if not 0 <= alpha <= 1:
+        raise PruneError(f"alpha is {alpha}; it is the weight of the first distance, and must be in [0, 1]")
+    return Combined(a, b, alpha)
 
 
 @door

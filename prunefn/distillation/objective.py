@@ -66,6 +66,8 @@ def objective(
     params, spec = dense
     if loss is not None and distance is not None:
         raise PruneError(f"{purpose}: loss= is of labels, and distance= of the dense outputs; give one of the two")
+    if distance is not None and any(isinstance(d, distances.Inner) for _, d in distances.terms(distance)):
+        raise PruneError(f"{purpose}: distances.inner compares values inside of networks, {distances.ONLY_RECOVER}")
     check_eval_mode(spec, purpose)
     check_runnable(spec)
     return Objective({n: t.detach() for n, t in params.items()}, spec, loss, distance or distances.auto())

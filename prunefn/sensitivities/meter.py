@@ -101,6 +101,8 @@ def meter(
         if given or max_batches is not None:
             raise PruneError(f"{(given or ['max_batches='])[0]} needs batches= to measure on")
         return None
+    if distance is not None and any(isinstance(d, distances.Inner) for _, d in distances.terms(distance)):
+        raise PruneError(f"sensitivity: distances.inner compares values inside of networks, {distances.ONLY_RECOVER}")
     check_eval_mode(dense[1], "sensitivity")
     check_runnable(dense[1])
     function = metric or distance
