@@ -146,7 +146,9 @@ def _matches(pattern: str, whole: Program, program: Program) -> Iterator[tuple[s
     else:
         results, dense = module_results(program), module_results(whole)
         found = [(path, name) for path, name in dense.items() if _is_path(path, pattern)]
-        left = [(results[path], name) for path, name in found if path in results]
+        left = [
+            (results[path], name) for path, name in found if path in results and not _is_removed(path, whole, program)
+        ]
     if not found:
         known = [f"%{i.name}" for i in whole.instructions] if pattern.startswith("%") else list(module_results(whole))
         raise PruneError(f"the dense network has no value {pattern!r}{nearest(pattern, known)}")
@@ -182,6 +184,15 @@ def module_results(program: Program) -> dict[str, str]:
             if any(m is None or not _is_inside(m, path) for m in readers.get(name, ())):
                 out[path] = name
     return out
+
+
+def _is_removed(path: str, whole: Program, program: Program) -> bool:
+    """Return whether the pruned program has no parameter of a module left: its result is then just its input."""
+    before, after = (
+        any(name in p.tensors for i in p.instructions if _is_inside(i.module, path) for name in i.reads())
+        for p in (whole, program)
+    )
+    return before and not after
 
 
 def _is_inside(module: str, path: str) -> bool:
