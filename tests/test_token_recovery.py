@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,35 @@ def test_a_teacher_may_count_at_the_labels_alone() -> None:
     one, two = (m(**batch).logits.log_softmax(-1)[:, :-1] for m in (t.model, teacher))
     kl = ((two - one) * two.exp()).sum(-1)[batch["labels"][:, 1:] != -100].mean()
     torch.testing.assert_close(loss, 0.25 * t.model(**batch).loss + 0.75 * kl)
+
+
+@pytest.mark.parametrize("distill", [None, (0.5, 1.0)])
+def test_pat_over_tokens(tmp_path: Path, distill: tuple[float, float] | None) -> None:
+    """Three phases by perplexity; the spec that pat traces has no labels among its inputs; a second run reads the first."""
+    from prunefn.train import Phases, Recipe, Setup, pat, regularizers, schedule, token_metrics
+
+    t, short = llama(), Recipe(epochs=1, lr=1e-3)
+    model = transformers.LlamaForCausalLM(t.model.config)  # its parameters train
+    model.load_state_dict(t.model.state_dict())
+    prune = partial(pf.recipes.vbp, scope=pf.scope.local(), compensation=pf.compensation.none())
+    lasso = (regularizers.l1_group, short)
+    phases = Phases(prune, schedule.geometric(0.5, 2), sparse=lasso, between=short, tuning=short, distill=distill)
+    setup = Setup(batches(), held_out=batches(), metrics=token_metrics(), better="perplexity", device="cpu")
+    done = pat(model, setup, phases, calibration=batches()[:4], spec=t.spec if distill else None, folder=tmp_path)
+    assert [i.name for i in done.spec.program.inputs] == ["input_ids", "attention_mask"]
+    assert done.model.config.intermediate_size == 24
+    plain = pf.perplexity(done.params, batches(), spec=done.spec)
+    assert done.summary["perplexity"] == pytest.approx(plain, rel=1e-4)
+    assert plain < pf.perplexity(t.params, batches(), spec=t.spec)
+    again = pat(model, setup, phases, calibration=batches()[:4], spec=t.spec if distill else None, folder=tmp_path)
+    assert all(torch.equal(again.params[n], p) for n, p in done.params.items())
+
+
+def test_the_best_epoch_has_the_lowest_perplexity() -> None:
+    from prunefn.train import Setup
+    from prunefn.train.stage import Stage
+
+    stage = Stage.__new__(Stage)
+    stage.setup = Setup([], held_out=[], better="perplexity")
+    stage.rows = [{"epoch": 1, "perplexity": 3.0}, {"epoch": 2, "perplexity": 2.0}, {"epoch": 3, "perplexity": 4.0}]
+    assert stage.best == 2
