@@ -220,8 +220,8 @@ def fast_tokenizer() -> Any:
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<pad>")
-    fast.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
-        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    messages = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    fast.chat_template = messages + "{% if add_generation_prompt %}<assistant> {% endif %}"
     return fast
 
 
