@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .costs.timing import Call, Clock, LatencyTable, latency, latency_table
     from .criteria import normalizer, reduction
     from .criteria.scoring import score
+    from .distillation.dense_logits import DenseLogits, load_logits, save_logits
     from .distillation.recovery import recover
     from .errors import (
         BatchError,
@@ -101,6 +102,7 @@ _MODULES = {
     ".costs.soft": "SoftCost soft_cost soft_latency",
     ".costs.timing": "Call Clock LatencyTable latency latency_table",
     ".criteria.scoring": "score",
+    ".distillation.dense_logits": "DenseLogits load_logits save_logits",
     ".distillation.recovery": "recover",
     ".errors": "BatchError BudgetError MaskError ParamsError PruneError PruneWarning StatsError TraceError",
     ".modules.convert": "to_module",
@@ -136,6 +138,7 @@ __all__ = [
     "Collector",
     "Cost",
     "Criterion",
+    "DenseLogits",
     "Effect",
     "Eliminated",
     "LatencyTable",
@@ -183,6 +186,7 @@ __all__ = [
     "latency_table",
     "lazy_params",
     "load",
+    "load_logits",
     "load_params",
     "load_spec",
     "load_stats",
@@ -209,6 +213,7 @@ __all__ = [
     "remap",
     "residual",
     "save",
+    "save_logits",
     "save_spec",
     "save_stats",
     "scope",

@@ -142,6 +142,7 @@ def good(folder: Path) -> dict[str, Any]:
         "a": stats(), "args": (randn(2, 3),), "b": stats(), "batches": [randn(6, 3)], "block": 1, "budget": pf.budget.macs(0.5),
         "by": pf.criteria.magnitude(), "calibration": [], "cost": lambda sizes, spec: 1.0, "criterion": pf.criteria.magnitude(),
         "data": [], "dense": (net().params, net().spec), "dst": folder / "b", "end": 3, "filters": 4, "first": {"0": bits("1011")},
+        "folder": folder / "c",
         "generator": torch.Generator().manual_seed(0), "height": 1, "held_out": [], "ids": torch.tensor([0]),
         "keep": 0.5, "kept": torch.arange(3), "key": lambda group, *_: 0, "labels": torch.arange(2),
         "logits": {"0": torch.zeros(4)}, "m": 4, "mask": {"0": bits("1011")},
@@ -154,7 +155,7 @@ def good(folder: Path) -> dict[str, Any]:
         "setup": None, "source": folder / "a",
         "regularizer": regularizers.lasso(net().spec), "spec": net().spec, "src": folder / "a", "start": 0,
         "state": {}, "stats": stats(), "steps": 2, "student": randn(2, 3), "table": Table(), "teacher": randn(2, 3),
-        "units": {"0": torch.tensor(2.0)},
+        "units": {"0": torch.tensor(2.0)}, "values": "0",
         "variances": {"0": torch.ones(4, requires_grad=True)}, "weight": torch.ones(4, 3), "where": "*", "what": net().model, "width": 1,
     }  # fmt: skip
 
@@ -171,6 +172,8 @@ def base(name: str, folder: Path) -> dict[str, Any]:
     values = good(folder)
     if name.startswith("criteria."):
         values |= {"a": pf.criteria.magnitude(), "b": pf.criteria.magnitude()}
+    if name.startswith("distances."):
+        values |= {"a": pf.distances.kl(), "b": pf.distances.auto()}
     if name == "sparse.criteria.movement_since":
         values |= {"start": net().params}
     more = {"spec": net().spec} if name == "pf.save" else {"ratio": 0.5} if name == "sparse.select" else {}
@@ -202,6 +205,8 @@ DOORS_ONLY = (
         "pf.eliminate",
         "pf.recover",
         "pf.prune_pretrained",
+        "pf.save_logits",
+        "pf.load_logits",
         "gates.learn",
         "sparse.picture",
         "export.",

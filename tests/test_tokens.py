@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from itertools import chain
 from math import exp, log
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import prunefn as pf
 from prunefn.data import text
 
-transformers = pytest.importorskip("transformers")
-DOCUMENTS = [list(range(1, 6)), list(range(6, 20)), [20], list(range(21, 30))]
-
-
-class Traced(NamedTuple):
-    model: Any
-    params: pf.Params
-    spec: pf.Spec
-
-
-@lru_cache
-def llama() -> Traced:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-    }
-    config = transformers.LlamaConfig(vocab_size=50, use_cache=False, **sizes)
-    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-    for p in model.parameters():
-        p.mul_(5)  # so that the tokens' likelihoods differ
-    batch = text(DOCUMENTS, length=6, batch_size=2)[0]
-    spec = pf.trace(model, {n: batch[n] for n in ("input_ids", "attention_mask")})
-    return Traced(model, pf.params(model), spec)
+from .llamas import DOCUMENTS, llama, transformers
 
 
 def by_hand(model: Any, batches: Any) -> float:
@@ -152,9 +127,12 @@ class Chatty:
     def __call__(self, line: str) -> dict[str, list[int]]:
         return {"input_ids": words(line), "attention_mask": [1] * len(words(line))}
 
-    def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool) -> list[int]:
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool = False
+    ) -> list[int]:
         assert tokenize
-        return [i for m in messages for i in (50 if m["role"] == "user" else 51, *words(m["content"]))]
+        ids = [i for m in messages for i in (50 if m["role"] == "user" else 51, *words(m["content"]))]
+        return [*ids, 51] if add_generation_prompt else ids
 
 
 def ids_of(batches: Any) -> list[list[int]]:
@@ -207,7 +185,13 @@ def test_files_and_memory_give_the_same(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", stream[:10].reshape(2, 5))
     whole = ids_of(text(torch.arange(1, 12), length=4))
     assert whole == ids_of(text(tmp_path / "c.bin", length=4)) == ids_of(text(tmp_path / "d.npy", length=4))
-    assert ids_of(text(tmp_path / "e.npy", pack=False)) == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    rows = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert ids_of(text(tmp_path / "e.npy", pack=False)) == rows
+    documents = {"b": torch.from_numpy(stream[:10].reshape(2, 5)), "a": torch.tensor([4, 2])}
+    save_file(documents, tmp_path / "f.safetensors")
+    assert ids_of(text(tmp_path / "f.safetensors", pack=False)) == [[4, 2], *rows]
+    (tmp_path / "g.jsonl").write_text(json.dumps({"ids": [3, 1]}))
+    assert ids_of(text(tmp_path / "g.jsonl", field="ids", pack=False)) == [[3, 1]]
 
 
 def test_tokenizers_and_chats(tmp_path: Path) -> None:
@@ -221,10 +205,52 @@ def test_tokenizers_and_chats(tmp_path: Path) -> None:
         text(tmp_path / "chats.jsonl", tokenizer=words)
 
 
+class Forgetful(Chatty):
+    """A template that leaves out answers before the last one."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> list[int]:
+        kept = [m for i, m in enumerate(messages) if m["role"] == "user" or i == len(messages) - 1]
+        return super().apply_chat_template(kept, **options)
+
+
+def fast_tokenizer() -> Any:
+    """A tokenizer of transformers with a chat template."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {w: i for i, w in enumerate(["<pad>", "<eos>", "<user>", "<assistant>", "a", "bb", "ccc"])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>", pad_token="<pad>")
+    messages = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    fast.chat_template = messages + "{% if add_generation_prompt %}<assistant> {% endif %}"
+    return fast
+
+
+def test_labels_of_answers_alone() -> None:
+    chat = [
+        {"role": role, "content": text}
+        for role, text in zip(["user", "assistant"] * 2, ["a bb", "ccc", "a", "bb a"], strict=True)
+    ]
+    for tokenizer, tokens in ((Chatty(), [1, 2, 3]), (fast_tokenizer(), [4, 5, 6])):
+        a, b, c = tokens
+        (batch,) = text([chat, chat[:2]], tokenizer=tokenizer, answers_only=True, pack=False)
+        assert batch["labels"].tolist() == [[-100] * 4 + [c] + [-100] * 3 + [b, a], [-100] * 4 + [c] + [-100] * 5]
+        assert batch["attention_mask"].sum(1).tolist() == [10, 5]
+        (packed,) = text([chat[:2], chat[:2]], tokenizer=tokenizer, answers_only=True, length=6)
+        end = tokenizer.eos_token_id
+        assert packed["labels"].tolist() == [[-100] * 4 + [c, end]] * 2
+        assert packed["input_ids"][0, -2:].tolist() == [c, end]
+    with pytest.raises(pf.PruneError, match="writes the first 2 messages in another way than in the whole chat"):
+        text([chat], tokenizer=Forgetful(), answers_only=True)
+    with pytest.raises(pf.PruneError, match="document 0 is no chat, but answers_only=True needs messages"):
+        text(["a"], tokenizer=words, answers_only=True)
+
+
 def test_sources_that_are_wrong_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     (tmp_path / "broken.jsonl").write_text("{")
     np.save(tmp_path / "float.npy", np.ones(3))
+    save_file({"x": torch.ones(3)}, tmp_path / "float.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
     for source, options, match in (
         (tmp_path / "none.txt", {}, "there is no file"),
         (
@@ -234,6 +260,8 @@ def test_sources_that_are_wrong_are_named(tmp_path: Path) -> None:
         ),
         (tmp_path / "broken.jsonl", {"tokenizer": words}, "line 1 is no JSON"),
         (tmp_path / "float.npy", {}, "must have whole numbers"),
+        (tmp_path / "float.safetensors", {}, r"float\.safetensors, x has shape .* must have whole numbers"),
+        (tmp_path / "cut.safetensors", {}, "is no array of tokens"),
         (["a"], {}, "document 0 is text; give tokenizer="),
         ([[1.5]], {}, "not a list of whole numbers"),
         ([], {}, "no sequence of tokens"),

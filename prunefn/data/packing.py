@@ -18,7 +18,8 @@ from .tokens import Documents, Reader
 class TextBatches(Sequence[dict[str, Tensor]]):
     """Batches of tokens as dicts: `input_ids`, `attention_mask` and `labels`, int64 [batch, length].
 
-    Padding is on the right; its mask is 0 and its label −100. The batches are the same in every iteration.
+    Padding is on the right; its mask is 0 and its label −100. The batches are the same in every iteration. Sequences are tokens,
+    int64 [tokens], or tokens and labels, [2, tokens].
     """
 
     def __init__(self, sequences: Sequence[Tensor], batch_size: int, pad_id: int) -> None:
@@ -36,7 +37,7 @@ class TextBatches(Sequence[dict[str, Tensor]]):
     @property
     def tokens(self) -> int:
         """Return the number of tokens, without padding."""
-        return sum(len(s) for s in self.sequences)
+        return sum(s.shape[-1] for s in self.sequences)
 
     def __repr__(self) -> str:
         return f"TextBatches({len(self)} batches, {len(self.sequences)} sequences, {self.tokens} tokens)"
@@ -55,6 +56,7 @@ def text(
     sequences: int | None = None,
     drop_last: bool = False,
     field: str | None = None,
+    answers_only: bool = False,
     eos_id: int | None = None,
     pad_id: int | None = None,
     dtype: str = "uint16",
@@ -63,8 +65,9 @@ def text(
     """Return batches of tokens for `collect_stats`, `pipeline`, `recover`, `perplexity` and `train`; nothing is downloaded.
 
     A source is a path, or documents in memory. By the suffix of the file: `.jsonl` has a document in each line, in the field `text`
-    or a chat in `messages`; `.npy` has tokens in one dim, or documents in rows; `.bin` has tokens as raw numbers; any other file is
-    one document of text in UTF-8; a folder has several such files, in the order of their names. In memory: texts, chats (lists of
+    or a chat in `messages`; `.npy` has tokens in one dim, or documents in rows, and so has each tensor of `.safetensors`; `.bin` has
+    tokens as raw numbers; any other file is one document of text in UTF-8; a folder has several such files, in the order of their
+    names. In memory: texts, chats (lists of
     dicts with role and content), or tokens.
 
     Args:
@@ -79,6 +82,7 @@ def text(
         sequences: use so many sequences, after shuffling; None: all.
         drop_last: leave out sequences that are shorter than `length`.
         field: of JSON lines.
+        answers_only: give labels to the assistant's messages of chats alone, as for fine-tuning on answers; all other labels are −100.
         eos_id: token put after each document where they are packed; default: the tokenizer's `eos_token_id`, if it has one.
         pad_id: token of padding; default: the tokenizer's `pad_token_id`, else 0.
         dtype: numbers in `.bin` files.
@@ -91,11 +95,11 @@ def text(
     >>> {name: t.tolist() for name, t in batches[0].items() if name != "attention_mask"}
     {'input_ids': [[1, 3, 9], [1, 3, 9]], 'labels': [[1, 3, 9], [1, 3, 9]]}
     """
-    documents = Reader(tokenizer, field, dtype).documents(source, progress=progress)
+    documents = Reader(tokenizer, field, dtype, answers_only).documents(source, progress=progress)
     if eos_id is None and not isinstance(source, Tensor):
         eos_id = getattr(tokenizer, "eos_token_id", None)
     every = packed(documents, length, eos_id) if pack else apart(documents, length)
-    every = (s for s in every if len(s) == length) if drop_last else every
+    every = (s for s in every if s.shape[-1] == length) if drop_last else every
     cut = list(every if shuffle else islice(every, sequences))
     if not cut:
         raise PruneError(f"the source has no sequence of tokens{f' of length={length}' if drop_last else ''}")
@@ -114,18 +118,18 @@ def packed(documents: Iterable[Tensor], length: int, eos_id: int | None) -> Iter
     """
     waiting: list[Tensor] = []
     for document in documents:
-        end = [] if eos_id is None else [torch.tensor([eos_id])]
-        joined = torch.cat([*waiting, document, *end])
-        whole = len(joined) // length * length
-        yield from joined[:whole].split(length) if whole else ()
-        waiting = [joined[whole:].clone()] if whole < len(joined) else []
+        end = [] if eos_id is None else [torch.full((*document.shape[:-1], 1), eos_id)]
+        joined = torch.cat([*waiting, document, *end], -1)
+        whole = joined.shape[-1] // length * length
+        yield from joined[..., :whole].split(length, -1) if whole else ()
+        waiting = [joined[..., whole:].clone()] if whole < joined.shape[-1] else []
     yield from waiting
 
 
 def apart(documents: Iterable[Tensor], length: int) -> Iterator[Tensor]:
     """Yield each document as sequences of its own, none longer than `length`; empty documents are skipped."""
     for document in documents:
-        yield from document.split(length) if len(document) else ()
+        yield from document.split(length, -1) if document.shape[-1] else ()
 
 
 def padded(sequences: Sequence[Tensor], pad_id: int) -> dict[str, Tensor]:
@@ -134,9 +138,10 @@ def padded(sequences: Sequence[Tensor], pad_id: int) -> dict[str, Tensor]:
     >>> {n: t.tolist() for n, t in padded([torch.tensor([5, 6]), torch.tensor([7])], 0).items()}
     {'input_ids': [[5, 6], [7, 0]], 'attention_mask': [[1, 1], [1, 0]], 'labels': [[5, 6], [7, -100]]}
     """
-    longest = max(len(s) for s in sequences)
+    longest = max(s.shape[-1] for s in sequences)
     ids = torch.full((len(sequences), longest), pad_id)
-    mask = torch.zeros_like(ids)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
     for i, s in enumerate(sequences):
-        ids[i, : len(s)], mask[i, : len(s)] = s, 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+        n, (tokens, own) = s.shape[-1], (s, s) if s.ndim == 1 else s
+        ids[i, :n], mask[i, :n], labels[i, :n] = tokens, 1, own
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

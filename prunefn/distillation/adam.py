@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import cos, pi
 from typing import NamedTuple
 
@@ -41,6 +41,18 @@ class Adam(NamedTuple):
     def direction(self, name: str) -> Tensor:
         """Return m̂ / (√v̂ + ε): the update is −lr times it."""
         return self.first[name] / (1 - BETAS[0] ** self.step) * self.scale(name)
+
+
+def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
+    """Return gradients scaled so that the norm of all of them together is at most `norm`; None: as they are.
+
+    >>> [g.item() for g in clipped([torch.tensor(3.0), torch.tensor(4.0)], 1.0)]  # doctest: +ELLIPSIS
+    [0.6..., 0.8...]
+    """
+    if norm is None:
+        return gradients
+    whole = torch.stack([g.norm() for g in gradients]).norm()
+    return [g * (norm / whole.clamp_min(norm)) for g in gradients]
 
 
 def one_cycle(step: int, steps: int, lr: float, *, rising: float = 0.3, start: float = 25.0, end: float = 1e4) -> float:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..distances import relative_error
-from ..errors import MaskError, PruneError
-from ..parameters.transforms import check_mask
+from ..errors import PruneError
 from ..program.batches import device_of, split
-from ..program.compiled import compiled
-from ..spec.axis import Axis, keep, leaves
+from ..spec.axis import leaves
 from ..spec.spec import Spec
+from ..stats.weights import position_weights
 from ..types import Batch, Mask, Params
+from .inner import Kept, Pair, check_leads, kept_positions, run_with_values
 from .objective import check_scalar
-
-Kept = Mapping[int, Tensor]
-"""Dim of a dense value → indices of the positions that the pruned network has."""
 
 
 class Layers(NamedTuple):
@@ -38,24 +35,15 @@ class Layers(NamedTuple):
         Raises:
             BatchError: the batch does not fit, or the distance is not finite.
         """
-        inputs = split(batch, spec=self.spec, device=device_of(self.params)).inputs
+        inputs, names = split(batch, spec=self.spec, device=device_of(self.params)).inputs, tuple(self.kept)
+        weights = position_weights(spec, inputs, batch, True)
         with torch.no_grad():
-            dense = self._values(self.params, self.spec)(inputs)
+            _, dense = run_with_values(self.params, self.spec, inputs, names, output=False)
+        _, values = run_with_values(params, spec, inputs, names, output=False)
         errors = []
-        for value, whole, kept in zip(self._values(params, spec)(inputs), dense, self.kept.values(), strict=True):
-            for dim, positions in kept.items():
-                whole = whole.index_select(dim, positions.to(whole.device))
-            errors.append(relative_error(value, whole))
+        for value, whole, (name, kept) in zip(values, dense, self.kept.items(), strict=True):
+            errors.append(relative_error(*Pair(name, name, kept).compared(value, whole, weights)))
         return check_scalar(torch.stack(errors).mean())
-
-    def _values(self, params: Params, spec: Spec) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        names = tuple(self.kept)
-
-        def emit(_: fx.Graph, env: Mapping[str, Any]) -> Any:
-            return tuple(env[name] for name in names)
-
-        run = compiled(spec, params, ("layers", names), emit, only=names)
-        return lambda inputs: run(params, inputs)
 
 
 def layers(dense: tuple[Params, Spec], spec: Spec, mask: Mask | None) -> Layers:
@@ -71,29 +59,13 @@ def layers(dense: tuple[Params, Spec], spec: Spec, mask: Mask | None) -> Layers:
         PruneError: no contraction has an output of the dense size.
     """
     params, whole = dense
-    check_mask(mask or {}, whole)
-    for g, n in spec.sizes.items() if mask is not None else ():
-        left = int(mask[g].sum()) if mask is not None and g in mask else whole.sizes.get(g)
-        if left != n:
-            raise MaskError(
-                f"the mask leaves {left} units of group {g!r} of the dense network, but the pruned network has {n}; give the mask "
-                "over the dense network's units, of all rounds: pf.compose(first, second)"
-            )
+    check_leads(mask, whole, spec)
     kept = {}
     for name in dict.fromkeys(f"%{call}" for site in spec.sites.values() for call in site.calls):
         axes = whole.program.axes.get(name, ())
         narrower = {g for a in axes for g in leaves(a) if g in spec.sizes and spec.sizes[g] != whole.sizes[g]}
         if axes and (mask is not None or not narrower):
-            kept[name] = _kept_positions(axes, mask or {}, whole)
+            kept[name] = kept_positions(axes, mask or {}, whole)
     if not kept:
         raise PruneError("every contraction of the network lost outputs, so none can be compared by layers; give mask=")
     return Layers({n: t.detach() for n, t in params.items()}, whole, kept)
-
-
-def _kept_positions(axes: tuple[Axis, ...], mask: Mask, spec: Spec) -> Kept:
-    """Return the kept positions of each dim that has a masked group."""
-    return {
-        dim: keep(axis, mask, spec.sizes).nonzero().flatten()
-        for dim, axis in enumerate(axes)
-        if any(g in mask for g in leaves(axis))
-    }

@@ -14,6 +14,7 @@ from ..errors import BatchError, PruneError
 from ..program.batches import device_of, split
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode, check_runnable
+from ..tokens.positions import positions_of
 from ..types import Batch, Params
 
 Loss = Callable[..., Tensor]
@@ -41,7 +42,7 @@ class Objective(NamedTuple):
         if self.loss is None:
             with torch.no_grad():
                 dense = forward_flat(self.params, data.inputs, self.spec)
-            value = self.distance(run(data.inputs), dense)
+            value = distances.compare(self.distance, run(data.inputs), dense, positions_of(batch, data, self.spec))
         else:
             value = self.loss(run(data.inputs), *trees.map_tensors(lambda x: x.to(device), data.rest))
         return check_scalar(value)
@@ -65,6 +66,8 @@ def objective(
     params, spec = dense
     if loss is not None and distance is not None:
         raise PruneError(f"{purpose}: loss= is of labels, and distance= of the dense outputs; give one of the two")
+    if distance is not None and any(isinstance(d, distances.Inner) for _, d in distances.terms(distance)):
+        raise PruneError(f"{purpose}: distances.inner compares values inside of networks, {distances.ONLY_RECOVER}")
     check_eval_mode(spec, purpose)
     check_runnable(spec)
     return Objective({n: t.detach() for n, t in params.items()}, spec, loss, distance or distances.auto())

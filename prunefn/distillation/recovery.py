@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,14 +14,14 @@ from ..doors import door
 from ..errors import BatchError, ParamsError, PruneError, warn
 from ..parameters.transforms import check_names, tied_names
 from ..program.batches import each
-from ..program.run import forward_flat
 from ..program.sharded import check_plain
 from ..spec.spec import Spec, check_eval_mode, check_runnable
 from ..tracing.freeze import chosen as frozen_names
 from ..types import Batch, Mask, Params
-from .adam import Adam, one_cycle
+from .adam import Adam, clipped, one_cycle
+from .comparison import Dense, comparison
+from .dense_logits import DenseLogits
 from .layers import layers
-from .objective import objective
 from .passes import Plan, settings_of, trained
 
 CHECKS = 20
@@ -56,6 +55,7 @@ class Recovery(NamedTuple):
     steps: int
     lr: float
     weight_decay: float
+    grad_clip: float | None = None
 
     def start(self) -> RecoveryState:
         """Return the state before the first step."""
@@ -69,7 +69,8 @@ class Recovery(NamedTuple):
         with torch.enable_grad():
             loss = self.distance(self.narrow(weights), self.spec, batch)
             gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        adam = Adam(state.first, state.second, state.step).add(dict(zip(weights, gradients, strict=True)))
+        by_name = dict(zip(weights, clipped(gradients, self.grad_clip), strict=True))
+        adam = Adam(state.first, state.second, state.step).add(by_name)
         lr = one_cycle(state.step, self.steps, self.lr)
         moved = {n: t * (1 - lr * self.weight_decay) - lr * adam.direction(n) for n, t in state.weights.items()}
         after = RecoveryState(moved, adam.first, adam.second, state.best, state.distance, adam.step)
@@ -95,13 +96,14 @@ def recover(
     batches: Iterable[Batch],
     *,
     spec: Spec,
-    dense: tuple[Params, Spec],
+    dense: tuple[Params, Spec] | DenseLogits,
     by_layers: bool = False,
     mask: Mask | None = None,
     distance: Distance | None = None,
     steps: int = 200,
     lr: float = 3e-4,
     weight_decay: float = 0.01,
+    grad_clip: float | None = None,
     held_out: float = 0.125,
     freeze: Sequence[str] | str = (),
     seed: int = 0,
@@ -121,14 +123,17 @@ def recover(
         params: of the pruned network.
         batches: as in `collect_stats`; read once, and kept in memory.
         spec: of the params, traced in eval mode.
-        dense: params and spec of the dense network.
+        dense: params and spec of the dense network; or its logits on disk, by `save_logits` or `load_logits`.
         by_layers: compare the outputs of all contractions with those in the dense network, by their relative errors, instead of
             the outputs of the network.
-        mask: units that the dense network lost, for `by_layers`; without it, only outputs that lost no units are compared.
-        distance: (output, dense output) → scalar; default: `distances.auto()`.
+        mask: units that the dense network lost, for `by_layers` and `distances.inner`; without it, only values that lost no units
+            are compared.
+        distance: (output, dense output) → scalar, such as `distances.tokens()` for a language model, or of values inside, such as
+            `distances.combined(distances.tokens(), distances.inner("model.layers.*"), 0.9)`; default: `distances.auto()`.
         steps: number of steps, each on one batch; the batches come in a new order in each pass over them.
         lr: highest learning rate.
         weight_decay: of AdamW.
+        grad_clip: largest norm of the gradient of all parameters together; None: gradients are not clipped.
         held_out: fraction of the batches that is held out, rounded up to whole batches.
         freeze: tensors that stay bit-identical: names, module paths, or globs for either.
         seed: seed of the held-out part and of the order of the batches.
@@ -157,28 +162,29 @@ def recover(
     >>> distance(better) < distance(small.params) / 2
     True
     """
-    _check(params, spec, distance, by_layers, held_out)
+    _check(params, spec, dense, distance, by_layers, held_out)
     if not lr > 0 or weight_decay < 0:
         raise PruneError(
             f"lr is {lr} and weight_decay {weight_decay}; lr must be above 0, and weight_decay not below it"
         )
     train, test = _divide(list(each(batches, max_batches=max_batches)), held_out, seed)
+    names, start = _trained(params, spec, freeze), {n: t.detach() for n, t in params.items()}
     if by_layers:
+        assert not isinstance(dense, DenseLogits)
         measure: Callable[[Params, Spec, Batch], Tensor] = layers(dense, spec, mask)
     else:
-        aim = objective(dense, "recover", distance=distance)
-        measure = lambda p, s, batch: aim(partial(_run, p, s), batch)  # noqa: E731
-    names = _trained(params, spec, freeze)
-    recovery = Recovery({n: t.detach() for n, t in params.items()}, spec, names, measure, test, steps, lr, weight_decay)
+        measure = comparison(dense, spec, distance, mask).fitted(start, spec, train)
+    recovery = Recovery(start, spec, names, measure, test, steps, lr, weight_decay, grad_clip)
     options = {
         "by_layers": by_layers,
         "trained": names,
         "seed": seed,
         "lr": lr,
         "weight_decay": weight_decay,
+        "grad_clip": grad_clip,
         "steps": steps,
     }
-    settings = {} if resume is None else settings_of({"params": (params, spec), "dense": dense}, **options)
+    settings = {} if resume is None else _settings((params, spec), dense, **options)
     plan = Plan(steps, "recovery", settings, resume, save_every, progress).check()
     state = trained(recovery.step, recovery.start(), _shuffled(train, steps, seed), plan)
     if state.distance >= recovery.measure(recovery.params):
@@ -190,16 +196,23 @@ def recover(
     return recovery.narrow({n: t.detach() for n, t in state.best.items()})
 
 
-def _run(params: Params, spec: Spec, inputs: list[Tensor]) -> object:
-    return forward_flat(params, inputs, spec)
+def _settings(network: tuple[Params, Spec], dense: Dense, **options: object) -> dict[str, str]:
+    """Return texts that identify the networks and options of a recovery."""
+    if isinstance(dense, DenseLogits):
+        return settings_of({"params": network}, dense=dense.fingerprint, **options)
+    return settings_of({"params": network, "dense": dense}, **options)
 
 
-def _check(params: Params, spec: Spec, distance: Distance | None, by_layers: bool, held_out: float) -> None:
+def _check(
+    params: Params, spec: Spec, dense: Dense, distance: Distance | None, by_layers: bool, held_out: float
+) -> None:
     """Check arguments of `recover`; raise ParamsError, TraceError or PruneError."""
     check_names(params, spec)
     check_plain(params, "recover", "gather the parameters first")
     check_eval_mode(spec, "recover")
     check_runnable(spec)
+    if by_layers and isinstance(dense, DenseLogits):
+        raise PruneError("recover: by_layers=True runs the dense network; give dense=(params, spec), or leave it out")
     if by_layers and distance is not None:
         raise PruneError(
             "recover: distance= is of the network's outputs, and by_layers=True compares layers; leave one out"

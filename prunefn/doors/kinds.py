@@ -151,6 +151,7 @@ CLASSES: dict[str, tuple[str, type[PruneError]]] = {
     "Setup": ("a setup, such as train.Setup(data, held_out)", PruneError),
     "Trained": ("what train returned", PruneError),
     "Distill": ("train.Distill(teacher)", PruneError),
+    "DenseLogits": ("pf.load_logits(folder)", PruneError),
     "Phases": ("phases, such as train.Phases(pf.recipes.vbp, 0.5)", PruneError),
 }
 """Class → what the user should write for a value of it, and the error for other values."""

@@ -115,6 +115,15 @@ class Reader:
         self.fill(data.data, entry.start)
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the rows `start` … `stop` − 1 of a tensor into new memory on the CPU."""
+        entry = self.entries[name]
+        row = prod(entry.shape[1:]) * entry.itemsize
+        data = np.empty((stop - start) * row, dtype=np.uint8)
+        if data.size:
+            self.fill(data.data, entry.start + start * row)
+        return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(stop - start, *entry.shape[1:])
+
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the buffer with the bytes of the file from `start` on.
 

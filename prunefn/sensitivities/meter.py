@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ..program.batches import device_of, each, split
 from ..program.inputs import samples
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode, check_runnable
+from ..tokens.positions import positions_of
 from ..types import Batch, Params
 
 Loss = Callable[..., Any]
@@ -49,7 +51,7 @@ class Meter(NamedTuple):
             data = split(batch, spec=spec, device=device_of(params))
             if self.metric is None:
                 rest: Sequence[Any] = [forward_flat(params, data.inputs, spec)] if networks else []
-                measure: Loss = self.distance
+                measure: Loss = partial(distances.compare, self.distance, positions=positions_of(batch, data, spec))
             else:
                 rest, measure = trees.map_tensors(lambda t: t.to(device_of(params)), data.rest), self.metric
             n = samples(spec, data.inputs)
@@ -99,6 +101,8 @@ def meter(
         if given or max_batches is not None:
             raise PruneError(f"{(given or ['max_batches='])[0]} needs batches= to measure on")
         return None
+    if distance is not None and any(isinstance(d, distances.Inner) for _, d in distances.terms(distance)):
+        raise PruneError(f"sensitivity: distances.inner compares values inside of networks, {distances.ONLY_RECOVER}")
     check_eval_mode(dense[1], "sensitivity")
     check_runnable(dense[1])
     function = metric or distance

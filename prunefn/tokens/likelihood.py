@@ -83,11 +83,7 @@ def likelihood(logits: Tensor, labels: Tensor, mask: Tensor | None, *, shift: bo
         raise BatchError(
             f"the labels have shape {tuple(labels.shape)}, but the logits {tuple(logits.shape)}; there must be one label for each position"
         )
-    if mask is not None:
-        labels = labels.masked_fill(~mask, IGNORED)
-    if shift:
-        labels = labels[:, 1:] if mask is None else labels[:, 1:].masked_fill(~mask[:, :-1], IGNORED)
-        logits = logits[:, :-1]
+    labels = next_tokens(labels, mask, shift=shift)
     counted = labels != IGNORED
     tokens = int(counted.sum())
     chosen, targets = logits[counted], labels[counted]
@@ -98,6 +94,25 @@ def likelihood(logits: Tensor, labels: Tensor, mask: Tensor | None, *, shift: bo
         )
     wide = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
     return Likelihood(F.cross_entropy(wide, targets, reduction="none").double().sum(), tokens)
+
+
+def next_tokens(labels: Tensor, mask: Tensor | None, *, shift: bool) -> Tensor:
+    """Return the label that each position predicts, int64 [batch, length]; −100 where none that counts.
+
+    Args:
+        labels: [batch, length]; −100 does not count.
+        mask: [batch, length], true where a position is no padding; None: none is.
+        shift: position t predicts label t + 1; it counts if both positions are no padding.
+
+    >>> next_tokens(torch.tensor([[1, 2, 3]]), torch.tensor([[True, True, False]]), shift=True)
+    tensor([[   2, -100, -100]])
+    """
+    if mask is not None:
+        labels = labels.masked_fill(~mask, IGNORED)
+    if not shift:
+        return labels
+    after = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return after if mask is None else after.masked_fill(~mask, IGNORED)
 
 
 def classes_last(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

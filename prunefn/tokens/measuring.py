@@ -16,11 +16,12 @@ from ..parameters.transforms import check_names
 from ..program.batches import device_of, each, split
 from ..program.run import forward_flat
 from ..spec.spec import Spec, check_eval_mode
-from ..stats.weights import IGNORED, position_weights, without_padding
-from ..tracing.arguments import LABELS, read_dict
+from ..stats.weights import IGNORED
+from ..tracing.arguments import read_dict
 from ..tracing.capture import in_mode
 from ..types import Batch, Params
 from .likelihood import Likelihood, labels_in, likelihood, logits_of, mask_in
+from .positions import positions_of
 
 
 @door
@@ -86,11 +87,9 @@ def _of_params(params: Params, batch: Batch, spec: Spec | None, shift: bool) -> 
     assert spec is not None
     device = device_of(params)
     found = split(batch, spec=spec, device=device)
-    position_weights(spec, found.inputs, batch, True)  # raises for padding that the spec was traced without
-    named = dict(zip((i.name for i in spec.program.inputs), found.inputs, strict=True))
-    in_dict = {n: x for n, x in zip(found.names, found.rest, strict=False) if n in LABELS}
-    labels = _checked(labels_in(() if found.names else found.rest, {**named, **in_dict}), device)
-    mask = without_padding(torch.zeros_like(labels), spec, found.inputs) != IGNORED
+    positions = positions_of(batch, found, spec)
+    labels = _checked(positions.labels, device)
+    mask = positions.mask(labels.shape)
     return likelihood(logits_of(forward_flat(params, found.inputs, spec)), labels, mask, shift=shift)
 
 

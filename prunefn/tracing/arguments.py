@@ -77,6 +77,17 @@ def read_dict(model: nn.Module, batch: Mapping[str, Any]) -> tuple[tuple[Any, ..
     return (dict(batch),), {}, tuple(value for name, value in rest.items() if name in LABELS) or (batch,)
 
 
+def is_required(model: nn.Module, name: str) -> bool:
+    """Return whether `forward` needs an argument of this name, which has no default.
+
+    >>> is_required(nn.Linear(2, 2), "input"), is_required(nn.Linear(2, 2), "labels")
+    (True, False)
+    """
+    signature = _signature(model)
+    parameter = None if signature is None else signature.parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def _signature(model: nn.Module) -> inspect.Signature | None:
     """Return the signature of `forward`; None if it has none that can be read."""
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import BatchError
 from ..stats.weights import IGNORED
-from ..tokens.likelihood import classes_last, mask_in
+from ..tokens.likelihood import classes_last, labels_in, mask_in, next_tokens
 from ..tracing.arguments import read_dict
 from .losses import distillation, soft_targets
 from .recipe import Recipe
@@ -34,12 +34,15 @@ class Distill(NamedTuple):
     alpha: float = 0.7
     """Weight of the labels, in [0, 1]."""
     temperature: float = 2.0
+    shift: bool | None = None
+    """Of language models that compute their loss (transformers with `labels`): which positions the teacher counts at. None: all
+    that are no padding. True: those whose next label is not −100, as in causal models. False: those whose own label is not."""
 
     def of(self, output: Any, target: Any, rest: tuple[Any, ...]) -> Tensor:
         """Return the loss of the network's output, the teacher's output and the rest of a batch.
 
         Where the output carries a loss (transformers with `labels`), this is that of the labels, which the model shifts as it
-        needs; the teacher counts at all positions that are no padding.
+        needs; the teacher counts at the positions that `shift` says.
         """
         loss = getattr(output, "loss", None)
         if not isinstance(loss, Tensor):
@@ -48,10 +51,17 @@ class Distill(NamedTuple):
             return distillation(logits, teacher, labels, alpha=self.alpha, temperature=self.temperature)
         student, teacher = _read_logits(output), _read_logits(target)
         batch = rest[0] if rest and isinstance(rest[0], Mapping) else {}
-        mask = mask_in(batch, tuple(student.shape[:-1]))
+        counted = self._counted(batch, tuple(student.shape[:-1]))
         student, teacher = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
-        soft = soft_targets(student, teacher, None if mask is None else mask.flatten(), self.temperature)
+        soft = soft_targets(student, teacher, None if counted is None else counted.flatten(), self.temperature)
         return self.alpha * loss + (1 - self.alpha) * soft
+
+    def _counted(self, batch: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor | None:
+        """Return at which positions of a batch the teacher counts, bool [batch, length]; None: at all."""
+        mask, labels = mask_in(batch, shape), labels_in((), batch)
+        if self.shift is None or labels is None or tuple(labels.shape) != shape:
+            return mask
+        return next_tokens(labels, mask, shift=self.shift) != IGNORED
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> tuple[Any, tuple[Any, ...]]:

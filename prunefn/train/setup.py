@@ -12,7 +12,7 @@ from ..doors import check_fields
 from ..errors import PruneError
 from ..spec.spec import Spec
 from ..tracing.api import trace
-from ..tracing.arguments import read_dict
+from ..tracing.arguments import LABELS, is_required, read_dict
 from ..types import Batch
 from .feed import Source
 from .objective import Distill, Loss, Metrics, top1
@@ -41,7 +41,8 @@ class Setup(NamedTuple):
     """(output, *rest of the batch) → dict name → mean over the batch. With a method `finish`, as those of `token_metrics`, the
     means over all samples are passed through it."""
     better: str | None = None
-    """Metric that chooses the best epoch: the highest, of "loss" the lowest; None: top1 if it is measured, else the loss."""
+    """Metric that chooses the best epoch: the highest, of "loss" and "perplexity" the lowest; None: top1 if it is measured, else
+    the loss."""
     inputs: int = 1
     """How many elements of a batch the model takes; the rest goes to loss and metrics."""
     classes: int | None = None
@@ -81,7 +82,7 @@ class Setup(NamedTuple):
 
 
 def trace_first(model: nn.Module, batches: Sequence[Batch], inputs: int) -> Spec:
-    """Trace a model with the first batch.
+    """Trace a model with the first batch; labels of a dict are left out where the model runs without them, as it does later.
 
     Raises:
         PruneError: there is no batch.
@@ -93,5 +94,5 @@ def trace_first(model: nn.Module, batches: Sequence[Batch], inputs: int) -> Spec
         return trace(model, (batch,))
     if isinstance(batch, Mapping):
         args, kwargs, _ = read_dict(model, batch)
-        return trace(model, args, kwargs)
+        return trace(model, args, {n: x for n, x in kwargs.items() if n not in LABELS or is_required(model, n)})
     return trace(model, tuple(batch[:inputs]))

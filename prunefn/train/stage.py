@@ -36,6 +36,8 @@ READ, UPDATE, MEASURE, BUILD = range(4)
 LAST, BEST = "last.safetensors", "best.safetensors"
 PLAIN_COLUMNS = ("epoch", "update", "lr", "train_loss")
 """Columns of a row beside the metrics."""
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Metrics of which the best epoch has the lowest."""
 
 
 class Task(NamedTuple):
@@ -56,7 +58,7 @@ class Task(NamedTuple):
         return {
             **self.recipe.model_dump(),
             "stage": self.name,
-            "distill": [loss.alpha, loss.temperature] if isinstance(loss, Distill) else None,
+            "distill": list(loss[1:]) if isinstance(loss, Distill) else None,
             "regularizer": self.regularizer.name,
             "processes": processes,
         }
@@ -212,7 +214,7 @@ class Stage:
         if name not in row:
             metrics = ", ".join(k for k in row if k not in PLAIN_COLUMNS)
             raise PruneError(f"better={name!r} is none of the metrics: {metrics}; write one of them")
-        return -row[name] if name == "loss" else row[name]
+        return -row[name] if name in LOWER_IS_BETTER else row[name]
 
     def is_stale(self) -> bool:
         """Return whether to stop early: `patience` epochs brought no better one."""
