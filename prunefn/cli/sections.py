@@ -301,6 +301,13 @@ class Sweep(Settings):
     """goal: maximal points of accuracy lost"""
 
 
+class Report(Settings):
+    """What results are set beside."""
+
+    beside: tuple[Literal["vbp_table_10", "vbp_models", "vbp_methods", "without_training"], ...] = ()
+    """published tables, beside which the runs are set on a page of its own"""
+
+
 class Config(Settings):
     """All options. A file may have sections that a command does not read."""
 
@@ -324,3 +331,4 @@ class Config(Settings):
     profile: Profile = Profile()
     sensitivity: Sensitivity = Sensitivity()
     sweep: Sweep = Sweep()
+    report: Report = Report()
