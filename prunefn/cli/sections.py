@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from ..costs.timing.runtimes import Runtime
 from ..report.goal import Goal
 from ..settings import Field, Settings, field_validator, model_validator
 from ..train.recipe import Recipe
@@ -144,9 +145,9 @@ class Prune(Settings):
     activations: float | None = Field(default=None, gt=0, le=1)
     """fraction of the activations to keep"""
     latency: str | None = None
-    """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one"""
-    runtime: Literal["eager", "onnx"] | None = None
-    """what measures the latency: eager torch (the default), or ONNX Runtime on the CPU"""
+    """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one; for prune and pat"""
+    runtime: Runtime | None = None
+    """what measures the latency: eager torch (the default), compiled by torch.compile, onnx or openvino on the CPU"""
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None
@@ -250,6 +251,8 @@ class Profile(Settings):
     """samples of a forward pass"""
     rounds: int = Field(default=30, ge=2)
     """number of timed rounds, all networks in turns"""
+    runtime: Runtime = "eager"
+    """what runs the networks: eager torch, compiled by torch.compile, onnx or openvino on the CPU"""
 
 
 class Sensitivity(Settings):
