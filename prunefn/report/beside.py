@@ -207,9 +207,10 @@ def _plot(table: Published, runs: Sequence[Measured], folder: Path) -> Plot:
         points = [(n["macs_removed"], n[f"kept_{when}"]) for _, n in rows]
         for (row, n), (x, y) in zip(rows, points, strict=True):
             if row[1] != DENSE or not dots:
-                name = f"{row[0]}, {row[2]} % of the hidden units, {words}"
+                dense = row[1] == DENSE
+                name = f"{row[0]}, dense" if dense else f"{row[0]}, {row[2]} % of the hidden units removed, {words}"
                 label = "" if table.line else row[0]
-                dots.append(Dot(x, y, name, _note(n, when), "dense" if row[1] == DENSE else "other", label))
+                dots.append(Dot(x, y, name, _note(n, when), "dense" if dense else "other", label))
         lines += [Line(points, "" if when == "before" else "second")] if table.line else []
         for m in runs:
             n = m.numbers()
