@@ -1,6 +1,6 @@
 """Predicted against measured latency of randomly pruned networks.
 
-python bench/latency.py [--runtime eager|onnx] [--only MODEL …] [--masks N] [--rounds N] [--batch N] [--cache FOLDER] [--out]
+python bench/latency.py [--runtime eager|onnx|openvino] [--only MODEL …] [--masks N] [--rounds N] [--batch N] [--cache FOLDER] [--out]
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from torch import nn
 from tqdm import tqdm
 
 import prunefn as pf
+from prunefn.costs.timing.runtimes import load
 
 HERE = Path(__file__).parent
 MODELS = {
     "eager": ("resnet50", "deit_tiny_patch16_224", "mobilenet_v2"),
     "onnx": ("resnet18", "mobilenet_v2", "vit_small_patch16_224"),
+    "openvino": ("resnet18", "mobilenet_v2"),
 }
 MULTIPLE = 8
-"""In ONNX Runtime, every other mask keeps multiples of this, as a user of such a runtime would."""
+"""Outside eager torch, every other mask keeps multiples of this, as a user of such a runtime would."""
 EVERY_OTHER = f"Every other mask keeps multiples of {MULTIPLE}, the others any number. "
 NAMES = {
     "eager": ("latency", "Latency, predicted and measured"),
     "onnx": ("latency_onnx", "Latency in ONNX Runtime, predicted and measured"),
+    "openvino": ("latency_openvino", "Latency in OpenVINO, predicted and measured"),
 }
 """Runtime → name of the files and title of the page."""
 GOAL = 0.10
@@ -73,7 +76,7 @@ class Network(NamedTuple):
     @property
     def load(self) -> Callable[..., Callable[[], Any]]:
         """What makes a forward of the runtime."""
-        return onnx if self.table.runtime == "onnx" else eager
+        return {"eager": eager, "onnx": onnx, "openvino": openvino}[self.table.runtime]
 
 
 class Case(NamedTuple):
@@ -161,6 +164,11 @@ def onnx(params: pf.Params, spec: pf.Spec, x: torch.Tensor) -> Callable[[], Any]
     return lambda: session.run(None, feeds)
 
 
+def openvino(params: pf.Params, spec: pf.Spec, x: torch.Tensor) -> Callable[[], Any]:
+    """A forward of the exported file in OpenVINO."""
+    return load("openvino", params, spec, ((x,), {})).whole
+
+
 @torch.no_grad()
 def measure(net: Network, mask: pf.Mask, batch: int, rounds: int) -> Case:
     """The really pruned network and the dense one take turns."""
@@ -231,11 +239,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--out", action="store_true", help="write bench/results/latency.md and .csv, or latency_onnx")
+    parser.add_argument(
+        "--out", action="store_true", help="write bench/results/latency.md and .csv, or those of the runtime"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows, summary = [], []
-    multiple = MULTIPLE if args.runtime == "onnx" else 1
+    multiple = 1 if args.runtime == "eager" else MULTIPLE
     for name in args.only or MODELS[args.runtime]:
         net = network(name, args.batch, args.cache, args.runtime)
         cases = [

@@ -17,6 +17,7 @@ from torch import nn
 
 import prunefn as pf
 from prunefn.costs.excess import CAUSES
+from prunefn.costs.profiling import Profiled
 from prunefn.drawing.canvas import COLOURS, DENSE, GRID, INK, canvas, head, save
 
 from .rows import CACHE, Key, work
@@ -78,7 +79,7 @@ def measured(key: Key, device: str, rounds: int) -> dict[str, Any]:
     before = found.networks[0].timing.median
     return {
         "on": found.table().title,
-        "rows": [[name, str(batch), row[0], *row[1:6], *row[6:]] for row in found.table().rows],
+        "rows": [[name, str(batch), *cells(n, found.networks[0])] for n in found.networks],
         "shares": {v: [a.expected / before, a.latency / before] for v, a in accounts.items()},
         "causes": {v: {c: s / before for c, s in a.causes.items()} for v, a in accounts.items()},
         "worst": [
@@ -86,6 +87,20 @@ def measured(key: Key, device: str, rounds: int) -> dict[str, Any]:
             for e in found.excess("half the MACs", most=3)
         ],
     }
+
+
+def cells(n: Profiled, dense: Profiled) -> list[str]:
+    """A network's numbers in the units of `HEADER`, whatever their size: `Profile.table` has those that fit."""
+    t = n.timing
+    mean, std, *percentiles = (f"{1e3 * s:.2f}" for s in (t.mean, t.std, t.p10, t.p90, t.p99))
+    macs = f"{n.cost.macs / 1e9:.3f}", f"{1 - n.cost.macs / dense.cost.macs:.1%}"
+    times = (
+        f"{1e3 * t.median:.2f}",
+        f"{mean} ± {std}",
+        " / ".join(percentiles),
+        f"{dense.timing.median / t.median:.2f}×",
+    )
+    return [n.name, *macs, *times, f"{n.throughput:.1f}", f"{n.weights / 1e6:.1f}", f"{n.peak / 1e6:.1f}"]
 
 
 def account_rows(found: dict[Key, dict[str, Any]]) -> list[list[str]]:

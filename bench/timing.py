@@ -18,7 +18,17 @@ from tqdm import tqdm
 CLOCK = time.process_time
 """CPU seconds of this process: with one thread, what wall time would be on a machine of one's own."""
 
-PACKAGES = ("torch", "onnxruntime", "torchvision", "timm", "transformers", "torch-pruning", "foolbox", "scikit-image")
+PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "openvino",
+    "torchvision",
+    "timm",
+    "transformers",
+    "torch-pruning",
+    "foolbox",
+    "scikit-image",
+)
 
 
 class Row(NamedTuple):

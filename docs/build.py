@@ -30,6 +30,8 @@ TEXTS = (
 )
 RESULTS = ("bench/results/**/*.md", "bench/results/**/*.png")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
+UNIT = re.compile(r"(?<=\d) (?=(?:ms|µs|s|[kMG]?B|[kMGT]|%|×)(?: |$))")
+"""The space between a number and its unit."""
 NOTEBOOK_LINK = re.compile(r"(\]\((?!https?:)[^)\s#]*?)(README\.md|\.ipynb|\.md)(?=[)#])")
 """A link in a notebook to a page: mkdocs does not resolve these."""
 
@@ -43,7 +45,8 @@ def stage() -> Path:
         target = pages / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            target.write_text(relinked(path.read_text(encoding="utf-8"), path.parent, set(paths)), encoding="utf-8")
+            text = unbroken(path.read_text(encoding="utf-8"))
+            target.write_text(relinked(text, path.parent, set(paths)), encoding="utf-8")
         elif path.suffix == ".ipynb":
             target.write_text(NOTEBOOK_LINK.sub(_built, path.read_text(encoding="utf-8")), encoding="utf-8")
         else:
@@ -53,6 +56,16 @@ def stage() -> Path:
         target.parent.mkdir(exist_ok=True)
         target.write_text(text, encoding="utf-8")
     return pages
+
+
+def unbroken(text: str) -> str:
+    """Return a page whose tables break no line between a number and its unit.
+
+    >>> unbroken("| 28.0 ms | 5 of 9 |").replace("\u00a0", "~")
+    '| 28.0~ms | 5 of 9 |'
+    """
+    lines = text.splitlines(keepends=True)
+    return "".join(UNIT.sub("\u00a0", line) if line.startswith("|") else line for line in lines)
 
 
 def _built(found: re.Match[str]) -> str:

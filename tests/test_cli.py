@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,12 @@ typer_testing = pytest.importorskip("typer.testing")
 
 import prunefn.cli  # noqa: E402
 from prunefn.by_name import tables as words  # noqa: E402
-from prunefn.cli import networks  # noqa: E402
+from prunefn.cli import networks, pipelines  # noqa: E402
 from prunefn.cli.layers import merge, resolve, shipped_configs  # noqa: E402
 from prunefn.cli.networks import open_network  # noqa: E402
 from prunefn.cli.sections import Config, Model  # noqa: E402
 from prunefn.cli.streams import Stopped  # noqa: E402
+from prunefn.files.nest import read_nest  # noqa: E402
 
 SIZES = {"dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 4.0}
 VIT = ["-c", "digits_vit", "--options", json.dumps(SIZES)]
@@ -56,6 +58,14 @@ def little() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)
+    )
+
+
+def wide() -> nn.Module:
+    """A network of digits whose time is in its matrices."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
     )
 
 
@@ -475,6 +485,69 @@ def test_a_language_model_is_built_to_be_traced() -> None:
     }
     spec = open_network(Model(name="transformers/LlamaForCausalLM", options={**small, "intermediate_size": 48})).spec()
     assert spec.capture == "exported" and {g.kind for g in spec.groups.values()} >= {"heads", "head_dim", "hidden"}
+
+
+def test_down_to_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As measured in ONNX Runtime and in eager torch, in one shot and in rounds; the table is measured once for each."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNEFN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipelines, "latency_table", partial(pf.latency_table, grid=(0.25,), repeats=2))
+    asked = ["tests.test_cli:wide", "--data", "digits", "--criterion", "magnitude", "--compensation", "none"]
+    asked += ["--prune.images", "64", "--device", "cpu", "--json"]
+    found = run("prune", *asked, "--latency", "0.6", "--runtime", "onnx").json
+    assert 0 < found["latency_ms"] <= 0.6 * found["latency_ms_dense"] and found["macs_removed"] > 0.2
+    assert found["runtime"].startswith("ONNX Runtime ")
+    mask = read_nest(tmp_path / "runs/prune/mask.safetensors")["mask"]
+    assert len(mask) == 2 and all(int(m.sum()) % 16 == 0 for m in mask.values())
+    assert json.loads((tmp_path / "runs/prune/summary.json").read_text())["latency_ms"] == found["latency_ms"]
+    assert '<div class="card">Latency<b>' in (tmp_path / "runs/prune/report.html").read_text()
+    whole = run("prune", *asked, "--latency", "1000ms", "--runtime", "onnx", "--out", "whole").json
+    assert whole["latency_ms"] == whole["latency_ms_dense"] == found["latency_ms_dense"] and whole["macs_removed"] == 0
+    rounds = ["--steps", "2", "--sparse.epochs", "0", "--between.epochs", "0", "--finetune.epochs", "0"]
+    done = run("pat", *asked, "--latency", "0.6", *rounds).json
+    assert done["latency_ms"] <= 0.6 * done["latency_ms_dense"] and done["runtime"].startswith("torch ")
+    rows = [json.loads(line) for line in (tmp_path / "runs/pat/metrics.jsonl").read_text().splitlines()]
+    assert [r["phase"] for r in rows] == ["dense", "prune 1", "prune 2"]
+    assert rows[0]["macs"] > rows[1]["macs"] > rows[2]["macs"] == done["macs"]
+    assert json.loads((tmp_path / "runs/pat/config.json").read_text())["of"] == "latency"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("prune", ["--latency", "1.5"], "write a fraction to keep, such as 0.5, or milliseconds, such as 8ms"),
+        ("prune", ["--latency", "0.5", "--macs", "0.5"], "prune.macs is another amount; give one of the two"),
+        ("prune", ["--runtime", "onnx"], "prune.runtime is 'onnx', and there is no latency to measure; give --latency"),
+        ("prune", ["--latency", "0.5", "--runtime", "tvm"], "it must be 'eager', 'compiled', 'onnx' or 'openvino'"),
+        ("pat", ["--latency", "0.5", "--pat.ratio", "0.3"], "prune.latency '0.5' is another amount"),
+        ("sweep", ["--prune.latency", "0.5"], "a sweep removes MACs: give macs_ratio in --space"),
+    ],
+)
+def test_a_latency_that_cannot_be(command: str, flags: list[str], message: str) -> None:
+    done = typer_testing.CliRunner().invoke(prunefn.cli.app, [command, *VIT, *flags, "--dry-run"])
+    assert done.exit_code in (1, 2) and message in done.stderr
+
+
+def test_profiles_in_another_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    asked = ["profile", "tests.test_cli:wide", "--data", "digits", "--rounds", "2", "--json", "--runtime"]
+    found = run(*asked, "onnx").json
+    assert found["runtime"].startswith("ONNX Runtime ")
+    assert list(found["networks"]["dense"]["layers"]) == ["", "1", "3", "5"]  # before the first weight: Flatten
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert 'needs openvino: pip install "prunefn[openvino]"' in run(*asked, "openvino", code=1).stderr
+
+
+def test_a_latency_is_measured_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "which one process measures, but 2 run" in run("pat", *VIT, "--latency", "0.5", "--dry-run", code=1).stderr
+
+
+def test_a_new_amount_replaces_a_latency() -> None:
+    old = {"prune": {"latency": "0.5", "runtime": "onnx"}}
+    assert merge(old, {"prune": {"macs": 0.6}}) == {"prune": {"macs": 0.6}}
+    assert resolve(["digits_vit"], {"prune": {"latency": "0.5"}}).prune.ratio is None  # the config has one
 
 
 def test_images_set_apart_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache as cache_results
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 import prunefn as pf
 from prunefn.costs.timing import measure
 from prunefn.costs.timing.clock import WARM_UP, clock_for, device_name, quiet, typical
+from prunefn.costs.timing.compiled_forwards import program_parts
 from prunefn.costs.timing.fit import Row, fit
+from prunefn.costs.timing.onnx_parts import write_marked
 from prunefn.costs.timing.points import coordinates, mesh
+from prunefn.costs.timing.runtimes import check_runtime
 from prunefn.costs.timing.table import Grid, Op
 from prunefn.costs.timing.walk import machine, walk
 from prunefn.files import cache
@@ -518,7 +522,7 @@ def test_a_recorded_spec_has_no_program(tmp_path: Path) -> None:
         pf.latency_table(pf.params(model), spec=spec, cache=tmp_path)
 
 
-# ---- ONNX Runtime
+# ---- other runtimes
 
 
 def test_a_grid_is_fitted_to_what_is_linear_in_each_size() -> None:
@@ -533,16 +537,26 @@ def test_a_grid_is_fitted_to_what_is_linear_in_each_size() -> None:
     assert min(fit([Row((16,), 0.0), Row((32,), 1.0), Row((64,), 0.1)], (64,), 16, even=True).seconds) >= 0.0
 
 
-def test_a_table_of_onnx_runtime(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+RUNTIMES = {"onnx": "ONNX Runtime ", "openvino": "OpenVINO ", "compiled": "torch.compile "}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_table_of_another_runtime(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (
+        runtime == "compiled"
+    ):  # five networks would compile for half a minute; the table does not depend on the compiler
+        monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    else:
+        pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
     spec, params = traced("convolutions")
     options: dict[str, Any] = {"spec": spec, "cache": tmp_path, "progress": False, "grid": (0.5,), "repeats": 2}
-    table = pf.latency_table(params, runtime="onnx", **options)
-    assert table.runtime == "onnx" and table.version.startswith("ONNX Runtime ")
+    table = pf.latency_table(params, runtime=runtime, **options)
+    assert table.runtime == runtime and table.version.startswith(RUNTIMES[runtime])
     named = {o.name for o in table.ops if o.name}
     assert named == {n for n, t in params.items() if n.endswith("weight") and t.ndim > 1}
+    assert all(s > 0 for n, s in table.by_op({}).items() if n)  # the last layer, too, whose result is the file's output
     assert sum(table.by_op({}).values()) == pytest.approx(table.of(), rel=1e-9) and table.of() > 0
-    assert pf.latency_table(params, runtime="onnx", **options) == table  # everything was cached
+    assert pf.latency_table(params, runtime=runtime, **options) == table  # everything was cached
     half = pf.budget.latency(table, ms=500 * table.of())
     assert half.keep == pytest.approx(0.5) and half.quantity == "latency"
     assert pf.budget.latency(table, ms=1e9).keep == 1.0
@@ -550,8 +564,32 @@ def test_a_table_of_onnx_runtime(tmp_path: Path) -> None:
         pf.budget.latency(table, ms=-1.0)
     with raises(pf.BudgetError, "budget.latency(table, ms=8)"):
         pf.budget.latency(table)
-    with raises(pf.PruneError, "'tensorrt'", "'onnx'"):
+    with raises(pf.PruneError, "'tensorrt'", "'onnx'", "'openvino'", "'compiled'"):
         pf.latency_table(params, runtime="tensorrt", **options)
+
+
+def test_a_runtime_that_is_not_installed_or_not_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, params = traced("plain")
+    for module, runtime, extra in (("openvino", "openvino", "openvino"), ("onnxruntime", "onnx", "export")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with raises(ModuleNotFoundError, f'runtime={runtime!r} needs {module}: pip install "prunefn[{extra}]"'):
+            pf.latency_table(params, spec=spec, runtime=runtime)
+        with raises(ModuleNotFoundError, f'pip install "prunefn[{extra}]"'):
+            pf.profile({"dense": (params, spec)}, runtime=runtime)
+        with raises(pf.PruneError, f"runtime={runtime!r} measures on the CPU", "'cuda'"):
+            check_runtime(runtime, torch.device("cuda"))
+    check_runtime("compiled", torch.device("cuda"))
+
+
+def test_parts_of_a_program_are_those_of_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    spec, params = traced("attention")
+    parts, numbers = program_parts(spec)
+    marked = write_marked(params, spec, tmp_path / "network.onnx")
+    assert sorted(p.weight for p in parts) == sorted(p.weight for p in marked.parts)
+    assert set(numbers) == {i.name for i in spec.program.instructions}
+    last = spec.program.instructions[-1].name
+    assert [parts[numbers[last]].weight] == [marked.parts[n].weight for n in marked.outputs.values()] == ["down.weight"]
 
 
 def test_kernels_fill_up_multiples_of_four() -> None:

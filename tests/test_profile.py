@@ -55,6 +55,27 @@ def test_layers_add_up() -> None:
         assert all(layer.start > 0 for layer in n.layers.values())
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_layers_of_another_runtime_are_contractions_with_what_follows(runtime: str) -> None:
+    """In time they add up to the median; in MACs to those of the network."""
+    if runtime != "compiled":
+        pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
+    found = pf.profile(
+        networks() if runtime != "compiled" else {"dense": networks()["dense"]}, rounds=3, runtime=runtime
+    )
+    assert found.runtime.lower().startswith({"onnx": "onnx runtime", "compiled": "torch.compile"}.get(runtime, runtime))
+    assert found.runtime in str(found)
+    for n in found.networks:
+        assert {name for name in n.layers if name} == {"0", "3", "5"}
+        assert sum(layer.seconds for layer in n.layers.values()) == pytest.approx(n.timing.median)
+        assert sum(layer.macs for layer in n.layers.values()) == n.cost.macs
+        assert all(n.layers[name].seconds > 0 and n.layers[name].widths for name in ("0", "3", "5"))
+        assert all(layer.start == 0.0 for layer in n.layers.values())
+    if runtime != "compiled":
+        account = found.account("small")
+        assert sum(account.causes.values()) == pytest.approx(account.latency - account.expected)
+
+
 def test_bytes_that_are_alive() -> None:
     """Of the layers: the input of ReLU and its output, 16 channels of 5 x 5 in float32, for two samples."""
     found = pf.profile(networks(), batch=2, rounds=2)
@@ -178,6 +199,8 @@ def test_what_did_not_fall_comes_first() -> None:
 
 
 def test_wrong_calls() -> None:
+    with pytest.raises(pf.PruneError, match=r"runtime is 'tvm'; write one of 'eager', 'compiled', 'onnx', 'openvino'"):
+        pf.profile(networks(), runtime="tvm")
     with pytest.raises(pf.PruneError, match="a network and at least two rounds; it was given 0 and 30"):
         pf.profile({})
     with pytest.raises(pf.PruneError, match="no network 'tiny' beside 'dense'; there are small"):

@@ -77,6 +77,8 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     {'prune': {'scope': 'local', 'macs': 0.6}}
     >>> merge({"data": "digits", "prune": {"ratio": 0.5, "scope": "local"}}, {"prune": {"ratio": 0.3}})
     {'data': 'digits', 'prune': {'scope': 'local', 'ratio': 0.3}}
+    >>> merge({"prune": {"latency": "0.5", "runtime": "onnx"}}, {"prune": {"latency": "8ms"}})
+    {'prune': {'runtime': 'onnx', 'latency': '8ms'}}
     """
     out = dict(old)
     for key, value in new.items():
@@ -85,7 +87,8 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
             before = {"name": before} if isinstance(before, str) else before
             value = {"name": value} if isinstance(value, str) else value
         if key == "prune" and isinstance(before, dict) and AMOUNTS & set(value or ()):
-            before = {k: v for k, v in before.items() if k not in AMOUNTS}
+            replaced = AMOUNTS if "latency" in value else AMOUNTS | {"runtime"}
+            before = {k: v for k, v in before.items() if k not in replaced}
         out[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -15,6 +16,9 @@ from ..selection import budget
 from ..spec.spec import Spec
 from ..types import Budget, Params
 from .sections import Pat, Prune
+
+ROUND_TO = 16
+"""Default multiple of the sizes under a latency: kernels fill up other numbers."""
 
 
 def options_of(section: Prune) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def amount_of(section: Prune) -> Any:
     """
     if section.latency is not None:
         raise PruneError(
-            f"prune.latency is {section.latency!r}, which only `prunefn prune` takes; give --macs or --params"
+            f"prune.latency is {section.latency!r}, which is for `prunefn prune` and `prunefn pat`; give --macs or --params"
         )
     kept = {n: k for n in ("macs", "params", "activations") if (k := getattr(section, n)) is not None}
     if kept and section.ratio is not None:
@@ -69,10 +73,14 @@ def latency_of(section: Prune) -> tuple[float, bool] | None:
     """Return the latency of the section and whether it is in milliseconds (else a fraction); None if there is none.
 
     Raises:
-        PruneError: it is no number, or the section has another amount, too.
+        PruneError: it is no number, or the section has another amount, too; or it has a runtime without a latency.
     """
     text = section.latency
     if text is None:
+        if section.runtime is not None:
+            raise PruneError(
+                f"prune.runtime is {section.runtime!r}, and there is no latency to measure; give --latency"
+            )
         return None
     others = [n for n in ("ratio", "macs", "params", "activations") if getattr(section, n) is not None]
     if others:
@@ -89,8 +97,14 @@ def latency_of(section: Prune) -> tuple[float, bool] | None:
     return value, in_ms
 
 
+def aligned(section: Prune) -> Prune:
+    """Return the section with sizes that suit the kernels, if it has a latency and no multiple of its own."""
+    timed = section.latency is not None and section.round_to == 1
+    return section.model_copy(update={"round_to": ROUND_TO}) if timed else section
+
+
 def latency_budget(section: Prune, params: Params, spec: Spec, progress: bool) -> tuple[Budget, LatencyTable]:
-    """Return the budget of the section's latency and the table that was measured for it."""
+    """Return the budget of the section's latency and the table that was measured for it, on the device of the params."""
     asked = latency_of(section)
     assert asked is not None
     table = latency_table(params, spec=spec, runtime=section.runtime or "eager", progress=progress)
@@ -105,6 +119,10 @@ def ratio_of(section: Pat, prune: Prune) -> tuple[float, str]:
         PruneError: these are no single fraction of units, MACs or params.
     """
     if section.ratio is not None:
+        if prune.latency is not None:
+            raise PruneError(
+                f"pat.ratio is {section.ratio}, and prune.latency {prune.latency!r} is another amount; give one of the two"
+            )
         return section.ratio, section.of
     amount = amount_of(prune)
     if isinstance(amount, float):
@@ -114,6 +132,15 @@ def ratio_of(section: Pat, prune: Prune) -> tuple[float, str]:
     raise PruneError(
         "a schedule removes one fraction of units, MACs or params: give --ratio, and --of macs or --of params"
     )
+
+
+def check_processes(section: Prune) -> None:
+    """Raise a PruneError for a latency where several processes run: each would measure another table, and prune by it."""
+    if section.latency is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PruneError(
+            f"prune.latency is {section.latency!r}, which one process measures, but {os.environ['WORLD_SIZE']} run; "
+            "give --macs, or run without torchrun"
+        )
 
 
 def budget_of(quantity: str) -> Callable[[float], Budget] | None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..costs.analytic import cost
 from ..costs.profiling import profile
+from ..costs.timing.runtimes import ON_CPU
 from ..data.api import open_data, preprocessing_of
 from ..data.sources import SOURCES
 from ..data.value import Data
@@ -73,8 +74,10 @@ def selection_images(data: Data) -> Dataset[Any]:
     return data.held_out if data.validation is None else data.validation
 
 
-def device_of(config: Config) -> torch.device:
-    """Return the device of the config; by default a GPU if there is one."""
+def device_of(config: Config, runtime: str = "eager") -> torch.device:
+    """Return the device of the config; by default a GPU if there is one and the runtime can use it."""
+    if config.device is None and runtime in ON_CPU:
+        return torch.device("cpu")
     return torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

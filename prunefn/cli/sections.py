@@ -24,6 +24,9 @@ from ..settings import Field, Settings, field_validator, model_validator
 from ..train.recipe import MOST_ROUNDS, Recipe
 from .llm_section import Llm
 
+Runtime = Literal["eager", "compiled", "onnx", "openvino"]
+"""Those of `costs.timing.runtimes`, which imports torch."""
+
 
 class Named(Settings):
     """A section whose name may stand for it: `data: digits` is `data: {name: digits}`."""
@@ -144,9 +147,9 @@ class Prune(Settings):
     activations: float | None = Field(default=None, gt=0, le=1)
     """fraction of the activations to keep"""
     latency: str | None = None
-    """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one"""
-    runtime: Literal["eager", "onnx"] | None = None
-    """what measures the latency: eager torch (the default), or ONNX Runtime on the CPU"""
+    """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one; for prune and pat"""
+    runtime: Runtime | None = None
+    """what measures the latency: eager torch (the default), compiled by torch.compile, onnx or openvino on the CPU"""
     criterion: str | None = None
     """such as weighted_variance, or mac_aware(normalized(magnitude(1)), 0.9)"""
     scope: str | None = None
@@ -250,6 +253,8 @@ class Profile(Settings):
     """samples of a forward pass"""
     rounds: int = Field(default=30, ge=2)
     """number of timed rounds, all networks in turns"""
+    runtime: Runtime = "eager"
+    """what runs the networks: eager torch, compiled by torch.compile, onnx or openvino on the CPU"""
 
 
 class Sensitivity(Settings):
@@ -301,6 +306,13 @@ class Sweep(Settings):
     """goal: maximal points of accuracy lost"""
 
 
+class Report(Settings):
+    """What results are set beside."""
+
+    beside: tuple[Literal["vbp_table_10", "vbp_models", "vbp_methods", "without_training"], ...] = ()
+    """published tables, beside which the runs are set on a page of its own"""
+
+
 class Config(Settings):
     """All options. A file may have sections that a command does not read."""
 
@@ -325,3 +337,4 @@ class Config(Settings):
     sensitivity: Sensitivity = Sensitivity()
     sweep: Sweep = Sweep()
     llm: Llm = Llm()
+    report: Report = Report()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
@@ -24,7 +25,10 @@ from ..tables import Table
 from ..types import Params
 from .counted import Counted, counted, draw
 from .excess import NOTHING, Account, Balance, Excess, Layer, account, balance, excess
+from .runtime_layers import layers_of_parts
 from .timing.clock import Call, Clock, clock_for, device_name, quiet, typical
+from .timing.loaded import Loaded
+from .timing.runtimes import check_runtime, load, version_of
 from .timing.walk import Env, Machine, machine, walk
 
 WARM_UP, WALKS = 3, 7
@@ -69,6 +73,7 @@ class Profile(NamedTuple):
     threads: int
     clock: str
     """The measured time: wall time, or CPU time with one thread."""
+    runtime: str = "eager"
 
     def __str__(self) -> str:
         return str(self.table())
@@ -97,7 +102,8 @@ class Profile(NamedTuple):
             rows[-1] += [f"{n.throughput:.1f}", quantity(n.weights, "B", 3), quantity(n.peak, "B", 3)]
         times = [f"{name}\n{short}s" for name in ("median", "mean ± std", "p10 / p90 / p99")]
         columns = ["network", f"{prefix}MACs", "MACs\nsaved", *times, "speed-up"]
-        title = f"{self.device}, {self.threads} threads, batch {self.batch}, {self.clock}"
+        runtime = "" if self.runtime == "eager" else f", {self.runtime}"
+        title = f"{self.device}, {self.threads} threads, batch {self.batch}, {self.clock}{runtime}"
         return Table(title, [*columns, "samples\na second", "weights", "peak"], rows)
 
     def excess(self, name: str, most: int = 8) -> list[Excess]:
@@ -146,6 +152,15 @@ class _OnDevice(NamedTuple):
         """Return the network's program with its values on the device."""
         return machine(self.spec, self.params, flat_inputs(self.spec, self.args, self.kwargs), device)
 
+    def forward(self) -> Call:
+        """Return a whole forward in eager torch."""
+        run = partial(forward, self.params, *self.args, spec=self.spec, **self.kwargs)
+        return Call("whole", "forward", run)
+
+    def load(self, runtime: str) -> Loaded:
+        """Return the network in another runtime."""
+        return load(runtime, self.params, self.spec, (self.args, self.kwargs))
+
 
 @door
 def profile(
@@ -156,11 +171,14 @@ def profile(
     rounds: int = 30,
     seed: int = 0,
     progress: bool = False,
+    runtime: str = "eager",
 ) -> Profile:
     """Time networks in turns with `torch.utils.benchmark`, on random inputs like the traced ones.
 
     Every round times all networks, so that other load of the machine affects all of them alike. Then all networks are run op by
-    op, again in turns, for the times of their layers; these are scaled to the median of the whole forward.
+    op, again in turns, for the times of their layers; these are scaled to the median of the whole forward. In other runtimes than
+    eager torch, a layer is a contraction with the ops that compute on its result, and the runtime's own profiler times it (of
+    torch.compile, the shares of an eager forward); how long calls take to start is not known there.
 
     On a CPU with one thread, CPU time is measured: it is the wall time of an otherwise idle machine, however busy the machine is.
 
@@ -172,10 +190,13 @@ def profile(
             each time.
         seed: seed of the inputs.
         progress: whether to show a progress bar.
+        runtime: `eager` torch, `compiled` by torch.compile, or, on the CPU, `onnx` for ONNX Runtime or `openvino` for OpenVINO (in
+            float32).
 
     Raises:
-        PruneError: there is no network, or fewer than two rounds.
+        PruneError: there is no network, or fewer than two rounds; there is no such runtime, or it does not run on the device.
         TraceError: a spec was recorded, so it has no program.
+        ModuleNotFoundError: the runtime is not installed; names the extra that brings it.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8)).eval()
@@ -190,42 +211,44 @@ def profile(
         raise PruneError(f"profile needs a network and at least two rounds; it was given {len(networks)} and {rounds}")
     first = next(iter(next(iter(networks.values()))[0].values()))
     where = torch.device(device) if device is not None else first.device
+    check_runtime(runtime, where)
+    version = version_of(runtime)
     on_device: dict[str, _OnDevice] = {}
     for name, (params, spec) in networks.items():
         check_runnable(spec)
         args, kwargs = draw(params, spec, batch=batch, device=where, seed=seed)
         on_device[name] = _OnDevice({n: t.to(where) for n, t in params.items()}, spec, args, kwargs)
+    loaded = {} if runtime == "eager" else {name: p.load(runtime) for name, p in on_device.items()}
     clock = clock_for(where)
-    timings = {name: _timing(times) for name, times in _time_in_turns(on_device, clock, rounds, progress).items()}
+    calls = {name: loaded[name].whole if loaded else p.forward() for name, p in on_device.items()}
+    timings = {name: _timing(times) for name, times in _time_in_turns(calls, clock, rounds, progress).items()}
     machines = {name: p.machine(where) for name, p in on_device.items()}
     counts = {name: counted(m) for name, m in machines.items()}
-    seconds = _time_op_by_op(machines, clock, progress)
-    # an op on one element has nothing to do, so it takes as long as the start of a call
-    start = typical(clock, Call("alone", "neg", torch.neg, (torch.zeros(1, device=where),)), 100)
+    layers = _layers_of_all(machines, counts, loaded, timings, clock, progress)
     profiled = []
     for name, p in on_device.items():
-        layers = _layers(machines[name], counts[name], seconds[name], timings[name].median, start)
-        peak = _peak(p, where) if where.type == "cuda" else counts[name].peak
+        peak = _peak(calls[name], where) if where.type == "cuda" else counts[name].peak
         cost, tied = p.spec.costs(p.spec.sizes), tied_names(p.params, p.spec)
         weights = sum(t.nbytes for n, t in p.params.items() if n not in tied)
         timing = timings[name]
-        profiled.append(Profiled(name, cost, timing, batch / timing.median, layers, weights, peak))
-    return Profile(tuple(profiled), batch, device_name(where), torch.get_num_threads(), _clock_name(clock))
+        profiled.append(Profiled(name, cost, timing, batch / timing.median, layers[name], weights, peak))
+    on = device_name(where), torch.get_num_threads(), _clock_name(clock)
+    return Profile(tuple(profiled), batch, *on, "eager" if runtime == "eager" else version)
 
 
-def _time_in_turns(nets: Mapping[str, _OnDevice], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
+def _time_in_turns(calls: Mapping[str, Call], clock: Clock, rounds: int, progress: bool) -> dict[str, list[float]]:
     """Return network → seconds of each round of whole forwards, timed in turns."""
     from torch.utils.benchmark import Timer  # it brings setuptools and a search for compilers
     from torch.utils.benchmark.utils.timer import timer as wall_time
 
     timers = {
         name: Timer(
-            "run(params, *args, spec=spec, **kwargs)",
-            globals={"run": forward, **p._asdict()},
+            "run()",
+            globals={"run": call},
             num_threads=torch.get_num_threads(),
             timer=time.thread_time if _clock_name(clock) == "CPU time" else wall_time,
         )
-        for name, p in nets.items()
+        for name, call in calls.items()
     }
     times: dict[str, list[float]] = {name: [] for name in timers}
     with torch.no_grad():
@@ -265,6 +288,28 @@ def _time_op_by_op(machines: Mapping[str, Machine], clock: Clock, progress: bool
     return {name: {n: quiet(seconds[1:]) for n, seconds in of_net.items()} for name, of_net in times.items()}
 
 
+def _layers_of_all(
+    machines: Mapping[str, Machine],
+    counts: Mapping[str, Counted],
+    loaded: Mapping[str, Loaded],
+    timings: Mapping[str, Timing],
+    clock: Clock,
+    progress: bool,
+) -> dict[str, dict[str, Layer]]:
+    """Return network → its layers; of a runtime, if `loaded` is not empty."""
+    if loaded:
+        with torch.no_grad():
+            return {
+                name: layers_of_parts(m.spec, counts[name], loaded[name], WALKS, timings[name].median)
+                for name, m in machines.items()
+            }
+    seconds = _time_op_by_op(machines, clock, progress)
+    # an op on one element has nothing to do, so it takes as long as the start of a call
+    device = next(iter(machines.values())).device
+    start = typical(clock, Call("alone", "neg", torch.neg, (torch.zeros(1, device=device),)), 100)
+    return {n: _layers(m, counts[n], seconds[n], timings[n].median, start) for n, m in machines.items()}
+
+
 def _layers(m: Machine, counts: Counted, seconds: Mapping[str, float], whole: float, start: float) -> dict[str, Layer]:
     """Return module → the sums over its ops, with seconds scaled so that all layers together take `whole` seconds."""
     scale = whole / max(sum(seconds.values()), 1e-12)
@@ -281,12 +326,12 @@ def _layers(m: Machine, counts: Counted, seconds: Mapping[str, float], whole: fl
     return layers
 
 
-def _peak(p: _OnDevice, device: torch.device) -> int:
+def _peak(whole: Call, device: torch.device) -> int:
     """Return the maximal bytes that a forward allocated on a GPU, beyond those allocated before it."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.no_grad():
-        forward(p.params, *p.args, spec=p.spec, **p.kwargs)
+        whole()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -58,6 +58,7 @@ FORMS: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "macs_ratio": ("MACs to remove", lambda v: f"{100 * v:.3g} %"),
     "seconds": ("time", _time),
     "latency": ("latency", _time),
+    "latency_ms": ("latency", lambda v: _time(v / 1e3)),
     "lr": ("lr", lambda v: f"{v:.3g}"),
     "loss": ("loss", lambda v: f"{v:.4f}"),
     "train_loss": ("training loss", lambda v: f"{v:.4f}"),

@@ -6,24 +6,22 @@ import base64
 import csv
 import json
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import torch
 
-from .._extras import needs
 from ..errors import PruneError
-from ..files.atomic import write_text
 from ..files.nest import read_nest
 from ..spec.picture import themed
+from .beside import BESIDE
+from .beside import beside as write_beside
 from .cells import Cell, Table, cell, heading
 from .goal import COMPARISON
+from .html import Section, render
 from .results import PAGE, ROWS, Results, plot_of, read_results, table_of
 from .run_folder import SUMMARY, TRIAL, cards, numbers, read, read_json, verdict
 from .scatter import scatter
@@ -51,27 +49,6 @@ POINTS = "Every point is named where the pointer rests; a click opens its page. 
 PACKAGES = ("prunefn", "torchvision", "timm", "transformers", "accelerate", "optuna", "numpy", "safetensors")
 
 
-class Section(NamedTuple):
-    """A part of the page; everything except the heading is optional."""
-
-    heading: str
-    pictures: Sequence[tuple[str, str]] = ()
-    """(name, data URI); all after the first are folded."""
-    svg: str = ""
-    table: Table | None = None
-    note: str = ""
-    """What the pointer shows on the SVG."""
-    bars: Sequence[tuple[str, int, int]] = ()
-    """(group, units kept, units)"""
-    text: str = ""
-    folded: bool = False
-
-    @property
-    def id(self) -> str:
-        """The anchor for links within the page."""
-        return re.sub(r"[^a-z0-9]+", "-", self.heading.lower()).strip("-")
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect results, without those that are not installed."""
     by_package = {"python": platform.python_version(), "torch": str(torch.__version__)}
@@ -83,7 +60,7 @@ def versions() -> dict[str, str]:
     return by_package
 
 
-def page(folder: Path | str) -> Path:
+def page(folder: Path | str, *, beside: Sequence[str] = ()) -> Path:
     """Write `report.html` into the folder of a run, a sweep, or a directory of runs, and into those folders of its runs or trials
     that have none.
 
@@ -94,15 +71,19 @@ def page(folder: Path | str) -> Path:
 
     Args:
         folder: folder of results.
+        beside: names of published tables, such as `vbp_table_10`; the results are set beside them on a page of its own,
+            `published.html`, which the page links to.
 
     Returns:
         Path of the page.
 
     Raises:
         PruneError: the folder has no files of a run, a file is damaged (names it), or the directory has runs but not exactly one of
-            the dense network.
+            the dense network; or there is no such table, or nothing to set beside it.
     """
     where = Path(folder)
+    if beside:
+        write_beside(where, beside, up=PAGE)
     results = read_results(where)
     links = {} if results is None else _links(where, results)
     return _write(where, results, links)
@@ -145,34 +126,25 @@ def _write(where: Path, results: Results | None, links: Mapping[str, str], up: s
         sections.append(Section("What was asked", text=text, folded=text.count("\n") > LONG))
     rows = [(Cell(k), Cell(str(v))) for k, v in run_versions.items()]
     sections.append(Section("Versions", table=Table(("package", "version"), rows), folded=True))
-    text = _template().render(
+    render(
+        where / PAGE,
         title=_title(where, config, found),
-        verdict=(verdict(found) if results is None else results.verdict).replace(" %", "\u00a0%"),
+        verdict=verdict(found) if results is None else results.verdict,
         cards=cards(found),
         sections=sections,
         up=up,
-        others={} if results is None or results.what != "runs" else _others(where, links),
+        others=_others(where, results, links),
     )
-    write_text(where / PAGE, text)
     return where / PAGE
 
 
-def _others(where: Path, links: Mapping[str, str]) -> dict[str, str]:
-    """Return name → address of the pages below a directory of runs that are not in its table, such as that of a sweep."""
-    return {
-        p.parent.name: f"{quote(p.parent.name)}/{PAGE}"
-        for p in sorted(where.glob(f"*/{PAGE}"))
-        if p.parent.name not in links
-    }
-
-
-@cache
-def _template() -> Any:
-    """Return the template of the page."""
-    with needs("train", "report.html"):
-        from jinja2 import Environment
-    source = files("prunefn.report").joinpath("page.html").read_text("utf-8")
-    return Environment(autoescape=True).from_string(source)
+def _others(where: Path, results: Results | None, links: Mapping[str, str]) -> dict[str, str]:
+    """Return name → address of pages that no table links to: published results, and those below a directory of runs."""
+    out = {"beside published results": BESIDE} if (where / BESIDE).exists() else {}
+    if results is not None and results.what == "runs":
+        pages = (p for p in sorted(where.glob(f"*/{PAGE}")) if p.parent.name not in links)
+        out |= {p.parent.name: f"{quote(p.parent.name)}/{PAGE}" for p in pages}
+    return out
 
 
 def _title(where: Path, config: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -174,7 +174,8 @@ def _verdict(results: Results) -> str:
 def _described(row: Row) -> str:
     """Return a row in words, with what it removes and costs."""
     removed, lost = row.values["macs_removed"], row.values["points_lost"]
-    price = f"{lost:.2f} points lost" if lost >= 0.005 else f"{max(0.0, -lost):.2f} points gained"
+    price = f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points gained"
+    price = "no points lost" if abs(lost) < 0.005 else price
     name = f"{row.name} ({row.words})" if row.words else row.name
     return f"{name}: {shown('macs_removed', removed)} of the MACs removed, {price}"
 

@@ -87,6 +87,8 @@ def verdict(found: Mapping[str, Any], goal: Goal = Goal()) -> str:  # noqa: B008
 
     >>> verdict({"macs_removed": 0.5, "top1": 0.7, "top1_dense": 0.71}, Goal(0.4, 0.5)).partition(" (")[0]
     '50.0 % of the MACs removed for 1.00 points of top-1: the goal is not met'
+    >>> verdict({"macs_removed": 0.5, "top1": 0.7, "top1_dense": 0.7}).partition(" (")[0]
+    '50.0 % of the MACs removed without a loss of top-1: the goal is met'
     """
     removed = found.get("macs_removed")
     if removed is None:
@@ -97,7 +99,8 @@ def verdict(found: Mapping[str, Any], goal: Goal = Goal()) -> str:  # noqa: B008
     if "top1" not in found or "top1_dense" not in found:
         return f"{start}; accuracy was not measured."
     lost = 100 * (found["top1_dense"] - found["top1"])
-    price = f"for {lost:.2f} points of top-1" if lost >= 0.005 else f"and {max(-lost, 0):.2f} points of top-1 gained"
+    price = f"for {lost:.2f} points of top-1" if lost > 0 else f"and {-lost:.2f} points of top-1 gained"
+    price = "without a loss of top-1" if abs(lost) < 0.005 else price
     met = goal.met({"macs_removed": removed, "points_lost": lost})
     return f"{start} {price}: the goal is {'met' if met else 'not met'} ({goal})."
 

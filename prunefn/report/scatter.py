@@ -14,6 +14,8 @@ CHAR = 6.8
 """Width of a character of a label."""
 RADIUS, REACH = 5.0, 11.0
 """Radius of a point, and of what the pointer has to hit."""
+STAR = 13.0
+"""Distance of a label from the middle of a star."""
 NAMED = 3
 """Maximal number of names of points at one place."""
 
@@ -160,7 +162,8 @@ def _labels(groups: Sequence[Sequence[Dot]], frame: Frame, region_name: str) -> 
         label = next((d.label for d in group if d.label), "")
         x, y = frame.at(group[0].x, group[0].y)
         width = CHAR * len(label)
-        places = ((x + 9, y + 4), (x - 9 - width, y + 4), (x - width / 2, y - 10), (x - width / 2, y + 20))
+        gap = STAR if group[-1].tone == "dense" else 9
+        places = ((x + gap, y + 4), (x - gap - width, y + 4), (x - width / 2, y - 10), (x - width / 2, y + 20))
         for left, base in places if label else ():
             box = (left, base - 11, left + width, base + 3)
             inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP and box[3] <= BOTTOM

@@ -41,7 +41,9 @@ class Phases(NamedTuple):
     schedule: Schedule | float = 0.5
     """Ratio removed after each step, such as `schedule.geometric(0.35, 5)`; a number is one step."""
     budget: Callable[[float], Budget] | None = None
-    """Quantity of which the schedule's ratio is removed: with `budget.macs`, 0.35 leaves 65 % of the MACs. None: scored units."""
+    """Quantity of which the schedule's ratio is removed: with `budget.macs`, 0.35 leaves 65 % of the MACs. None: scored units.
+
+    Of a latency, `lambda keep: budget.latency(keep, table)` with a table of the dense network."""
     sparse: tuple[Regularizer | Callable[[Spec], Regularizer], Recipe] | None = None
     """Regularizer, or a function of the spec that makes it, and recipe of the training before the first step; None: no training."""
     between: Recipe | None = None
@@ -158,8 +160,8 @@ class Phases(NamedTuple):
     def _amount(self, ratio: float, dense: Spec, spec: Spec, mask: Mask) -> float | Budget:
         """Return what to remove of the rest, so that `ratio` of the dense network is removed: earlier roundings are made up for."""
         if self.budget is not None:
-            quantity = self.budget(0.5).quantity
-            keep = (1 - ratio) * getattr(cost(dense), quantity) / getattr(cost(spec), quantity)
+            cost_at = self.budget(0.5).cost
+            keep = (1 - ratio) * cost_at(dense.sizes, dense) / cost_at(spec.sizes, spec)
             return self.budget(min(keep, 1.0))
         units = sum(len(m) for m in mask.values())
         kept = sum(int(m.sum()) for m in mask.values())

@@ -148,10 +148,12 @@ COMMANDS = (
         """Write report.html into folders of results: everything that is there, on one page that needs nothing beside it.
 
         A directory of several runs (prunefn report runs) gets the final report: final_comparison.csv and pareto.png, every run
-        beside the dense network, and whether the goal is met.
+        beside the dense network, and whether the goal is met. With --beside vbp_table_10, published.html sets the runs beside
+        published results; a log (metrics.jsonl) gets this page alone.
         """,
-        (),
-        files="Folders of results.",
+        ("report",),
+        own=("report",),
+        files="Folders of results, or logs.",
         model=False,
     ),
     Command(

@@ -27,9 +27,11 @@ def run(job: Job) -> Result:
         networks[_name(file, networks)] = network_of(one, data)
     pairs = {name: (params_of(n.model), n.spec()) for name, n in networks.items()}
     p = config.profile
-    profiled = profile(pairs, batch=p.batch_size, rounds=p.rounds, device=device_of(config), progress=not job.quiet)
+    device = device_of(config, p.runtime)
+    options: dict[str, Any] = {"batch": p.batch_size, "rounds": p.rounds, "runtime": p.runtime}
+    profiled = profile(pairs, device=device, progress=not job.quiet, **options)
     job.show(terminal(_shown(profiled.table())))
-    result: Result = {"device": profiled.device, "threads": profiled.threads, "batch": profiled.batch, "networks": {}}
+    result: Result = {n: getattr(profiled, n) for n in ("device", "threads", "batch", "runtime")} | {"networks": {}}
     for n in profiled.networks:
         entry: dict[str, Any] = {"macs": n.cost.macs, "params": n.cost.params, "peak_bytes": n.peak}
         entry |= {"latency_ms": {k: 1e3 * v for k, v in n.timing._asdict().items() if k != "rounds"}}
@@ -67,4 +69,5 @@ def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     p = config.profile
     yield f"build {config.model.name}, load each checkpoint that is given"
-    yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch_size}, then layer by layer"
+    runtime = "" if p.runtime == "eager" else f", runtime {p.runtime}"
+    yield f"time all of them in turns, {p.rounds} rounds of batch {p.batch_size}{runtime}, then layer by layer"

@@ -22,14 +22,11 @@ from ...spec.spec import Spec
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Mask, Params, Pruned
 from ..command import Job, Result
-from ..pipelines import amount_of, latency_budget, latency_of, maker_of
+from ..pipelines import aligned, amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
 
 PRUNED = "pruned.safetensors"
-
-ROUND_TO = 16
-"""Default multiple of the sizes under a latency: kernels fill up other numbers."""
 
 RECIPE = "best"
 """The recipe, unless another one is given."""
@@ -62,7 +59,7 @@ def run(job: Job) -> Result:
     measured = ({n: row[n] for n in ("top1", "loss") if n in row} for row in reversed(rows))
     summary: Result = summarize(before, after, *measured)
     if latencies is not None:
-        summary |= _predicted(latencies, mask, job)
+        summary |= predicted(latencies, mask, job)
     write_lines(out / "metrics.jsonl", rows)
     write_json(out / "config.json", options_for_page(config))
     write_json(out / "summary.json", summary)
@@ -81,14 +78,13 @@ def _amount(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Any, 
     section = config.prune
     if latency_of(section) is None:
         return maker_of(section, RECIPE), amount_of(section), None
-    if section.round_to == 1:
-        section = section.model_copy(update={"round_to": ROUND_TO})
+    section = aligned(section)
     make = maker_of(section, RECIPE)
-    on_device = move(params, "cpu" if section.runtime == "onnx" else device_of(config))
+    on_device = move(params, device_of(config, section.runtime or "eager"))
     return make, *latency_budget(section, on_device, spec, not job.quiet)
 
 
-def _predicted(latencies: LatencyTable, mask: Mask, job: Job) -> Result:
+def predicted(latencies: LatencyTable, mask: Mask, job: Job) -> Result:
     """Return the predicted latencies, and show them."""
     dense, small = 1e3 * latencies.of(), 1e3 * latencies.of(mask)
     job.show(f"predicted in {latencies.version}: {small:.3g} ms; dense {dense:.3g} ms")

@@ -12,7 +12,7 @@ from ...report.page import page
 from ...tables import Table, terminal
 from ..command import Job, Result
 from ..resources import calibration, data_of, network_of, selection_images, training_images
-from ..sections import Config
+from ..sections import Config, Prune
 
 MOST = 10
 """Maximal number of the front's trials in the table."""
@@ -23,11 +23,10 @@ def run(job: Job) -> Result:
     from ... import sweep as sweeps
     from ...train import Distill, Setup
 
-    config, s = job.config, job.config.sweep
+    config, s, p = job.config, job.config.sweep, _checked(job.config.prune)
     space = {name: _values(values) for name, values in s.space.items()}
     data = data_of(config)
     network = network_of(config, data)
-    p = config.prune
     alpha, temperature = config.distill.alpha, config.distill.temperature
     setup = Setup(
         training_images(data, config),
@@ -79,6 +78,16 @@ def _result(finished_sweep: Any, goal: Goal) -> Result:
     }
 
 
+def _checked(section: Prune) -> Prune:
+    """Return the section; raise a PruneError for a latency, because the trials of a sweep remove MACs."""
+    if section.latency is not None or section.runtime is not None:
+        raise PruneError(
+            "a sweep removes MACs: give macs_ratio in --space, and leave out prune.latency and prune.runtime; "
+            "`prunefn prune` and `prunefn pat` take a latency"
+        )
+    return section
+
+
 def _values(values: Any) -> Any:
     """Return the values of a setting; numbers that YAML reads as text (1e-3) are converted."""
     if not isinstance(values, list):
@@ -124,6 +133,7 @@ def _show(job: Job, finished_sweep: Any, left_out: Mapping[str, str]) -> None:
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     s = config.sweep
+    _checked(config.prune)
     size = 1
     for values in s.space.values():
         size *= len(values) if isinstance(values, list) else 0

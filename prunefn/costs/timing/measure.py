@@ -21,17 +21,16 @@ from ...types import Params
 from .calibrate import Network, Placed, corrected, in_place, networks
 from .clock import Call, Clock, clock_for, device_name, typical
 from .points import Mesh, coordinates, mesh, sizes_in
-from .sessions import check_runtime, runtime_version
+from .runtimes import KERNELS, check_runtime, version_of
 from .table import Grid, LatencyTable, Op, merge
 from .walk import Env, Machine, instruction_axes, is_view, resized, walk
-from .whole import FILLED, Timer, timed_layers
+from .whole import Timer, timed_layers
 
 GRID = (1.0, 0.75, 0.5, 0.25, 0.1)
 """Default shares of the units at which ops are measured."""
 ROUNDS = 2
 """Timed forwards for each repeat of an op; more, because all other times are scaled by them."""
-MULTIPLE = 16
-"""Kernels work in blocks of this many channels: 16 floats fill a vector of AVX-512, and tensor cores prefer 8 or 16."""
+MULTIPLE = KERNELS["eager"].multiple
 
 
 @door
@@ -57,10 +56,12 @@ def latency_table(
     the same shapes are measured once, also for later tables: a file for each device, version of torch, number of threads and
     type of the parameters keeps them. An interrupted measurement resumes from this file.
 
-    In ONNX Runtime, ops of a layer run as one, so that whole networks are timed instead: the dense one, and for each share of the
-    grid four, two of them with multiples of 16 units. Each group has a width of its own in each, from the smallest share to 1.
-    The runtime's profiler divides the seconds among the layers, and a grid is fitted to each. Multiples of 4 are predicted like
-    the next multiple of 16, to which the kernels fill them up. Writing a network as ONNX takes most of the time.
+    In other runtimes, ops of a layer run as one, so that whole networks are timed instead: the dense one, and for each share of
+    the grid four, two of them with multiples of 16 units. Each group has a width of its own in each, from the smallest share to
+    1. The runtime's profiler divides the seconds among the layers (those of torch.compile are divided as in an eager forward), and
+    a grid is fitted to each. Where kernels fill up channels with zeros (ONNX Runtime from multiples of 4, OpenVINO from any
+    number), sizes are predicted like the next multiple of 16. Writing or compiling the networks takes most of the time:
+    torch.compile needs minutes for a large one.
 
     With one thread on a CPU, CPU time is measured: it is the wall time of an otherwise idle machine, however busy the machine is.
     Biases that a compensation created are left out.
@@ -75,13 +76,14 @@ def latency_table(
         progress: whether to show a progress bar.
         repeats: number of calls of an op, of which the lower quartile counts; fewer for ops that take long.
         clock: the clock; default: that of the device.
-        runtime: `eager` for torch, or `onnx` for ONNX Runtime on the CPU, with as many threads as torch uses.
+        runtime: `eager` torch, `compiled` by torch.compile, or, on the CPU and with as many threads as torch uses, `onnx` for ONNX
+            Runtime or `openvino` for OpenVINO (in float32).
 
     Raises:
         TraceError: the spec was recorded, so it has no program that runs.
         ParamsError: the params do not fit the spec, or are on `meta`.
         PruneError: grid, batch or repeats are out of range; or a file in the cache is damaged (it does not change).
-        ModuleNotFoundError: the runtime is not installed.
+        ModuleNotFoundError: the runtime is not installed; names the extra that brings it.
 
     >>> import tempfile, prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8))
@@ -97,22 +99,22 @@ def latency_table(
     device_params, where = _params_on_device(params, device)
     check_runtime(runtime, where)
     name, threads, clock = device_name(where), torch.get_num_threads(), clock or clock_for(where)
-    version = runtime_version() if runtime == "onnx" else f"torch {torch.__version__}"
+    version = version_of(runtime)
     store = Cache(folder_of(cache) / _cache_file(name, version, threads, device_params, clock))
     inputs = spec.example.draw(batch=batch, device=where)
     plan = _Plan(clock, store, tuple(grid), repeats)
     with torch.no_grad():
         try:
-            if runtime == "onnx":
-                timer = Timer(spec, device_params, inputs, clock, store, repeats)
-                ops, sizes = timed_layers(timer, grid, progress)
-            else:
+            if runtime == "eager":
                 ops, sizes = _timed_ops(networks(spec, device_params, inputs, where, grid, MULTIPLE), plan, progress)
+            else:
+                timer = Timer(runtime, spec, device_params, inputs, clock, store, repeats)
+                ops, sizes = timed_layers(timer, grid, progress)
         finally:
             store.write()
-    filled = FILLED if runtime == "onnx" else None
-    kernels = MULTIPLE, FrozenDict(sizes), ops, merge(ops)
-    return LatencyTable(spec, name, version, threads, clock.name, batch, *kernels, filled, runtime)
+    multiple, filled = KERNELS[runtime]
+    layers = multiple, FrozenDict(sizes), ops, merge(ops)
+    return LatencyTable(spec, name, version, threads, clock.name, batch, *layers, filled, runtime)
 
 
 def _check_arguments(grid: Sequence[float], batch: int, repeats: int) -> None:

@@ -12,29 +12,34 @@ import numpy as np
 
 from ...modules.exported import example_of, onnx_program
 from ...sparse.layouts import weights
-from ...spec.axis import Axis
 from ...spec.spec import Spec
 from ...types import Params
+from .loaded import Part
 
 MARK = re.compile(r"(?:^|\W)part(\d+)__")
 """What names of nodes and results begin with; a runtime names a fused node after one of its nodes or results."""
 
 
-class Part(NamedTuple):
-    """A contraction with the nodes that compute on its result, up to the next contractions."""
+class Marked(NamedTuple):
+    """What a file's nodes belong to."""
 
-    weight: str
-    """Name of the contraction's weight; empty for nodes before the first one."""
-    axes: tuple[Axis, ...]
-    """Axes of the weight."""
+    parts: tuple[Part, ...]
+    outputs: dict[str, int]
+    """Output of the file, whose name is not marked → number of its part."""
 
-    @property
-    def module(self) -> str:
-        """Return the path of the module that has the weight."""
-        return self.weight.rpartition(".")[0]
+    def number_of(self, name: str) -> int | None:
+        """Return the number of the part of a node that a runtime ran; None if its name does not say it.
+
+        >>> marked = Marked((), {"linear": 2})
+        >>> marked.number_of("part1__conv"), marked.number_of("linear_nchwc"), marked.number_of("ReorderOutput")
+        (1, 2, None)
+        """
+        outputs = (n for o, n in self.outputs.items() if name == o or name.startswith(f"{o}_"))
+        number = part_number(name)
+        return next(outputs, None) if number is None else number
 
 
-def write_marked(params: Params, spec: Spec, file: Path) -> tuple[Part, ...]:
+def write_marked(params: Params, spec: Spec, file: Path) -> Marked:
     """Write the network as `export.onnx` does, with the part of each node in its name, and return the parts.
 
     Args:
@@ -61,7 +66,7 @@ def write_marked(params: Params, spec: Spec, file: Path) -> tuple[Part, ...]:
             if not value.is_graph_output():
                 value.name = f"part{number}__{value.name}"
     program.save(str(file))
-    return tuple(parts)
+    return Marked(tuple(parts), {str(v.name): part_of.get(id(v), 0) for v in graph.outputs})
 
 
 def _weights_of_initializers(initializers: Mapping[str, Any], params: Params, spec: Spec) -> dict[str, str]:

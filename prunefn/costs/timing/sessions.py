@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,20 +16,11 @@ from ...errors import PruneError
 from ...spec.spec import Spec
 from ...types import Params
 from .clock import WARM_UP, Call, quiet
-from .onnx_parts import Part, part_number, write_marked
-
-RUNTIMES = ("eager", "onnx")
-
-
-def check_runtime(runtime: str, device: torch.device, choices: Sequence[str] = RUNTIMES) -> None:
-    """Raise a PruneError if there is no such runtime, or it does not run on the device."""
-    if runtime not in choices:
-        raise PruneError(f"runtime is {runtime!r}; write one of {', '.join(map(repr, choices))}")
-    if runtime == "onnx" and device.type != "cpu":
-        raise PruneError(f"runtime='onnx' measures on the CPU, but the device is {str(device)!r}; write device='cpu'")
+from .loaded import Loaded, sum_by_part
+from .onnx_parts import Marked, write_marked
 
 
-def runtime_version() -> str:
+def version() -> str:
     """Return the name and version of ONNX Runtime.
 
     Raises:
@@ -40,30 +31,12 @@ def runtime_version() -> str:
     return f"ONNX Runtime {onnxruntime.__version__}"
 
 
-class Loaded(NamedTuple):
-    """A network in ONNX Runtime."""
-
-    parts: tuple[Part, ...]
-    whole: Call
-    """A whole forward."""
-    profile: Callable[[int], dict[int, float]]
-    """Number of forwards → part → seconds of its kernels, without those between kernels."""
-
-
 def load(params: Params, spec: Spec, inputs: tuple[Any, Any]) -> Loaded:
-    """Write the network to a temporary file and load it with as many threads as torch uses.
-
-    Args:
-        params, spec: of the network.
-        inputs: (args, kwargs).
-
-    Raises:
-        ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
-    """
-    runtime_version()
+    """Write the network to a temporary file and load it; see `runtimes.load`."""
+    version()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        parts = write_marked(params, spec, file)
+        marked = write_marked(params, spec, file)
         session = _session(file)
         # with weights in a second file, a session may read them later
         content = file.read_bytes() if len(list(Path(folder).iterdir())) == 1 else None
@@ -78,9 +51,9 @@ def load(params: Params, spec: Spec, inputs: tuple[Any, Any]) -> Loaded:
             for _ in range(WARM_UP + rounds):
                 profiled.run(None, feeds)
             events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
-        return seconds_of_parts(events, WARM_UP)
+        return seconds_of_parts(events, WARM_UP, marked)
 
-    return Loaded(parts, Call("whole", "onnxruntime", session.run, (None, feeds)), profile)
+    return Loaded(marked.parts, Call("whole", "onnxruntime", session.run, (None, feeds)), profile)
 
 
 def _session(model: Path | bytes, profile: str | None = None) -> Any:
@@ -96,7 +69,7 @@ def _session(model: Path | bytes, profile: str | None = None) -> Any:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def seconds_of_parts(events: Sequence[dict[str, Any]], skip: int) -> dict[int, float]:
+def seconds_of_parts(events: Sequence[dict[str, Any]], skip: int, marked: Marked) -> dict[int, float]:
     """Return part → seconds of a forward, from the events that ONNX Runtime's profiler wrote.
 
     Kernels that a runtime adds, such as a change of layout, count for the part of the kernel before them.
@@ -104,23 +77,17 @@ def seconds_of_parts(events: Sequence[dict[str, Any]], skip: int) -> dict[int, f
     Args:
         events: of all forwards, in order.
         skip: number of first forwards that do not count.
+        marked: what the nodes of the file belong to.
 
     >>> kernel = lambda name, us: {"cat": "Node", "name": f"{name}_kernel_time", "dur": us, "args": {"node_index": name}}
-    >>> {k: round(1e6 * s) for k, s in seconds_of_parts([kernel("part1__conv", 5), kernel("ReorderOutput", 2)], 0).items()}
+    >>> {k: round(1e6 * s) for k, s in seconds_of_parts([kernel("part1__conv", 5), kernel("ReorderOutput", 2)], 0, Marked((), {})).items()}
     {1: 7}
     """
     by_node: dict[str, list[float]] = {}
-    part_of: dict[str, int] = {}
-    part = 0
+    names: dict[str, str] = {}
     for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        node = str(event["args"]["node_index"])
-        number = part_number(event["name"])
-        part = part if number is None else number
-        part_of.setdefault(node, part)
-        by_node.setdefault(node, []).append(event["dur"] / 1e6)  # microseconds → seconds
-    out: dict[int, float] = {}
-    for node, times in by_node.items():
-        out[part_of[node]] = out.get(part_of[node], 0.0) + quiet(times[skip:])
-    return out
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            node = str(event["args"]["node_index"])
+            names.setdefault(node, event["name"])
+            by_node.setdefault(node, []).append(event["dur"] / 1e6)  # microseconds → seconds
+    return sum_by_part([(names[node], quiet(times[skip:])) for node, times in by_node.items()], marked.number_of)

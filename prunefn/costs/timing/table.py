@@ -117,13 +117,13 @@ class LatencyTable(NamedTuple):
     sizes: FrozenDict[str, int]
     """Sizes of all leaves when nothing is removed, those of the inputs included."""
     ops: tuple[Op, ...]
-    """One op for each instruction; in ONNX Runtime, one for each layer with a weight."""
+    """One op for each instruction; in a runtime other than eager torch, one for each layer with a weight."""
     merged: tuple[Op, ...]
     """The ops, with those that depend on the same sizes added up."""
     filled: int | None = None
     """Multiples of this number are filled up to `multiple` with zeros by the kernels; None: kernels have no such path."""
     runtime: str = "eager"
-    """What runs the network: `eager` torch, or `onnx`."""
+    """What runs the network: `eager`, `compiled`, `onnx` or `openvino`."""
 
     def predict(self, sizes: Mapping[str, int]) -> float:
         """Return the seconds of a forward at these sizes of groups; a group that is not named has all its units.
@@ -151,7 +151,7 @@ class LatencyTable(NamedTuple):
         return sum((op.even or op.grid).at([size_of[a] for a in op.axes]) for op in self.merged)
 
     def by_op(self, sizes: Mapping[str, int]) -> dict[str, float]:
-        """Return the seconds of each instruction (in ONNX Runtime, of each weight's layer); their sum is the prediction."""
+        """Return the seconds of each instruction (outside eager torch, of each weight's layer); their sum is the prediction."""
         return dict(zip((o.name for o in self.ops), self._seconds(self.ops, sizes), strict=True))
 
     def of(self, mask: Mask | None = None) -> float:
