@@ -15,8 +15,8 @@ from ..files.yaml_text import read_yaml, read_yaml_file
 from ..settings import section_of, validated
 from .sections import Config
 
-AMOUNTS = {"ratio", "macs", "params", "activations"}
-"""Options of `prune` for the amount to remove."""
+AMOUNTS = {"ratio", "macs", "params", "activations", "latency"}
+"""Options of `prune` for the amount to remove; numbers of layers and experts go with any of them."""
 
 
 def shipped_configs() -> dict[str, str]:
