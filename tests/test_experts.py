@@ -151,6 +151,77 @@ def test_stacked_einsum(product: bool) -> None:
     torch.testing.assert_close(pf.forward(small, x, spec=pf.shrink(spec, mask)), native(x), atol=1e-6, rtol=1e-6)
 
 
+class Soft(nn.Module):
+    """All experts compute; a softmax weighs what they add."""
+
+    def __init__(self, n: int = 5) -> None:
+        super().__init__()
+        self.n, self.stem, self.gate, self.head = n, nn.Linear(6, 8), nn.Linear(8, n), nn.Linear(8, 3)
+        self.up, self.down = nn.Parameter(torch.randn(n, 8, 10) / 3), nn.Parameter(torch.randn(n, 10, 8) / 3)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        return torch.einsum("bteh,ehd->bted", torch.einsum("btd,edh->bteh", x, self.up).relu(), self.down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + (self.gate(x).softmax(-1)[..., None] * self.outputs(x)).sum(-2))
+
+
+class Switch(Soft):
+    """One expert for each token, up to a number of tokens for each expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        p = self.gate(x).softmax(-1)
+        code = nn.functional.one_hot(p.argmax(-1), self.n)
+        code = code * (code.cumsum(-2) <= 4)
+        return self.head(x + (self.outputs(x) * code[..., None]).sum(-2) * p.max(-1).values[..., None])
+
+
+class Vision(Soft):
+    """Tokens of an image go to the places of an expert and back, as in V-MoE."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        p = self.gate(x).softmax(-1)
+        code = nn.functional.one_hot(p.topk(1).indices[..., 0], self.n)
+        place = code.cumsum(1) * code - 1
+        places = nn.functional.one_hot(place.clamp(0, 5), 6) * ((place >= 0) & (place < 6))[..., None]
+        inside = torch.einsum("btec,btd->becd", places.to(x.dtype), x)
+        out = torch.einsum("bech,ehd->becd", torch.einsum("becd,edh->bech", inside, self.up).relu(), self.down)
+        return self.head(x + torch.einsum("becd,btec->btd", out, places * p[..., None]))
+
+
+@mark.parametrize("build", [Soft, Switch, Vision])
+def test_other_routers(build: type[Soft]) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(2, 16, 6)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    (group,) = experts_of(spec)
+    mask = pf.mask(spec, {group.name: [0, 3]})
+    small, small_spec = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    native = build(3).eval()
+    native.load_state_dict(small, strict=True)
+    out = pf.forward(small, x, spec=small_spec)
+    torch.testing.assert_close(out, native(x), atol=1e-6, rtol=1e-6)
+    module = pf.to_module(small, spec=small_spec, model=model)
+    assert torch.equal(module(x), out) and (build is Soft or module.n == 3)
+    criterion = pf.criteria.reap()
+    if build is Vision:
+        with raises(BatchError, match="in one product with their weights"):
+            pf.collect_stats(params, [x], spec=spec, criterion=criterion)
+        return
+    with torch.no_grad():
+        h = model.stem(x)
+        p, norms = model.gate(h).softmax(-1), model.outputs(h).norm(dim=-1)
+        code = nn.functional.one_hot(p.argmax(-1), 5)
+        fits = code * (code.cumsum(-2) <= 4)
+        added = p * norms if build is Soft else fits * p * norms
+        count = torch.tensor(32.0) if build is Soft else code.sum((0, 1)).clamp(min=1)
+    scores = pf.score(pf.collect_stats(params, [x], spec=spec, criterion=criterion), criterion=criterion)[group.name]
+    torch.testing.assert_close(scores, (added.sum((0, 1)) / count).double(), atol=1e-6, rtol=1e-5)
+
+
 def test_returned_choices_stay() -> None:
     spec = pf.trace(Mixture(returns=True).eval(), (torch.randn(4, 6),))
     assert not experts_of(spec) and "are returned" in spec.explain("gate.weight")
