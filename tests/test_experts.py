@@ -222,6 +222,50 @@ def test_other_routers(build: type[Soft]) -> None:
     torch.testing.assert_close(scores, (added.sum((0, 1)) / count).double(), atol=1e-6, rtol=1e-5)
 
 
+class Listed(nn.Module):
+    """Experts that are modules of a list: a loop computes them for all tokens, or for those that choose them."""
+
+    def __init__(self, n: int = 4, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head, self.sparse = nn.Linear(6, 8), nn.Linear(8, n), nn.Linear(8, 3), sparse
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8)) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        value, choice = self.gate(x).softmax(-1).topk(2)
+        gates = torch.zeros(len(x), len(self.experts)).scatter(-1, choice, value)
+        out = torch.zeros_like(x)
+        for n, expert in enumerate(self.experts):
+            if self.sparse:
+                (rows,) = torch.where(gates[:, n] > 0)
+                out = out.index_add(0, rows, expert(x[rows]) * gates[rows, n, None])
+            else:
+                out = out + expert(x) * gates[:, n : n + 1]
+        return self.head(x + out)
+
+
+@mark.parametrize("sparse", [False, True])
+def test_experts_of_a_list_are_no_group(sparse: bool) -> None:
+    """Each is a branch, which leaves the others their scores, and no layer, which would leave the list."""
+    torch.manual_seed(0)
+    model, x = Listed(sparse=sparse).eval(), torch.randn(16, 6)
+    spec = pf.trace(model, (x,))
+    assert spec.capture == ("recorded" if sparse else "exported")
+    assert "if it scores the 4 modules of 'experts': experts in a list are no group" in spec.explain("gate.weight")
+    assert "modules of" not in spec.explain("head.weight") and "layer" not in {g.kind for g in spec.groups.values()}
+    if sparse:
+        return
+    assert [n for n, g in spec.groups.items() if g.kind == "branch"] == [f"experts.{i}" for i in range(4)]
+    mask = {"experts.1": torch.tensor([False])}
+    small, small_spec = pf.apply(pf.params(model), mask, spec=spec), pf.shrink(spec, mask)
+    with torch.no_grad():
+        model.experts[1][2].weight.zero_()
+        model.experts[1][2].bias.zero_()
+    module = pf.to_module(small, spec=small_spec, model=model)
+    torch.testing.assert_close(module(x), model(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pf.forward(small, x, spec=small_spec), model(x), atol=1e-6, rtol=1e-6)
+
+
 def test_returned_choices_stay() -> None:
     spec = pf.trace(Mixture(returns=True).eval(), (torch.randn(4, 6),))
     assert not experts_of(spec) and "are returned" in spec.explain("gate.weight")

@@ -24,6 +24,7 @@ from .capture import Captured, capture
 from .configured import configured_paths
 from .depth import Network, children_of_containers, find_depth
 from .dynamic import Dynamic, Names, batch_only, names_of, within
+from .expert_lists import with_reasons
 from .expert_loops import without_expert_loops
 from .experts import find_experts, has_router
 from .freeze import chosen, freeze_tensors, unwritten
@@ -247,7 +248,9 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         formulas=_cost_polynomials(analysis, solution, parameters.difference(tied), needs, stays),
         parameters=parameters,
         tied=tied,
-        frozen=solution.frozen,
+        frozen=with_reasons(
+            solution.frozen, [m.tensor for g in solution.groups.values() for m in g.members if not m.dim], model
+        ),
         unknown=FrozenDict(analysis.unknown),
         example=example_of(
             *example, captured.in_spec, program.inputs if is_exported else (), program.domain, positional(model)
