@@ -248,9 +248,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         formulas=_cost_polynomials(analysis, solution, parameters.difference(tied), needs, stays),
         parameters=parameters,
         tied=tied,
-        frozen=with_reasons(
-            solution.frozen, [m.tensor for g in solution.groups.values() for m in g.members if not m.dim], model
-        ),
+        frozen=with_reasons(solution, model),
         unknown=FrozenDict(analysis.unknown),
         example=example_of(
             *example, captured.in_spec, program.inputs if is_exported else (), program.domain, positional(model)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import nn
 
 from ..frozen_dict import FrozenDict
+from .groups import Found
 
 ROUTED = ("softmax runs over it", "its largest are picked", "tensors are stacked along it")
 """Beginnings of the reasons why the rows of a router are frozen; rows that a loop takes one by one have no reason."""
@@ -22,15 +23,10 @@ class ExpertList(NamedTuple):
     size: int
 
 
-def with_reasons(frozen: Reasons, free: Collection[str], model: nn.Module) -> Reasons:
-    """Return the reasons why dims are frozen, with one more for the rows of a router beside a list of as many modules.
-
-    Args:
-        frozen: (tensor, dim) → reasons.
-        free: tensors whose rows are prunable.
-        model: that was traced.
-    """
-    more: dict[tuple[str, int], tuple[str, ...]] = {}
+def with_reasons(solution: Found, model: nn.Module) -> Reasons:
+    """Return the reasons why dims are frozen, with one more for the rows of a router beside a list of as many modules."""
+    frozen, more = solution.frozen, dict[tuple[str, int], tuple[str, ...]]()
+    free = {m.tensor for g in solution.groups.values() for m in g.members if not m.dim}
     rows = {n: t.shape[0] for n, t in model.named_parameters() if t.ndim and n not in free}
     for found in _lists(model):
         parent = found.path.rpartition(".")[0]
