@@ -278,18 +278,22 @@ def _does_nothing_without(
     """
     sums = {t.addition for n in inside for t in summands[n].terms}
     positive = _is_positive(summands[inside[0]].input, {f"%{i.name}": i for i in program.instructions})
+    apart = sums | _numbers(program)
     for i in program.instructions:
-        if (
-            not _is_in(i.module, path)
-            or i.name not in needs.runs
-            or i.name in sums
-            or i.is_size
-            or family(i.op) in MOVES
-        ):
+        if not _is_in(i.module, path) or i.name not in needs.runs or i.name in apart or family(i.op) in MOVES:
             continue
         if is_met(needs.runs[i.name], inside) and not (positive and family(i.op) == RELU):
             return False
     return True
+
+
+def _numbers(program: Program) -> set[str]:
+    """Return the instructions whose results are sizes, or numbers computed from sizes alone, which other layers may share."""
+    found = set[str]()
+    for i in program.instructions:
+        arithmetic = i.op.startswith("operator.") and i.op != "operator.getitem" and {n[1:] for n in i.reads()} <= found
+        found |= {i.name} if i.is_size or arithmetic else set()
+    return found
 
 
 def _is_positive(value: str, instructions: Mapping[str, Instruction]) -> bool:

@@ -23,7 +23,7 @@ from ...types import Params
 from .clock import WARM_UP, Clock, quiet
 from .fit import Row, fit
 from .onnx_parts import Part
-from .points import Coordinate, coordinates, part
+from .points import Coordinate, coordinates, part, timed
 from .sessions import Loaded, load
 from .table import Grid, Op, block, is_even
 
@@ -106,7 +106,7 @@ def widths(spec: Spec, count: int, smallest: float, *, even: bool) -> Iterator[d
     orders = {g: torch.randperm(count, generator=generator).tolist() for g in spec.sizes}
     for k in range(count):
         share = {g: smallest + (1 - smallest) * (order[k] + 0.5) / count for g, order in orders.items()}
-        yield {g: part(n, share[g], MULTIPLE, even=even) for g, n in spec.sizes.items()}
+        yield {**spec.sizes, **{g: part(spec.sizes[g], share[g], MULTIPLE, even=even) for g in timed(spec)}}
 
 
 def _fitted(parts: Sequence[Part], dense: Sizes, rows: Sequence[tuple[Sizes, dict[int, float]]]) -> Iterator[Op]:
