@@ -99,6 +99,8 @@ def test_eager_experts_are_traced_by_grouped_products() -> None:
     model.set_experts_implementation("eager")
     spec = pf.trace(model, (IDS,))
     assert spec.capture == "exported" and len(experts_of(spec)) == 2
+    # the second layer reads numbers of tokens that the first one computes
+    assert [n for n, g in spec.groups.items() if g.kind == "layer"] == ["model.layers.0", "model.layers.1"]
     assert model.config._experts_implementation == "eager"
 
 
