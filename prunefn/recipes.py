@@ -25,7 +25,7 @@ from .selection import scope
 from .selection.budget import macs
 from .spec.spec import Spec
 from .tracing.rules.families import is_batch_norm
-from .types import Batch, Budget, Params, Pruned, TargetSizes
+from .types import Batch, Budget, Count, Params, Pruned, TargetSizes
 from .where import kind
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-Ratio = float | Budget | TargetSizes
+Ratio = float | Budget | Count | TargetSizes
 
 
 @door

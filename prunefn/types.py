@@ -105,17 +105,10 @@ class Stats(NamedTuple):
 
     def _repr_html_(self) -> str:
         columns = ["site", "inputs", "positions", "mean |mean|", "mean variance", "covariance"]
-        rows = [
-            [
-                name,
-                str(len(m.mean)),
-                f"{m.count:g}",
-                f"{float(m.mean.abs().mean()):.3g}",
-                f"{float(m.variance.mean()):.3g}",
-                "no" if m.scatter is None else "yes",
-            ]
-            for name, m in self.sites.items()
-        ]
+        numbers = {n: (m.count, float(m.mean.abs().mean()), float(m.variance.mean())) for n, m in self.sites.items()}
+        texts = {n: (f"{count:g}", f"{mean:.3g}", f"{variance:.3g}") for n, (count, mean, variance) in numbers.items()}
+        known = {n: "no" if m.scatter is None else "yes" for n, m in self.sites.items()}
+        rows = [[n, str(len(m.mean)), *texts[n], known[n]] for n, m in self.sites.items()]
         return html.table(columns, rows, repr(self))
 
 
@@ -189,6 +182,19 @@ class Budget(NamedTuple):
 
     def __repr__(self) -> str:
         return f"{self.quantity}({self.keep:g})"
+
+
+class Count(NamedTuple):
+    """The number of whole layers, or of experts in each mixture, that stay."""
+
+    what: str
+    """`layers` or `experts`."""
+    number: int | Mapping[str, int]
+    """Of all, or of those that a glob matches."""
+    is_choice = True
+
+    def __repr__(self) -> str:
+        return f"{self.what}({self.number})"
 
 
 class Among(NamedTuple):

@@ -147,7 +147,7 @@ def good(folder: Path) -> dict[str, Any]:
         "keep": 0.5, "kept": torch.arange(3), "key": lambda group, *_: 0, "labels": torch.arange(2),
         "logits": {"0": torch.zeros(4)}, "m": 4, "mask": {"0": bits("1011")},
         "masks": {"0.weight": torch.ones(4, 3, dtype=torch.bool)}, "means": stats(), "model": net().model, "module": net().model,
-        "n": 2, "name_or_folder": "digits", "names": list(net().params), "networks": {"net": (net().params, net().spec)},
+        "n": 2, "name_or_folder": "digits", "number": 2, "names": list(net().params), "networks": {"net": (net().params, net().spec)},
         "optimizer": torch.optim.SGD(net().model.parameters(), lr=0.1), "parameters": dict(net().model.named_parameters()),
         "params": net().params, "path": folder / "file", "prune": recipes.vbp, "period": 1, "phases": None, "ratio": 0.25,
         "recipe": None,

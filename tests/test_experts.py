@@ -99,6 +99,8 @@ def test_eager_experts_are_traced_by_grouped_products() -> None:
     model.set_experts_implementation("eager")
     spec = pf.trace(model, (IDS,))
     assert spec.capture == "exported" and len(experts_of(spec)) == 2
+    # the second layer reads numbers of tokens that the first one computes
+    assert [n for n, g in spec.groups.items() if g.kind == "layer"] == ["model.layers.0", "model.layers.1"]
     assert model.config._experts_implementation == "eager"
 
 
@@ -149,6 +151,121 @@ def test_stacked_einsum(product: bool) -> None:
     native = Mixture(3, product=product).eval()
     native.load_state_dict(small, strict=True)
     torch.testing.assert_close(pf.forward(small, x, spec=pf.shrink(spec, mask)), native(x), atol=1e-6, rtol=1e-6)
+
+
+class Soft(nn.Module):
+    """All experts compute; a softmax weighs what they add."""
+
+    def __init__(self, n: int = 5) -> None:
+        super().__init__()
+        self.n, self.stem, self.gate, self.head = n, nn.Linear(6, 8), nn.Linear(8, n), nn.Linear(8, 3)
+        self.up, self.down = nn.Parameter(torch.randn(n, 8, 10) / 3), nn.Parameter(torch.randn(n, 10, 8) / 3)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        return torch.einsum("bteh,ehd->bted", torch.einsum("btd,edh->bteh", x, self.up).relu(), self.down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + (self.gate(x).softmax(-1)[..., None] * self.outputs(x)).sum(-2))
+
+
+class Switch(Soft):
+    """One expert for each token, up to a number of tokens for each expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        p = self.gate(x).softmax(-1)
+        code = nn.functional.one_hot(p.argmax(-1), self.n)
+        code = code * (code.cumsum(-2) <= 4)
+        return self.head(x + (self.outputs(x) * code[..., None]).sum(-2) * p.max(-1).values[..., None])
+
+
+class Vision(Soft):
+    """Tokens of an image go to the places of an expert and back, as in V-MoE."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        p = self.gate(x).softmax(-1)
+        code = nn.functional.one_hot(p.topk(1).indices[..., 0], self.n)
+        place = code.cumsum(1) * code - 1
+        places = nn.functional.one_hot(place.clamp(0, 5), 6) * ((place >= 0) & (place < 6))[..., None]
+        inside = torch.einsum("btec,btd->becd", places.to(x.dtype), x)
+        out = torch.einsum("bech,ehd->becd", torch.einsum("becd,edh->bech", inside, self.up).relu(), self.down)
+        return self.head(x + torch.einsum("becd,btec->btd", out, places * p[..., None]))
+
+
+@mark.parametrize("build", [Soft, Switch, Vision])
+def test_other_routers(build: type[Soft]) -> None:
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(2, 16, 6)
+    spec, params = pf.trace(model, (x,)), pf.params(model)
+    (group,) = experts_of(spec)
+    mask = pf.mask(spec, {group.name: [0, 3]})
+    small, small_spec = pf.apply(params, mask, spec=spec), pf.shrink(spec, mask)
+    native = build(3).eval()
+    native.load_state_dict(small, strict=True)
+    out = pf.forward(small, x, spec=small_spec)
+    torch.testing.assert_close(out, native(x), atol=1e-6, rtol=1e-6)
+    module = pf.to_module(small, spec=small_spec, model=model)
+    assert torch.equal(module(x), out) and (build is Soft or module.n == 3)
+    criterion = pf.criteria.reap()
+    if build is Vision:
+        with raises(BatchError, match="in one product with their weights"):
+            pf.collect_stats(params, [x], spec=spec, criterion=criterion)
+        return
+    with torch.no_grad():
+        h = model.stem(x)
+        p, norms = model.gate(h).softmax(-1), model.outputs(h).norm(dim=-1)
+        code = nn.functional.one_hot(p.argmax(-1), 5)
+        fits = code * (code.cumsum(-2) <= 4)
+        added = p * norms if build is Soft else fits * p * norms
+        count = torch.tensor(32.0) if build is Soft else code.sum((0, 1)).clamp(min=1)
+    scores = pf.score(pf.collect_stats(params, [x], spec=spec, criterion=criterion), criterion=criterion)[group.name]
+    torch.testing.assert_close(scores, (added.sum((0, 1)) / count).double(), atol=1e-6, rtol=1e-5)
+
+
+class Listed(nn.Module):
+    """Experts that are modules of a list: a loop computes them for all tokens, or for those that choose them."""
+
+    def __init__(self, n: int = 4, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head, self.sparse = nn.Linear(6, 8), nn.Linear(8, n), nn.Linear(8, 3), sparse
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8)) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        value, choice = self.gate(x).softmax(-1).topk(2)
+        gates = torch.zeros(len(x), len(self.experts)).scatter(-1, choice, value)
+        out = torch.zeros_like(x)
+        for n, expert in enumerate(self.experts):
+            if self.sparse:
+                (rows,) = torch.where(gates[:, n] > 0)
+                out = out.index_add(0, rows, expert(x[rows]) * gates[rows, n, None])
+            else:
+                out = out + expert(x) * gates[:, n : n + 1]
+        return self.head(x + out)
+
+
+@mark.parametrize("sparse", [False, True])
+def test_experts_of_a_list_are_no_group(sparse: bool) -> None:
+    """Each is a branch, which leaves the others their scores, and no layer, which would leave the list."""
+    torch.manual_seed(0)
+    model, x = Listed(sparse=sparse).eval(), torch.randn(16, 6)
+    spec = pf.trace(model, (x,))
+    assert spec.capture == ("recorded" if sparse else "exported")
+    assert "if it scores the 4 modules of 'experts': experts in a list are no group" in spec.explain("gate.weight")
+    assert "modules of" not in spec.explain("head.weight") and "layer" not in {g.kind for g in spec.groups.values()}
+    if sparse:
+        return
+    assert [n for n, g in spec.groups.items() if g.kind == "branch"] == [f"experts.{i}" for i in range(4)]
+    mask = {"experts.1": torch.tensor([False])}
+    small, small_spec = pf.apply(pf.params(model), mask, spec=spec), pf.shrink(spec, mask)
+    with torch.no_grad():
+        model.experts[1][2].weight.zero_()
+        model.experts[1][2].bias.zero_()
+    module = pf.to_module(small, spec=small_spec, model=model)
+    torch.testing.assert_close(module(x), model(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pf.forward(small, x, spec=small_spec), model(x), atol=1e-6, rtol=1e-6)
 
 
 def test_returned_choices_stay() -> None:

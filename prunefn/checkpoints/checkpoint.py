@@ -21,7 +21,7 @@ from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
 from ..modules.confirm import confirm_by_trace
 from ..modules.infer import infer_sizes
-from ..modules.layers import follow
+from ..modules.layers import follow, traced_name
 from ..modules.libraries import configured
 from ..modules.places import Place, places
 from ..modules.plan import ABSENT, REMOVED, Plan, plan_in, remember
@@ -111,9 +111,10 @@ def _module_state(module: nn.Module, spec: Spec | None) -> tuple[dict[str, Tenso
     for name, t in state.items():
         if t.is_meta:
             raise ParamsError(f"what= has {name!r} on meta, without numbers to write; load its weights first")
-        if spec is not None and name in spec.axes and tuple(t.shape) != spec.shape(name):
+        traced = name if spec is None else traced_name(name, spec)
+        if spec is not None and traced in spec.axes and tuple(t.shape) != spec.shape(traced):
             raise ParamsError(
-                f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(name)}; give the spec at the module's sizes, "
+                f"{name!r} has shape {tuple(t.shape)}, but the spec says {spec.shape(traced)}; give the spec at the module's sizes, "
                 "pf.shrink(spec, mask)"
             )
     first_names: dict[tuple[Any, ...], str] = {}

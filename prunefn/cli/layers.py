@@ -16,7 +16,7 @@ from ..settings import section_of, validated
 from .sections import Config
 
 AMOUNTS = {"ratio", "macs", "params", "activations", "latency"}
-"""Options of `prune` for the amount to remove."""
+"""Options of `prune` for the amount to remove; numbers of layers and experts go with any of them."""
 
 
 def shipped_configs() -> dict[str, str]:

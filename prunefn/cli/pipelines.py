@@ -19,6 +19,8 @@ from .sections import Pat, Prune
 
 ROUND_TO = 16
 """Default multiple of the sizes under a latency: kernels fill up other numbers."""
+COUNTED = ("layers", "experts")
+"""Options of `prune` for numbers of groups that stay."""
 
 
 def options_of(section: Prune) -> dict[str, Any]:
@@ -52,12 +54,16 @@ def amount_of(section: Prune) -> Any:
     """Return the amount to remove: a ratio, a budget, or several budgets.
 
     Raises:
-        PruneError: the section has both a ratio and a budget, or a latency, which `latency_budget` reads.
+        PruneError: the section has both a ratio and a budget; or a latency, layers or experts, which `latency_budget` and
+            `stages_of` read.
     """
     if section.latency is not None:
         raise PruneError(
             f"prune.latency is {section.latency!r}, which is for `prunefn prune` and `prunefn pat`; give --macs or --params"
         )
+    for name in COUNTED:
+        if (value := getattr(section, name)) is not None:
+            raise PruneError(f"prune.{name} is {value!r}, which only `prunefn prune` takes; give --macs or --params")
     kept = {n: k for n in ("macs", "params", "activations") if (k := getattr(section, n)) is not None}
     if kept and section.ratio is not None:
         raise PruneError(
@@ -82,7 +88,7 @@ def latency_of(section: Prune) -> tuple[float, bool] | None:
                 f"prune.runtime is {section.runtime!r}, and there is no latency to measure; give --latency"
             )
         return None
-    others = [n for n in ("ratio", "macs", "params", "activations") if getattr(section, n) is not None]
+    others = [n for n in ("ratio", "macs", "params", "activations", *COUNTED) if getattr(section, n) is not None]
     if others:
         raise PruneError(f"prune.latency is {text!r}, and prune.{others[0]} is another amount; give one of the two")
     in_ms = text.strip().lower().endswith("ms")

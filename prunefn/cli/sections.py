@@ -146,6 +146,14 @@ class Prune(Settings):
     """fraction of the parameters to keep"""
     activations: float | None = Field(default=None, gt=0, le=1)
     """fraction of the activations to keep"""
+    layers: int | dict[str, int] | None = None
+    """whole layers to keep, of all or of each container, {glob: number}; they go before what macs, params or ratio remove"""
+    layers_criterion: str | None = None
+    """what scores layers: block_influence (the default), branch_error, or random, which needs no data"""
+    experts: int | dict[str, int] | None = None
+    """experts to keep in each mixture, or {glob of groups: number}; they go after layers, and before the rest"""
+    experts_criterion: str | None = None
+    """what scores experts: reap, expert_frequency, magnitude; default: reap if there are data, else magnitude"""
     latency: str | None = None
     """latency to keep, measured here: 0.5 is half of the dense network's, 8ms are milliseconds of a batch of one; for prune and pat"""
     runtime: Runtime | None = None
@@ -157,8 +165,8 @@ class Prune(Settings):
     compensation: str | None = None
     """mean, affine(ridge=1e-4), variance_rescale, none"""
     where: str | None = None
-    """groups that may shrink: hidden, residual, heads, head_dim, groups, layer, branch, a glob, or kind("hidden") &
-    ~module("blocks.0"); all: every group but whole layers and branches"""
+    """groups that may shrink: hidden, residual, heads, head_dim, groups, layer, branch, experts, a glob, or kind("hidden") &
+    ~module("blocks.0"); all: every group but whole layers, branches and experts"""
     freeze: tuple[str, ...] = ()
     """tensors or modules that must not change"""
     round_to: int = Field(default=1, ge=1)

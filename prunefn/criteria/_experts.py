@@ -15,7 +15,7 @@ from ..errors import BatchError
 from ..program.batches import device_of, inputs_of
 from ..program.compiled import argument, compiled
 from ..spec.axis import unit_of
-from ..spec.routing import routes_of
+from ..spec.routing import Route, routes_of
 from ..spec.spec import Spec, check_runnable
 from ..stats.weights import position_weights, weights_at
 from ..types import Batch, Collector, Criterion, Params, Scores, Stats
@@ -45,13 +45,23 @@ class Choices(NamedTuple):
             weighted = argument(graph, "weights") if weights is not None else None
             rows = []
             for n, (g, r) in enumerate(routes.items()):
-                w = None if weighted is None else graph.call_function(weights_at, (weighted, r.ids, -1, env[r.ids]))
+                c = r.choice
+                at = (weighted, c.scores, c.dim, env[c.scores])
+                w = None if weighted is None else graph.call_function(weights_at, at)
+                ids = env.get(c.ids)
+                ids = graph.call_method("unsqueeze", (ids, -1)) if c.single else ids
+                scores = graph.call_method("movedim", (env[c.scores], c.dim, -1))
                 units = argument(graph, f"units_{n}")
-                args = (env[r.ids], env[r.parts] if self.norms else None, w, units, spec.sizes[g])
+                args = (scores, ids, _added(graph, env, r) if self.norms else None, r.every, w, units, spec.sizes[g])
                 rows.append(graph.call_function(sums_of, args))
             return tuple(rows)
 
-        wanted = [v for r in routes.values() for v in (r.ids, *([r.parts] if self.norms else []))]
+        wanted = [
+            v
+            for r in routes.values()
+            for v in (r.choice.scores, r.choice.ids, self.norms * r.parts, self.norms * r.scale)
+            if v
+        ]
         run = compiled(spec, params, ("experts", self.norms, weights is not None), emit, only=wanted)
         more = [] if weights is None else [weights]
         with torch.no_grad():
@@ -59,26 +69,42 @@ class Choices(NamedTuple):
         return dict(zip(routes, rows, strict=True))
 
 
+def _added(graph: fx.Graph, env: Mapping[str, Any], route: Route) -> Any:
+    """Return what each choice adds."""
+    if not route.scale:
+        return env[route.parts]
+    return graph.call_function(torch.mul, (env[route.parts], graph.call_method("unsqueeze", (env[route.scale], -1))))
+
+
 @torch.fx.wrap
 def sums_of(
-    ids: Tensor, parts: Tensor | None, weights: Tensor | None, of_position: Tensor, units: int
+    scores: Tensor,
+    ids: Tensor | None,
+    parts: Tensor | None,
+    every: bool,
+    weights: Tensor | None,
+    of_position: Tensor,
+    units: int,
 ) -> Float[Tensor, "rows units"]:
     """Return the sums over tokens for the units of a group of experts: see `TOKENS`.
 
     Args:
-        ids: the positions that each token chooses, [tokens…, chosen].
+        scores: by which positions are chosen, [tokens…, positions].
+        ids: the positions that each token chooses, [tokens…, chosen]; None: all.
         parts: what is added for each choice, [tokens…, chosen, channels], or by each position, [tokens…, positions, channels].
+        every: whether it is by each position.
         weights: of the tokens, [tokens…]; None: all count once.
         of_position: unit of each position, [positions].
         units: number of units.
     """
-    flat = ids.flatten(0, -2)
-    w = torch.ones(len(flat), device=ids.device) if weights is None else weights.to(ids.device).flatten()
+    positions = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape) if ids is None else ids
+    flat = positions.flatten(0, -2)
+    w = torch.ones(len(flat), device=flat.device) if weights is None else weights.to(flat.device).flatten()
     w, chosen = w.double(), of_position[flat]
     sums = [w.sum().expand(units), _per_unit(w[:, None].expand(chosen.shape), chosen, units)]
     if parts is not None:
         norms = torch.linalg.vector_norm(parts.double(), dim=-1).flatten(0, -2)
-        norms = norms.gather(1, flat) if norms.shape != flat.shape else norms
+        norms = norms.gather(1, flat) if every else norms
         sums.append(_per_unit(w[:, None] * norms, chosen, units))
     return torch.stack(sums)
 
@@ -94,7 +120,7 @@ def _none_text(spec: Spec) -> str:
             "the program adds what the experts compute in one product with their weights, so that no value holds what each of them "
             "adds; use criteria.expert_frequency()"
         )
-    return "the spec has no group of experts, which a top-k chooses; see spec.groups"
+    return "the spec has no group of experts, which a router chooses or weighs; see spec.groups"
 
 
 CHOSEN = Collector("choices of experts", Choices(norms=False))
@@ -104,6 +130,8 @@ ADDED = Collector("choices of experts, and what they add", Choices(norms=True))
 @door
 def expert_frequency() -> Criterion:
     """Score the experts of a mixture by the share of tokens that choose them, from 0 to 1.
+
+    Where all experts compute for every token, weighted by a softmax, the share is 1 for all; use `reap`.
 
     Other groups have no score: choose `pf.kind("experts")`. Padding does not count where a mask or lengths are among the inputs.
     No labels are needed.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import nearest
 from ..spec.parts import Group
-from ..types import Budget, Compensation, Criterion, Scope, TargetSizes
+from ..types import Budget, Compensation, Count, Criterion, Scope, TargetSizes
 from .plain import Read, Refuse, at_entry, read_float, read_int
 from .words import menu, public_name, said
 
@@ -63,7 +63,7 @@ def _makes(function: Any, *class_names: str) -> bool:
 
 
 MADE = (
-    "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Choice", "Normalizer", "Schedule",
+    "Criterion", "Scope", "WeightScope", "Pattern", "Solver", "Compensation", "Budget", "Count", "Choice", "Normalizer", "Schedule",
     "Regularizer", "Distance",
 )  # fmt: skip
 """Classes of values that functions of prunefn make; no argument takes such a function itself."""
@@ -117,8 +117,8 @@ def read_criteria(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any
 
 def read_ratio(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
     """Read a number, a budget, several budgets, sizes, or a number for each glob; the function itself checks the range."""
-    _refuse_uncalled(value, ("Budget",), refuse)
-    if isinstance(value, Budget | TargetSizes):
+    _refuse_uncalled(value, ("Budget", "Count"), refuse)
+    if isinstance(value, Budget | Count | TargetSizes):
         return value
     if isinstance(value, Mapping):
         for key, v in value.items():

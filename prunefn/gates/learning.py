@@ -179,7 +179,13 @@ def learner(
         check_stats(means, spec, params)
     groups = tuple(g.name for g in spec.groups.values() if matches(where, g) and can_be_masked(g, spec))
     if not groups:
-        raise PruneError(f"no group matches where={where!r}: there is nothing to learn gates for")
+        bare = next((g for g in spec.groups.values() if matches(where, g)), None)
+        why = (
+            ""
+            if bare is None
+            else f" but {bare.name!r} and others of kind {bare.kind!r}, which no gate between 0 and 1 can mask"
+        )
+        raise PruneError(f"no group matches where={where!r}{why}: there is nothing to learn gates for")
     if not lr > 0 or steps < 1:
         raise PruneError(f"steps is {steps} and lr {lr}; steps must be 1 or more, and lr above 0")
     shares = Shares([budget] if isinstance(budget, Budget) else list(budget), spec)

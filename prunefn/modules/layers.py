@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter, signature
+from itertools import count, islice
 from math import inf
 from typing import Any, NamedTuple
 
@@ -193,6 +194,27 @@ class _Renumbering:
             out.append(self.places.get(path, {}).get(part, part))
             path = f"{path}.{part}".lstrip(".")
         return ".".join(out)
+
+
+def traced_name(name: str, spec: Spec) -> str:
+    """Return the name in the traced model of a tensor of a rebuilt module, whose layers moved up where others left.
+
+    >>> from types import SimpleNamespace
+    >>> traced_name("blocks.1.weight", SimpleNamespace(removed={"blocks.0": LAYER, "blocks.2": LAYER}))
+    'blocks.3.weight'
+    """
+    lost: dict[str, set[str]] = {}
+    for path, kind in spec.removed.items():
+        parent, _, child = path.rpartition(".")
+        if kind == LAYER and child.isdecimal():
+            lost.setdefault(parent, set()).add(child)
+    path = ""
+    for part in name.split("."):
+        gone = lost.get(path, set())
+        if part.isdecimal() and gone:
+            part = next(islice((str(n) for n in count() if str(n) not in gone), int(part), None))
+        path = f"{path}.{part}".lstrip(".")
+    return path
 
 
 def renamed(value: Any, rename: Callable[[str], str]) -> Any:

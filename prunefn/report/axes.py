@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..spec.axis import Axis, Concat, Derived, Fixed, Leaf, Product
 from ..spec.expressions import written
+from ..spec.interface import INTERFACES
+from ..spec.parts import EXPERTS
 from ..spec.spec import Spec
 from .plots import INK, canvas, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HUES = {"hidden": "#E8832A", "residual": "#3F83C4", "heads": "#3FA35B", "head_dim": "#9A6FC0", "groups": "#C9A227"}
+HUES = {
+    "hidden": "#E8832A",
+    "residual": "#3F83C4",
+    "heads": "#3FA35B",
+    "head_dim": "#9A6FC0",
+    "groups": "#C9A227",
+    EXPERTS: "#C4473F",
+    **dict.fromkeys(INTERFACES, "#5F6B7A"),
+}
 """Kind → colour; the groups of a kind have lighter and darker shades of it."""
 FROZEN = "#E6E6E6"
 MEANING = {
@@ -23,6 +33,12 @@ MEANING = {
     "heads": "attention heads",
     "head_dim": "width of a head",
     "groups": "groups of a convolution",
+    EXPERTS: "experts of a mixture",
+    "vocabulary": "rows of an embedding",
+    "classes": "outputs that are classes",
+    "inputs": "channels of an input",
+    "outputs": "channels of an output",
+    "interface": "what others count on",
 }
 CHAR = 0.074
 """Width of a character in inches at the size of the labels."""

@@ -1,4 +1,4 @@
-"""Budgets: upper bounds on the fraction of a cost that is kept."""
+"""Budgets: upper bounds on the fraction of a cost that is kept, and numbers of layers and experts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ..errors import BudgetError, PruneError
 from ..spec.kv_cache import cached_elements
 from ..spec.parts import Cost
 from ..spec.spec import Spec
-from ..types import Budget, Predictor, Where
+from ..types import Budget, Count, Predictor, Where
 from ..where import matches
+from .counts import EXPERTS, LAYERS
 from .meeting import at_least, fewest
 from .polynomial_roots import degrees, root
 
-__all__ = ["activations", "custom", "latency", "macs", "memory", "params", "uniform_ratio"]
+__all__ = ["activations", "custom", "experts", "latency", "layers", "macs", "memory", "params", "uniform_ratio"]
 
 
 @door
@@ -166,6 +167,57 @@ def custom(
             f"budget.custom(name={name!r}): this is the name of a cost of the spec; use budget.{name}({keep})"
         )
     return _budget(name, keep, cost, falls=falls, soft=soft)
+
+
+@door
+def layers(number: int | Mapping[str, int]) -> Count:
+    """Keep this number of whole layers: those of the best scores.
+
+    Layers are the children of a container of layers, those that cannot go included, as a config counts them. Score them by
+    `criteria.block_influence`, `branch_error` or `pf.eliminate`. `pf.target` states the number by the name in a config.
+
+    Args:
+        number: of all containers together; or {glob on containers: number of their layers}, as `{"encoder.*": 4, "decoder.*": 6}`.
+
+    Raises:
+        BudgetError: the number is below 1; or (when used) there are fewer layers, or some of them cannot go.
+        PruneError: (when used) the model has no layers, or a layer has no score.
+
+    >>> import torch, prunefn as pf
+    >>> model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3).eval()
+    >>> x, influence = torch.randn(4, 5, 8), pf.criteria.block_influence()
+    >>> prune = pf.pipeline(criterion=influence, where=pf.kind("layer"), ratio=layers(2))
+    >>> sum(int(m.sum()) for m in prune(pf.params(model), [x], spec=pf.trace(model, (x,))).mask.values())
+    2
+    """
+    return _count(LAYERS, number)
+
+
+@door
+def experts(number: int | Mapping[str, int]) -> Count:
+    """Keep this number of experts in each mixture: those of the best scores.
+
+    Score them by `criteria.reap` or `expert_frequency`, or `magnitude` without data. Where a router chooses groups of experts first,
+    every group keeps as many.
+
+    Args:
+        number: of the experts of each mixture; or {glob on groups: number}.
+
+    Raises:
+        BudgetError: the number is below 1; or (when used) a mixture has fewer experts, or a token chooses more.
+        PruneError: (when used) the model has no groups of experts.
+
+    >>> experts(96)
+    experts(96)
+    """
+    return _count(EXPERTS, number)
+
+
+def _count(what: str, number: int | Mapping[str, int]) -> Count:
+    for n in number.values() if isinstance(number, Mapping) else [number]:
+        if n < 1:
+            raise BudgetError(f"budget.{what}({number}): it is the number that stays, at least 1")
+    return Count(what, number)
 
 
 def _budget(

@@ -12,10 +12,11 @@ import torch
 from ..doors import door
 from ..errors import BudgetError, MaskError, PruneError, nearest
 from ..spec.spec import Spec
-from ..types import Budget, Mask, Scope, Scores, TargetSizes
+from ..types import Budget, Count, Mask, Scope, Scores, TargetSizes
 from . import scope as scopes
 from .caps import TINY, Caps, RoundTo, caps, patterns
 from .corresponding import equal_caps
+from .counts import counted
 from .exact import at_sizes
 from .knapsack import by_saving
 from .meeting import fewest
@@ -25,8 +26,8 @@ from .protect import protected, raised
 DIGITS = 10_000
 """Ratios in messages are multiples of 1 / DIGITS: four digits."""
 
-Ratio = float | Budget | Sequence[Budget] | TargetSizes | Mapping[str, float]
-"""Ratio of units removed, one or more budgets, exact sizes, or a ratio for each glob on the groups' names."""
+Ratio = float | Budget | Sequence[Budget] | Count | TargetSizes | Mapping[str, float]
+"""Ratio of units removed, one or more budgets, a number of layers or experts, exact sizes, or a ratio for each glob on names."""
 
 
 @door
@@ -51,7 +52,7 @@ def select(
             several budgets, all of which are met; or a ratio for each glob, `{"layer1.*": 0.2, "*": 0.5}`: a group takes the
             ratio of its own name, else of the first glob that matches; groups that match none are not pruned. The groups of a
             glob are ranked among themselves. Or exact sizes, as `pf.target` makes them of the numbers of a config, whatever the
-            scope: every group keeps its best units.
+            scope: every group keeps its best units; `budget.layers(24)` and `budget.experts(96)` are such sizes, too.
         spec: needed for budgets and by most scopes; with it, the scores are checked against its groups.
         scope: which units are ranked together; default: `scope.global_()`.
         round_to: kept counts are multiples of this, rounded up, so that no more is removed than the ratio allows. A group
@@ -82,6 +83,10 @@ def select(
     )
     _check_scores(scores, spec)
     limits = protected(names, limits, spec)
+    if isinstance(ratio, Count):
+        if spec is None:
+            raise PruneError(f"budget.{ratio!r} needs the spec: select(scores, budget.{ratio!r}, spec=spec)")
+        ratio = counted(ratio, spec)
     if isinstance(ratio, TargetSizes):
         return at_sizes(scores, ratio, limits, spec)
     if budgets := _budgets(ratio):

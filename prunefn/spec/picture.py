@@ -14,8 +14,9 @@ from ..drawing import svg
 from ..errors import PruneError
 from ..files import atomic
 from .data import SpecData
+from .interface import INTERFACES
 from .layout import LETTER, Layout, Row, cut, fit, layout, modules, short
-from .parts import Group
+from .parts import EXPERTS, Group
 from .views import explain
 
 if TYPE_CHECKING:
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
 
 
 ENDINGS = (".svg", ".png", ".pdf", ".html")
-COLOURS = {"hidden": "#56B4E9", "residual": "#E69F00", "heads": "#009E73", "head_dim": "#CC79A7", "groups": "#D9C400"}
+COLOURS = {
+    "hidden": "#56B4E9",
+    "residual": "#E69F00",
+    "heads": "#009E73",
+    "head_dim": "#CC79A7",
+    "groups": "#D9C400",
+    EXPERTS: "#D55E00",
+    **dict.fromkeys(INTERFACES, "#0072B2"),
+}
 """Okabe and Ito's palette, which colour-blind readers can tell apart; the box also names the kind."""
 INK, GREY, LINE = "#222222", "#666666", "#777777"
 TINT = 0.22

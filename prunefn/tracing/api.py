@@ -24,8 +24,9 @@ from .capture import Captured, capture
 from .configured import configured_paths
 from .depth import Network, children_of_containers, find_depth
 from .dynamic import Dynamic, Names, batch_only, names_of, within
+from .expert_lists import with_reasons
 from .expert_loops import without_expert_loops
-from .experts import find_experts, picks_positions
+from .experts import find_experts, has_router
 from .freeze import chosen, freeze_tensors, unwritten
 from .groups import Found, find_groups
 from .interfaces import Requested, RequestError, free_interfaces
@@ -176,7 +177,7 @@ def _trace_by_export(model: nn.Module, example: Given, settings: Settings, names
 def _trace_with_sizes(model: nn.Module, example: Given, settings: Settings, names: list[Names]) -> Spec:
     """Trace by `torch.export` with these sizes that may vary, and prove the program."""
     captured = capture(model, *example, settings.train, names, settings.rules)
-    lenient = bool(settings.free) or picks_positions(captured.nodes)
+    lenient = bool(settings.free) or has_router(captured)
     analysis = analyse(captured, settings.rules, lenient=lenient)
     spec = guarded(_build_spec(model, example, settings, captured, analysis), captured)
     if not settings.check or not runs(model, *example):
@@ -247,7 +248,7 @@ def _build_spec(model: nn.Module, example: Given, settings: Settings, captured: 
         formulas=_cost_polynomials(analysis, solution, parameters.difference(tied), needs, stays),
         parameters=parameters,
         tied=tied,
-        frozen=solution.frozen,
+        frozen=with_reasons(solution, model),
         unknown=FrozenDict(analysis.unknown),
         example=example_of(
             *example, captured.in_spec, program.inputs if is_exported else (), program.domain, positional(model)

@@ -14,6 +14,9 @@ from ..spec.parts import Branch, Group, Term
 from ..spec.program import Instruction, Program, Ref, Slot, refs
 from .rules.families import MAXIMA, MOVES, RELU, family
 
+POSITIONS = ("aten.select", "aten.slice", "aten.eq", "operator.getitem")
+"""Ops with a position of an axis, or of a list of tensors, as a number."""
+
 
 class Depth(NamedTuple):
     """The groups of whole blocks."""
@@ -212,11 +215,31 @@ def _layers(summands: Mapping[str, Branch], needs: Needs, program: Program, net:
         p for p, inside in valid.items() if not any(_is_in(addition[summands[n].terms[0].addition], p) for n in inside)
     ]
     pairs = {p for p in outside if any(_is_in(p, q) and p != q and len(valid[q]) > len(valid[p]) for q in valid)}
-    left = {p: inside for p, inside in valid.items() if p not in pairs}
+    numbered = _numbered_experts(valid, summands, needs, program)
+    left = {p: inside for p, inside in valid.items() if p not in pairs and p not in numbered}
     order = list(dict.fromkeys(i.module for i in program.instructions))
     smallest = [p for p in left if not any(_is_in(q, p) and q != p for q in left)]
     first = {p: next((k for k, m in enumerate(order) if _is_in(m, p)), len(order)) for p in smallest}
     return {p: left[p] for p in sorted(smallest, key=first.__getitem__)}
+
+
+def _numbered_experts(
+    valid: Mapping[str, list[str]], summands: Mapping[str, Branch], needs: Needs, program: Program
+) -> set[str]:
+    """Return the children that read one stream side by side and whose results meet a position of another value, such as a score.
+
+    They are experts of a list: without one of them, those behind it would meet the scores of others.
+    """
+    beside: dict[tuple[str, str], list[str]] = {}
+    for path, inside in valid.items():
+        beside.setdefault((path.rpartition(".")[0], summands[inside[0]].input), []).append(path)
+    together = [path for paths in beside.values() if len(paths) > 1 for path in paths]
+    picks = [i for i in program.instructions if i.op.startswith(POSITIONS) and i.name in needs.runs]
+    return {
+        path
+        for path in together
+        if any(not _is_in(i.module, path) and not is_met(needs.runs[i.name], valid[path]) for i in picks)
+    }
 
 
 def _bypassed(
@@ -255,18 +278,22 @@ def _does_nothing_without(
     """
     sums = {t.addition for n in inside for t in summands[n].terms}
     positive = _is_positive(summands[inside[0]].input, {f"%{i.name}": i for i in program.instructions})
+    apart = sums | _numbers(program)
     for i in program.instructions:
-        if (
-            not _is_in(i.module, path)
-            or i.name not in needs.runs
-            or i.name in sums
-            or i.is_size
-            or family(i.op) in MOVES
-        ):
+        if not _is_in(i.module, path) or i.name not in needs.runs or i.name in apart or family(i.op) in MOVES:
             continue
         if is_met(needs.runs[i.name], inside) and not (positive and family(i.op) == RELU):
             return False
     return True
+
+
+def _numbers(program: Program) -> set[str]:
+    """Return the instructions whose results are sizes, or numbers computed from sizes alone, which other layers may share."""
+    found = set[str]()
+    for i in program.instructions:
+        arithmetic = i.op.startswith("operator.") and i.op != "operator.getitem" and {n[1:] for n in i.reads()} <= found
+        found |= {i.name} if i.is_size or arithmetic else set()
+    return found
 
 
 def _is_positive(value: str, instructions: Mapping[str, Instruction]) -> bool:

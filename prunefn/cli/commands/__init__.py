@@ -43,9 +43,11 @@ COMMANDS = (
         "prune",
         """Remove units of a trained model, once, with statistics of clean training images. Nothing is trained.
 
-        Without data, only criteria on weights work (--criterion magnitude --compensation none). The folder gets pruned.safetensors
-        (for --checkpoint of the other commands, in the original class), mask.safetensors, summary.json, spec.json, pictures and
-        report.html.
+        Without data, only criteria on weights work (--criterion magnitude --compensation none). --layers 24 and --experts 96 keep
+        so many whole layers and experts, the best ones, alone or before what a budget such as --macs 0.6 removes.
+
+        The folder gets pruned.safetensors (for --checkpoint of the other commands, in the original class), mask.safetensors,
+        summary.json, spec.json, pictures and report.html.
         """,
         ("model", "data", "prune"),
         own=("prune",),

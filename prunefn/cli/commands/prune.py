@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from ...spec.spec import Spec
 from ...tables import Table, terminal
 from ...types import Batch, Budget, Mask, Params, Pruned
 from ..command import Job, Result
-from ..pipelines import aligned, amount_of, latency_budget, latency_of, maker_of
+from ..pipelines import COUNTED, aligned, amount_of, latency_budget, latency_of, maker_of
 from ..resources import calibration, device_of, move, network_of, optional_data, write_json, write_yaml
 from ..sections import Config
+from ..sections import Prune as Section
+from ..stages import has_counts, in_stages, rest_of
 
 PRUNED = "pruned.safetensors"
 
+Call = Callable[[Params, list[Batch] | None], Pruned]
+"""Prunes params with batches."""
 RECIPE = "best"
 """The recipe, unless another one is given."""
 
@@ -40,9 +45,9 @@ def run(job: Job) -> Result:
     data = optional_data(config)
     network = network_of(config, data)
     spec, params = network.spec(), params_of(network.model)
-    make, amount, latencies = _amount(config, params, spec, job)
+    prune, latencies = _prune_of(config, params, spec, job)
     batches = None if data is None else calibration(config, config.prune.images, config.prune.batch_size)
-    pruned = _pruned(make(amount), move(params, device_of(config)), batches, spec=spec, progress=not job.quiet)
+    pruned = prune(move(params, device_of(config)), batches)
     mask = move(pruned.mask, "cpu")
     module = to_module(move(pruned.params, "cpu"), spec=pruned.spec, model=network.model)
     save(module, out / PRUNED, spec=pruned.spec, masks=mask)
@@ -73,15 +78,26 @@ def run(job: Job) -> Result:
     return {**summary, "goal_met": goal_metrics(summary)["goal_met"]}
 
 
-def _amount(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Any, Any, LatencyTable | None]:
-    """Return what makes the pipeline, the amount to remove, and the table of latencies that was measured for it."""
-    section = config.prune
-    if latency_of(section) is None:
-        return maker_of(section, RECIPE), amount_of(section), None
-    section = aligned(section)
+def _prune_of(config: Config, params: Params, spec: Spec, job: Job) -> tuple[Call, LatencyTable | None]:
+    """Return what prunes with params and batches, and the table of latencies that was measured for it."""
+    section, progress = config.prune, not job.quiet
+    if latency_of(section) is not None:
+        section = aligned(section)
+        on_device = move(params, device_of(config, section.runtime or "eager"))
+        amount, latencies = latency_budget(section, on_device, spec, progress)
+        return partial(_pruned, maker_of(section, RECIPE)(amount), spec=spec, progress=progress), latencies
     make = maker_of(section, RECIPE)
-    on_device = move(params, device_of(config, section.runtime or "eager"))
-    return make, *latency_budget(section, on_device, spec, not job.quiet)
+    if not has_counts(section):
+        return partial(_pruned, make(amount_of(section)), spec=spec, progress=progress), None
+    rest = rest_of(section, make)
+
+    def in_order(params: Params, batches: list[Batch] | None) -> Pruned:
+        def run(prune: Prune, params: Params, spec: Spec) -> Pruned:
+            return _pruned(prune, params, batches, spec=spec, progress=progress)
+
+        return in_stages(params, spec, section, rest, run, data=batches is not None)
+
+    return in_order, None
 
 
 def predicted(latencies: LatencyTable, mask: Mask, job: Job) -> Result:
@@ -157,25 +173,25 @@ def table(rows: list[Result]) -> Table:
 def plan(config: Config) -> Iterable[str]:
     """Yield the steps."""
     p = config.prune
-    timed = latency_of(p) is not None
-    amount: Any = None if timed else amount_of(p)
-    maker_of(p, RECIPE)
+    make, timed, counts = maker_of(p, RECIPE), latency_of(p) is not None, has_counts(p)
+    rest = rest_of(p, make) if counts else None
+    amount: Any = None if timed else rest.amount if rest is not None else None if counts else amount_of(p)
     yield f"build {config.model.name}, load {config.model.checkpoint or 'no checkpoint: random weights'}, trace it once"
     if config.data.name:
         yield f"collect statistics of {p.images} clean training images of {config.data.name}"
     if timed:
         yield f"time the network at several widths, runtime {p.runtime or 'eager'}"
-    yield f"{p.recipe or RECIPE}: remove " + (
-        f"down to a latency of {p.latency}"
-        if timed
-        else f"a ratio of {amount} of the units"
-        if isinstance(amount, float | dict)
-        else _budgets(amount)
-    )
+    yield from (f"keep {n} {name}" for name in COUNTED if (n := getattr(p, name)) is not None)
+    if timed or amount is not None:
+        yield f"{p.recipe or RECIPE}: remove {_amount_text(p, amount)}"
     yield "measure dense and pruned" if config.data.name else "count MACs and parameters"
     yield f"write {PRUNED}, mask, summary, pictures, report.html"
 
 
-def _budgets(amount: Budget | list[Budget]) -> str:
-    budgets = amount if isinstance(amount, list) else [amount]
+def _amount_text(section: Section, amount: Any) -> str:
+    if section.latency is not None:
+        return f"down to a latency of {section.latency}"
+    if isinstance(amount, float | dict):
+        return f"a ratio of {amount} of the units"
+    budgets: list[Budget] = amount if isinstance(amount, list) else [amount]
     return "down to " + " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets)

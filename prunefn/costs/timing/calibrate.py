@@ -23,7 +23,7 @@ from ...spec.program import Instruction
 from ...spec.spec import Spec
 from ...types import Params
 from .clock import Call, Clock, quiet
-from .points import part
+from .points import part, timed
 from .table import Grid
 from .walk import Env, Machine, machine, walk
 
@@ -52,8 +52,8 @@ def networks(
     args, kwargs = inputs
     out = []
     for share in sorted({1.0, *shares}, reverse=True):
-        kept = {g: part(n, share, multiple, even=False) for g, n in spec.sizes.items()}
-        mask = {g: torch.arange(n) < kept[g] for g, n in spec.sizes.items()}
+        kept = {g: part(spec.sizes[g], share, multiple, even=False) for g in timed(spec)}
+        mask = {g: torch.arange(spec.sizes[g]) < n for g, n in kept.items()}
         small, small_spec = apply(params, mask, spec=spec), shrink(spec, mask)
         m = machine(small_spec, small, flat_inputs(spec, args, kwargs), device)
         out.append(Network(m, Call("whole", "forward", partial(forward, small, spec=small_spec), args, kwargs)))

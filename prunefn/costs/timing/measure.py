@@ -20,7 +20,7 @@ from ...spec.spec import Spec, check_runnable
 from ...types import Params
 from .calibrate import Network, Placed, corrected, in_place, networks
 from .clock import Call, Clock, clock_for, device_name, typical
-from .points import Mesh, coordinates, mesh, sizes_in
+from .points import Mesh, coordinates, mesh, sizes_in, timed
 from .runtimes import KERNELS, check_runtime, version_of
 from .table import Grid, LatencyTable, Op, merge
 from .walk import Env, Machine, instruction_axes, is_view, resized, walk
@@ -192,7 +192,7 @@ def _measure_over_grid(m: Machine, ins: Instruction, env: Env, plan: _Plan, *, v
     """Time an instruction alone over the grid of the sizes that it depends on; a view is not timed."""
     key, _ = resized(m, ins, env, {})
     argument_sizes = sizes_in((ins.args, tuple(v for _, v in ins.kwargs)))
-    op_coordinates = coordinates([*instruction_axes(m.spec, ins)], argument_sizes, m.spec.sizes.keys())
+    op_coordinates = coordinates([*instruction_axes(m.spec, ins)], argument_sizes, timed(m.spec))
     if view or not op_coordinates:
         return _Measured(ins, key)
 

@@ -7,7 +7,9 @@ from itertools import product as combinations
 from typing import NamedTuple
 
 from ...spec.axis import Axis, Concat, Leaf, Product, leaves, size
+from ...spec.parts import EXPERTS
 from ...spec.program import Size
+from ...spec.spec import Spec
 
 MOST = 3
 """Maximal number of coordinates; an op that depends on more is measured along a line through them."""
@@ -123,6 +125,11 @@ def _line(c: Coordinate, dense: Mapping[str, int], shares: Sequence[float], mult
         leaf_sizes.append({**full, first: n - 1})  # an odd size next to the full one, which may be even
     by_size = {size(c.axis, {**dense, **sizes}): sizes for sizes in (*leaf_sizes, full)}
     return [Point((n,), by_size[n]) for n in sorted(by_size)]
+
+
+def timed(spec: Spec) -> frozenset[str]:
+    """Return the groups at whose sizes networks are timed: all but experts, as many of which compute for a token as before."""
+    return frozenset(g for g, group in spec.groups.items() if group.kind != EXPERTS)
 
 
 def part(n: int, share: float, multiple: int, *, even: bool) -> int:

@@ -24,7 +24,7 @@ from ...types import Params
 from .clock import WARM_UP, Clock, quiet
 from .fit import Row, fit
 from .loaded import Loaded, Part
-from .points import Coordinate, coordinates, part
+from .points import Coordinate, coordinates, part, timed
 from .runtimes import KERNELS, Kernels, load
 from .table import Grid, Op, block, is_even
 
@@ -113,7 +113,10 @@ def widths(timer: Timer, count: int, smallest: float, *, even: bool) -> Iterator
     orders = {g: torch.randperm(count, generator=generator).tolist() for g in spec.sizes}
     for k in range(count):
         share = {g: smallest + (1 - smallest) * (order[k] + 0.5) / count for g, order in orders.items()}
-        yield {g: part(n, share[g], timer.kernels.multiple, even=even) for g, n in spec.sizes.items()}
+        yield {
+            **spec.sizes,
+            **{g: part(spec.sizes[g], share[g], timer.kernels.multiple, even=even) for g in timed(spec)},
+        }
 
 
 def _fitted(

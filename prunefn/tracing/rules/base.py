@@ -204,6 +204,16 @@ class Call:
         self.hold(axis, text)
         self.lookups.append(Lookup(self.node, axis, index))
 
+    def choose(self, axis: Term, k: int, *, output: int) -> None:
+        """State that an output has the positions of the k largest values along an axis, which is held: others may look them up."""
+        self.hold(axis, "its largest are picked", mixed=True)
+        self.picks[output] = axis
+        for v in reversed(list(self.alg.vars(axis))):
+            # the inner leaf keeps all that are chosen, so that any number of outer ones is enough
+            n = min(k, self.alg.size(v))
+            self.mark([v], f"{CHOSEN}{n}")
+            k = -(-k // n)
+
     def pick(self, axis: Term, index: Value, text: str) -> bool:
         """State that the integers of a value pick positions of an axis; return whether another op chose them as positions.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..axes import ONE, Plus, Term, Times
-from .base import CHOSEN, EXPERTS, Axes, Call, Value, replaced, rule
+from .base import EXPERTS, Axes, Call, Value, replaced, rule
 from .shape import freeze_all
 
 PICKED = "positions of it are picked by an index"
@@ -172,9 +172,7 @@ def topk(call: Call) -> list[Axes]:
     x = call["self"]
     (d,) = call.dims(x, -1 if call["dim"] is None else call["dim"])
     if call.op.startswith("aten.topk") and isinstance(call["k"], int):
-        call.hold(x.axes[d], "its largest are picked", mixed=True)
-        _mark_chosen(call, x.axes[d], call["k"])
-        call.picks[1] = x.axes[d]
+        call.choose(x.axes[d], call["k"], output=1)
     else:
         call.freeze(x.axes[d], "its largest are picked")
     return [
@@ -183,15 +181,6 @@ def topk(call: Call) -> list[Axes]:
         else tuple(a for i, a in enumerate(x.axes) if i != d)
         for s in call.shapes
     ]
-
-
-def _mark_chosen(call: Call, axis: Term, k: int) -> None:
-    """Mark the leaves of an axis with how many units they need, so that k positions are left whatever else is pruned."""
-    for v in reversed(list(call.alg.vars(axis))):
-        # the inner leaf keeps all that are chosen, so that any number of outer ones is enough
-        n = min(k, call.alg.size(v))
-        call.mark([v], f"{CHOSEN}{n}")
-        k = -(-k // n)
 
 
 @rule("aten.unfold", "aten.unfold_copy")

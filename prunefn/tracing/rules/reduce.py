@@ -7,6 +7,8 @@ import torch
 from ..axes import ONE
 from .base import Axes, Call, rule
 
+RETURNED = "positions along it are returned"
+
 
 @rule(
     "aten.mean",
@@ -50,7 +52,10 @@ def reduction(call: Call) -> Axes | list[Axes]:
     else:
         out = tuple(a for d, a in enumerate(x.axes) if d not in dims)
     if len(call.shapes) > 1 and call.op.split(".")[1] in ("max", "min", "median", "nanmedian") and 1 not in call.unused:
-        call.freeze([x.axes[d] for d in dims], "positions along it are returned")
+        if call.op.startswith("aten.max.dim"):
+            call.choose(x.axes[next(iter(dims))], 1, output=1)
+        else:
+            call.freeze([x.axes[d] for d in dims], RETURNED)
     return out if len(call.shapes) == 1 else [out for _ in call.shapes]
 
 
@@ -65,10 +70,13 @@ def dist(call: Call) -> Axes:
 
 @rule("aten.argmax", "aten.argmin", "aten.argsort")
 def positions(call: Call) -> Axes:
-    """Freeze the dim whose positions are returned."""
+    """Freeze the dim whose positions are returned; hold it for the largest one, since other ops may look the position up."""
     x = call["self"]
     dims = set(call.dims(x, call["dim"]))
-    call.freeze([x.axes[d] for d in dims], "positions along it are returned")
+    if call.op.startswith("aten.argmax") and call["dim"] is not None:
+        call.choose(x.axes[next(iter(dims))], 1, output=0)
+    else:
+        call.freeze([x.axes[d] for d in dims], RETURNED)
     if len(call.shape) == len(x.axes):
         return tuple(a if n != 1 else ONE for a, n in zip(x.axes, call.shape, strict=True))
     return tuple(a for d, a in enumerate(x.axes) if d not in dims)
