@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from .._version import __version__
-from ..checkpoints.stream import Source, WriteOptions, write_checkpoint
+from ..checkpoints.stream import WriteOptions, write_checkpoint
+from ..checkpoints.stream_jobs import Source
 from ..costs.analytic import cost
 from ..criteria import weighted_variance
 from ..data.tokens import Documents
@@ -22,9 +23,13 @@ from ..display.units import quantity
 from ..doors import door
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
+from ..modules.fields import Field
+from ..modules.hf_config_file import CONFIG, config_text
 from ..modules.layers import renaming
+from ..modules.targets import stated_numbers
 from ..parameters.transforms import shrink
 from ..spec.parts import Cost
+from ..spec.spec import Spec
 from ..stats.by_layer import Measure, measures, union
 from ..stats.fingerprint import Origin, fingerprint
 from ..stats.saved import read, write
@@ -143,7 +148,8 @@ def prune_pretrained(
     choice = Choice(goal, weighted_variance() if criterion is None else criterion, compensation)
     plan = _plan(opened, choice)  # before the work folder is made: a refused call leaves none behind
     work = Work(out, _job(opened, choice, named, max_shard_bytes))
-    return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
+    with work.removed_after_errors():
+        return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
 
 
 class Choice(NamedTuple):
@@ -183,23 +189,17 @@ def _prune(
     _say_memory(needed_bytes(plan.measures, opened, batches[0]), "statistics", progress)
     stats = _measured(opened, plan.measures, batches, work, start, progress=progress)
     mask = choose(stats, choice.goal, plan.sizes, plan.groups, choice.criterion)
+    small = shrink(spec, mask)
+    config = config_of_sizes(opened, small, plan)
     repair = measures_of_repair(opened, mask, choice.compensation)
     _say_memory(needed_bytes(repair, opened, batches[0]), "the compensation", progress)
     rewritten = repair_layers(opened, mask, [*batches], work, start, choice.compensation, progress=progress)
-    small = shrink(spec, mask)
     rename = renaming(opened.model, small)
-    tensors = Source(opened.files, FrozenDict(rewritten), rename)
+    layout = opened.layout.at(opened.model_of(config))
+    tensors = Source(opened.files, FrozenDict(rewritten), rename, layout, opened.stored)
     result = work.folder / "result"
-    done = write_checkpoint(opened.folder, result, mask, spec, tensors, options)
-    try:
-        if done.config is None:
-            raise PruneError(
-                f"no config of {opened.cls.__name__} states these sizes, so that nothing was kept; prune by a target"
-            )
-        difference = confirm_folder(result, opened, small, rename, batches[0])
-    except PruneError:
-        work.remove()
-        raise
+    write_checkpoint(opened.folder, result, mask, spec, tensors, options._replace(config=config))
+    difference = confirm_folder(result, opened, small, rename, batches[0])
     if out.exists():  # and is empty
         out.rmdir()
     result.rename(out)
@@ -218,13 +218,34 @@ class Plan(NamedTuple):
     sizes: TargetSizes | None
     groups: list[str]
     measures: list[Measure]
+    stated: Mapping[Field, int] = FrozenDict()
+    """Fields of the config that a target states."""
+    config: str | None = None
+    """Text of the config, if the sizes are known from the beginning."""
+
+
+def config_of_sizes(opened: Opened, small: Spec, plan: Plan) -> str:
+    """Return the text of the config at the sizes of a spec.
+
+    Raises:
+        PruneError: no config has these sizes.
+    """
+    if plan.config is not None:
+        return plan.config
+    try:
+        return config_text(opened.folder / CONFIG, small, plan.stated)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PruneError):
+            raise
+        raise PruneError(f"the config of {opened.folder} cannot be edited: {error}") from error
 
 
 def _plan(opened: Opened, choice: Choice) -> Plan:
     """Return what is measured in each layer to choose the sizes.
 
     Raises:
-        PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size.
+        PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size;
+            or no config has the sizes of a target.
     """
     if choice.criterion.collectors:
         raise PruneError(
@@ -235,7 +256,13 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
     groups = candidates(choice.goal, opened.spec, sizes)
     sites, blocks = sites_of_groups(groups, opened.spec), sizes is not None and bool(sizes.layers)
     measured = until_last(measures(opened.spec, sites, blocks=blocks, needs=choice.criterion.needs))
-    return Plan(sizes, groups, measured)
+    if sizes is None:
+        return Plan(sizes, groups, measured)
+    plan = Plan(sizes, groups, measured, stated_numbers(opened.spec, opened.model, choice.goal.sizes))
+    if sizes.layers:  # the config may depend on which ones go
+        return plan
+    first = {g: torch.arange(opened.spec.sizes[g]) < n for g, n in sizes.sizes.items()}
+    return plan._replace(config=config_of_sizes(opened, shrink(opened.spec, first), plan))
 
 
 def _measured(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..criteria import block_influence
+from ..criteria import block_influence, magnitude
 from ..criteria.scoring import score
 from ..errors import PruneError
 from ..modules.targets import target
+from ..program.sharded import Gathering
 from ..selection import scope
 from ..selection.choose import select
 from ..spec.axis import leaves
@@ -17,6 +19,8 @@ from ..spec.spec import Spec
 from ..types import Budget, Criterion, Mask, Scores, Stats, TargetSizes, Where
 from ..where import kind, matches, only
 from .opened import Opened
+
+log = logging.getLogger(__name__)
 
 MULTIPLE, LARGE = 8, 64
 """Sizes are multiples of this, if all groups that may shrink are at least so large."""
@@ -90,12 +94,30 @@ def choose(stats: Stats, goal: Goal, sizes: TargetSizes | None, groups: Sequence
     """
     spec = stats.spec
     assert spec is not None
-    scores: Scores = score(stats, criterion=criterion) if groups else {}
     if sizes is not None:
+        scores = _scores_of_all(stats, groups, criterion)
         if sizes.layers:
             scores |= only(score(stats, criterion=block_influence()), kind(LAYER), spec=spec)
         return select(scores, sizes, spec=spec)
+    scores = score(stats, criterion=criterion)
     least = min(spec.sizes[g] for g in groups)
     round_to = goal.round_to or (MULTIPLE if least >= LARGE else 1)
     chosen = {g: s for g, s in scores.items() if g in set(groups)}
     return select(chosen, goal.budgets, spec=spec, scope=scope.uniform(), round_to=round_to)
+
+
+def _scores_of_all(stats: Stats, groups: Sequence[str], criterion: Criterion) -> Scores:
+    """Return the scores of groups; those whose units no contraction reads alone, such as experts, by the norms of their weights."""
+    spec = stats.spec
+    assert spec is not None
+    scores: Scores = score(stats, criterion=criterion) if sites_of_groups(groups, spec) else {}
+    if lacking := [g for g in groups if g not in scores]:
+        log.info(
+            "%d groups, such as %r, have no activations of their own, and are scored by their weights",
+            len(lacking),
+            lacking[0],
+        )
+        held = stats._replace(params=Gathering(stats.params))
+        by_weights = magnitude().score(held)
+        scores |= {g: by_weights[g] for g in lacking if g in by_weights}
+    return scores
