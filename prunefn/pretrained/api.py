@@ -24,12 +24,10 @@ from ..doors import door
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
 from ..modules.fields import Field
-from ..modules.hf_config_file import CONFIG, config_text
 from ..modules.layers import renaming
 from ..modules.targets import stated_numbers
 from ..parameters.transforms import shrink
 from ..spec.parts import Cost
-from ..spec.spec import Spec
 from ..stats.by_layer import Measure, measures, union
 from ..stats.fingerprint import Origin, fingerprint
 from ..stats.saved import read, write
@@ -37,6 +35,7 @@ from ..types import Batch, Budget, Compensation, Criterion, Mask, Stats, TargetS
 from .calibration import Cut, inputs_by_name, text_batches
 from .confirmed import confirm_folder
 from .memory import needed_bytes
+from .new_config import config_of_sizes
 from .opened import Opened, config_of, open_folder
 from .repaired import measures_of_repair, repair_layers
 from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, target_of
@@ -190,7 +189,7 @@ def _prune(
     stats = _measured(opened, plan.measures, batches, work, start, progress=progress)
     mask = choose(stats, choice.goal, plan.sizes, plan.groups, choice.criterion)
     small = shrink(spec, mask)
-    config = config_of_sizes(opened, small, plan)
+    config = plan.config or config_of_sizes(opened, small, plan.stated)
     repair = measures_of_repair(opened, mask, choice.compensation)
     _say_memory(needed_bytes(repair, opened, batches[0]), "the compensation", progress)
     rewritten = repair_layers(opened, mask, [*batches], work, start, choice.compensation, progress=progress)
@@ -224,22 +223,6 @@ class Plan(NamedTuple):
     """Text of the config, if the sizes are known from the beginning."""
 
 
-def config_of_sizes(opened: Opened, small: Spec, plan: Plan) -> str:
-    """Return the text of the config at the sizes of a spec.
-
-    Raises:
-        PruneError: no config has these sizes.
-    """
-    if plan.config is not None:
-        return plan.config
-    try:
-        return config_text(opened.folder / CONFIG, small, plan.stated)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, PruneError):
-            raise
-        raise PruneError(f"the config of {opened.folder} cannot be edited: {error}") from error
-
-
 def _plan(opened: Opened, choice: Choice) -> Plan:
     """Return what is measured in each layer to choose the sizes.
 
@@ -262,7 +245,7 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
     if sizes.layers:  # the config may depend on which ones go
         return plan
     first = {g: torch.arange(opened.spec.sizes[g]) < n for g, n in sizes.sizes.items()}
-    return plan._replace(config=config_of_sizes(opened, shrink(opened.spec, first), plan))
+    return plan._replace(config=config_of_sizes(opened, shrink(opened.spec, first), plan.stated))
 
 
 def _measured(

@@ -50,9 +50,13 @@ class Opened(NamedTuple):
     dtype: torch.dtype
     """In which it is computed, whatever type the files have."""
 
-    def model_of(self, text: str) -> nn.Module:
-        """Return a fresh model of the text of a config, on `meta`."""
-        return fresh_model(TRANSFORMERS, self.cls, type(self.config).from_dict(json.loads(text)))
+    def model_of(self, text: str, *, tables: bool = False) -> nn.Module:
+        """Return a fresh model of the text of a config, on `meta`; on request with values in its buffers."""
+        config = type(self.config).from_dict(json.loads(text))
+        if not tables:
+            return fresh_model(TRANSFORMERS, self.cls, config)
+        with _default_dtype(self.dtype), parameters_on_meta():
+            return TRANSFORMERS.build(self.cls, config)
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
