@@ -89,11 +89,12 @@ def refused(folder: Path, name: str, config: dict[str, Any], target: dict[str, i
 
 def test_a_scale_of_the_embeddings_is_a_reason(tmp_path: Path) -> None:
     why = r"computes 'model\.embed_tokens\.embed_scale' from its sizes: 4\.899 at the new ones, 5\.657"
-    refused(tmp_path, "Gemma2", {**KEYS, "head_dim": 8}, {"hidden_size": 24}, why)
+    refused(tmp_path, "Gemma2", {**KEYS, "head_dim": 8, "num_hidden_layers": 1}, {"hidden_size": 24}, why)
 
 
 def test_narrower_heads_are_a_reason(tmp_path: Path) -> None:
-    refused(tmp_path, "GPTNeoX", SMALL, {"hidden_size": 24}, "6 wide instead of 8.*num_attention_heads=3")
+    config = {**SMALL, "num_hidden_layers": 1}
+    refused(tmp_path, "GPTNeoX", config, {"hidden_size": 24}, "narrower.*such as num_attention_heads=3")
 
 
 def test_quantized_tensors_are_refused(tmp_path: Path) -> None:

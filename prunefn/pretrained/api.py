@@ -88,10 +88,12 @@ def prune_pretrained(
     The model is traced on `meta`. Statistics are measured layer by layer: one layer's parameters are in memory, and what it gives
     for all batches, on disk, is what the next layer reads. Then the sizes are chosen, the contractions that lose inputs are fitted to
     their dense outputs, again layer by layer, and the tensors are written file by file. The config changes only where sizes are;
-    tokenizer, generation config and all other files are copied. In the end the folder is loaded afresh and compared with the
+    tokenizer, generation config and all other files are copied. The files have the names and the layout of those in `src`, such as
+    one matrix an expert. In the end the folder is loaded afresh and compared with the
     program of the pruned network; if they differ, nothing is kept.
 
-    A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption; it is removed at the end.
+    A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption or a full disk; at the end,
+    and after other errors, it is removed.
 
     Args:
         src: folder with `config.json` and safetensors, as `save_pretrained` writes it or a hub has it.
@@ -104,7 +106,7 @@ def prune_pretrained(
         where: groups that may shrink under a budget; default: the widths inside layers, `pf.kind("hidden")`.
         round_to: multiple of the sizes under a budget; default: 8 if all groups have 64 units or more.
         criterion: scores the units; default: `criteria.weighted_variance()`. It must not need gradients. Layers are scored by
-            `criteria.block_influence()`.
+            `criteria.block_influence()`; groups of a target without activations of their own, such as experts, by their weights.
         compensation: default: least squares, `compensation.affine(0.1)`, without an intercept where the class has no bias.
         length: tokens of a sequence of `text`.
         batch_size: sequences of a batch of `text`.
@@ -117,8 +119,9 @@ def prune_pretrained(
         The folder, its costs, the sizes, and how the loaded model compares.
 
     Raises:
-        PruneError: `src` is no folder of a model, or has no tokenizer for `text`; `dst` exists; a field of the target is unknown; what
-            was written does not load, or computes something else; or the work folder is of another job.
+        PruneError: `src` is no folder of a model, or is quantized, or has no tokenizer for `text`; `dst` exists; a field of the target
+            is unknown; no config states the sizes, or its class would compute something else; what was written does not load, or
+            computes something else; or the work folder is of another job.
         BudgetError: the budget cannot be met.
         ParamsError: the files do not fit the config; or a compensation needs a bias that the class does not have.
 

@@ -29,27 +29,27 @@ def config_of_sizes(opened: Opened, small: Spec, stated: Mapping[Field, int]) ->
     try:
         text = config_text(opened.folder / CONFIG, small, stated)
     except PruneError as error:
-        raise PruneError(f"{error}{_width_hint(opened, small)}") from error
+        raise PruneError(f"{error}{_width_hint(opened, small, stated)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PruneError(f"the config of {opened.folder} cannot be edited: {error}") from error
     _check_tables(opened, small, text, renaming(opened.model, small))
     return text
 
 
-def _width_hint(opened: Opened, small: Spec) -> str:
+def _width_hint(opened: Opened, small: Spec, stated: Mapping[Field, int]) -> str:
     """Return a hint if heads would be narrower, of whose width most classes compute a scale or a table; else nothing."""
     dense = opened.spec
-    widths = {(dense.sizes[g.name], small.sizes.get(g.name)) for g in dense.groups.values() if g.kind == "head_dim"}
-    narrower = [(before, now) for before, now in widths if now is not None and now < before]
-    if not narrower:
+    if not any(
+        g.kind == "head_dim" and small.sizes.get(g.name, 0) < dense.sizes[g.name] for g in dense.groups.values()
+    ):
         return ""
-    before, now = min(narrower)
     counts = {n: k for n, k in vars(opened.config).items() if HEADS.search(n) and type(k) is int}
-    fitting = [f"{n}={k * now // before}" for n, k in counts.items() if k * now % before == 0]
-    number = f", such as {', '.join(fitting)}" if len(fitting) == len(counts) else ""
+    ways = [(n, f.get(opened.config)) for f, n in stated.items() if not HEADS.search(f.name)]
+    numbers = [[f"{c}={k * n // now}" for c, k in counts.items() if now and k * n % now == 0] for n, now in ways]
+    fitting = next((", ".join(texts) for texts in numbers if len(texts) == len(counts)), "")
     return (
-        f"; heads would be {now} wide instead of {before}, and classes compute scales and tables of this width: give fewer heads, "
-        f"too, so that it stays{number}"
+        "; heads would be narrower, and classes compute scales and tables of their width: give fewer heads, too, so that it stays"
+        + (f", such as {fitting}" if fitting else "")
     )
 
 
