@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prunefn as pf
-from prunefn.checkpoints import stream
+from prunefn.checkpoints import stream, stream_jobs
 from prunefn.files.on_disk import OnDisk
 from prunefn.files.tensors import Writer
 
@@ -83,7 +83,7 @@ def test_pieces_of_any_size_give_the_same_bits(tmp_path: Path, monkeypatch: pyte
     small = pf.apply(t.params, mask, spec=t.spec)
     spread(t.params, tmp_path / "src")
     for piece in (1, 100, 1000):
-        monkeypatch.setattr(stream, "PIECE", piece)
+        monkeypatch.setattr(stream_jobs, "PIECE", piece)
         pf.apply_checkpoint(tmp_path / "src", tmp_path / str(piece), mask, spec=t.spec, progress=False)
         back = pf.load_params(tmp_path / str(piece), spec=t.spec).params
         same({n: back[n] for n in small}, small)

@@ -6,12 +6,11 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from ..display.progress import progress_bar
@@ -19,15 +18,14 @@ from ..doors import door
 from ..errors import ParamsError, PruneError, nearest
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE, Shard, shards, verify
-from ..files.tensors import PIECE, SEAL, Entry, Reader, Writer
-from ..frozen_dict import FrozenDict
+from ..files.tensors import SEAL, Reader, Writer
 from ..modules.hf_config_file import CONFIG, streamed_config
 from ..modules.pruned_file import KIND_PARAMS, notes
 from ..parameters.transforms import check_mask, shrink
-from ..spec.axis import keep
 from ..spec.branches import removed_tensors
 from ..spec.spec import Spec, removed_branches
 from ..types import Mask
+from .stream_jobs import Job, Kept, Source, jobs_of
 from .stream_target import JOB, UNFINISHED, check_target, companions, finished_files, is_ours, remove_others
 
 
@@ -42,22 +40,6 @@ class Streamed(NamedTuple):
     """Bytes of all tensors together."""
     config: Path | None
     """The transformers config at the new sizes; None if the source has none, or if no config can state the sizes."""
-
-
-class _TensorJob(NamedTuple):
-    """A tensor to prune: its source and the part that is kept."""
-
-    name: str
-    """In the file that is written."""
-    source: Path
-    dense: Entry
-    kept: tuple[np.ndarray, ...]
-    """For each dim, a bool array of the indices to keep."""
-
-    @property
-    def small(self) -> Entry:
-        """The entry of the pruned tensor."""
-        return Entry(self.dense.dtype, tuple(int(k.sum()) for k in self.kept))
 
 
 @door
@@ -121,16 +103,8 @@ class WriteOptions(NamedTuple):
     progress: bool = True
     max_shard_bytes: int = 4_000_000_000
     overwrite: bool = False
-
-
-class Source(NamedTuple):
-    """The tensors that are pruned, at the sizes of the spec."""
-
-    files: tuple[Shard, ...]
-    rewritten: Mapping[str, tuple[Path, Entry]] = FrozenDict()
-    """Tensor → the file that has its new values, of the same shape and type."""
-    rename: Callable[[str], str] | None = None
-    """Name → the name in the model without the layers that are removed; None: names stay."""
+    config: str | None = None
+    """Text of `config.json` at the new sizes; None: it is derived from that of the source."""
 
 
 def write_checkpoint(
@@ -144,7 +118,7 @@ def write_checkpoint(
     _check_names(tensors.files, source, spec)
     verify(tensors.files)
     files = _divide_into_files(tensors, spec, mask, options.max_shard_bytes)
-    is_renamed = tensors.rename is not None and any(tensors.rename(n) != n for n in spec.axes)
+    is_renamed = tensors.layout is not None or any(tensors.renamed(n) != n for n in spec.axes)
     small = shrink(spec, mask)
     # names in the file are not those of the spec where layers moved up, so that the sizes of its groups would mislead
     metadata = notes(KIND_PARAMS) if is_renamed else notes(KIND_PARAMS, sizes=small.sizes, masks=(mask,))
@@ -158,7 +132,7 @@ def write_checkpoint(
     finished = finished_files(target, files, metadata[JOB])
     if not finished:
         atomic.write_text(target / UNFINISHED, metadata[JOB])
-    config = _copy_rest(source, target, small, tensors.rename is not None) if source.is_dir() else None
+    config = _copy_rest(source, target, small, tensors, options) if source.is_dir() else None
     _write_files(target, files, finished, metadata, progress=options.progress)
     nbytes = sum(j.small.nbytes for jobs in files.values() for j in jobs)
     if len(files) > 1:
@@ -170,18 +144,18 @@ def write_checkpoint(
 
 def _write_files(
     target: Path,
-    files: Mapping[str, list[_TensorJob]],
+    files: Mapping[str, list[Job]],
     finished: Collection[str],
     metadata: Mapping[str, str],
     *,
     progress: bool,
 ) -> None:
     """Write the files of tensors that are not finished."""
-    total = sum(j.dense.nbytes for jobs in files.values() for j in jobs)
+    total = sum(j.dense_bytes for jobs in files.values() for j in jobs)
     with progress_bar(total=total, text="pruning", unit="B", scale=True, show=progress) as bar:
         for name, jobs in files.items():
             if name in finished:
-                bar.update(sum(j.dense.nbytes for j in jobs))
+                bar.update(sum(j.dense_bytes for j in jobs))
             else:
                 atomic.write(target / name, lambda part, jobs=jobs: _write_file(part, jobs, metadata, bar))
                 (target / UNFINISHED).unlink(missing_ok=True)
@@ -228,36 +202,20 @@ def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> 
         raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], present)}")
 
 
-def _tensor_job(
-    s: Shard, name: str, tensors: Source, spec: Spec, mask: Mask, kept: dict[object, np.ndarray]
-) -> _TensorJob:
-    """Return the job of a tensor; `kept` caches the kept indices of each axis."""
-    axes = spec.axes[name]
-    for axis in axes:
-        if axis not in kept:
-            kept[axis] = keep(axis, mask, spec.sizes).numpy()
-    path, entry = tensors.rewritten.get(name, (s.path, s.entries[name]))
-    if (entry.dtype, entry.shape) != (s.entries[name].dtype, s.entries[name].shape):
-        raise ParamsError(f"{path}: {name!r} is {entry.dtype} {entry.shape}, but it is another in {s.path}")
-    return _TensorJob(
-        name if tensors.rename is None else tensors.rename(name), path, entry, tuple(kept[a] for a in axes)
-    )
-
-
-def _divide_into_files(tensors: Source, spec: Spec, mask: Mask, limit: int) -> dict[str, list[_TensorJob]]:
+def _divide_into_files(tensors: Source, spec: Spec, mask: Mask, limit: int) -> dict[str, list[Job]]:
     """Return file name → the tensors of that file, in the order of the source, at most `limit` bytes a file."""
     gone = removed_tensors(spec, removed_branches(spec, mask))
-    kept: dict[object, np.ndarray] = {}
-    files: list[list[_TensorJob]] = [[]]
+    kept = Kept(mask, spec)
+    files: list[list[Job]] = [[]]
     nbytes = 0
     for s in tensors.files:
         for name in sorted(s.entries.keys() - gone, key=lambda n, s=s: s.entries[n].start):
-            job = _tensor_job(s, name, tensors, spec, mask, kept)
-            if files[-1] and nbytes + job.small.nbytes > limit:
-                files.append([])
-                nbytes = 0
-            files[-1].append(job)
-            nbytes += job.small.nbytes
+            for job in jobs_of(s, name, tensors, kept):
+                if files[-1] and nbytes + job.small.nbytes > limit:
+                    files.append([])
+                    nbytes = 0
+                files[-1].append(job)
+                nbytes += job.small.nbytes
     if len(files) == 1:
         return {SINGLE: files[0]}
     return {f"model-{i:05}-of-{len(files):05}.safetensors": jobs for i, jobs in enumerate(files, 1)}
@@ -282,7 +240,7 @@ def _stamp(path: Path) -> tuple[str | int, ...]:
     return (path.name, seal) if seal is not None else (path.name, stat.st_size, stat.st_mtime_ns)
 
 
-def _copy_rest(source: Path, target: Path, small: Spec, moves_layers: bool) -> Path | None:
+def _copy_rest(source: Path, target: Path, small: Spec, tensors: Source, options: WriteOptions) -> Path | None:
     """Copy tokenizers and the like unchanged, and write the config at the new sizes; return its path, or None without one."""
     for path in companions(source):
         if not (target / path.name).exists() or not filecmp.cmp(path, target / path.name, shallow=False):
@@ -290,7 +248,8 @@ def _copy_rest(source: Path, target: Path, small: Spec, moves_layers: bool) -> P
     if not (source / CONFIG).exists():
         return None
     # a config of fewer layers is for tensors whose layers moved up
-    text = streamed_config(source / CONFIG, small) if moves_layers or not small.removed else None
+    has_config = tensors.rename is not None or not small.removed
+    text = options.config or (streamed_config(source / CONFIG, small) if has_config else None)
     name, other = (f"dense_{CONFIG}", CONFIG) if text is None else (CONFIG, f"dense_{CONFIG}")
     atomic.write_text(target / name, (source / CONFIG).read_text(encoding="utf-8") if text is None else text)
     (target / other).unlink(missing_ok=True)
@@ -300,36 +259,11 @@ def _copy_rest(source: Path, target: Path, small: Spec, moves_layers: bool) -> P
 # ---- a file, piece by piece
 
 
-def _write_file(path: str, jobs: list[_TensorJob], metadata: Mapping[str, str], bar: tqdm) -> None:
+def _write_file(path: str, jobs: list[Job], metadata: Mapping[str, str], bar: tqdm) -> None:
     """Write the pruned tensors of one file, a piece at a time."""
     job_of = {j.name: j for j in jobs}
     with Writer(path, {j.name: j.small for j in jobs}, metadata) as writer:
         for name in writer.entries:
-            with Reader(job_of[name].source) as reader:
-                for piece in _pieces(reader, job_of[name]):
-                    writer.write(piece)
-            bar.update(job_of[name].dense.nbytes)
-
-
-def _pieces(reader: Reader, job: _TensorJob) -> Iterator[memoryview]:
-    """Yield the bytes of the kept part of a tensor, some rows at a time."""
-    dense, (rows, *rest) = job.dense, job.kept or (np.ones(1, dtype=bool),)
-    if not job.small.nbytes:
-        return
-    row = dense.nbytes // len(rows)
-    step = max(PIECE // row, 1)
-    columns = [None if k.all() else k.nonzero()[0] for k in rest]
-    for first in range(0, len(rows), step):
-        kept_rows = rows[first : first + step].nonzero()[0]
-        if not len(kept_rows):
-            continue
-        low, high = int(kept_rows[0]), int(kept_rows[-1]) + 1
-        # unsigned integers of the same width, because numpy lacks bfloat16 and float8
-        data = np.empty((high - low, *dense.shape[1:]), dtype=f"u{dense.itemsize}")
-        reader.fill(data.reshape(-1).view(np.uint8).data, dense.start + (first + low) * row)
-        if len(kept_rows) < high - low:
-            data = data[kept_rows - low]
-        for d, index in enumerate(columns, 1):
-            if index is not None:
-                data = np.take(data, index, axis=d)
-        yield np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+            for piece in job_of[name].pieces():
+                writer.write(piece)
+            bar.update(job_of[name].dense_bytes)

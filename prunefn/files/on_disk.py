@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ class OnDisk(Tensor):
         t = Tensor._make_wrapper_subclass(cls, entry.shape, dtype=dtype or DTYPES[entry.dtype], device=device)
         t.path, t.called, t.entry, t.stamp = path, name, entry, _file_stamp(path)
         return t
+
+    def to_type(self, dtype: torch.dtype) -> OnDisk:
+        """Return the tensor in another type, without reading it."""
+        return OnDisk(self.path, self.called, self.entry, dtype, self.device)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -74,6 +79,40 @@ class OnDisk(Tensor):
             return read_tensors[id(t)]
 
         return op(*trees.map_leaves(in_memory, tuple(args)), **trees.map_leaves(in_memory, kwargs or {}))
+
+
+class Assembled(OnDisk):
+    """A tensor that is made of tensors on disk when it is read, such as one that is stored as one matrix an expert."""
+
+    parts: Mapping[str, OnDisk]
+    make: Callable[[dict[str, Tensor]], Tensor]
+
+    @staticmethod
+    def __new__(
+        cls: type[Assembled],
+        parts: Mapping[str, OnDisk],
+        name: str,
+        entry: Entry,
+        make: Callable[[dict[str, Tensor]], Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> Assembled:
+        first = next(iter(parts.values()))
+        t = OnDisk.__new__(cls, first.path, name, entry, dtype, first.device)
+        assert isinstance(t, Assembled)
+        t.parts, t.make = parts, make
+        return t
+
+    def to_type(self, dtype: torch.dtype) -> Assembled:
+        """Return the tensor in another type, without reading it."""
+        return Assembled(self.parts, self.called, self.entry, self.make, dtype)
+
+    def read(self) -> Tensor:
+        """Read the parts, and make the tensor of them.
+
+        Raises:
+            ParamsError: a file has changed since it was opened.
+        """
+        return self.make({n: part.read() for n, part in self.parts.items()}).to(self.device, self.dtype)
 
 
 def _file_stamp(path: Path) -> tuple[int, int]:

@@ -90,6 +90,15 @@ def target(spec: Spec, model: Any, **sizes: Any) -> TargetSizes:
     return TargetSizes(FrozenDict(sizes), tuple(found.values()))
 
 
+def stated_numbers(spec: Spec, model: nn.Module, sizes: Mapping[str, int]) -> dict[Field, int]:
+    """Return the fields of a target that is possible, and the width of a head where the class would compute another one."""
+    source = _source_of(model, spec)
+    changes = {_field(name, source.config): value for name, value in sizes.items()}
+    outline = Outline(source.build, source.config, {n: spec.shape(n) for n in spec.axes if n not in spec.slots})
+    whole = {**_kept_widths(changes, outline, spec), **changes}
+    return changes if outline.shapes(whole) == outline.shapes(changes) else whole
+
+
 def _check_config(outline: Outline, spec: Spec) -> None:
     """Check that a fresh model of the config has the spec's sizes; raise PruneError if not."""
     if isinstance(outline.dense, str):

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from .._version import __version__
-from ..checkpoints.stream import Source, WriteOptions, write_checkpoint
+from ..checkpoints.stream import WriteOptions, write_checkpoint
+from ..checkpoints.stream_jobs import Source
 from ..costs.analytic import cost
 from ..criteria import obs, weighted_variance
 from ..data.tokens import Documents
@@ -22,8 +23,11 @@ from ..display.units import quantity
 from ..doors import door
 from ..errors import PruneError
 from ..frozen_dict import FrozenDict
+from ..modules.fields import Field
 from ..modules.layers import renaming
+from ..modules.targets import stated_numbers
 from ..parameters.transforms import shrink
+from ..spec.axis import leaves
 from ..spec.parts import Cost
 from ..stats.by_layer import Measure, measures
 from ..stats.fingerprint import fingerprint
@@ -31,6 +35,7 @@ from ..types import Batch, Budget, Compensation, Criterion, Mask, Stats, TargetS
 from .calibration import Cut, inputs_by_name, text_batches
 from .confirmed import confirm_folder
 from .memory import needed_bytes, needed_for_repair
+from .new_config import config_of_sizes
 from .opened import Opened, config_of, open_folder
 from .repaired import DEFAULT, layers_to_repair, repair_layers
 from .scored import groups_within, score_layers
@@ -83,11 +88,13 @@ def prune_pretrained(
 
     The model is traced on `meta`. Statistics are measured layer by layer: one layer's parameters are in memory, and what it gives
     for all batches, on disk, is what the next layer reads. Then the sizes are chosen, and the contractions that lose inputs are
-    fitted to their dense outputs, again layer by layer, as `pipeline(sequential=True)` does. The tensors are written file by file;
-    the config changes only where sizes are; tokenizer, generation config and all other files are copied. In the end the folder is
-    loaded afresh and compared with the program of the pruned network; if they differ, nothing is kept.
+    fitted to their dense outputs, again layer by layer, as `pipeline(sequential=True)` does. The tensors are written file by file,
+    under the names and in the layout of the files in `src`, such as one matrix an expert; the config changes only where sizes are;
+    tokenizer, generation config and all other files are copied. In the end the folder is loaded afresh and compared with the
+    program of the pruned network; if they differ, nothing is kept.
 
-    A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption; it is removed at the end.
+    A work folder beside `dst` keeps finished layers. The same call resumes there after an interruption or a full disk; at the end,
+    and after other errors, it is removed.
 
     Args:
         src: folder with `config.json` and safetensors, as `save_pretrained` writes it or a hub has it.
@@ -101,7 +108,7 @@ def prune_pretrained(
         round_to: multiple of the sizes under a budget; default: 8 if all groups have 64 units or more.
         criterion: scores the units; default: `criteria.obs(None)` for groups inside one layer, `criteria.weighted_variance()` for
             those that run through all, such as the hidden width. It must not need gradients. Layers are scored by
-            `criteria.block_influence()`.
+            `criteria.block_influence()`; groups without activations of their own, such as experts, by their weights.
         compensation: of contractions that lose inputs, layer by layer: least squares towards the dense network's outputs, in the
             network whose earlier layers are pruned and fitted. Default: `compensation.affine()`; it adds no bias that the class
             does not have.
@@ -116,8 +123,9 @@ def prune_pretrained(
         The folder, its costs, the sizes, and how the loaded model compares.
 
     Raises:
-        PruneError: `src` is no folder of a model, or has no tokenizer for `text`; `dst` exists; a field of the target is unknown; what
-            was written does not load, or computes something else; or the work folder is of another job.
+        PruneError: `src` is no folder of a model, or is quantized, or has no tokenizer for `text`; `dst` exists; a field of the target
+            is unknown; no config states the sizes, or its class would compute something else; what was written does not load, or
+            computes something else; or the work folder is of another job.
         BudgetError: the budget cannot be met.
         ParamsError: the files do not fit the config; or a compensation needs a bias that the class does not have.
 
@@ -146,7 +154,8 @@ def prune_pretrained(
     choice = Choice(goal, criterion, compensation)
     plan = _plan(opened, choice)  # before the work folder is made: a refused call leaves none behind
     work = Work(out, _job(opened, choice, named, max_shard_bytes))
-    return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
+    with work.removed_after_errors():
+        return _prune(opened, out, named, choice, plan, work, WriteOptions(progress, max_shard_bytes))
 
 
 class Choice(NamedTuple):
@@ -186,23 +195,17 @@ def _prune(
     _say_memory(needed_bytes(plan.measures, opened, batches[0]), "statistics", progress)
     scores = score_layers(plan.measures, plan.groups, batches, work, start, plan.criterion, progress=progress)
     mask = choose(scores, choice.goal, plan.sizes, plan.groups, spec)
+    small = shrink(spec, mask)
+    config = plan.config or config_of_sizes(opened, small, plan.stated)
     method = DEFAULT if choice.compensation is None else choice.compensation
     _say_memory(needed_for_repair(layers_to_repair(opened, mask, method), opened, batches[0]), "compensation", progress)
     rewritten = repair_layers(opened, mask, [*batches], work, method, progress=progress)
-    small = shrink(spec, mask)
     rename = renaming(opened.model, small)
-    tensors = Source(opened.files, FrozenDict(rewritten), rename)
+    layout = opened.layout.at(opened.model_of(config))
+    tensors = Source(opened.files, FrozenDict(rewritten), rename, layout, opened.stored)
     result = work.folder / "result"
-    done = write_checkpoint(opened.folder, result, mask, spec, tensors, options)
-    try:
-        if done.config is None:
-            raise PruneError(
-                f"no config of {opened.cls.__name__} states these sizes, so that nothing was kept; prune by a target"
-            )
-        difference = confirm_folder(result, opened, small, rename, batches[0])
-    except PruneError:
-        work.remove()
-        raise
+    write_checkpoint(opened.folder, result, mask, spec, tensors, options._replace(config=config))
+    difference = confirm_folder(result, opened, small, rename, batches[0])
     if out.exists():  # and is empty
         out.rmdir()
     result.rename(out)
@@ -222,13 +225,18 @@ class Plan(NamedTuple):
     groups: list[str]
     criterion: Criterion
     measures: list[Measure]
+    stated: Mapping[Field, int] = FrozenDict()
+    """Fields of the config that a target states."""
+    config: str | None = None
+    """Text of the config, if the sizes are known from the beginning."""
 
 
 def _plan(opened: Opened, choice: Choice) -> Plan:
     """Return what is measured in each layer to choose the sizes.
 
     Raises:
-        PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size.
+        PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size;
+            or no config has the sizes of a target.
     """
     if choice.criterion is not None and choice.criterion.collectors:
         raise PruneError(
@@ -242,8 +250,17 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
     criterion = choice.criterion
     if criterion is None:  # covariances are of one layer at a time
         within = {g for m in found() for g in groups_within(m, groups, opened.spec)}
-        criterion = obs(None) if within >= set(groups) else weighted_variance()
-    return Plan(sizes, groups, criterion, until_last(found(needs=criterion.needs)))
+        criterion = (
+            obs(None) if within >= {g for s in sites for g in leaves(s.axis)} & set(groups) else weighted_variance()
+        )
+    measured = until_last(found(needs=criterion.needs))
+    if sizes is None:
+        return Plan(sizes, groups, criterion, measured)
+    plan = Plan(sizes, groups, criterion, measured, stated_numbers(opened.spec, opened.model, choice.goal.sizes))
+    if sizes.layers:  # the config may depend on which ones go
+        return plan
+    first = {g: torch.arange(opened.spec.sizes[g]) < n for g, n in sizes.sizes.items()}
+    return plan._replace(config=config_of_sizes(opened, shrink(opened.spec, first), plan.stated))
 
 
 def _say_memory(needed: int, what: str, progress: bool) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .. import trees
 from ..errors import PruneError
-from ..files.folder import entries_of, shards
-from ..files.on_disk import OnDisk
+from ..files.folder import shards
 from ..modules.confirm import ROUNDING, silent_transformers
+from ..modules.hf_config_file import CONFIG
 from ..program.run import forward
 from ..spec.axis import size
 from ..spec.spec import Spec
+from .conversions import conversions, tensors_on_disk
 from .opened import Opened
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,11 @@ def load_folder(folder: Path, cls: Any, dtype: torch.dtype) -> Any:
 
 def _params_on_disk(folder: Path, opened: Opened, small: Spec, rename: Callable[[str], str]) -> dict[str, Tensor]:
     """Return the tensors of a folder under the names of the spec, without reading them."""
-    entries = entries_of(shards(folder))
-    params: dict[str, Tensor] = {}
-    for name in small.axes:
-        if (new := rename(name)) in entries:
-            path, entry = entries[new]
-            t = OnDisk(path, new, entry, None, torch.device("cpu"))
-            params[name] = OnDisk(path, new, entry, opened.dtype, t.device) if t.is_floating_point() else t
+    files = shards(folder)
+    tensors = tensors_on_disk(
+        files, conversions(opened.model_of((folder / CONFIG).read_text("utf-8")), files), opened.dtype
+    )
+    params = {name: tensors[new] for name in small.axes if (new := rename(name)) in tensors}
     for second, first in small.tied.items():
         source = params.get(first, params.get(second))
         if source is not None:

@@ -72,7 +72,9 @@ def _of_segment(m: Measure, opened: Opened, sizes: Mapping[str, int]) -> int:
     if "covariance" in m.needs and widths:
         widest = max(widths.values())
         statistics += FLOAT64 * (sum(d * d for d in widths.values()) + COPIES * widest * widest)
-        repairs = FLOAT64 * COPIES * max(prod(spec.shape(s.weight)) for s in m.sites if s.weight in spec.axes)
+        repairs = (
+            FLOAT64 * COPIES * max((prod(spec.shape(s.weight)) for s in m.sites if s.weight in spec.axes), default=0)
+        )
     return weights + statistics + max(_alive(m, sizes) * item, repairs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from .._extras import needs
-from ..checkpoints.lazy import lazy_params
-from ..errors import PruneError, TraceError, nearest
-from ..files.folder import Shard, shards
+from ..checkpoints.checkpoint import with_ties
+from ..errors import ParamsError, PruneError, TraceError, nearest
+from ..files.folder import Shard, shards, verify
 from ..modules.hf_config_file import CONFIG
 from ..modules.libraries import TRANSFORMERS, fresh_model
+from ..parameters.transforms import check_names
 from ..program.sharded import with_constants
 from ..spec.spec import Spec
 from ..tracing.api import trace
 from ..types import Params
+from .conversions import Conversions, conversions, tensors_on_disk, under_model_names
+
+log = logging.getLogger(__name__)
 
 
 class Opened(NamedTuple):
@@ -28,7 +33,9 @@ class Opened(NamedTuple):
 
     folder: Path
     files: tuple[Shard, ...]
-    """Headers of the files of tensors."""
+    """Headers of the files, with the tensors of the model."""
+    layout: Conversions
+    """How the tensors of the model lie in the files."""
     config: Any
     """Of transformers."""
     cls: Any
@@ -38,8 +45,18 @@ class Opened(NamedTuple):
     spec: Spec
     params: Params
     """On disk; each is read when an op uses it."""
+    stored: Mapping[str, Tensor]
+    """The same in the types of the files; tied ones once."""
     dtype: torch.dtype
     """In which it is computed, whatever type the files have."""
+
+    def model_of(self, text: str, *, tables: bool = False) -> nn.Module:
+        """Return a fresh model of the text of a config, on `meta`; on request with values in its buffers."""
+        config = type(self.config).from_dict(json.loads(text))
+        if not tables:
+            return fresh_model(TRANSFORMERS, self.cls, config)
+        with _default_dtype(self.dtype), parameters_on_meta():
+            return TRANSFORMERS.build(self.cls, config)
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
@@ -76,7 +93,14 @@ def open_folder(folder: Path, batches: Sequence[Mapping[str, Tensor]], dtype: to
         TraceError: the program cannot be run on other inputs.
     """
     config, cls = config_of(folder)
+    if (method := getattr(config, "quantization_config", None)) is not None:
+        name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", None)
+        raise PruneError(
+            f"the tensors of {folder} are quantized ({name or method}), and units of groups that share a scale cannot be removed; load "
+            "the model without quantization, save it in bfloat16 by save_pretrained, and prune that folder"
+        )
     files = shards(folder)
+    verify(files)
     with _default_dtype(dtype):
         model = fresh_model(TRANSFORMERS, cls, config).eval()
         with parameters_on_meta():
@@ -86,7 +110,16 @@ def open_folder(folder: Path, batches: Sequence[Mapping[str, Tensor]], dtype: to
         raise TraceError(f"{cls.__name__} cannot be exported, so that it cannot be measured: {spec.capture_reason}")
     if any(t.is_meta for t in spec.constants.tensors.values()):
         spec = with_constants(spec, tables)
-    return Opened(folder, files, config, cls, model, spec, lazy_params(folder, spec=spec, dtype=dtype), dtype)
+    layout = conversions(model, files)
+    if layout.dropped:
+        log.info("%s: %s does not load %s", folder, cls.__name__, ", ".join(layout.dropped))
+    params = with_ties(tensors_on_disk(files, layout, dtype), spec)
+    try:
+        check_names(params, spec)
+    except ParamsError as error:
+        raise ParamsError(f"{folder}: {error}") from error
+    named = under_model_names(files, layout)
+    return Opened(folder, named, layout, config, cls, model, spec, params, tensors_on_disk(files, layout), dtype)
 
 
 @contextlib.contextmanager

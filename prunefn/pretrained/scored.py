@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..criteria import block_influence
+from ..criteria import block_influence, magnitude
 from ..criteria.scoring import score
 from ..files import atomic
 from ..files.folder import read_all, shard
 from ..files.tensors import save_sealed
 from ..frozen_dict import FrozenDict
+from ..program.sharded import Gathering
 from ..spec.axis import leaves
 from ..spec.parts import LAYER
 from ..spec.spec import Spec
@@ -21,6 +23,8 @@ from ..stats.saved import read, write
 from ..types import Batch, Criterion, Scores, Stats
 from ..where import kind, only
 from .work import Work, run_layers
+
+log = logging.getLogger(__name__)
 
 STAGE = "statistics"
 KNOWN = Origin({}, {})
@@ -47,7 +51,16 @@ def score_layers(
     found = {g: t for f in files for g, t in read_all((shard(_scores_beside(f)),)).items()}
     rest = union((read(f, start, KNOWN)[0] for f in files), start)
     if spanning := set(groups) - set(found):
-        found |= {g: s for g, s in score(rest, criterion=criterion).items() if g in spanning}
+        scores = score(rest, criterion=criterion) if rest.sites else {}
+        found |= {g: scores[g] for g in spanning if g in scores}
+    if lacking := [g for g in groups if g not in found]:  # no contraction reads their units alone
+        log.info(
+            "%d groups, such as %r, have no activations of their own: their weights score them",
+            len(lacking),
+            lacking[0],
+        )
+        by_weights = magnitude().score(start._replace(params=Gathering(start.params)))
+        found |= {g: by_weights[g] for g in lacking if g in by_weights}
     if rest.sums:
         found |= only(score(rest, criterion=block_influence()), kind(LAYER), spec=spec)
     return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..errors import FormatError, PruneError
@@ -62,8 +64,19 @@ class Work:
         try:
             check_seal(file)
         except (FormatError, OSError) as error:
-            raise PruneError(f"{file} is damaged: {error}; delete {self.folder}, and call again") from error
+            raise PruneError(f"{file} is damaged: {error}; call again") from error
         return True
+
+    @contextlib.contextmanager
+    def removed_after_errors(self) -> Iterator[None]:
+        """Remove the folder after an error that the same call would meet again; keep it after an interruption or a full disk."""
+        try:
+            yield
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -95,7 +108,7 @@ class Stored:
             check_seal(file)
             return read_all((shard(file),))
         except (FormatError, OSError) as error:
-            raise PruneError(f"{file} is damaged: {error}; delete {file.parent.parent}, and call again") from error
+            raise PruneError(f"{file} is damaged: {error}; call again") from error
 
     def write(self, batch: int, values: Values) -> None:
         """Keep the states of a batch."""

@@ -222,6 +222,8 @@ def with_constants(spec: Spec, model: nn.Module) -> Spec:
         attribute: object = model
         for part in path.split("."):
             attribute = getattr(attribute, part, None)
+        if attribute is None and not t.is_meta:
+            continue  # `forward` creates it, with values
         if (
             not isinstance(attribute, Tensor)
             or attribute.is_meta

@@ -20,6 +20,7 @@ from ..frozen_dict import FrozenDict
 from .composites import composites
 from .dynamic import Names
 from .functional import make_functional, spell_out_writes
+from .off_meta import OffMeta
 from .recurrent_shapes import recurrent_shapes
 from .regions import inline_regions, runs_in_levels
 from .rules import Rule, use_canonical
@@ -229,6 +230,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
                 shapes[t] = {d: Dim.AUTO for d, name in enumerate(dims) if name is not None}
         try:
             with (
+                OffMeta(),
                 recurrent_shapes(),
                 warnings.catch_warnings(),
                 contextlib.redirect_stderr(io.StringIO()),
