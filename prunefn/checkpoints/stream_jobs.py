@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ..spec.spec import Spec
 from ..types import Mask
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How the tensors of a model lie in files that have other names, or several tensors for one."""
 
@@ -51,6 +52,7 @@ class Source(NamedTuple):
         return name if self.rename is None else self.rename(name)
 
 
+@runtime_checkable
 class Job(Protocol):
     """A tensor to write."""
 
