@@ -157,9 +157,14 @@ def test_a_killed_run_resumes(source: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_shards_in_half_precision_stay_so(tmp_path: Path) -> None:
-    llama().to(torch.bfloat16).save_pretrained(tmp_path / "dense", max_shard_size="30KB")
+    model = llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.config.tie_word_embeddings = True
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "dense", max_shard_size="30KB")
     assert len(list((tmp_path / "dense").glob("*.safetensors"))) == 2
-    pruned(tmp_path / "dense", tmp_path / "small", target={"intermediate_size": 24}, max_shard_bytes=20_000)
+    tied = pruned(tmp_path / "dense", tmp_path / "narrow", target={"hidden_size": 24})  # the head cannot be fitted
+    assert tied.difference is not None and tied.rewritten
+    pruned(tmp_path / "dense", tmp_path / "small", target={"intermediate_size": 24}, max_shard_bytes=10_000)
     small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert len(list((tmp_path / "small").glob("*.safetensors"))) > 2
     assert small.dtype == torch.bfloat16 and small.model.layers[0].mlp.down_proj.weight.shape == (32, 24)

@@ -51,7 +51,8 @@ def affine(
         intercept: compensate the mean by a bias; False: least squares without one. Default: without one where it would be a new
             bias of a class that is built from a config, such as those of transformers, so that `save_pretrained` writes a model
             that its library loads.
-        fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there.
+        fallback: fallback where the weight cannot be rewritten, such as `mean()`; None raises ParamsError there. It creates no bias
+            in a class that is built from a config.
 
     Raises:
         PruneError: the ridge is negative.

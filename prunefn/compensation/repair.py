@@ -244,7 +244,9 @@ def repaired_by(method: Compensation, site: Site, weight: Tensor, x: Inputs, spe
             f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; choose a fallback, such as "
             f"compensation.{method.name}(fallback=compensation.mean())"
         )
-    return repaired_by(method.fallback, site, weight, x, spec)
+    second = repaired_by(method.fallback, site, weight, x, spec)
+    # a second choice creates no bias that the class has no room for
+    return second if x.may_shift else second._replace(repair=second.repair._replace(shift=None))
 
 
 def not_ours(site: Site, spec: Spec) -> str:
