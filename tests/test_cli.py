@@ -731,7 +731,7 @@ def test_every_command_ends_in_a_line(
 @pytest.mark.parametrize("name", [c for c in every_command() if c not in ("config", "demo", "report")])
 def test_out_on_a_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    said = run(name, "small_vit", "--out", tmp_path / "file", code=2).stderr
+    said = run(*name.split(), "small_vit", "--out", tmp_path / "file", code=2).stderr
     assert "is a file; give a folder" in said and (tmp_path / "file").read_text() == "mine"
 
 

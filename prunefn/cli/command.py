@@ -208,11 +208,13 @@ def _resolve_config(command: Command, values: dict[str, Any], layer: dict[str, A
 
 def _folder(command: Command, config: Config) -> Path | None:
     name = config.out or command.out
-    if name is None or command.whole:
+    if name is None:
         return None
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         fail(f"--out {name} is a file; give a folder", MISUSED)
+    if command.whole:
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -22,6 +22,7 @@ from .symbols import expression
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
+RETURNED = "positions along it are returned"
 UNREAD = Reason("nothing reads what is computed with it")
 MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')
@@ -77,13 +78,13 @@ def analyse(captured: Captured, extra: Mapping[str, Rule], *, lenient: bool = Fa
     if not dead:
         return a
     without = _analyse(captured, extra, lenient, skip=frozenset(dead))
-    free = {(t, d) for t, axes in without.tensors.items() for d, x in enumerate(axes) if not without.alg.is_frozen(x)}
+    free = {(t, d) for t, axes in without.tensors.items() for d, x in enumerate(axes) if not without.alg.is_pinned(x)}
     alone = {
         captured.tensors[n.name]
         for n in captured.graph.nodes
         if n.name in captured.tensors and n.users.keys() <= set(dead)
     }
-    if not any(a.alg.is_frozen(a.tensors[t][d]) for t, d in free if t not in alone):
+    if not any(a.alg.is_pinned(a.tensors[t][d]) for t, d in free if t not in alone):
         return a
     for node in reversed(dead):
         captured.graph.erase_node(node)
@@ -107,6 +108,9 @@ def _analyse(
         shared = _leaves_of_siblings(a, node, captured.unread) if node in captured.unread else set[Var]()
         for v in _leaves(a, node) - shared:
             a.alg.hold(v, OUTPUT)
+        for axis in (v.picks for v in _values(a.values[node]) if v.picks is not None):
+            chooser: Any = node.args[0] if node.target is operator.getitem else node
+            a.alg.freeze(axis, reason_of(chooser)._replace(text=RETURNED))
     for name, node in captured.updates.items():
         for x, y in zip(a.tensors.get(name, ()), a.values[node].axes, strict=False):
             a.alg.unify(x, y)

@@ -142,6 +142,10 @@ class Algebra:
         """Return whether no unit of the axis can be pruned."""
         return all(self._reason[v.id] is not None for v in self.vars(a))
 
+    def is_pinned(self, a: Term) -> bool:
+        """Return whether every leaf of the axis is frozen or held."""
+        return all(self._reason[v.id] is not None or self._held[v.id] is not None for v in self.vars(a))
+
     # ---- the four operations
 
     def freeze(self, a: Term, reason: object) -> None:

@@ -21,7 +21,6 @@ PRODUCTS = ("aten.linear", "aten.addmm", "aten.matmul", "aten.mm", "aten.einsum"
 NEAR = 4
 """Most ops between the product with a router's weight and the softmax."""
 NO_ROUTER = Reason("a top-k picks positions of it that no weights score")
-RETURNED = Reason("positions of it are returned")
 
 
 def find_experts(captured: Captured, a: Analysis) -> set[Var]:
@@ -34,8 +33,6 @@ def find_experts(captured: Captured, a: Analysis) -> set[Var]:
         for value in (v for node in names if isinstance(node, fx.Node) for v in _values(a.values[node])):
             for axis in value.axes:
                 _freeze(a, axis, found, reason)
-            if value.picks is not None:
-                _freeze(a, value.picks, found, RETURNED)
     for v in found - _scored(a):
         a.alg.freeze(v, NO_ROUTER)
     return found
