@@ -51,18 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Minitron's norms": {"criterion": pf.criteria.activation_norm(), "compensation": NONE},
     "magnitude": {"criterion": pf.criteria.magnitude(), "compensation": NONE},
 }
-HEADER = [
-    "sizes",
-    "method",
-    "params kept",
-    "speeches",
-    "of dense",
-    "novel",
-    "of dense",
-    "tokens/s",
-    "of dense",
-    "seconds",
-]
+HEADER = ["sizes", "method", "params kept", "speeches", "of dense", "novel", "of dense", "seconds"]
 
 
 class Texts(NamedTuple):
@@ -96,7 +85,7 @@ def folder_of(package: str) -> Path:
 
 
 def measure(goal: str, method: str, dense: Path, texts: Texts) -> list[float]:
-    """Prune and measure; return the fraction of the params kept, both perplexities, tokens per second and seconds of pruning."""
+    """Prune and measure; return the number of params, both perplexities, and seconds of pruning."""
     with tempfile.TemporaryDirectory() as made:
         small, start = dense, time.perf_counter()
         if goal != DENSE:
@@ -118,29 +107,19 @@ def measure(goal: str, method: str, dense: Path, texts: Texts) -> list[float]:
         ]
         model = transformers.AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32).eval()
         params = sum(p.numel() for p in model.parameters())
-        return [params, *perplexities, speed(model), seconds]
-
-
-def speed(model: Any, tokens: int = 64) -> float:
-    """Return the tokens per second of greedy generation with a cache, the better of three runs."""
-    prompt, best = torch.ones(1, 16, dtype=torch.int64), float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        best = min(best, time.perf_counter() - start)
-    return tokens / best
+        return [params, *perplexities, seconds]
 
 
 def table(found: dict[Key, list[float]]) -> list[list[str]]:
     """Rows of text; the first one is of the dense model."""
     rows, first = [], next(iter(found.values()))
     for key, cell in found.items():
-        params, speech, novel, rate, seconds = cell
+        params, speech, novel, seconds = cell
         goal, method = str(key[-2]), str(key[-1])
         row = [goal, method if goal != DENSE else "", f"{params / first[0]:.1%}"]
         for value, dense in ((speech, first[1]), (novel, first[2])):
             row += [f"{value:.1f}", f"{value / dense:.2f} ×"]
-        rows.append([*row, f"{rate:.1f}", f"{rate / first[3]:.2f} ×", f"{seconds:.0f}"])
+        rows.append([*row, f"{seconds:.0f}"])
     return rows
 
 
@@ -151,8 +130,8 @@ def remarks(texts: Texts) -> str:
         f"Nothing is trained. Calibration: {texts.calibration_tokens} tokens of {texts.calibration.stem}. Perplexity: the first "
         f"{texts.tokens} tokens of {texts.evaluation[0].stem} and of {texts.evaluation[1].stem}, in sequences of {texts.length}. Every "
         "result is a folder that `AutoModelForCausalLM.from_pretrained` loads. `default`: obs scores, least squares layer by layer "
-        "towards the dense outputs, without new biases; whole layers go by block influence. Tokens a second: greedy generation with a "
-        "cache in float32. One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
+        "towards the dense outputs, without new biases; whole layers go by block influence. "
+        "One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
         "a shared machine."
     )
 
