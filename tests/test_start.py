@@ -11,6 +11,7 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ import prunefn as pf
 pytest.importorskip("typer")
 
 from prunefn.by_name import tables
-from prunefn.cli import app, completion
-from prunefn.cli.commands import COMMANDS
+from prunefn.cli import app, completion, sections
+from prunefn.cli.commands import COMMANDS, LANGUAGE_MODELS
 from prunefn.cli.devices import DEVICES
 from prunefn.cli.networks import NETS, _check_classes
 from prunefn.cli.waiting import silent_libraries, spinner, spinners
+from prunefn.costs.timing.runtimes import RUNTIMES
 from prunefn.data.api import open_data
 from prunefn.data.sources import SOURCES
 from prunefn.display.progress import progress_bar
@@ -101,7 +103,7 @@ def test_type_checkers_see_the_names_that_are_imported_at_their_first_use() -> N
 
 
 def test_every_command_has_a_file() -> None:
-    for command in COMMANDS:
+    for command in (*COMMANDS, *LANGUAGE_MODELS):
         module = import_module(f"prunefn.cli.commands.{command.file or command.name}")
         assert callable(module.run) and callable(module.plan)
 
@@ -126,6 +128,7 @@ def test_tab_offers_what_the_menus_have() -> None:
     }
     assert offered == menus | {f"sensitivity.{n}": menus[f"prune.{n}"] for n in ("criterion", "compensation", "where")}
     assert set(completion.NETS) == set(NETS)
+    assert get_args(sections.Runtime) == RUNTIMES  # the options state them without importing torch
 
 
 def test_tab_knows_all_models_of_the_libraries() -> None:

@@ -117,19 +117,19 @@ def fit_layer(
     params, spec = dense
     before = Side(params, spec, pair.dense, states[0])
     sites = [[small.sites[n] for n in together] for together in pair.sites]
-    needed = _needed([s for together in sites for s in together], spec)
-    before = before._replace(params=_with(params, held(params, pair.dense.tensors((*needed, *pair.dense.hands)))))
+    needed = values_of_fits([s for together in sites for s in together], spec)
+    before = before._replace(params={**params, **held(params, pair.dense.tensors((*needed, *pair.dense.hands)))})
     layer = _pruned(before.params, params, pair.small.tensors((*needed, *pair.small.hands)), spec, mask)
     repaired = list[Repaired]()
     for together in sites:
-        now = Side(_with(params, layer), small, pair.small, states[1])
+        now = Side({**params, **layer}, small, pair.small, states[1])
         tasks = [task_of(spec.sites[s.name], (before.params, spec), (now.params, small), mask) for s in together]
         collect = partial(_collect, before, now, batches, covariance="covariance" in method.needs, bar=bar)
         found = fitted(tasks, collect, method, small)
         changed = written(now.params, found, small)
         layer = {n: changed[n] for n in changed if n in layer or changed[n] is not now.params.get(n)}
         repaired += found
-    now = Side(_with(params, layer), small, pair.small, states[1])
+    now = Side({**params, **layer}, small, pair.small, states[1])
     for number, (inputs, _) in enumerate(_inputs(batches, spec, params)):
         for side in (before, now):
             side.hand_on(number, inputs)
@@ -138,15 +138,11 @@ def fit_layer(
     return layer, repaired
 
 
-def _needed(sites: Sequence[Site], spec: Spec) -> list[str]:
+def values_of_fits(sites: Sequence[Site], spec: Spec) -> list[str]:
     """Return the values of the program that fits are about: what the sites read and give, and the sums that this enters."""
     branches = (other_branch(spec.sites[s.name], spec) for s in sites)
     sums = [v for b in branches if b is not None for v in (b.value, f"%{b.addition}")]
     return [*(v for s in sites for v, _ in s.values), *(f"%{c}" for s in sites for c in s.calls), *sums]
-
-
-def _with(params: Params, layer: Params) -> Params:
-    return {**params, **layer}
 
 
 def _pruned(at_hand: Params, params: Params, names: frozenset[str], spec: Spec, mask: Mask) -> Params:

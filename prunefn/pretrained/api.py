@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from .._version import __version__
 from ..checkpoints.stream import WriteOptions, write_checkpoint
@@ -19,6 +18,7 @@ from ..checkpoints.stream_jobs import Source
 from ..costs.analytic import cost
 from ..criteria import obs, weighted_variance
 from ..data.tokens import Documents
+from ..display.progress import write_line
 from ..display.units import quantity
 from ..doors import door
 from ..errors import PruneError
@@ -268,4 +268,4 @@ def _say_memory(needed: int, what: str, progress: bool) -> None:
     text = f"{what}: at most {quantity(needed, 'B', 3)} of memory, besides Python and torch"
     log.info(text)
     if progress and needed:
-        tqdm.write(text, file=sys.stderr)
+        write_line(text, sys.stderr)

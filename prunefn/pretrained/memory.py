@@ -7,7 +7,8 @@ from math import prod
 
 from torch import Tensor
 
-from ..compensation.by_layer import Pair
+from ..compensation.by_layer import Pair, values_of_fits
+from ..program.segments import Segment
 from ..spec.axis import size
 from ..spec.program import refs
 from ..spec.spec import Spec
@@ -22,7 +23,7 @@ FLOAT64 = 8
 def needed_bytes(measures: Sequence[Measure], opened: Opened, batch: Mapping[str, Tensor]) -> int:
     """Return an upper bound of the bytes that one segment at a time takes, besides Python, torch and the tokens.
 
-    A segment has its parameters, the values of one batch that are alive at the same time, and its statistics; a repair has some
+    A segment has its parameters, the values of one batch that are alive at the same time, and its statistics; scoring takes some
     matrices of the size of a covariance and of a weight in float64.
     """
     sizes = {**opened.spec.sizes, **_free_sizes(opened.spec, batch)}
@@ -41,10 +42,10 @@ def needed_for_repair(layers: Sequence[Pair], opened: Opened, batch: Mapping[str
 def _of_pair(pair: Pair, opened: Opened, sizes: Mapping[str, int]) -> int:
     spec, item = opened.spec, opened.dtype.itemsize
     sites = [spec.sites[n] for together in pair.sites for n in together]
-    wanted = [*(v for s in sites for v, _ in s.values), *pair.dense.hands]
+    wanted = [*values_of_fits(sites, spec), *pair.dense.hands]
     names = {spec.tied.get(n, n) for n in pair.dense.tensors(wanted)}
     weights = sum(prod(spec.shape(n)) for n in names) * item
-    values = _alive(Measure(pair.dense, tuple(sites), {}, frozenset()), sizes) * item
+    values = _alive(pair.dense, wanted, sizes) * item
     fits = 0
     for together in pair.sites:
         fitted = [spec.sites[n] for n in together]
@@ -68,30 +69,28 @@ def _of_segment(m: Measure, opened: Opened, sizes: Mapping[str, int]) -> int:
     weights += max((prod(spec.shape(n)) for n in names), default=0) * item
     widths = {s.values: size(s.axis, spec.sizes) for s in m.sites}
     statistics = FLOAT64 * 4 * sum(size(s.axis, spec.sizes) for s in m.sites)
-    repairs = 0
+    scoring = 0
     if "covariance" in m.needs and widths:
         widest = max(widths.values())
         statistics += FLOAT64 * (sum(d * d for d in widths.values()) + COPIES * widest * widest)
-        repairs = (
+        scoring = (
             FLOAT64 * COPIES * max((prod(spec.shape(s.weight)) for s in m.sites if s.weight in spec.axes), default=0)
         )
-    return weights + statistics + max(_alive(m, sizes) * item, repairs)
+    return weights + statistics + max(_alive(m.segment, m.wanted, sizes) * item, scoring)
 
 
-def _alive(m: Measure, sizes: Mapping[str, int]) -> int:
+def _alive(segment: Segment, wanted: Sequence[str], sizes: Mapping[str, int]) -> int:
     """Return the most elements of results that are alive at once; views count as if they were copies."""
-    program = m.segment.program
+    program = segment.program
     elements = {v: prod(size(a, sizes) for a in axes) for v, axes in program.axes.items()}
     last = {
         name: n for n, i in enumerate(program.instructions) for name in refs((i.args, tuple(v for _, v in i.kwargs)))
     }
-    kept = set(m.wanted)
+    kept = set(wanted)
     live, most = dict[str, int](), 0
     for n, i in enumerate(program.instructions):
         live[f"%{i.name}"] = elements.get(f"%{i.name}", 0)
         most = max(most, sum(live.values()))
         live = {v: e for v, e in live.items() if last.get(v, -1) > n or v in kept}
     # moments of float32 values are computed in float64 for some rows; twice the largest value is an upper bound
-    return (
-        most + 2 * max(elements[v] for v in m.wanted if v in elements) if any(v in elements for v in m.wanted) else most
-    )
+    return most + 2 * max((elements[v] for v in wanted if v in elements), default=0)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..compensation import methods
 from ..compensation.by_layer import Pair, fit_layer, pairs
 from ..compensation.repair import Repaired, few_samples, warn_of_few_samples
+from ..display.progress import progress_bar
 from ..errors import ParamsError
 from ..files import atomic
 from ..files.folder import entries_of, shard
@@ -39,7 +39,7 @@ def repair_layers(
     files = [work.file(STAGE, n) for n in range(len(layers))]
     small = shrink(opened.spec, mask)
     total = sum(passes(pair) for pair in layers) * len(batches)
-    with tqdm(total=total, desc=STAGE, unit=" batches of a layer", disable=not progress) as bar:
+    with progress_bar(total=total, text=STAGE, unit=" batches of a layer", show=progress) as bar:
         for n, (pair, file) in enumerate(zip(layers, files, strict=True)):
             if work.is_finished(file):
                 bar.update(passes(pair) * len(batches))
@@ -91,8 +91,7 @@ def _at_dense_shapes(
     for name in dict.fromkeys(
         n for r in repaired for n in (r.site.weight, r.site.bias) if n is not None and n in layer
     ):
-        dense = opened.params[name]
-        whole = dense.clone() if type(dense) is Tensor else dense.detach() + 0
+        whole = opened.params[name].clone()
         kept = [keep(a, mask, spec.sizes).nonzero()[:, 0] for a in spec.axes[name]]
         whole[torch.meshgrid(*kept, indexing="ij")] = layer[name].to(whole)
         out[name] = whole

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from ..display.progress import progress_bar
 from ..errors import FormatError, PruneError
 from ..files import atomic
 from ..files.folder import read_all, shard
@@ -131,7 +131,7 @@ def run_layers(
     """
     files = [work.file(stage, n) for n in range(len(measures))]
     total = len(measures) * len(batches)
-    with tqdm(total=total, desc=stage, unit=" batches of a layer", disable=not progress) as bar:
+    with progress_bar(total=total, text=stage, unit=" batches of a layer", show=progress) as bar:
         for n, (measure, file) in enumerate(zip(measures, files, strict=True)):
             before, after = work.states(stage, n - 1) if n else None, work.states(stage, n)
             if work.is_finished(file):

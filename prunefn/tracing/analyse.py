@@ -18,11 +18,11 @@ from . import rules
 from .axes import Algebra, Plus, Term, Times, Var
 from .capture import LIBRARIES, Captured, live_nodes
 from .rules import Axes, Call, Contraction, Lookup, Reason, Rule, SizeOf, TermLayout, Value
+from .rules.reduce import RETURNED
 from .symbols import expression
 
 INPUT, OUTPUT, INTEGER = Reason("it is an input"), Reason("it is an output"), Reason("it holds integers")
 BATCH = Reason("it is the batch")
-RETURNED = "positions along it are returned"
 UNREAD = Reason("nothing reads what is computed with it")
 MADE = Reason("it is made in forward, which a recorded run does not change")
 FRAME = re.compile(r'File "(.*)", line (\d+)')

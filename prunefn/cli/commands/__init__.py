@@ -5,6 +5,8 @@ Each has a file in this folder with two functions: `run(job)` runs it, `plan(con
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..command import Command
 
 COMMANDS = (
@@ -167,8 +169,11 @@ COMMANDS = (
     ),
 )
 FOLDER = "Folder of a model of transformers: config.json, safetensors, tokenizer."
+_language_model = partial(
+    Command, sections=("llm",), own=("llm",), files=FOLDER, files_name="FOLDER", model=False, whole=True
+)
 LANGUAGE_MODELS = (
-    Command(
+    _language_model(
         "prune",
         """Prune a language model from a folder to a smaller folder that transformers loads: layer by layer, never whole in memory.
 
@@ -176,23 +181,11 @@ LANGUAGE_MODELS = (
         (fields of config.json), and --text for calibration. The folder is loaded afresh and compared in the end. An interrupted
         run resumes when the same command is called again.
         """,
-        ("llm",),
-        own=("llm",),
-        files=FOLDER,
-        files_name="FOLDER",
-        model=False,
-        whole=True,
         file="llm_prune",
     ),
-    Command(
+    _language_model(
         "perplexity",
         """Measure the perplexity of a language model in a folder on a text that did not calibrate it.""",
-        ("llm",),
-        own=("llm",),
-        files=FOLDER,
-        files_name="FOLDER",
-        model=False,
-        whole=True,
         file="llm_perplexity",
     ),
 )
