@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .parameters.transforms import apply, compose, expand, kept, kept_positions, params, shrink, zero
     from .pipelines import pipeline
     from .pretrained.api import prune_pretrained
+    from .pretrained.recovered import recover_pretrained
     from .program import sharded
     from .program.run import forward, forward_train
     from .selection import budget, scope
@@ -111,6 +112,7 @@ _MODULES = {
     ".parameters.transforms": "apply compose expand kept kept_positions params shrink zero",
     ".pipelines": "pipeline",
     ".pretrained.api": "prune_pretrained",
+    ".pretrained.recovered": "recover_pretrained",
     ".program.run": "forward forward_train",
     ".selection.budget": "uniform_ratio",
     ".selection.by_hand": "mask",
@@ -209,6 +211,7 @@ __all__ = [
     "recalibrate",
     "recipes",
     "recover",
+    "recover_pretrained",
     "reduction",
     "remap",
     "residual",

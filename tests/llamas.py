@@ -37,3 +37,12 @@ def llama() -> Traced:
     batch = text(DOCUMENTS, length=6, batch_size=2)[0]
     spec = pf.trace(model, {n: batch[n] for n in ("input_ids", "attention_mask")})
     return Traced(model, pf.params(model), spec)
+
+
+def tied_llama() -> Any:
+    """One with a tied table, in bfloat16."""
+    model = llama().model
+    config = transformers.LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": True, "dtype": "bfloat16"})
+    out = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    out.load_state_dict({n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}, strict=False)
+    return out.to(torch.bfloat16)

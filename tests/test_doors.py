@@ -205,6 +205,7 @@ DOORS_ONLY = (
         "pf.eliminate",
         "pf.recover",
         "pf.prune_pretrained",
+        "pf.recover_pretrained",
         "pf.save_logits",
         "pf.load_logits",
         "gates.learn",

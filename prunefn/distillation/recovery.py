@@ -162,38 +162,78 @@ def recover(
     >>> distance(better) < distance(small.params) / 2
     True
     """
-    _check(params, spec, dense, distance, by_layers, held_out)
-    if not lr > 0 or weight_decay < 0:
-        raise PruneError(
-            f"lr is {lr} and weight_decay {weight_decay}; lr must be above 0, and weight_decay not below it"
-        )
-    train, test = _divide(list(each(batches, max_batches=max_batches)), held_out, seed)
-    names, start = _trained(params, spec, freeze), {n: t.detach() for n, t in params.items()}
-    if by_layers:
+    options = Options(by_layers, mask, distance, steps, lr, weight_decay, grad_clip, held_out, freeze, seed, max_batches)
+    return recovered(params, batches, spec, dense, options, Saving(progress, resume, save_every)).params
+
+
+class Options(NamedTuple):
+    """How a recovery runs; see `recover`."""
+
+    by_layers: bool = False
+    mask: Mask | None = None
+    distance: Distance | None = None
+    steps: int = 200
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    grad_clip: float | None = None
+    held_out: float = 0.125
+    freeze: Sequence[str] | str = ()
+    seed: int = 0
+    max_batches: int | None = None
+
+
+class Saving(NamedTuple):
+    """What a recovery shows and writes on its way; see `recover`."""
+
+    progress: bool = False
+    resume: str | os.PathLike[str] | None = None
+    save_every: int = 50
+
+
+class Recovered(NamedTuple):
+    """The result of a recovery."""
+
+    params: Params
+    before: float
+    """Held-out distance at the start."""
+    after: float
+    """Held-out distance of these params."""
+
+
+def recovered(
+    params: Params, batches: Iterable[Batch], spec: Spec, dense: Dense, options: Options, saving: Saving
+) -> Recovered:
+    """Train a pruned network towards the dense one; see `recover`."""
+    lr, steps, seed = options.lr, options.steps, options.seed
+    _check(params, spec, dense, options)
+    train, test = _divide(list(each(batches, max_batches=options.max_batches)), options.held_out, seed)
+    names, start = _trained(params, spec, options.freeze), {n: t.detach() for n, t in params.items()}
+    if options.by_layers:
         assert not isinstance(dense, DenseLogits)
-        measure: Callable[[Params, Spec, Batch], Tensor] = layers(dense, spec, mask)
+        measure: Callable[[Params, Spec, Batch], Tensor] = layers(dense, spec, options.mask)
     else:
-        measure = comparison(dense, spec, distance, mask).fitted(start, spec, train)
-    recovery = Recovery(start, spec, names, measure, test, steps, lr, weight_decay, grad_clip)
-    options = {
-        "by_layers": by_layers,
+        measure = comparison(dense, spec, options.distance, options.mask).fitted(start, spec, train)
+    recovery = Recovery(start, spec, names, measure, test, steps, lr, options.weight_decay, options.grad_clip)
+    known = {
+        "by_layers": options.by_layers,
         "trained": names,
         "seed": seed,
         "lr": lr,
-        "weight_decay": weight_decay,
-        "grad_clip": grad_clip,
+        "weight_decay": options.weight_decay,
+        "grad_clip": options.grad_clip,
         "steps": steps,
     }
-    settings = {} if resume is None else _settings((params, spec), dense, **options)
-    plan = Plan(steps, "recovery", settings, resume, save_every, progress).check()
+    settings = {} if saving.resume is None else _settings((params, spec), dense, **known)
+    plan = Plan(steps, "recovery", settings, saving.resume, saving.save_every, saving.progress).check()
     state = trained(recovery.step, recovery.start(), _shuffled(train, steps, seed), plan)
-    if state.distance >= recovery.measure(recovery.params):
+    before = recovery.measure(recovery.params)
+    if state.distance >= before:
         warn(
             f"no step lowered the held-out distance of {state.distance:.4g}, so the params are unchanged; lower lr={lr}, or give "
             "more batches"
         )
-        return dict(params)
-    return recovery.narrow({n: t.detach() for n, t in state.best.items()})
+        return Recovered(dict(params), before, before)
+    return Recovered(recovery.narrow({n: t.detach() for n, t in state.best.items()}), before, state.distance)
 
 
 def _settings(network: tuple[Params, Spec], dense: Dense, **options: object) -> dict[str, str]:
@@ -203,23 +243,25 @@ def _settings(network: tuple[Params, Spec], dense: Dense, **options: object) -> 
     return settings_of({"params": network, "dense": dense}, **options)
 
 
-def _check(
-    params: Params, spec: Spec, dense: Dense, distance: Distance | None, by_layers: bool, held_out: float
-) -> None:
+def _check(params: Params, spec: Spec, dense: Dense, options: Options) -> None:
     """Check arguments of `recover`; raise ParamsError, TraceError or PruneError."""
     check_names(params, spec)
     check_plain(params, "recover", "gather the parameters first")
     check_eval_mode(spec, "recover")
     check_runnable(spec)
-    if by_layers and isinstance(dense, DenseLogits):
+    if options.by_layers and isinstance(dense, DenseLogits):
         raise PruneError("recover: by_layers=True runs the dense network; give dense=(params, spec), or leave it out")
-    if by_layers and distance is not None:
+    if options.by_layers and options.distance is not None:
         raise PruneError(
             "recover: distance= is of the network's outputs, and by_layers=True compares layers; leave one out"
         )
-    if not 0 < held_out < 1:
+    if not 0 < options.held_out < 1:
         raise PruneError(
-            f"held_out is {held_out}; it is the fraction of the batches that is held out, and must be in (0, 1)"
+            f"held_out is {options.held_out}; it is the fraction of the batches that is held out, and must be in (0, 1)"
+        )
+    if not options.lr > 0 or options.weight_decay < 0:
+        raise PruneError(
+            f"lr is {options.lr} and weight_decay {options.weight_decay}; lr must be above 0, and weight_decay not below it"
         )
 
 

@@ -174,10 +174,8 @@ def _job(opened: Opened, choice: Choice, named: list[dict[str, torch.Tensor]], l
     """Return a hash of all that a run depends on."""
     import transformers
 
-    files = [(s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns) for s in opened.files]
     versions = (__version__, str(torch.__version__), transformers.__version__)
-    config = (opened.folder / "config.json").read_text("utf-8")
-    return fingerprint([files, config, repr(choice), str(opened.dtype), limit, named, versions])
+    return fingerprint([opened.stamp(), repr(choice), str(opened.dtype), limit, named, versions])
 
 
 def _prune(

@@ -22,6 +22,13 @@ class Evaluation(NamedTuple):
     tokens: int
 
 
+def is_causal(cls: type) -> bool:
+    """Return whether a class of transformers predicts the next token."""
+    import transformers
+
+    return cls in transformers.MODEL_FOR_CAUSAL_LM_MAPPING.values()
+
+
 def folder_perplexity(folder: Path, text: Documents, cut: Cut, *, dtype: torch.dtype, progress: bool) -> Evaluation:
     """Load the model of a folder as its users do, and return its perplexity on a text.
 
@@ -29,9 +36,7 @@ def folder_perplexity(folder: Path, text: Documents, cut: Cut, *, dtype: torch.d
         PruneError: the folder is not that of a causal language model, does not load, or has no tokenizer.
     """
     _, cls = config_of(folder)
-    import transformers
-
-    if cls not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING.values():
+    if not is_causal(cls):
         raise PruneError(
             f"{folder} has a {cls.__name__}, which does not predict the next token; a causal language model does"
         )

@@ -50,6 +50,11 @@ class Opened(NamedTuple):
     dtype: torch.dtype
     """In which it is computed, whatever type the files have."""
 
+    def stamp(self) -> list[object]:
+        """Return what identifies the folder: names, sizes and times of its files, and its config."""
+        stats = [(s.path.name, s.path.stat()) for s in self.files]
+        return [[(n, s.st_size, s.st_mtime_ns) for n, s in stats], (self.folder / CONFIG).read_text("utf-8")]
+
     def model_of(self, text: str, *, tables: bool = False) -> nn.Module:
         """Return a fresh model of the text of a config, on `meta`; on request with values in its buffers."""
         config = type(self.config).from_dict(json.loads(text))

@@ -51,7 +51,7 @@ def repair_layers(
             )
             _check_biases(repaired, method)
             few += [text for r in repaired for text in few_samples(r, method)]
-            _write(file, _at_dense_shapes(layer, repaired, opened, mask), opened)
+            write_values(file, _at_dense_shapes(layer, repaired, opened, mask), opened)
             for before, _ in folders:
                 shutil.rmtree(before, ignore_errors=True)
     warn_of_few_samples(few, method)
@@ -98,7 +98,7 @@ def _at_dense_shapes(
     return out
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], opened: Opened) -> None:
+def write_values(file: Path, tensors: Mapping[str, Tensor], opened: Opened) -> None:
     """Write tensors in the types that their files have; of tied ones, that which is in a file."""
     entries, tied = entries_of(opened.files), opened.spec.tied
     named = {
