@@ -20,7 +20,8 @@ STEPS = {
         "Remove": "compensate residual apply zero shrink expand recalibrate recover pipeline prune_submodule "
         "remap shrink_tokenizer needed_tokens",
         "Run": "forward forward_train to_module",
-        "Files": "save load load_params lazy_params apply_checkpoint prune_pretrained recover_pretrained save_logits load_logits DenseLogits",
+        "Files": "save load load_params lazy_params apply_checkpoint prune_pretrained recover_pretrained save_logits "
+        "load_logits DenseLogits",
         "Costs and times": "memory Memory metrics compare Metrics profile Profile latency latency_table LatencyTable Call Clock soft_cost "
         "soft_latency SoftCost",
         "Errors": "PruneError TraceError ParamsError BatchError StatsError MaskError BudgetError PruneWarning",

@@ -116,6 +116,17 @@ def test_layer_by_layer_is_the_sequential_pipeline(source: Path, tmp_path: Path)
         assert torch.allclose(found[name], t, atol=1e-5), name
 
 
+def test_a_layer_that_goes_is_made_up_for(source: Path, tmp_path: Path) -> None:
+    ids, outputs = [torch.cat([i, i.flip(1)]) for i in IDS], []
+    for n, method in enumerate((None, pf.compensation.none())):
+        pruned(source, tmp_path / str(n), ids, target={"num_hidden_layers": 2}, compensation=method)
+    for folder in (source, tmp_path / "0", tmp_path / "1"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        outputs.append(model(torch.cat(ids), use_cache=False).logits.detach())
+    errors = [float((x - outputs[0]).pow(2).mean()) for x in outputs[1:]]
+    assert errors[0] < 0.9 * errors[1]
+
+
 def test_a_budget_is_met_by_one_width(source: Path, tmp_path: Path) -> None:
     done = pruned(source, tmp_path / "small", budget=pf.budget.params(0.8))
     assert done.after.params <= 0.8 * done.before.params and len({n for n, _ in done.sizes.values()}) == 1

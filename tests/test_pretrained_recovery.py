@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import prunefn as pf
-from prunefn.files.tensors import Reader
+from prunefn.files.folder import shard
 from prunefn.pretrained.work import ENDING
 
 from .llamas import tied_llama, transformers
 
-IDS = [torch.randint(3, 50, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(8)]
+IDS = [torch.randint(3, 50, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(32)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def recovered(folders: tuple[Path, Path], out: Path, **options: Any) -> Any:
-    settings = {"batches": IDS, "steps": 30, "lr": 3e-3, "progress": False} | options
+    settings = {"batches": IDS, "steps": 60, "lr": 1e-3, "progress": False} | options
     return pf.recover_pretrained(folders[1], out, **{"dense": folders[0], **settings})
 
 
@@ -56,11 +56,12 @@ def test_the_new_folder_is_nearer_to_the_dense_one_and_like_the_source(
     dense, small = folders
     done = recovered(folders, tmp_path / "better")
     assert done.after < done.before and done.difference is not None
-    assert distance(tmp_path / "better", dense) < distance(small, dense) / 1.5
+    assert distance(tmp_path / "better", dense) < 0.9 * distance(small, dense)
     assert (tmp_path / "better" / "notes.txt").read_text() == "as they were"
     assert (tmp_path / "better" / "config.json").read_bytes() == (small / "config.json").read_bytes()
-    headers = [Reader(f / "model.safetensors").entries for f in (small, tmp_path / "better")]
-    assert {n: (e.shape, e.dtype) for n, e in headers[0].items()} == {n: (e.shape, e.dtype) for n, e in headers[1].items()}
+    headers = [shard(f / "model.safetensors").entries for f in (small, tmp_path / "better")]
+    shapes = [{n: (e.shape, e.dtype) for n, e in entries.items()} for entries in headers]
+    assert shapes[0] == shapes[1]
     assert not (tmp_path / f"better{ENDING}").exists()
 
 
@@ -69,21 +70,21 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(
 ) -> None:
     from prunefn.distillation.recovery import Recovery
 
-    recovered(folders, tmp_path / "whole", save_every=10)
+    recovered(folders, tmp_path / "whole", steps=20, save_every=5)
     real = Recovery.step
 
     def interrupted(self: Recovery, state: Any, batch: Any) -> Any:
-        if state.step == 17:
+        if state.step == 12:
             raise KeyboardInterrupt
         return real(self, state, batch)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Recovery, "step", interrupted)
-        recovered(folders, tmp_path / "again", save_every=10)
+        recovered(folders, tmp_path / "again", steps=20, save_every=5)
     assert (tmp_path / f"again{ENDING}").exists() and not (tmp_path / "again").exists()
     with pytest.raises(pf.PruneError, match="another model, other batches or other options"):
-        recovered(folders, tmp_path / "again", lr=1e-3)
-    recovered(folders, tmp_path / "again", save_every=10)
+        recovered(folders, tmp_path / "again", steps=20, lr=1e-2)
+    recovered(folders, tmp_path / "again", steps=20, save_every=5)
     files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "again")]
     assert files[0] == files[1]
 
@@ -93,7 +94,7 @@ def test_logits_on_disk_stand_for_the_dense_folder(folders: tuple[Path, Path], t
     spec = pf.trace(model, {"input_ids": IDS[0]})
     batches = [{"input_ids": ids} for ids in IDS]
     logits = pf.save_logits(pf.params(model), batches, tmp_path / "logits", spec=spec, top_k=50, dtype=torch.float32)
-    done = [recovered(folders, tmp_path / str(n), dense=d) for n, d in enumerate((folders[0], logits))]
+    done = [recovered(folders, tmp_path / str(n), dense=d, steps=10) for n, d in enumerate((folders[0], logits))]
     assert done[1].after == pytest.approx(done[0].after, rel=1e-3)
 
 

@@ -15,7 +15,7 @@ from ..program.batches import device_of, inputs_of
 from ..program.compiled import compiled
 from ..program.segments import Segment, cuts, lives_at, segments
 from ..spec.parts import Site
-from ..spec.spec import Spec, take
+from ..spec.spec import Spec, removed_branches, take
 from ..stats.by_layer import States, Values, held
 from ..stats.weights import PositionWeights, position_weights
 from ..tracing.branches import other_branch
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     dense: Segment
     small: Segment
     sites: tuple[tuple[str, ...], ...]
-    """Contractions of the pruned layer that lost inputs, by the order of the program; those that read the same value together."""
+    """Contractions of the pruned layer that are fitted, by the order of the program; those that read the same value together."""
 
 
 def pairs(spec: Spec, mask: Mask) -> list[Pair]:
@@ -41,10 +41,22 @@ def pairs(spec: Spec, mask: Mask) -> list[Pair]:
         spec: of the dense network.
         mask: of the units to remove.
     """
-    small, lost = shrink(spec, mask), {s.name for s in affected(spec, mask)}
+    small, lost = shrink(spec, mask), {s.name for s in affected(spec, mask)} | behind(spec, mask)
     ends = lives_at(small, {}, cuts(spec))
     both = zip(segments(spec, at=ends), segments(small, at=ends), strict=True)
     return [Pair(d, s, _sites_within(s, small, lost)) for d, s in both]
+
+
+def behind(spec: Spec, mask: Mask) -> set[str]:
+    """Return the contractions whose outputs are added to a stream behind a branch that a mask removes: they can make up for it.
+
+    The fit of such a contraction is towards the sum that the dense network has there.
+    """
+    position = {i.name: n for n, i in enumerate(spec.program.instructions)}
+    ends = [position[t.addition] for b in removed_branches(spec, mask) for t in spec.branches[b].terms]
+    tied = {*spec.tied, *spec.tied.values()}
+    later = (s for s in spec.sites.values() if ends and position[s.calls[0]] > min(ends) and s.weight not in tied)
+    return {s.name for s in later if other_branch(s, spec) is not None}
 
 
 def _sites_within(segment: Segment, small: Spec, names: set[str]) -> tuple[tuple[str, ...], ...]:

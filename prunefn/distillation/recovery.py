@@ -162,7 +162,9 @@ def recover(
     >>> distance(better) < distance(small.params) / 2
     True
     """
-    options = Options(by_layers, mask, distance, steps, lr, weight_decay, grad_clip, held_out, freeze, seed, max_batches)
+    options = Options(
+        by_layers, mask, distance, steps, lr, weight_decay, grad_clip, held_out, freeze, seed, max_batches
+    )
     return recovered(params, batches, spec, dense, options, Saving(progress, resume, save_every)).params
 
 

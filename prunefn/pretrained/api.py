@@ -110,8 +110,8 @@ def prune_pretrained(
             those that run through all, such as the hidden width. It must not need gradients. Layers are scored by
             `criteria.block_influence()`; groups without activations of their own, such as experts, by their weights.
         compensation: of contractions that lose inputs, layer by layer: least squares towards the dense network's outputs, in the
-            network whose earlier layers are pruned and fitted. Default: `compensation.affine()`; it adds no bias that the class
-            does not have.
+            network whose earlier layers are pruned and fitted. Where whole layers go, the contractions behind them that are added
+            to the stream are fitted, too. Default: `compensation.affine()`; it adds no bias that the class does not have.
         length: tokens of a sequence of `text`.
         batch_size: sequences of a batch of `text`.
         sequences: number of sequences of `text`; None: all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from .._version import __version__
 from ..checkpoints.stream import WriteOptions, write_checkpoint
 from ..checkpoints.stream_jobs import Source
 from ..data.tokens import Documents
-from ..display.progress import write_line
 from ..distances import Distance
 from ..distillation.dense_logits import DenseLogits
 from ..distillation.recovery import Options, Recovered, Saving, recovered
@@ -125,7 +124,7 @@ def recover_pretrained(
     if (batches is None) == (text is None):
         raise PruneError("give batches= of tokens, or text=: one of the two")
     source, out = Path(src), Path(dst)
-    config, cls = config_of(source)
+    _, cls = config_of(source)
     if text is not None:
         wanted = -int(-steps * batch_size / (1 - min(held_out, 0.9)) // 1)
         batches = text_batches(source, text, Cut(length, batch_size, sequences or wanted), progress=progress)
@@ -141,7 +140,9 @@ def recover_pretrained(
         return _write(found, opened, out, named[0], work, WriteOptions(progress, max_shard_bytes))
 
 
-def _job(opened: Opened, teacher: Opened | DenseLogits, options: Options, named: list[dict[str, Tensor]], limit: int) -> str:
+def _job(
+    opened: Opened, teacher: Opened | DenseLogits, options: Options, named: list[dict[str, Tensor]], limit: int
+) -> str:
     """Return a hash of all that a run depends on."""
     import transformers
 
