@@ -1,6 +1,6 @@
 """Notes on a pruning: reasons why its result may be worth less than it looks, though nothing is wrong with the call.
 
-They are logged once a call, and kept in `pruned.info.notes`; they are no warnings, because code that prunes random weights on
+`pruned.info.notes` keeps them, and its repr shows them. They are no warnings, because code that prunes random weights on
 purpose, such as a test, must not break.
 """
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def notes_on(params: Mapping[str, Tensor], stats: Stats, plan: Chosen, spec: Spec) -> tuple[str, ...]:
-    """Return the notes on a pruning, and log them.
+    """Return the notes on a pruning, and log them for those who follow the log.
 
     Args:
         params: dense.
@@ -34,7 +34,7 @@ def notes_on(params: Mapping[str, Tensor], stats: Stats, plan: Chosen, spec: Spe
     """
     notes = (*_untrained(params, spec), *_few_samples(stats, plan, spec))
     for note in notes:
-        log.warning("prunefn: %s", note)
+        log.info(note)
     return notes
 
 
