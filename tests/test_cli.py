@@ -892,3 +892,55 @@ def test_more_outputs_than_classes_are_kept_by_options(tmp_path: Path) -> None:
     done = run(*args, code=1)
     assert "the data have 10 classes, the checkpoint 12" in done.stderr and "num_classes: 12" in done.stderr
     assert run(*args, "--options", "{num_classes: 12}", "--json").json["accuracy"] >= 0
+
+
+# ---- what failed runs leave
+
+
+PAT = ["pat", "tests.test_cli:little", "--data", "digits", "--data.images", "64", "--ratio", "0.3", "--steps", "1"]
+PAT += [
+    "--between.epochs",
+    "1",
+    "--finetune.epochs",
+    "1",
+    "--sparse.epochs",
+    "0",
+    "--prune.images",
+    "32",
+    "--recipe",
+    "l1_channels",
+]
+
+
+@pytest.mark.parametrize("stop", [RuntimeError("the GPU is gone"), KeyboardInterrupt()])
+def test_a_run_that_fails_before_its_first_round_leaves_nothing(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise stop
+
+    out = tmp_path / "runs" / "pat"
+    with monkeypatch.context() as patch:
+        patch.setattr("prunefn.train.run.Run.prune", interrupted)
+        run(*PAT, "--out", out, code=130 if isinstance(stop, KeyboardInterrupt) else 1)
+    assert list(tmp_path.iterdir()) == []
+    (out / "notes").mkdir(parents=True)
+    (out / "notes" / "mine.md").write_text("kept")
+    run("pat", *HEADED, "--checkpoint", tmp_path / "nosuch.pth", "--out", out, code=1)
+    assert [p.name for p in out.rglob("*")] == ["notes", "mine.md"]
+
+
+def test_a_run_that_fails_in_the_middle_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "pat"
+    with monkeypatch.context() as patch:
+        patch.setattr("prunefn.train.run.Run.fine_tune", interrupted)
+        run(*PAT, "--out", out, code=130)
+    left = out / "round_1" / "pruned.safetensors"
+    before = left.stat().st_mtime_ns
+    assert (out / "config.json").exists() and (out / "spec.json").exists()
+    assert "another folder" in run(*PAT, "--steps", "2", "--out", out, code=1).stderr and left.exists()
+    run(*PAT, "--out", out)
+    assert (out / "final.safetensors").exists() and left.stat().st_mtime_ns == before

@@ -45,9 +45,7 @@ def test_fresh_batch_norms_are_noted_once_a_call_and_no_warning(caplog: pytest.L
     with caplog.at_level(logging.INFO, "prunefn"):
         pruned = pf.pipeline(ratio=0.25)(t.params, None, spec=t.spec)
     (note,) = pruned.info.notes
-    assert "look untrained" in note and [r.getMessage() for r in caplog.records if r.name == "prunefn.notes"] == [
-        note
-    ]
+    assert "look untrained" in note and [r.getMessage() for r in caplog.records if r.name == "prunefn.notes"] == [note]
     assert all(shown.count(note) == 1 for shown in (repr(pruned), repr(pruned.info), pruned._repr_html_()))
 
 
