@@ -82,6 +82,8 @@ class Command(NamedTuple):
     """Whether the command writes the folder of `--out` itself, whole or not at all, so that nothing else is put there."""
     files_name: str = "FILES"
     """What the help calls the arguments after the model."""
+    only: tuple[str, ...] | None = None
+    """Options of the own sections and at the top that the command reads; None: all."""
     file: str = ""
     """File of `commands` with the functions `run` and `plan`; empty: that of the name."""
 
@@ -110,7 +112,7 @@ def add_name(app: typer.Typer, command: Command) -> None:
 
 def add(app: typer.Typer, command: Command) -> None:
     """Add a command to the app."""
-    flags = flags_of(command.sections, command.own)
+    flags = flags_of(command.sections, command.own, command.only)
 
     def call(**arguments: Any) -> None:
         debug, quiet = arguments.pop("debug"), arguments.pop("as_json")
@@ -239,7 +241,11 @@ def _print_remarks(command: Command, job: Job) -> None:
     m, past = job.config.model, None if job.out is None else job.out / "config.yaml"
     if command.model and not command.fresh and not (m.checkpoint or m.pretrained or job.files):
         job.note("the weights are random: give --checkpoint, or --model.pretrained")
-    if past is not None and past.exists() and past.read_text("utf-8") != text_of(job.config, command.sections):
+    if (
+        past is not None
+        and past.exists()
+        and past.read_text("utf-8") != text_of(job.config, command.sections, command.own, command.only)
+    ):
         job.note(f"{job.out} has the results of other options; --out names another folder")
 
 
@@ -254,7 +260,7 @@ def _in_folder(command: Command, job: Job) -> Iterator[None]:
             job.out.mkdir(parents=True, exist_ok=True)
         yield
         return
-    path, text = job.out / "config.yaml", text_of(job.config, command.sections)
+    path, text = job.out / "config.yaml", text_of(job.config, command.sections, command.own, command.only)
     with nothing_left_without_work(job.out):
         if not path.exists():
             write_text(path, text)
@@ -267,7 +273,7 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
     if quiet:
         print(json.dumps({"config": config.model_dump(mode="json"), "steps": steps}, indent=2))
         return
-    print(text_of(config, command.sections), end="")
+    print(text_of(config, command.sections, command.own, command.only), end="")
     print("\nsteps:")
     for number, step in enumerate(steps, 1):
         print(f"  {number}. {step}")
