@@ -19,6 +19,7 @@ from .distillation.recovery import recover
 from .doors import door
 from .errors import BatchError, PruneError, StatsError, warn
 from .frozen_dict import FrozenDict
+from .notes import notes_on
 from .parameters.transforms import apply, shrink
 from .plans import Chosen, Pipeline, Plan
 from .program.sharded import is_sharded
@@ -128,6 +129,7 @@ def pipeline(
             stats = measure(spec=spec, criterion=plan.criterion, where=free, covariance=covariance)
         else:
             stats = collect_stats(params, None, spec=spec)
+        notes = notes_on(params, stats, plan, spec)
         scores = score(stats, criterion=plan.criterion, where=free)
         if where is not None:
             check_scored(free, spec, scores, plan.criterion)
@@ -141,7 +143,7 @@ def pipeline(
             pruned = recalibrated(pruned, batches, spec=current, sync=sync, **ends)
         if recover_steps and batches is not None:
             pruned = recover(pruned, batches, spec=current, dense=dense, steps=recover_steps, freeze=freeze, **ends)
-        return Pruned(pruned, current, mask, _info(spec, current, mask, errors, scores))
+        return Pruned(pruned, current, mask, _info(spec, current, mask, errors, scores)._replace(notes=notes))
 
     return Pipeline(prune, given, arguments, inspect.signature(pipeline))
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from .display import html
-from .display.calls import choice_text
-from .display.units import quantity
+from .display.calls import choice_text, noted
 from .errors import StatsError
 from .frozen_dict import FrozenDict
 from .spec.parts import Cost, Group
@@ -319,19 +318,16 @@ class Info(NamedTuple):
     """Site that lost inputs → error of its output, as predicted from the statistics used for its compensation."""
     scores: Mapping[str, Tensor] = FrozenDict()
     """Group that was allowed to lose units → its scores [units], from which the mask was chosen."""
+    notes: tuple[str, ...] = ()
+    """Reasons why the result may be worth less than it looks: weights that look untrained, few samples."""
 
     def __repr__(self) -> str:
         lost, units = (sum(n) for n in zip(*self.removed.values(), strict=True)) if self.removed else (0, 0)
-        return f"Info({self.before} → {self.after}; {lost} of {units} units removed from {len(self.removed)} groups)"
+        removed = f"{lost} of {units} units removed from {len(self.removed)} groups{noted(self.notes)}"
+        return f"Info({self.before} → {self.after}; {removed})"
 
     def _repr_html_(self) -> str:
-        names = ("MACs", "params", "activations")
-        rows = [
-            [name, quantity(before, ""), quantity(after, ""), f"{after / before:.1%}" if before else "–"]
-            for name, before, after in zip(names, self.before, self.after, strict=True)
-        ]
-        groups = [[name, str(n), str(n - lost), f"{1 - lost / n:.1%}"] for name, (lost, n) in self.removed.items()]
-        return html.table(["", "before", "after", "kept"], [*rows, *groups], "costs of one sample; units of each group")
+        return html.effects(tuple(self.before), tuple(self.after), self.removed, self.notes)
 
 
 class Pruned(NamedTuple):
@@ -343,8 +339,9 @@ class Pruned(NamedTuple):
     info: Info
 
     def __repr__(self) -> str:
-        removed_units = sum(lost for lost, _ in self.info.removed.values())
-        return f"Pruned({len(self.params)} tensors, {self.spec!r}, {removed_units} units removed from {len(self.mask)} groups)"
+        lost = sum(n for n, _ in self.info.removed.values())
+        removed = f"{lost} units removed from {len(self.mask)} groups{noted(self.info.notes)}"
+        return f"Pruned({len(self.params)} tensors, {self.spec!r}, {removed})"
 
     def _repr_html_(self) -> str:
         return self.info._repr_html_()

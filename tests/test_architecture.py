@@ -57,6 +57,7 @@ ROOMS = (
         "sparse",
         "costs",
         "plans",
+        "notes",
         "pipelines",
         "sensitivities",
         "submodules",

@@ -850,3 +850,97 @@ def test_torchrun_gives_what_one_process_gives(folder: Path, tmp_path: Path) -> 
     assert one["macs"] == two["macs"] and one["top1"] == pytest.approx(two["top1"])
     masks = [(tmp_path / n / "mask.safetensors").read_bytes() for n in ("one", "two")]
     assert masks[0] == masks[1]
+
+
+# ---- classes of data and of checkpoints
+
+
+def headed(num_classes: int = 10) -> nn.Module:
+    """Built for any number of classes; a hidden width is that of the digits' classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, num_classes))
+
+
+HEADED = ["tests.test_cli:headed", "--data", "digits"]
+
+
+@pytest.mark.parametrize("command", ["eval", "prune", "finetune", "pat", "profile"])
+def test_a_checkpoint_of_fewer_classes_than_the_data_is_refused(command: str, tmp_path: Path) -> None:
+    pf.save(headed(7), tmp_path / "seven.safetensors")
+    args = [command, *HEADED, "--checkpoint", tmp_path / "seven.safetensors"]
+    done = run(*args, *([] if command in ("eval", "profile") else ["--out", tmp_path / "out"]), code=1)
+    assert "the data have 10 classes, the checkpoint 7" in done.stderr
+
+
+def test_a_teacher_of_fewer_classes_is_refused_and_narrower_hidden_units_are_not(tmp_path: Path) -> None:
+    pf.save(headed(7), tmp_path / "seven.safetensors")
+    model = headed()
+    spec = pf.trace(model, (torch.randn(2, 1, 8, 8),))
+    mask = {"1": torch.arange(10) < 7}
+    small = pf.to_module(pf.apply(pf.params(model), mask, spec=spec), spec=pf.shrink(spec, mask), model=model)
+    pf.save(small, tmp_path / "pruned.safetensors")
+    args = ["finetune", *HEADED, "--checkpoint", tmp_path / "pruned.safetensors", "--epochs", "1"]
+    args += ["--out", tmp_path / "out"]
+    done = run(*args, "--distill.teacher", tmp_path / "seven.safetensors", code=1)
+    assert "the data have 10 classes, the checkpoint 7" in done.stderr and "seven" in done.stderr
+    run(*args)
+
+
+def test_more_outputs_than_classes_are_kept_by_options(tmp_path: Path) -> None:
+    pf.save(headed(12), tmp_path / "twelve.safetensors")
+    args = ["eval", *HEADED, "--checkpoint", tmp_path / "twelve.safetensors", *SHORT]
+    done = run(*args, code=1)
+    assert "the data have 10 classes, the checkpoint 12" in done.stderr and "num_classes: 12" in done.stderr
+    assert run(*args, "--options", "{num_classes: 12}", "--json").json["accuracy"] >= 0
+
+
+# ---- what failed runs leave
+
+
+PAT = ["pat", "tests.test_cli:little", "--data", "digits", "--data.images", "64", "--ratio", "0.3", "--steps", "1"]
+PAT += [
+    "--between.epochs",
+    "1",
+    "--finetune.epochs",
+    "1",
+    "--sparse.epochs",
+    "0",
+    "--prune.images",
+    "32",
+    "--recipe",
+    "l1_channels",
+]
+
+
+@pytest.mark.parametrize("stop", [RuntimeError("the GPU is gone"), KeyboardInterrupt()])
+def test_a_run_that_fails_before_its_first_round_leaves_nothing(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise stop
+
+    out = tmp_path / "runs" / "pat"
+    with monkeypatch.context() as patch:
+        patch.setattr("prunefn.train.run.Run.prune", interrupted)
+        run(*PAT, "--out", out, code=130 if isinstance(stop, KeyboardInterrupt) else 1)
+    assert list(tmp_path.iterdir()) == []
+    (out / "notes").mkdir(parents=True)
+    (out / "notes" / "mine.md").write_text("kept")
+    run("pat", *HEADED, "--checkpoint", tmp_path / "nosuch.pth", "--out", out, code=1)
+    assert [p.name for p in out.rglob("*")] == ["notes", "mine.md"]
+
+
+def test_a_run_that_fails_in_the_middle_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "pat"
+    with monkeypatch.context() as patch:
+        patch.setattr("prunefn.train.run.Run.fine_tune", interrupted)
+        run(*PAT, "--out", out, code=130)
+    left = out / "round_1" / "pruned.safetensors"
+    before = left.stat().st_mtime_ns
+    assert (out / "config.json").exists() and (out / "spec.json").exists()
+    assert "another folder" in run(*PAT, "--steps", "2", "--out", out, code=1).stderr and left.exists()
+    run(*PAT, "--out", out)
+    assert (out / "final.safetensors").exists() and left.stat().st_mtime_ns == before

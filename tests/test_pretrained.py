@@ -218,6 +218,20 @@ def test_the_command_prunes_and_measures(with_words: Path, tmp_path: Path) -> No
     assert found["tokens"] == 144 and found["perplexity"] == pytest.approx(pf.perplexity(small, IDS), rel=1e-4)
 
 
+def test_each_command_takes_the_flags_that_it_reads(with_words: Path) -> None:
+    for flag in ("--params", "--target", "--criterion", "--round-to", "--seed", "--out"):
+        assert "No such option" in run("perplexity", with_words, "--text", "x", flag, "1", code=2).stderr
+    assert "No such option" in run("prune", with_words, "--device", "cpu", code=2).stderr
+    misspelt = run("perplexity", with_words, "--lenght", "12", code=2).stderr
+    assert "--length" in misspelt
+    dry = run("perplexity", with_words, "--text", "x", "--dry-run").stdout
+    assert "length: 512" in dry and "criterion" not in dry and "seed" not in dry
+    from prunefn.cli.commands import LANGUAGE_MODELS
+    from prunefn.cli.llm_section import Llm
+
+    assert set(LANGUAGE_MODELS[0].only or ()) == {*Llm.model_fields, "out"}
+
+
 def test_the_command_says_what_is_missing(with_words: Path, tmp_path: Path) -> None:
     text, out = with_words.parent / "text.txt", tmp_path / "small"
     assert "give one folder" in run("prune", "--out", out, "--text", text, code=1).stderr

@@ -80,6 +80,17 @@ def test_a_family_keeps_its_layout_and_generates(
     assert torch.equal(*words)
 
 
+@pytest.mark.parametrize(("name", "config"), [("Mixtral", {**KEYS, "num_local_experts": 4}), ("GPTNeoX", SMALL)])
+def test_the_ops_on_files_name_the_one_that_reads_the_layout(name: str, config: dict[str, Any], tmp_path: Path) -> None:
+    cls = saved(tmp_path / "dense", name, {**config, "num_hidden_layers": 1})
+    model = cls.from_pretrained(tmp_path / "dense").eval()
+    spec = pf.trace(model, (), {"input_ids": IDS})
+    with pytest.raises(pf.ParamsError, match=r"pf\.prune_pretrained and `prunefn llm prune`"):
+        pf.lazy_params(tmp_path / "dense", spec=spec)
+    with pytest.raises(pf.ParamsError, match=r"pf\.prune_pretrained and `prunefn llm prune`"):
+        pf.apply_checkpoint(tmp_path / "dense", tmp_path / "small", {}, spec=spec, progress=False)
+
+
 def refused(folder: Path, name: str, config: dict[str, Any], target: dict[str, int], why: str) -> None:
     saved(folder / "dense", name, config)
     with pytest.raises(pf.PruneError, match=why):

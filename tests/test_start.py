@@ -23,9 +23,10 @@ pytest.importorskip("typer")
 
 from prunefn.by_name import tables
 from prunefn.cli import app, completion, sections
+from prunefn.cli.classes import check_refused
 from prunefn.cli.commands import COMMANDS, LANGUAGE_MODELS
 from prunefn.cli.devices import DEVICES
-from prunefn.cli.networks import NETS, _check_classes
+from prunefn.cli.networks import NETS
 from prunefn.cli.waiting import silent_libraries, spinner, spinners
 from prunefn.costs.timing.runtimes import RUNTIMES
 from prunefn.data.api import open_data
@@ -212,13 +213,13 @@ def test_a_failed_run_leaves_nothing_that_the_next_one_remarks_on(
     for criterion in ("nosuch", "nosuch_either"):
         with pytest.raises(SystemExit):
             app(["prune", "small_vit", "--data", "digits", "--criterion", criterion, "--out", str(tmp_path / "out")])
-        assert "results of other options" not in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+        assert "results of other options" not in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_with_another_number_of_classes(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(64, 7)).state_dict(), tmp_path / "seven.pth")
     with pytest.raises(pf.PruneError, match="the data have 10 classes, the checkpoint 7"):
-        _check_classes(nn.Sequential(nn.Linear(64, 10)), str(tmp_path / "seven.pth"), open_data("digits"))
+        check_refused(nn.Sequential(nn.Linear(64, 10)), str(tmp_path / "seven.pth"), open_data("digits"))
 
 
 def test_a_suggestion_comes_once() -> None:

@@ -11,6 +11,7 @@ from ..errors import ParamsError
 from ..files.folder import entries_of, shards
 from ..files.folder import verify as verify_seals
 from ..files.on_disk import OnDisk
+from ..modules.hf_config_file import layout_hint
 from ..parameters.transforms import check_names
 from ..spec.spec import Spec
 from ..types import Params
@@ -71,5 +72,5 @@ def lazy_params(
     try:
         check_names(params, spec)
     except ParamsError as error:
-        raise ParamsError(f"{source}: {error}") from error
+        raise ParamsError(f"{source}: {error}{layout_hint(source)}") from error
     return params

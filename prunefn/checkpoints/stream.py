@@ -19,7 +19,7 @@ from ..errors import ParamsError, PruneError, nearest
 from ..files import atomic
 from ..files.folder import INDEX, SINGLE, Shard, shards, verify
 from ..files.tensors import SEAL, Reader, Writer
-from ..modules.hf_config_file import CONFIG, streamed_config
+from ..modules.hf_config_file import CONFIG, layout_hint, streamed_config
 from ..modules.pruned_file import KIND_PARAMS, notes
 from ..parameters.transforms import check_mask, shrink
 from ..spec.branches import removed_tensors
@@ -190,7 +190,9 @@ def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> 
     for s in source_shards:
         for name, entry in s.entries.items():
             if name not in spec.axes:
-                raise ParamsError(f"{s.path}: the spec has no tensor {name!r}{nearest(name, spec.axes)}")
+                raise ParamsError(
+                    f"{s.path}: the spec has no tensor {name!r}{nearest(name, spec.axes)}{layout_hint(source)}"
+                )
             if entry.shape != spec.shape(name):
                 raise ParamsError(
                     f"{s.path}: {name!r} has shape {entry.shape}, but the spec says {spec.shape(name)} = {spec.einops(name)}; trace "
@@ -199,7 +201,7 @@ def _check_names(source_shards: tuple[Shard, ...], source: Path, spec: Spec) -> 
     ties = {frozenset(pair) for pair in spec.tied.items()}
     with_ties = present | {n for pair in ties if pair & present for n in pair}
     if lacking := [n for n in spec.axes if n not in with_ties and n not in slots]:
-        raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], present)}")
+        raise ParamsError(f"{source} lacks {lacking[0]!r}{nearest(lacking[0], present)}{layout_hint(source)}")
 
 
 def _divide_into_files(tensors: Source, spec: Spec, mask: Mask, limit: int) -> dict[str, list[Job]]:

@@ -22,6 +22,7 @@ from .completion import complete_config, complete_model
 from .errors import FAILED, MISUSED, fail
 from .flags import flags_of, nest, parameters
 from .layers import merge, resolve, text_of
+from .leftovers import nothing_left_without_work
 from .sections import Config
 from .streams import PIPE, Stopped, complain, flush, reader_gone, silence, terminable
 from .trust import check_trust
@@ -35,7 +36,7 @@ class Job(NamedTuple):
 
     config: Config
     out: Path | None
-    """The folder for results, which exists."""
+    """The folder for results, which exists while the command runs."""
     quiet: bool
     """No bars and no tables: a machine reads."""
     files: list[str]
@@ -81,6 +82,8 @@ class Command(NamedTuple):
     """Whether the command writes the folder of `--out` itself, whole or not at all, so that nothing else is put there."""
     files_name: str = "FILES"
     """What the help calls the arguments after the model."""
+    only: tuple[str, ...] | None = None
+    """Options of the own sections and at the top that the command reads; None: all."""
     file: str = ""
     """File of `commands` with the functions `run` and `plan`; empty: that of the name."""
 
@@ -109,7 +112,7 @@ def add_name(app: typer.Typer, command: Command) -> None:
 
 def add(app: typer.Typer, command: Command) -> None:
     """Add a command to the app."""
-    flags = flags_of(command.sections, command.own)
+    flags = flags_of(command.sections, command.own, command.only)
 
     def call(**arguments: Any) -> None:
         debug, quiet = arguments.pop("debug"), arguments.pop("as_json")
@@ -130,7 +133,7 @@ def add(app: typer.Typer, command: Command) -> None:
                 device_of(config.device)
             job = Job(config, _folder(command, config), quiet, files)
             _print_remarks(command, job)
-            with _config_written(command, job), _warnings_as_notes(job):
+            with _in_folder(command, job), _warnings_as_notes(job):
                 result = command.run(job)
             if quiet and main_process():
                 print(json.dumps(result, indent=2))
@@ -213,10 +216,7 @@ def _folder(command: Command, config: Config) -> Path | None:
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         fail(f"--out {name} is a file; give a folder", MISUSED)
-    if command.whole:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return None if command.whole else folder
 
 
 @contextlib.contextmanager
@@ -241,30 +241,31 @@ def _print_remarks(command: Command, job: Job) -> None:
     m, past = job.config.model, None if job.out is None else job.out / "config.yaml"
     if command.model and not command.fresh and not (m.checkpoint or m.pretrained or job.files):
         job.note("the weights are random: give --checkpoint, or --model.pretrained")
-    if past is not None and past.exists() and past.read_text("utf-8") != text_of(job.config, command.sections):
+    if (
+        past is not None
+        and past.exists()
+        and past.read_text("utf-8") != text_of(job.config, command.sections, command.own, command.only)
+    ):
         job.note(f"{job.out} has the results of other options; --out names another folder")
 
 
 @contextlib.contextmanager
-def _config_written(command: Command, job: Job) -> Iterator[None]:
-    """Write the config before the run, and over another one after it, because a run may refuse the folder of another.
+def _in_folder(command: Command, job: Job) -> Iterator[None]:
+    """Create the folder, and write the config: before the run, and over another one after it, as a run may refuse the folder.
 
-    A run that fails before it has written anything takes its config away again.
+    A run that fails before there is any work takes away what it has written.
     """
     if job.out is None or not main_process():
+        if job.out is not None:
+            job.out.mkdir(parents=True, exist_ok=True)
         yield
         return
-    path, text = job.out / "config.yaml", text_of(job.config, command.sections)
-    new = not path.exists()
-    if new:
-        write_text(path, text)
-    try:
+    path, text = job.out / "config.yaml", text_of(job.config, command.sections, command.own, command.only)
+    with nothing_left_without_work(job.out):
+        if not path.exists():
+            write_text(path, text)
         yield
-    except Exception:
-        if new and list(job.out.iterdir()) == [path]:
-            path.unlink()
-        raise
-    write_text(path, text)
+        write_text(path, text)
 
 
 def _show_plan(command: Command, config: Config, quiet: bool) -> None:
@@ -272,7 +273,7 @@ def _show_plan(command: Command, config: Config, quiet: bool) -> None:
     if quiet:
         print(json.dumps({"config": config.model_dump(mode="json"), "steps": steps}, indent=2))
         return
-    print(text_of(config, command.sections), end="")
+    print(text_of(config, command.sections, command.own, command.only), end="")
     print("\nsteps:")
     for number, step in enumerate(steps, 1):
         print(f"  {number}. {step}")

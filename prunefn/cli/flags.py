@@ -38,17 +38,18 @@ class Flag(NamedTuple):
         return self.path.replace(".", "__")
 
 
-def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]:
+def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = (), only: tuple[str, ...] | None = None) -> list[Flag]:
     """Return the flags of a command: those of its sections, then those at the top.
 
     Args:
         sections: names of the sections that the command reads.
         own: sections whose flags need no prefix; if two have an option of one name, the first.
+        only: options of its own sections and at the top; None: all.
     """
     top = [
         Flag(name, field, (f"--{name}",), "Every command")
         for name, field in Config.model_fields.items()
-        if section_of(field) is None
+        if section_of(field) is None and (only is None or name in only)
     ]
     out: list[Flag] = []
     short: set[str] = set(Config.model_fields)
@@ -58,6 +59,8 @@ def flags_of(sections: tuple[str, ...], own: tuple[str, ...] = ()) -> list[Flag]
         assert inner is not None
         title = f"{section}: {(inner.__doc__ or '').strip().splitlines()[0]}"
         for name, option in inner.model_fields.items():
+            if only is not None and section in own and name not in only:
+                continue
             path = f"{section}.{name}"
             shown = name.replace("_", "-")
             names = [f"--{section}.{shown}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,12 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def text_of(config: Config, sections: Iterable[str]) -> str:
-    """Return the YAML of the sections that a command reads, with defaults."""
-    top = [n for n, field in Config.model_fields.items() if section_of(field) is None]
+def text_of(
+    config: Config, sections: Iterable[str], own: Iterable[str] = (), only: Collection[str] | None = None
+) -> str:
+    """Return the YAML of the sections that a command reads, with defaults; arguments as of `flags_of`."""
+    top = [n for n, field in Config.model_fields.items() if section_of(field) is None and (only is None or n in only)]
     shown = {n: v for n, v in config.model_dump(mode="json").items() if n in top or n in sections}
+    for name in () if only is None else own:
+        shown[name] = {k: v for k, v in shown[name].items() if k in only}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

@@ -18,9 +18,9 @@ from ..checkpoints.checkpoint import load
 from ..data.value import Data
 from ..errors import PruneError, SpecNeededError, nearest
 from ..frozen_dict import FrozenDict
-from ..modules.pruned_file import read_content
 from ..spec.spec import Spec
 from ..tracing.api import trace
+from .classes import check_loaded, check_refused
 from .example_inputs import check_inputs, example_inputs
 from .known_specs import known_spec, origin_of
 from .layers import shipped_configs
@@ -96,6 +96,8 @@ def open_network(config: Model, data: Data | None = None, *, seed: int = 0, dens
         settings.use_cache = False  # what it keeps of earlier words is no tensor, and cannot be traced
     example, keywords = example_inputs(model, shape, config.name)
     check_inputs(model, example, keywords, config.name, shape)
+    if config.checkpoint is not None and not dense:
+        check_loaded(built.model, model, config.checkpoint, data, (example, keywords))
     origin = origin_of(config.name, config.options, seed, None if dense else config.checkpoint)
     return Network(model, example, config.name, keywords, origin)
 
@@ -112,31 +114,11 @@ def _load_checkpoint(model: nn.Module, config: Model, shape: tuple[int, ...] | N
                 spec = trace(model, example, keywords)
             return load(model, config.checkpoint, spec=spec)
     except PruneError as error:
-        _check_classes(model, config.checkpoint, data)
+        check_refused(model, config.checkpoint, data)
         raise PruneError(
             f"{error}. The model was built for the classes and colours of the data; --options, such as "
             "'{num_classes: 1000}', builds it as the checkpoint's"
         ) from None
-
-
-def _check_classes(model: nn.Module, checkpoint: str, data: Data | None) -> None:
-    """Check that a checkpoint that does not fit has as many classes as the data.
-
-    Raises:
-        PruneError: it has not; states both numbers.
-    """
-    if data is None:
-        return
-    classes, stored = len(data.classes), read_content(checkpoint).tensors
-    for name, t in model.state_dict().items():
-        other = stored.get(name)
-        if other is None or not t.ndim or not other.ndim or t.shape[1:] != other.shape[1:]:
-            continue
-        if len(t) == classes != len(other):
-            raise PruneError(
-                f"the data have {classes} classes, the checkpoint {len(other)} ({name!r} of {checkpoint}): give data with these "
-                f"classes, or --options '{{num_classes: {len(other)}}}' to keep the checkpoint's outputs"
-            ) from None
 
 
 def check_name(config: Model) -> None:

@@ -129,5 +129,6 @@ def _joined(first: Pruned, second: Pruned, dense: Spec) -> Pruned:
         {g: (int((~m).sum()), len(m)) for g, m in mask.items()},
         FrozenDict({**first.info.residuals, **second.info.residuals}),
         FrozenDict({**second.info.scores, **first.info.scores}),
+        tuple(dict.fromkeys((*first.info.notes, *second.info.notes))),
     )
     return Pruned(second.params, second.spec, mask, info)

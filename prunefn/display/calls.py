@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from keyword import iskeyword
 from typing import Any
@@ -71,3 +71,12 @@ def argument_text(value: Any) -> str:
         return repr(value)
     name = getattr(value, "__name__", "")
     return name.lstrip("_") if isinstance(name, str) else ""
+
+
+def noted(notes: Iterable[str]) -> str:
+    """Return notes as the end of a repr.
+
+    >>> noted(["few samples", "no labels"])
+    '; note: few samples; note: no labels'
+    """
+    return "".join(f"; note: {n}" for n in notes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+
+from .units import quantity
 
 MOST_ROWS = 60
 """Rows of a table; the rest is counted below it."""
@@ -29,6 +31,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     parts += [f"<thead><tr>{head}</tr></thead>"] if head else []
     parts += [f"<tbody>{body}</tbody></table>", _line(more), _line(note)]
     return f'<div style="overflow-x:auto">{"".join(parts)}</div>'
+
+
+def effects(
+    before: Sequence[int], after: Sequence[int], removed: Mapping[str, tuple[int, int]], notes: Sequence[str]
+) -> str:
+    """Return the table of a pruning.
+
+    Args:
+        before, after: MACs, parameters, activations.
+        removed: group → units removed, units.
+        notes: below the table.
+    """
+    rows = [
+        [name, quantity(dense, ""), quantity(small, ""), f"{small / dense:.1%}" if dense else "–"]
+        for name, dense, small in zip(("MACs", "params", "activations"), before, after, strict=True)
+    ]
+    rows += [[name, str(n), str(n - lost), f"{1 - lost / n:.1%}"] for name, (lost, n) in removed.items()]
+    text = "; ".join(f"note: {n}" for n in notes)
+    return table(["", "before", "after", "kept"], rows, "costs of one sample; units of each group", text)
 
 
 def _cell(tag: str, text: str, column: int) -> str:

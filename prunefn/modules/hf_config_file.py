@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,13 @@ def _edit(config: dict[str, Any], small: Any, dense: Any) -> None:
         elif not name.startswith("_") and value != dense_value:
             aliases = [alias for alias, real in attribute_map.items() if real == name and alias in config]
             config |= dict.fromkeys(aliases if aliases and name not in config else [name, *aliases], value)
+
+
+def layout_hint(source: str | os.PathLike[str]) -> str:
+    """Return the end of an error about names that a folder of transformers lacks, as its files may have names of their own."""
+    if not (Path(source) / CONFIG).exists():
+        return ""
+    return (
+        "; files of transformers may lie in another layout than the model (experts one by one, other names): "
+        "pf.prune_pretrained and `prunefn llm prune` read and write it"
+    )

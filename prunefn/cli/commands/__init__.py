@@ -181,11 +181,16 @@ LANGUAGE_MODELS = (
         (fields of config.json), and --text for calibration. The folder is loaded afresh and compared in the end. An interrupted
         run resumes when the same command is called again.
         """,
+        only=(
+            *("text", "params", "macs", "target", "where", "round_to", "criterion", "compensation"),
+            *("length", "batch_size", "sequences", "dtype", "out"),
+        ),
         file="llm_prune",
     ),
     _language_model(
         "perplexity",
         """Measure the perplexity of a language model in a folder on a text that did not calibrate it.""",
+        only=("text", "length", "batch_size", "sequences", "dtype"),
         file="llm_perplexity",
     ),
 )

@@ -12,6 +12,7 @@ from ...costs.summary import summarize
 from ...data.value import Data
 from ...errors import PruneError
 from ...parameters.transforms import params as params_of
+from ..classes import check_loaded
 from ..command import Job, Result, main_process
 from ..networks import Network
 from ..resources import data_of, network_of, selection_images, training_images, write_yaml, zero_fraction
@@ -88,7 +89,9 @@ def _teacher(config: Config, data: Data) -> Network:
     if config.distill.teacher is None:
         raise PruneError("distill.alpha needs a teacher: give --distill.teacher, a checkpoint of the dense network")
     dense = network_of(config, data, dense=True)
-    return dense._replace(model=load(dense.model, config.distill.teacher))
+    teacher = load(dense.model, config.distill.teacher)
+    check_loaded(dense.model, teacher, config.distill.teacher, data, (dense.example, dict(dense.keywords)))
+    return dense._replace(model=teacher)
 
 
 def alpha_of(config: Config) -> float | None:

@@ -72,6 +72,8 @@ def run(job: Job) -> Result:
     _pictures(pruned, rows, spec, mask, config, out)
     page(out)
     job.show(terminal(table(rows)))
+    for note in pruned.info.notes:
+        job.note(note)
     groups = sum(1 for gone, _ in pruned.info.removed.values() if gone)
     job.show(f"{groups} of {len(pruned.info.removed)} groups are narrower. Written to {out}: {PRUNED}, report.html, …")
     job.show(f"Next: finetune, eval, export or profile with --checkpoint {out / PRUNED}")
