@@ -34,9 +34,18 @@ class Llm(Settings):
     batch_size: int = Field(default=8, ge=1)
     """sequences of a batch"""
     sequences: int | None = Field(default=64, ge=1)
-    """number of sequences; none: all of the text"""
+    """number of sequences; none: all of the text, and for recover as many as the steps need"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the computation; the files keep theirs"""
+
+    dense: str | None = None
+    """folder of the dense model, towards which the pruned one is trained"""
+    steps: int = Field(default=200, ge=1)
+    """number of steps, each on one batch"""
+    lr: float = Field(default=3e-4, gt=0)
+    """highest learning rate, of one cycle"""
+    seed: int = 0
+    """seed of the held-out part and of the order of the batches"""
 
     @field_validator("target", mode="before")
     @classmethod

@@ -188,6 +188,16 @@ LANGUAGE_MODELS = (
         file="llm_prune",
     ),
     _language_model(
+        "recover",
+        """Train a pruned language model in a folder towards the dense one in another, without labels, and write a third folder.
+
+        The distance is the Kullback-Leibler divergence of the tokens' probabilities. Both models are in memory. The weights of the
+        lowest distance on held-out sequences are written. An interrupted run resumes when the same command is called again.
+        """,
+        only=("dense", "text", "steps", "lr", "seed", "length", "batch_size", "sequences", "dtype", "out"),
+        file="llm_recover",
+    ),
+    _language_model(
         "perplexity",
         """Measure the perplexity of a language model in a folder on a text that did not calibrate it.""",
         only=("text", "length", "batch_size", "sequences", "dtype"),

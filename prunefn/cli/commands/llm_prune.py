@@ -71,7 +71,7 @@ def _show(done: PrunedFolder, job: Job) -> None:
         )
     else:
         job.show(f"{done.folder} loads, and its outputs are those of the pruned program within {done.difference:.1e}")
-    job.show(f"Next: prunefn llm perplexity {done.folder} --text OTHER_TEXT")
+    job.show(f"Next: prunefn llm recover {done.folder} --dense {job.files[0]} --text TEXT --out BETTER, or prunefn llm perplexity")
 
 
 def budgets_of(section: Llm) -> list[Budget]:
