@@ -148,20 +148,20 @@ def test_models_and_configs_that_are_none() -> None:
 
 
 def test_fields_of_configs_in_a_config() -> None:
-    from prunefn.modules.targets import _field
+    from prunefn.modules.target_fields import field_of
 
     config = transformers.Gemma3Config()
-    assert str(_field("num_key_value_heads", config)) == "text_config.num_key_value_heads"
-    assert str(_field("vision_config.hidden_size", config)) == "vision_config.hidden_size"
+    assert str(field_of("num_key_value_heads", config)) == "text_config.num_key_value_heads"
+    assert str(field_of("vision_config.hidden_size", config)) == "vision_config.hidden_size"
     with pytest.raises(pf.PruneError, match=r"write one of .text_config\.hidden_size., .vision_config\.hidden_size."):
-        _field("hidden_size", config)
+        field_of("hidden_size", config)
 
 
 def test_another_name_of_a_field_is_no_second_field() -> None:
-    from prunefn.modules.targets import _all_fields, _field
+    from prunefn.modules.target_fields import field_of
 
     config = transformers.T5Config()  # its head_dim is d_kv
-    assert str(_field("head_dim", config)) == "d_kv" and "head_dim" not in map(str, _all_fields(config))
+    assert str(field_of("head_dim", config)) == "d_kv" and "head_dim" not in map(str, all_fields(config))
 
 
 def test_sizes_by_hand() -> None:
