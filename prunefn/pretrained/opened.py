@@ -54,11 +54,16 @@ class Opened(NamedTuple):
 
     def model_of(self, text: str, *, tables: bool = False) -> nn.Module:
         """Return a fresh model of the text of a config, on `meta`; on request with values in its buffers."""
-        config = type(self.config).from_dict(json.loads(text))
+        config = type(self.config).from_dict(json.loads(text, object_hook=_special_float))
         if not tables:
             return fresh_model(TRANSFORMERS, self.cls, config)
         with _default_dtype(self.dtype), parameters_on_meta():
             return TRANSFORMERS.build(self.cls, config)
+
+
+def _special_float(d: dict[str, Any]) -> Any:
+    """Return the infinity or NaN that a dict stands for in the JSON of transformers; other dicts unchanged."""
+    return float(d["__float__"]) if d.keys() == {"__float__"} else d
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
