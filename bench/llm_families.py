@@ -32,9 +32,18 @@ KEYS = {**PLAIN, "num_key_value_heads": 2}
 WIDE = {**KEYS, "head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LATENT = {
-    **{"num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2},
-    **{"topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8},
-    **{"v_head_dim": 8, "qk_nope_head_dim": 8, "n_shared_experts": 1},
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "n_shared_experts": 1,
 }
 TEXT = {**PLAIN, "num_hidden_layers": 2, "max_position_embeddings": 16}
 VISION = {**SIZES, "intermediate_size": 56, "num_hidden_layers": 2, "image_size": IMAGE, "patch_size": 4}
@@ -147,15 +156,15 @@ FAMILIES: dict[str, Family] = {
     "Whisper": Family(
         "WhisperForConditionalGeneration",
         {
-            **{
-                "vocab_size": VOCABULARY,
-                "d_model": 32,
-                "num_mel_bins": 8,
-                "max_source_positions": 16,
-                **SPECIAL,
-                **BOTH,
-            },
-            **{"max_target_positions": 32, "decoder_start_token_id": 1, "begin_suppress_tokens": None},
+            "vocab_size": VOCABULARY,
+            "d_model": 32,
+            "num_mel_bins": 8,
+            "max_source_positions": 16,
+            **SPECIAL,
+            **BOTH,
+            "max_target_positions": 32,
+            "decoder_start_token_id": 1,
+            "begin_suppress_tokens": None,
         },
         {
             MLP: {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
@@ -181,7 +190,9 @@ FAMILIES: dict[str, Family] = {
         {
             "text_config": {**KEYS, "model_type": "llama"},
             "vision_config": {**VISION, "model_type": "clip_vision_model", "projection_dim": 16},
-            **{"image_token_index": TOKEN_OF_IMAGE, "image_seq_length": 16, "vision_feature_layer": -1},
+            "image_token_index": TOKEN_OF_IMAGE,
+            "image_seq_length": 16,
+            "vision_feature_layer": -1,
         },
         {kind: {f"text_config.{n}": k for n, k in goal.items()} for kind, goal in DECODER.items()},
     ),
@@ -215,8 +226,11 @@ def generated(model: Any, batch: dict[str, torch.Tensor]) -> str:
     if not model.can_generate():
         return "–"
     first = {n: t[:1] for n, t in batch.items() if n != "decoder_input_ids"}
+    options = {"suppress_tokens": [TOKEN_OF_IMAGE]} if "pixel_values" in batch else {}
     try:
-        words = [model.generate(**first, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
+        words = [
+            model.generate(**first, **options, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)
+        ]
     except Exception as error:  # the class's own code
         return f"{type(error).__name__}: {error}"
     return "equal" if torch.equal(*words) else "DIFFERENT"
@@ -260,9 +274,10 @@ def table(found: dict[Key, list[str]]) -> list[list[str]]:
 def remarks(found: dict[Key, list[str]]) -> str:
     """Return what was done, and the sums."""
     loaded = [cells for cells in found.values() if not cells[0].startswith("refused")]
+    exact = sum(float(cells[0]) == 0 for cells in loaded)
     return (
         f"Tiny random models of transformers ({VOCABULARY} tokens, hidden width 32, 2 to 4 layers). {len(found)} targets of "
-        f"{len({k[0] for k in found})} families: {len(loaded)} load into their class, {sum(float(c[0]) == 0 for c in loaded)} of them "
+        f"{len({FAMILIES[str(k[0])].cls for k in found})} classes: {len(loaded)} load into their class, {exact} of them "
         f"with outputs equal to the bit; {len(found) - len(loaded)} are refused before anything is written. Nothing here is by the name "
         "of a class. T5 with fewer encoder layers generates only without a cache: transformers sizes the decoder's cache by "
         "`num_layers`, and a fresh T5 of such a config fails in the same way; give `num_decoder_layers` the same number."
