@@ -148,20 +148,37 @@ def test_models_and_configs_that_are_none() -> None:
 
 
 def test_fields_of_configs_in_a_config() -> None:
-    from prunefn.modules.targets import _field
+    from prunefn.modules.target_fields import field_of
 
     config = transformers.Gemma3Config()
-    assert str(_field("num_key_value_heads", config)) == "text_config.num_key_value_heads"
-    assert str(_field("vision_config.hidden_size", config)) == "vision_config.hidden_size"
+    assert str(field_of("num_key_value_heads", config)) == "text_config.num_key_value_heads"
+    assert str(field_of("vision_config.hidden_size", config)) == "vision_config.hidden_size"
     with pytest.raises(pf.PruneError, match=r"write one of .text_config\.hidden_size., .vision_config\.hidden_size."):
-        _field("hidden_size", config)
+        field_of("hidden_size", config)
 
 
 def test_another_name_of_a_field_is_no_second_field() -> None:
-    from prunefn.modules.targets import _all_fields, _field
+    from prunefn.modules.target_fields import all_fields, field_of
 
     config = transformers.T5Config()  # its head_dim is d_kv
-    assert str(_field("head_dim", config)) == "d_kv" and "head_dim" not in map(str, _all_fields(config))
+    assert str(field_of("head_dim", config)) == "d_kv" and "head_dim" not in map(str, all_fields(config))
+
+
+def test_heads_are_those_of_the_modules_that_read_the_field() -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**tower, "vocab_size": 64, "max_position_embeddings": 8}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config={**tower, "image_size": 8, "patch_size": 4}, projection_dim=16
+    )
+    with torch.device("meta"):
+        model = transformers.CLIPModel(config).eval()
+        inputs = {"input_ids": torch.ones(1, 8, dtype=torch.long), "pixel_values": torch.ones(1, 3, 8, 8)}
+    spec = pf.trace(model, inputs)
+    why = r"divides text_config\.hidden_size .*give both, such as .*num_attention_heads=2, text_config\.hidden_size=16"
+    with pytest.raises(pf.PruneError, match=why):
+        pf.target(spec, model, **{"text_config.num_attention_heads": 2})
+    heads = pf.target(spec, model, **{"text_config.num_attention_heads": 4, "vision_config.intermediate_size": 24})
+    assert dict(heads.sizes) == {"vision_model.encoder.layers.0.mlp.fc1": 24}
 
 
 def test_sizes_by_hand() -> None:

@@ -78,16 +78,29 @@ def confirm_without_numbers(module: nn.Module, spec: Spec) -> Problem | None:
         other = trace(module, args, kwargs, train=spec.train)
     except Exception as e:  # the class's own code may raise anything at wrong sizes
         return failure(e, module)
-    if (of_class := _floats_of(other)) != (of_spec := _floats_of(spec)):
-        op, value = next(x for x in (*of_class, *of_spec) if of_class.count(x) != of_spec.count(x))
-        return Problem(f"the class computes {value:.6g} for {op} in one of its sizes, and another number in the other")
+    if (problem := _scale_difference(other, spec)) is not None:
+        return problem
     return _size_difference(other, spec)
 
 
-def _floats_of(spec: Spec) -> list[tuple[str, float]]:
-    """Return the floats among the arguments of a program, each as (op, float)."""
-    arguments = [(i.op, x) for i in spec.program.instructions for x in trees.leaves((i.args, i.kwargs))]
-    return [(op, x) for op, x in arguments if isinstance(x, float)]
+def _scale_difference(other: Spec, spec: Spec) -> Problem | None:
+    """Return a problem for the first scale that a class computes from its sizes and that is not the spec's, or None."""
+    of_class, of_spec = _floats_of(other), _floats_of(spec)
+    if [x[:2] for x in of_class] == [x[:2] for x in of_spec]:
+        return None
+    missing = [x for x in of_spec if x not in of_class]
+    op, value, module = next((x for x in of_class if x not in of_spec), of_class[0] if of_class else of_spec[0])
+    before = next((f"{v:.6g}" for o, v, m in missing if (o, m) == (op, module)), "no such number")
+    where = f"in {module!r}" if module else "in its own forward"
+    return Problem(
+        f"the class computes {value:.6g} for {op} {where}, where the pruned network has {before}", of_scale=True
+    )
+
+
+def _floats_of(spec: Spec) -> list[tuple[str, float, str]]:
+    """Return the floats among the arguments of a program, each as (op, float, path of the module)."""
+    arguments = [(i.op, x, i.module) for i in spec.program.instructions for x in trees.leaves((i.args, i.kwargs))]
+    return [found for found in arguments if isinstance(found[1], float)]
 
 
 def _size_difference(other: Spec, spec: Spec) -> Problem | None:
@@ -98,9 +111,11 @@ def _size_difference(other: Spec, spec: Spec) -> Problem | None:
         if name in other.axes and actual != expected:
             return Problem(f"{name!r} has shape {actual} instead of {expected}")
     for g in spec.groups.values():  # matched by kind and members: if a group has one unit left, others may get its name
-        sizes = [h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
-        if sizes and spec.sizes[g.name] not in sizes:
-            return Problem(f"group {g.name!r} has {sizes[0]} units instead of {spec.sizes[g.name]}")
+        alike = [h for h in spec.groups.values() if (h.kind, h.members) == (g.kind, g.members)]
+        expected = {spec.sizes[h.name] for h in alike} - {1}  # a trace of one unit has no group
+        sizes = {h.size for h in other.groups.values() if (h.kind, h.members) == (g.kind, g.members)} - {1}
+        if sizes and (not expected or not expected <= sizes):
+            return Problem(f"group {g.name!r} has {min(sizes)} units instead of {spec.sizes[g.name]}")
     return None
 
 

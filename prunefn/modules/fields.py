@@ -47,6 +47,8 @@ NO_BIAS = (
 """Advice where a compensation created biases."""
 
 Shapes = Mapping[str, tuple[int, ...]]
+Numbers = Mapping[str, Mapping[str, float]]
+"""Path of a module → its own attributes that are numbers."""
 _Point = tuple[int, Shapes]
 """A number of a field, and the shapes of a fresh model with this number."""
 
@@ -147,24 +149,44 @@ def _created_text(created: Sequence[str]) -> str:
     return f"a compensation created {created[0]!r}{more}, and a fresh model has no such tensor"
 
 
+class _Fresh(NamedTuple):
+    """What is kept of a fresh model."""
+
+    shapes: Shapes
+    numbers: Numbers
+
+
 class Outline:
     """The shapes of fresh models on `meta`, by the changes in their config."""
 
     def __init__(self, build: Callable[[Any], nn.Module], config: Any, wanted: Shapes) -> None:
         self.build, self.config, self.wanted = build, config, wanted
-        self._shapes_by_changes: dict[frozenset[tuple[Field, int]], Shapes | str] = {}
+        self._fresh_by_changes: dict[frozenset[tuple[Field, int]], _Fresh | str] = {}
         self.dense = self.shapes({})
 
     def shapes(self, changes: Mapping[Field, int]) -> Shapes | str:
         """Return the shapes by name of the tensor; the text of the error if the class rejects its config."""
+        fresh = self._fresh(changes)
+        return fresh if isinstance(fresh, str) else fresh.shapes
+
+    def _fresh(self, changes: Mapping[Field, int]) -> _Fresh | str:
         key = frozenset(changes.items())
-        if key not in self._shapes_by_changes:
+        if key not in self._fresh_by_changes:
             try:
-                fresh = self.build(changed(self.config, changes))
-                self._shapes_by_changes[key] = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
+                self._fresh_by_changes[key] = _outline(self.build(changed(self.config, changes)))
             except Exception as e:  # the class and its config may raise anything for wrong numbers
-                self._shapes_by_changes[key] = f"{type(e).__name__}: {str(e)[:200]}"
-        return self._shapes_by_changes[key]
+                self._fresh_by_changes[key] = f"{type(e).__name__}: {str(e)[:200]}"
+        return self._fresh_by_changes[key]
+
+    def readers(self, field: Field) -> list[str]:
+        """Return the paths of the innermost modules with an attribute that changes with a field, such as a number of heads."""
+        now = field.get(self.config)
+        if (effect := self.effect(field, now)) is None:
+            return []
+        fresh = [self._fresh({} if v == now else {field: v}) for v, _ in effect]
+        first, second = (f.numbers for f in fresh if not isinstance(f, str))
+        paths = [p for p, numbers in first.items() if numbers != second.get(p)]
+        return [p for p in paths if not any(other.startswith(f"{p}.") for other in paths)]
 
     def misses(self, changes: Mapping[Field, int]) -> float:
         """Return how many dims differ from the wanted ones; infinity if the tensors have other names."""
@@ -202,6 +224,17 @@ class Outline:
                 comparable = a.keys() == b.keys() and all(len(s) == len(b[n]) for n, s in a.items())
                 return ((v, a), (w, b)) if comparable else None
         return None
+
+
+def _outline(model: nn.Module) -> _Fresh:
+    """Return the shapes and the numbers of a fresh model."""
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    own = {  # layers of torch have the sizes of their tensors, which say nothing more
+        path: {n: v for n, v in vars(m).items() if type(v) in (int, float)}
+        for path, m in model.named_modules()
+        if not type(m).__module__.startswith("torch.nn") or any(m.children())
+    }
+    return _Fresh(shapes, own)
 
 
 def _numbers(config: Any, path: tuple[str, ...] = ()) -> Iterator[Field]:

@@ -134,7 +134,11 @@ def _small_config(cls: type[nn.Module], dense: Any, spec: Spec, stated: Mapping[
 def _stated_config(
     model: nn.Module, spec: Spec, dense: Any, stated: Mapping[Field, int], lost: Sequence[Lost]
 ) -> Any | None:
-    """Return the dense config with stated fields and fewer layers; None if a fresh model of it is not that of the spec."""
+    """Return the dense config with stated fields and fewer layers; None if a fresh model of it is not that of the spec.
+
+    Raises:
+        PruneError: the class computes another scale from these sizes.
+    """
     changes = {f: n for f, n in stated.items() if f.get(dense) != n}
     for _, n, positions in lost:
         changes |= {f: shortened(f.get(dense), positions) for f in lists_of(dense, n)}
@@ -146,7 +150,13 @@ def _stated_config(
     shapes = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
     if shapes != {n: spec.shape(n) if n in spec.axes else tuple(t.shape) for n, t in model.state_dict().items()}:
         return None
-    return config if confirm_without_numbers(fresh.train(spec.train), spec) is None else None
+    problem = confirm_without_numbers(fresh.train(spec.train), spec)
+    if problem is not None and problem.of_scale:  # which no other number of these shapes changes
+        written = ", ".join(f"{f} = {n}" for f, n in changes.items())
+        raise PruneError(
+            f"no config of {type(model).__name__} says these sizes: a fresh model with {written} has the right shapes, but {problem.text}"
+        )
+    return config if problem is None else None
 
 
 def _edit(config: dict[str, Any], small: Any, dense: Any) -> None:

@@ -38,6 +38,8 @@ class Problem(NamedTuple):
     """The outermost first; empty if the module runs but gives other outputs."""
     slight: bool = False
     """Whether the difference may be rounding, though more than usual: a scale that hardly shows in outputs may be wrong."""
+    of_scale: bool = False
+    """Whether the shapes are right, and the class computes another scale from its sizes."""
 
 
 def failure(error: Exception, module: nn.Module) -> Problem:

@@ -36,7 +36,7 @@ from .calibration import Cut, inputs_by_name, text_batches
 from .confirmed import confirm_folder
 from .memory import needed_bytes, needed_for_repair
 from .new_config import config_of_sizes
-from .opened import Opened, config_of, open_folder
+from .opened import Opened, config_of, open_folder, with_free_outputs
 from .repaired import DEFAULT, layers_to_repair, repair_layers
 from .scored import groups_within, score_layers
 from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, target_of
@@ -151,6 +151,8 @@ def prune_pretrained(
         batches = text_batches(source, text, Cut(length, batch_size, sequences), progress=progress)
     named = inputs_by_name(batches or (), cls)
     opened = open_folder(source, named, dtype)
+    if goal.sizes:
+        opened = with_free_outputs(opened, named, goal.sizes)
     choice = Choice(goal, criterion, compensation)
     plan = _plan(opened, choice)  # before the work folder is made: a refused call leaves none behind
     work = Work(out, _job(opened, choice, named, max_shard_bytes))

@@ -16,8 +16,10 @@ from .._extras import needs
 from ..checkpoints.checkpoint import with_ties
 from ..errors import ParamsError, PruneError, TraceError, nearest
 from ..files.folder import Shard, shards, verify
+from ..frozen_dict import FrozenDict
 from ..modules.hf_config_file import CONFIG
 from ..modules.libraries import TRANSFORMERS, fresh_model
+from ..modules.target_outputs import sized_outputs
 from ..parameters.transforms import check_names
 from ..program.sharded import with_constants
 from ..spec.spec import Spec
@@ -57,11 +59,16 @@ class Opened(NamedTuple):
 
     def model_of(self, text: str, *, tables: bool = False) -> nn.Module:
         """Return a fresh model of the text of a config, on `meta`; on request with values in its buffers."""
-        config = type(self.config).from_dict(json.loads(text))
+        config = type(self.config).from_dict(json.loads(text, object_hook=_special_float))
         if not tables:
             return fresh_model(TRANSFORMERS, self.cls, config)
         with _default_dtype(self.dtype), parameters_on_meta():
             return TRANSFORMERS.build(self.cls, config)
+
+
+def _special_float(d: dict[str, Any]) -> Any:
+    """Return the infinity or NaN that a dict stands for in the JSON of transformers; other dicts unchanged."""
+    return float(d["__float__"]) if d.keys() == {"__float__"} else d
 
 
 def config_of(folder: Path) -> tuple[Any, Any]:
@@ -108,13 +115,7 @@ def open_folder(folder: Path, batches: Sequence[Mapping[str, Tensor]], dtype: to
     verify(files)
     with _default_dtype(dtype):
         model = fresh_model(TRANSFORMERS, cls, config).eval()
-        with parameters_on_meta():
-            tables = TRANSFORMERS.build(cls, config)
-    spec = trace(model, {n: torch.zeros_like(t, device="meta") for n, t in batches[0].items()})
-    if spec.capture != "exported":
-        raise TraceError(f"{cls.__name__} cannot be exported, so that it cannot be measured: {spec.capture_reason}")
-    if any(t.is_meta for t in spec.constants.tensors.values()):
-        spec = with_constants(spec, tables)
+    spec = _traced(model, config, batches[0], dtype)
     layout = conversions(model, files)
     if layout.dropped:
         log.info("%s: %s does not load %s", folder, cls.__name__, ", ".join(layout.dropped))
@@ -125,6 +126,46 @@ def open_folder(folder: Path, batches: Sequence[Mapping[str, Tensor]], dtype: to
         raise ParamsError(f"{folder}: {error}") from error
     named = under_model_names(files, layout)
     return Opened(folder, named, layout, config, cls, model, spec, params, tensors_on_disk(files, layout), dtype)
+
+
+def with_free_outputs(opened: Opened, batches: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int]) -> Opened:
+    """Return the model with the axes free that fields of its config size, and that are frozen for being outputs alone.
+
+    Raises:
+        PruneError: such an axis is no group.
+    """
+    free = sized_outputs(opened.spec, opened.model, sizes)
+    if not free:
+        return opened
+    try:
+        spec = _traced(opened.model, opened.config, batches[0], opened.dtype, free)
+    except TraceError as error:
+        raise PruneError(f"no pruning gives {', '.join(f'{n}={k}' for n, k in sizes.items())}: {error}") from error
+    return opened._replace(spec=spec)
+
+
+def _traced(
+    model: nn.Module,
+    config: Any,
+    batch: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    free: Mapping[str, int] = FrozenDict(),
+) -> Spec:
+    """Trace a model on `meta`, with the shapes of a batch and the tables that its class computes.
+
+    Raises:
+        TraceError: the program cannot be run on other inputs.
+    """
+    with _default_dtype(dtype):
+        spec = trace(model, {n: torch.zeros_like(t, device="meta") for n, t in batch.items()}, free=free)
+    if spec.capture != "exported":
+        raise TraceError(
+            f"{type(model).__name__} cannot be exported, so that it cannot be measured: {spec.capture_reason}"
+        )
+    if any(t.is_meta for t in spec.constants.tensors.values()):
+        with _default_dtype(dtype), parameters_on_meta():
+            spec = with_constants(spec, TRANSFORMERS.build(type(model), config))
+    return spec
 
 
 @contextlib.contextmanager

@@ -17,6 +17,9 @@ from .rules.families import MAXIMA, MOVES, RELU, family
 POSITIONS = ("aten.select", "aten.slice", "aten.eq", "operator.getitem")
 """Ops with a position of an axis, or of a list of tensors, as a number."""
 
+CONVERSIONS = ("aten.to.", "aten._to_copy.")
+"""Ops that change the type of the numbers."""
+
 
 class Depth(NamedTuple):
     """The groups of whole blocks."""
@@ -145,10 +148,19 @@ class _Sums:
                 continue
             terms = list(self.terms(i))
             for term, summand in terms:
-                before = [v for _, v in terms if v != summand and self.ancestors.get(summand, 0) & self.bit.get(v, 0)]
+                computed_from = self.ancestors.get(summand, 0)
+                before = [v for _, v in terms if v != summand and computed_from & self.bit.get(self.unconverted(v), 0)]
                 if before:
                     out[str(len(out))] = Branch((term,), i.module, before[0], value)
         return out
+
+    def unconverted(self, value: str) -> str:
+        """Return the value before conversions to another type: a stream that is kept in float32 is still the stream."""
+        i = self.instructions.get(value)
+        while i is not None and i.op.startswith(CONVERSIONS):
+            value = i.args[0].name
+            i = self.instructions.get(value)
+        return value
 
     def is_addition(self, i: Instruction | None) -> bool:
         """Return whether an instruction adds two values of the axes of their sum."""
