@@ -12,10 +12,11 @@ from torch import Tensor
 from .doors import door
 from .errors import PruneError, nearest
 from .names import named
-from .spec.axis import leaves
+from .spec.axis import Axis, leaves
 from .spec.interface import INTERFACES
 from .spec.parts import DEPTH, EXPERTS, Group, Site
 from .spec.spec import Spec
+from .spec.stacked import Stacked, stacked_of
 from .types import Scores, Where
 
 ON_REQUEST = (*DEPTH, EXPERTS, *INTERFACES)
@@ -265,8 +266,13 @@ def only(scores: Scores, where: Where | str, *, spec: Spec | None = None) -> Sco
 
 def sites_of(spec: Spec, where: Where | str | None = None) -> list[Site]:
     """Return the sites of the groups that match."""
-    return [
-        s
-        for s in spec.sites.values()
-        if any(matches(where, spec.groups[g]) for g in leaves(s.axis) if g in spec.groups)
-    ]
+    return [s for s in spec.sites.values() if _is_over(s.axis, spec, where)]
+
+
+def stacked_over(spec: Spec, where: Where | str | None = None) -> list[Stacked]:
+    """Return the contractions inside experts over the groups that match."""
+    return [s for s in stacked_of(spec) if _is_over(s.axis, spec, where)]
+
+
+def _is_over(axis: Axis, spec: Spec, where: Where | str | None) -> bool:
+    return any(matches(where, spec.groups[g]) for g in leaves(axis) if g in spec.groups)

@@ -717,7 +717,14 @@ def test_every_command_ends_in_a_line(
     for place in ("api", "evaluation"):
         monkeypatch.setattr(f"prunefn.pretrained.{place}.config_of", raises)
     words = ["x", "--out", "y", "--text", "w", "--params", "0.5"]
-    special = {"report": ["x"], "config": [], "demo": [], "llm prune": words, "llm recover": words, "llm perplexity": words}
+    special = {
+        "report": ["x"],
+        "config": [],
+        "demo": [],
+        "llm prune": words,
+        "llm recover": words,
+        "llm perplexity": words,
+    }
     asked = special.get(name, ["small_vit", "--data", "digits"])
     asked += ["--checkpoint", "w"] if name in ("finetune", "load-check") else []
     asked += ["x"] if name == "analyze" else []

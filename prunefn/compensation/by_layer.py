@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +16,14 @@ from ..program.compiled import compiled
 from ..program.segments import Segment, cuts, lives_at, segments
 from ..spec.parts import Site
 from ..spec.spec import Spec, removed_branches, take
+from ..spec.stacked import stacked_of
 from ..stats.by_layer import States, Values, held
 from ..stats.weights import PositionWeights, position_weights
 from ..tracing.branches import other_branch
 from ..types import Batch, Compensation, Mask, Params
 from .fits import Halves, Seen, Task, fits_of, values_read
-from .repair import Repaired, affected, written
-from .sequential import by_input, fitted, task_of
+from .repair import Repaired, affected, affected_experts, written
+from .sequential import by_input, expert_tasks, fitted, task_of
 
 
 class Pair(NamedTuple):
@@ -32,6 +33,13 @@ class Pair(NamedTuple):
     small: Segment
     sites: tuple[tuple[str, ...], ...]
     """Contractions of the pruned layer that are fitted, by the order of the program; those that read the same value together."""
+    stacked: tuple[str, ...] = ()
+    """Instructions of the contractions inside experts that lost inputs; they are fitted last."""
+
+    @property
+    def passes(self) -> int:
+        """Return how often the batches run through: for each value that contractions read, and to hand on what the layer gives."""
+        return len(self.sites) + len(self.stacked) + 1
 
 
 def pairs(spec: Spec, mask: Mask) -> list[Pair]:
@@ -44,7 +52,8 @@ def pairs(spec: Spec, mask: Mask) -> list[Pair]:
     small, lost = shrink(spec, mask), {s.name for s in affected(spec, mask)} | behind(spec, mask)
     ends = lives_at(small, {}, cuts(spec))
     both = zip(segments(spec, at=ends), segments(small, at=ends), strict=True)
-    return [Pair(d, s, _sites_within(s, small, lost)) for d, s in both]
+    calls = dict.fromkeys(s.calls[0] for s in affected_experts(spec, mask))
+    return [Pair(d, s, _sites_within(s, small, lost), tuple(c for c in calls if f"%{c}" in s.own)) for d, s in both]
 
 
 def behind(spec: Spec, mask: Mask) -> set[str]:
@@ -129,13 +138,17 @@ def fit_layer(
     params, spec = dense
     before = Side(params, spec, pair.dense, states[0])
     sites = [[small.sites[n] for n in together] for together in pair.sites]
-    needed = values_of_fits([s for together in sites for s in together], spec)
+    needed = values_of_fits([s for together in sites for s in together], spec, pair.stacked)
     before = before._replace(params={**params, **held(params, pair.dense.tensors((*needed, *pair.dense.hands)))})
     layer = _pruned(before.params, params, pair.small.tensors((*needed, *pair.small.hands)), spec, mask)
     repaired = list[Repaired]()
-    for together in sites:
+    for together in (*sites, *pair.stacked):
         now = Side({**params, **layer}, small, pair.small, states[1])
-        tasks = [task_of(spec.sites[s.name], (before.params, spec), (now.params, small), mask) for s in together]
+        networks = (before.params, spec), (now.params, small)
+        if isinstance(together, str):
+            tasks = expert_tasks(together, *networks, mask)
+        else:
+            tasks = [task_of(spec.sites[s.name], *networks, mask) for s in together]
         collect = partial(_collect, before, now, batches, covariance="covariance" in method.needs, bar=bar)
         found = fitted(tasks, collect, method, small)
         changed = written(now.params, found, small)
@@ -150,11 +163,18 @@ def fit_layer(
     return layer, repaired
 
 
-def values_of_fits(sites: Sequence[Site], spec: Spec) -> list[str]:
-    """Return the values of the program that fits are about: what the sites read and give, and the sums that this enters."""
+def values_of_fits(sites: Sequence[Site], spec: Spec, stacked: Collection[str] = ()) -> list[str]:
+    """Return the values of the program that fits are about: what the sites read and give, and the sums that this enters.
+
+    Args:
+        sites: of contractions.
+        spec: of the program.
+        stacked: instructions of contractions inside experts.
+    """
+    inside = [v for s in stacked_of(spec) if s.call in stacked for v in (*s.reads, f"%{s.call}")]
     branches = (other_branch(spec.sites[s.name], spec) for s in sites)
     sums = [v for b in branches if b is not None for v in (b.value, f"%{b.addition}")]
-    return [*(v for s in sites for v, _ in s.values), *(f"%{c}" for s in sites for c in s.calls), *sums]
+    return [*(v for s in sites for v, _ in s.values), *(f"%{c}" for s in sites for c in s.calls), *sums, *inside]
 
 
 def _pruned(at_hand: Params, params: Params, names: frozenset[str], spec: Spec, mask: Mask) -> Params:

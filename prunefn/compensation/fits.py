@@ -12,6 +12,8 @@ from ..program.batches import device_of, each, inputs_of
 from ..program.compiled import compiled
 from ..spec.parts import Geometry, Site
 from ..spec.spec import Spec
+from ..spec.stacked import Stacked
+from ..stats import experts
 from ..stats.moments import cross_scatter, merge_moments, site_moments
 from ..stats.taps import centre_weights, im2col
 from ..stats.weights import PositionWeights, Weights, position_weights
@@ -19,6 +21,16 @@ from ..types import Batch, Inputs, Lacking, Moments, Params
 
 ELEMENTS = 1 << 24
 """Elements of the patches that are in memory at once."""
+
+
+class Inside(NamedTuple):
+    """A contraction of one expert, in the dense network and in the current one, whose values have the same names."""
+
+    stacked: Stacked
+    layout: tuple[int, int | None]
+    before: int
+    """Position of the expert in the dense network."""
+    now: int
 
 
 class Task(NamedTuple):
@@ -39,6 +51,8 @@ class Task(NamedTuple):
     """The permutation of the outputs before that addition."""
     scale: Tensor
     """[g' · o'], the factor of each output before that addition; 0 where what was lost there is not repaired."""
+    inside: Inside | None = None
+    """Of an expert's contraction: whose rows are fitted."""
 
 
 class Fit(NamedTuple):
@@ -106,22 +120,58 @@ class Seen(NamedTuple):
 
 def values_read(tasks: Sequence[Task]) -> tuple[str, ...]:
     """Return the values that fits are made of."""
-    return tuple(dict.fromkeys([v for t in tasks for v, _ in t.site.values] + [t.other for t in tasks if t.other]))
+    names = [v for t in tasks for v, _ in t.site.values] + [t.other for t in tasks if t.other]
+    return tuple(dict.fromkeys(names + [v for t in tasks if t.inside is not None for v in t.inside.stacked.reads]))
 
 
 def fits_of(batches: Iterable[Seen], tasks: Sequence[Task], *, covariance: bool) -> list[Halves]:
     """Return the fits of each task over all batches, as `collect_fits` does."""
     out: list[list[list[Fit]]] = [[[], []] for _ in tasks]
-    for number, (before, now, weighted) in enumerate(batches):
+    for number, seen in enumerate(batches):
+        before, now, weighted = seen
+        rows_of_stack: dict[str, tuple[experts.Rows, experts.Rows]] = {}
         for halves, task in zip(out, tasks, strict=True):
+            if task.inside is not None:
+                call = task.inside.stacked.call
+                if call not in rows_of_stack:
+                    rows_of_stack[call] = _expert_rows(task.inside, seen)
+                for half, columns in _pairs(task, *rows_of_stack[call], number):
+                    halves[half] = _added(halves[half], [_fit(*columns, covariance)])
+                continue
             for value, dim in task.site.values:
                 x, y = before[value], now[value]
                 w = None if weighted is None else weighted.of(value, dim, x.shape)
                 for half, part in _parts(x, task.site.geometry, task.dense_weight.shape[-1], number):
                     rows = _rows(task, dim, part, x, y, w, before.get(task.other), now.get(task.other))
                     fits = [_fit(*columns, rows.weights, covariance) for columns in rows.groups]
-                    halves[half] = list(map(_merge, halves[half], fits)) if halves[half] else fits
+                    halves[half] = _added(halves[half], fits)
     return [(tuple(first), tuple(second)) for first, second in out]
+
+
+def _added(before: list[Fit], fits: list[Fit]) -> list[Fit]:
+    return list(map(_merge, before, fits)) if before else fits
+
+
+def _expert_rows(inside: Inside, seen: Seen) -> tuple[experts.Rows, experts.Rows]:
+    """Return the rows of a contraction inside experts, in the dense network and in the current one."""
+    before, now = (experts.rows_of(inside.stacked, inside.layout, v, seen.weights) for v in (seen.before, seen.now))
+    return before, now
+
+
+def _pairs(
+    task: Task, before: experts.Rows, now: experts.Rows, number: int
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """Yield (half, (inputs, outputs to give, those that are given, weights)) of the tokens that an expert gets in both networks."""
+    assert task.inside is not None
+    a, b = before.of(task.inside.before), now.of(task.inside.now)
+    ours, theirs = torch.isin(a.tokens, b.tokens), torch.isin(b.tokens, a.tokens)
+    x, w, y = a.inputs[ours], a.weights[ours], b.inputs[theirs]
+    x, y = (v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for v in (x, y))
+    target = _apply(task.dense_weight, x[..., None])[:, 0][:, task.outputs]
+    gives, n = _apply(task.weight, y[..., None])[:, 0], len(x)
+    for half, part in ((0, slice(0, n // 2)), (1, slice(n // 2, n))) if n > 1 else ((number % 2, slice(0, n)),):
+        if n:
+            yield half, (y[part][:, task.inputs], target[part], gives[part], w[part])
 
 
 def values_of(params: Params, spec: Spec, inputs: list[Tensor], names: tuple[str, ...]) -> Mapping[str, Tensor]:

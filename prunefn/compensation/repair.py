@@ -10,22 +10,22 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .._shapes import Float
 from ..doors import door
 from ..errors import ParamsError, StatsError, nearest, warn
 from ..parameters.transforms import check_mask, check_names
-from ..program.compiled import conv_groups, site_weight
-from ..program.sharded import spread
+from ..program.compiled import site_weight
 from ..spec.axis import keep, leaves, size
 from ..spec.branches import without
 from ..spec.parts import Site
 from ..spec.spec import Spec, removed_branches
+from ..spec.stacked import stacked_of
 from ..stats import check_stats
 from ..types import Compensation, Inputs, Mask, Moments, Params, Repair, Residual, Stats
 from . import methods as compensations
 from .branches import with_means
 from .error import residual_of, with_lacking
 from .shifts import add_shift, may_shift
+from .weights import write_weight
 
 ENOUGH = 2
 """Samples for each kept input: with n samples of k inputs, the error of a least-squares estimate grows by about n / (n − k)."""
@@ -149,11 +149,13 @@ def repairs(
     Args:
         params, means, mask, spec, method: as in `compensate`.
     """
-    few = list[str]()
+    few, unchanged = list[str](), list[str]()
     for repaired in repairs_of_sites(params, means, mask, spec=spec, method=method):
         yield repaired
         few += few_samples(repaired, method)
+        unchanged += [repaired.site.name] if is_unchanged(repaired) else []
     warn_of_few_samples(few, method)
+    warn_of_unchanged(unchanged, method)
 
 
 def repairs_of_sites(
@@ -169,7 +171,8 @@ def repairs_of_sites(
     Sites are repaired one by one, so that a single weight of DTensors is gathered at any time.
     """
     moments = means.sites if isinstance(means, Stats) else means
-    for site in affected(spec, mask):
+    inside = [s for s in affected_experts(spec, mask) if s.name in moments and _has_samples(moments[s.name])]
+    for site in (*affected(spec, mask), *inside):
         inputs, weight = site_inputs(site, moments, mask, params, spec), site_weight(params, site, spec=spec)
         yield repaired_by(method, site, weight, inputs, spec)
 
@@ -194,6 +197,20 @@ def warn_of_few_samples(few: Sequence[str], method: Compensation) -> None:
         )
 
 
+def is_unchanged(r: Repaired) -> bool:
+    """Return whether an expert that loses inputs stays as it is: it has no bias to shift."""
+    return r.site.expert is not None and r.repair.weight is None and r.repair.shift is None
+
+
+def warn_of_unchanged(names: Sequence[str], method: Compensation) -> None:
+    """Warn once of all contractions of experts that a method leaves as they are."""
+    if names:
+        warn(
+            f"compensation {method.name!r} leaves {len(names)} contractions of experts as they are, such as {names[0]!r}: they have "
+            "no bias to shift; compensation.affine() rewrites their weights"
+        )
+
+
 def affected(spec: Spec, mask: Mask) -> list[Site]:
     """Return the sites that lose inputs and stay; those of removed branches do not."""
     left = without(spec, removed_branches(spec, mask)).sites
@@ -202,13 +219,28 @@ def affected(spec: Spec, mask: Mask) -> list[Site]:
     ]
 
 
+def affected_experts(spec: Spec, mask: Mask) -> list[Site]:
+    """Return the contractions of experts that lose inputs and stay, in the order of the program."""
+    left = {s.call for s in stacked_of(without(spec, removed_branches(spec, mask)))}
+    return [
+        s.site(e)
+        for s in stacked_of(spec)
+        if s.call in left and any(g in mask and not bool(mask[g].all()) for g in leaves(s.axis))
+        for e in keep(s.experts, mask, spec.sizes).nonzero()[:, 0].tolist()
+    ]
+
+
+def _has_samples(moments: Tensor | Moments) -> bool:
+    return isinstance(moments, Tensor) or moments.count > 0
+
+
 def written(params: Params, repaired: Iterable[Repaired], spec: Spec) -> Params:
     """Return new params with the repairs applied."""
     out = dict(params)
     for r in repaired:
         weight, shift, *_ = r.whole or r.repair
         if weight is not None:
-            _write_weight(out, r.site, weight, spec)
+            write_weight(out, r.site, weight, params, spec)
         if shift is not None:
             add_shift(out, r.site, shift.flatten(), spec)
     return out
@@ -238,7 +270,8 @@ def repaired_by(method: Compensation, site: Site, weight: Tensor, x: Inputs, spe
     if "covariance" in method.needs:
         check_covariance(x, site, f"compensation {method.name!r}")
     if (repair := method.repair(weight, x)).weight is None or not (why := not_ours(site, spec)):
-        return Repaired(site, weight, x, repair)
+        is_stuck = site.expert is not None and not x.may_shift
+        return Repaired(site, weight, x, repair._replace(shift=None) if is_stuck else repair)
     if method.fallback is None:
         raise ParamsError(
             f"compensation {method.name!r} cannot rewrite the weight of site {site.name!r}: {why}; choose a fallback, such as "
@@ -250,7 +283,9 @@ def repaired_by(method: Compensation, site: Site, weight: Tensor, x: Inputs, spe
 
 
 def not_ours(site: Site, spec: Spec) -> str:
-    """Return the reason why a site's weight cannot be rewritten; empty if it can."""
+    """Return the reason why a site's weight cannot be rewritten; empty if it can. A stacked weight serves its experts only."""
+    if site.expert is not None:
+        return ""
     if site.weight not in spec.parameters:
         return "it is computed from other tensors"
     for i in spec.program.instructions:
@@ -303,15 +338,3 @@ def _means(site: Site, given: Mapping[str, Tensor | Moments], spec: Spec) -> Ten
         return means
     # An output of a transposed convolution sums over only one in prod(stride) taps.
     return means[:, None] / (prod(geometry.stride) if geometry is not None and geometry.transposed else 1)
-
-
-def _write_weight(out: Params, site: Site, weight: Float[Tensor, "g o i t"], spec: Spec) -> None:
-    """Write a new weight, and its tied copies, into `out`."""
-    dense = out[site.weight]
-    left, right = (side.strip() for side in site.pattern.split("->"))
-    kernel = [c for c in left.split() if c.startswith("k")]
-    kernel_sizes = dict(zip(kernel, dense.shape[dense.ndim - len(kernel) :], strict=True))
-    rewritten = rearrange(weight, f"{right} -> {left}", **conv_groups(site, spec), **kernel_sizes)
-    rewritten = spread(rewritten.to(dense.dtype), dense)
-    for name in [site.weight, *(n for n, first in spec.tied.items() if first == site.weight and n in out)]:
-        out[name] = rewritten

@@ -18,11 +18,24 @@ from ..program.sharded import check_plain
 from ..spec.axis import keep, leaves
 from ..spec.parts import Site
 from ..spec.spec import Spec
+from ..spec.stacked import stacked_of
+from ..stats.experts import layout_of
 from ..tracing.branches import Branch, other_branch
 from ..types import Batch, Compensation, Mask, Params, Repair, Residual
 from .branches import mean_losses, outside, shifted, sums_without
-from .fits import Halves, Task, collect_fits, inputs_of_fits
-from .repair import Repaired, affected, few_samples, repaired_by, residuals, warn_of_few_samples, written
+from .fits import Halves, Inside, Task, collect_fits, inputs_of_fits
+from .repair import (
+    Repaired,
+    affected,
+    affected_experts,
+    few_samples,
+    is_unchanged,
+    repaired_by,
+    residuals,
+    warn_of_few_samples,
+    warn_of_unchanged,
+    written,
+)
 from .shifts import LEAST_SCALE, output_scale
 
 COPIES = 3
@@ -47,7 +60,8 @@ def steps(spec: Spec, mask: Mask) -> list[Mask]:
     # Sites from the last to the first, so that each set of joined groups ends with its first site.
     for g in first.keys() & spec.branches.keys():  # where the last summand would have been added
         first[g] = max(position[t.addition] for t in spec.branches[g].terms)
-    for site in sorted(spec.sites.values(), key=lambda s: position[s.calls[0]], reverse=True):
+    inside = [s.site(0) for s in stacked_of(spec)]
+    for site in sorted([*spec.sites.values(), *inside], key=lambda s: position[s.calls[0]], reverse=True):
         joint = set().union(*(joined[g] for g in leaves(site.axis) if g in mask))
         for g in joint:
             joined[g], first[g] = joint, position[site.calls[0]]
@@ -86,22 +100,28 @@ def remove(
     """
     check_plain(params, "sequential=True", "leave it out")
     pruned, current, removed = params, spec, dict[str, Tensor]()
-    errors, few = dict[str, Residual](), list[str]()
+    errors, few, unchanged = dict[str, Residual](), list[str](), list[str]()
     for part in steps(spec, outside(mask, spec)):
         sites, sums = affected(current, part), sums_without(part, current)
+        calls = dict.fromkeys(s.calls[0] for s in affected_experts(current, part))
         pruned, current, removed = apply(pruned, part, spec=current), shrink(current, part), removed | part
         if sums and method.needs:
             lost = mean_losses((params, spec), (pruned, current), batches, sums, removed, **options)
             pruned = shifted(pruned, lost, current)
-        for together in by_input(sites, current) if method.needs else ():
+        for together in (*by_input(sites, current), *calls) if method.needs else ():
             networks = (params, spec), (pruned, current)
-            tasks = [task_of(spec.sites[s.name], *networks, removed) for s in together]
+            if isinstance(together, str):
+                tasks = expert_tasks(together, *networks, removed)
+            else:
+                tasks = [task_of(spec.sites[s.name], *networks, removed) for s in together]
             collect = partial(collect_fits, *networks, batches, **options)
             repaired = fitted(tasks, collect, method, current)
             errors |= residuals(repaired)
             few += [text for r in repaired for text in few_samples(r, method)]
+            unchanged += [r.site.name for r in repaired if is_unchanged(r)]
             pruned = written(pruned, repaired, current)
     warn_of_few_samples(few, method)
+    warn_of_unchanged(unchanged, method)
     return pruned, current, errors
 
 
@@ -134,6 +154,22 @@ def task_of(site: Site, dense: tuple[Params, Spec], now: tuple[Params, Spec], re
         order,
         inverse,
     )
+
+
+def expert_tasks(call: str, dense: tuple[Params, Spec], now: tuple[Params, Spec], removed: Mask) -> list[Task]:
+    """Return what to fit at a contraction inside experts: that of each expert that is left, on the tokens that it gets in both networks."""
+    (params, spec), (pruned, current) = dense, now
+    before, after = (next(s for s in stacked_of(one) if s.call == call) for one in (spec, current))
+    device = next(t.device for n, t in params.items() if n in spec.parameters)
+    outputs = keep(before.out, removed, spec.sizes).nonzero()[:, 0].to(device)
+    scale = torch.ones(len(outputs), dtype=torch.float64, device=device)
+    tasks = []
+    for e, position in enumerate(keep(before.experts, removed, spec.sizes).nonzero()[:, 0].tolist()):
+        site, inside = after.site(e), Inside(after, layout_of(before, spec), position, e)
+        dense_weight = site_weight(params, before.site(position), spec=spec)
+        weight = site_weight(pruned, site, spec=current)
+        tasks.append(Task(site, dense_weight, weight, outputs, slice(None), "", (), scale, inside))
+    return tasks
 
 
 def _branch(site: Site, spec: Spec) -> Branch | None:
@@ -173,7 +209,8 @@ def fitted(
         spec: of the current network.
     """
     halves = collect([_block(t) for t in tasks])
-    return [_fitted(t, h, collect, method, spec) for t, h in zip(tasks, halves, strict=True)]
+    # an expert may have no tokens
+    return [_fitted(t, h, collect, method, spec) for t, h in zip(tasks, halves, strict=True) if any(h)]
 
 
 def _fitted(

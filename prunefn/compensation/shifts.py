@@ -41,6 +41,8 @@ def _factor(scale: Scale, params: Params, spec: Spec) -> Tensor:
 
 def may_shift(site: Site, spec: Spec) -> bool:
     """Return whether the class of the model has room for a shift: not for a new bias, if it is built from a config."""
+    if site.expert is not None:  # the program has no place for a new bias of each expert
+        return site.bias is not None
     is_configured = not set(spec.configured).isdisjoint(ancestors(site.name))
     return site.bias is not None or site.norm is not None or not is_configured
 
@@ -51,6 +53,9 @@ def add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
     Raises:
         ParamsError: the bias is shared with another contraction.
     """
+    if site.expert is not None:
+        _add_to_expert(out, site, shift)
+        return
     if site.bias is not None:
         target, sign = site.bias, 1.0
         users = [i for i in spec.program.instructions if site.bias in i.reads()]
@@ -73,3 +78,11 @@ def add_shift(out: Params, site: Site, shift: Tensor, spec: Spec) -> None:
     shifted = spread(shifted.to(like.dtype).to(like.device), like)
     for name in [target, *(n for n, first in spec.tied.items() if first == target and n in out)]:
         out[name] = shifted
+
+
+def _add_to_expert(out: Params, site: Site, shift: Tensor) -> None:
+    """Add a shift to an expert's row of the stacked biases."""
+    assert site.bias is not None and site.expert is not None
+    biases = out[site.bias].detach().clone()
+    biases[site.expert] += shift.to(biases)
+    out[site.bias] = biases

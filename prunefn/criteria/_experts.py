@@ -9,21 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .._shapes import Float
 from ..doors import door
 from ..errors import BatchError
 from ..program.batches import device_of, inputs_of
 from ..program.compiled import argument, compiled
-from ..spec.axis import unit_of
-from ..spec.routing import Route, routes_of
+from ..spec.routing import routes_of
 from ..spec.spec import Spec, check_runnable
-from ..stats.weights import position_weights, weights_at
+from ..stats import choices
+from ..stats.choices import COUNT, NORM, TOKENS, emit_choices, units_of, values_of
+from ..stats.weights import position_weights
 from ..types import Batch, Collector, Criterion, Params, Scores, Stats
 from .base import collected
-
-TOKENS, COUNT, NORM = 0, 1, 2
-"""Rows of what is collected, [2 or 3, units]: tokens (the same number for all units), tokens that chose the unit, Σ over these of
-the norm of what it added."""
 
 
 class Choices(NamedTuple):
@@ -39,78 +35,17 @@ class Choices(NamedTuple):
             raise BatchError(_none_text(spec))
         inputs = inputs_of(batch, spec=spec, device=device_of(params))
         weights = position_weights(spec, inputs, batch, True)
-        of_position = {g: unit_of(r.axis, g, spec.sizes) for g, r in routes.items()}
 
         def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
             weighted = argument(graph, "weights") if weights is not None else None
-            rows = []
-            for n, (g, r) in enumerate(routes.items()):
-                c = r.choice
-                at = (weighted, c.scores, c.dim, env[c.scores])
-                w = None if weighted is None else graph.call_function(weights_at, at)
-                ids = env.get(c.ids)
-                ids = graph.call_method("unsqueeze", (ids, -1)) if c.single else ids
-                scores = graph.call_method("movedim", (env[c.scores], c.dim, -1))
-                units = argument(graph, f"units_{n}")
-                args = (scores, ids, _added(graph, env, r) if self.norms else None, r.every, w, units, spec.sizes[g])
-                rows.append(graph.call_function(sums_of, args))
-            return tuple(rows)
+            return tuple(emit_choices(graph, env, routes, spec, self.norms, weighted))
 
-        wanted = [
-            v
-            for r in routes.values()
-            for v in (r.choice.scores, r.choice.ids, self.norms * r.parts, self.norms * r.scale)
-            if v
-        ]
+        wanted = [v for r in routes.values() for v in values_of(r, self.norms)]
         run = compiled(spec, params, ("experts", self.norms, weights is not None), emit, only=wanted)
         more = [] if weights is None else [weights]
         with torch.no_grad():
-            rows = run(params, inputs, *more, *(u.to(device_of(params)) for u in of_position.values()))
+            rows = run(params, inputs, *more, *units_of(routes, spec, device_of(params)))
         return dict(zip(routes, rows, strict=True))
-
-
-def _added(graph: fx.Graph, env: Mapping[str, Any], route: Route) -> Any:
-    """Return what each choice adds."""
-    if not route.scale:
-        return env[route.parts]
-    return graph.call_function(torch.mul, (env[route.parts], graph.call_method("unsqueeze", (env[route.scale], -1))))
-
-
-@torch.fx.wrap
-def sums_of(
-    scores: Tensor,
-    ids: Tensor | None,
-    parts: Tensor | None,
-    every: bool,
-    weights: Tensor | None,
-    of_position: Tensor,
-    units: int,
-) -> Float[Tensor, "rows units"]:
-    """Return the sums over tokens for the units of a group of experts: see `TOKENS`.
-
-    Args:
-        scores: by which positions are chosen, [tokens…, positions].
-        ids: the positions that each token chooses, [tokens…, chosen]; None: all.
-        parts: what is added for each choice, [tokens…, chosen, channels], or by each position, [tokens…, positions, channels].
-        every: whether it is by each position.
-        weights: of the tokens, [tokens…]; None: all count once.
-        of_position: unit of each position, [positions].
-        units: number of units.
-    """
-    positions = torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape) if ids is None else ids
-    flat = positions.flatten(0, -2)
-    w = torch.ones(len(flat), device=flat.device) if weights is None else weights.to(flat.device).flatten()
-    w, chosen = w.double(), of_position[flat]
-    sums = [w.sum().expand(units), _per_unit(w[:, None].expand(chosen.shape), chosen, units)]
-    if parts is not None:
-        norms = torch.linalg.vector_norm(parts.double(), dim=-1).flatten(0, -2)
-        norms = norms.gather(1, flat) if every else norms
-        sums.append(_per_unit(w[:, None] * norms, chosen, units))
-    return torch.stack(sums)
-
-
-def _per_unit(values: Tensor, chosen: Tensor, units: int) -> Float[Tensor, " units"]:
-    return values.new_zeros(units).index_add(0, chosen.flatten(), values.flatten())
 
 
 def _none_text(spec: Spec) -> str:
@@ -123,8 +58,8 @@ def _none_text(spec: Spec) -> str:
     return "the spec has no group of experts, which a router chooses or weighs; see spec.groups"
 
 
-CHOSEN = Collector("choices of experts", Choices(norms=False))
-ADDED = Collector("choices of experts, and what they add", Choices(norms=True))
+CHOSEN = Collector(choices.CHOSEN, Choices(norms=False))
+ADDED = Collector(choices.ADDED, Choices(norms=True))
 
 
 @door

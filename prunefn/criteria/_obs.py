@@ -18,8 +18,9 @@ from ..program.compiled import site_weight
 from ..spec.axis import size
 from ..spec.parts import Site
 from ..spec.spec import Spec
+from ..spec.stacked import site_named
 from ..types import Collector, Criterion, Moments, Scores, Stats
-from .base import collected, groups_of, index_map, measured, spec_of
+from .base import collected, counts_of_stacks, groups_of, index_map, measured, share_of, spec_of
 from .elimination import Term, eliminate
 from .output_fisher import LIKELIHOODS, OutputFisher, at_inputs
 
@@ -82,8 +83,10 @@ def _score(stats: Stats, *, collectors: tuple[Collector, ...], ridge: float) -> 
     inverses: dict[tuple[int, int], Tensor] = {}  # sites that read the same value share the covariance
     terms: dict[str, dict[tuple[int, int], Term]] = {}
     incomparable: set[str] = set()
+    shares, energies = counts_of_stacks(sites, spec), _energies(stats, sites)
     for name, m in sites.items():
-        site, blocks = spec.sites[name], size(spec.sites[name].groups, spec.sizes)
+        site = site_named(spec, name)
+        blocks = size(site.groups, spec.sizes)
         groups = groups_of(site.axis, spec)
         if fisher is not None and name not in fisher and at_inputs(name) not in fisher:
             incomparable |= set(groups)
@@ -92,6 +95,8 @@ def _score(stats: Stats, *, collectors: tuple[Collector, ...], ridge: float) -> 
         if key not in inverses:
             inverses[key] = _precision(m, blocks, ridge)
         precision, importance = inverses[key], _importance(stats, site, m, fisher)
+        if site.expert is not None:  # relative to the outputs of all experts
+            importance = importance * (share_of(site, m, shares) / energies[site.weight])
         for group in groups:
             positions = index_map(site.axis, group, spec.sizes).to(precision.device)
             same = terms.setdefault(group, {}).get(key)
@@ -124,6 +129,18 @@ def _precision(m: Moments, blocks: int, ridge: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(c + ridge * scale * eye))
 
 
+def _energies(stats: Stats, sites: Mapping[str, Moments]) -> dict[str, float]:
+    """Return stacked weight → variance of the outputs of its experts, over all their positions."""
+    spec, out = spec_of(stats), dict[str, float]()
+    totals = counts_of_stacks(sites, spec)
+    for site, m in ((site_named(spec, n), m) for n, m in sites.items() if n not in spec.sites):
+        weight = site_weight(stats.params, site, spec=spec)[0, :, :, 0].to(m.m2.device)
+        assert m.scatter is not None
+        energy = float(torch.einsum("oi,oj,ij->", weight, weight, m.scatter))
+        out[site.weight] = out.get(site.weight, 0.0) + energy / totals[site.weight]
+    return {w: e if e > 0 else 1.0 for w, e in out.items()}
+
+
 def _importance(stats: Stats, site: Site, m: Moments, fisher: Mapping[str, Tensor] | None) -> Tensor:
     """Return Wᵀ F W over outputs and taps, [n, n], zero between the groups of a convolution."""
     assert m.scatter is not None
@@ -137,7 +154,7 @@ def _importance(stats: Stats, site: Site, m: Moments, fisher: Mapping[str, Tenso
         own = slice(k * o, (k + 1) * o)
         weighted = rows if fisher is None else fisher[site.name][own, own].to(rows) @ rows
         out.append(torch.einsum("toi,toj->ij", rows, weighted))
-    if fisher is None:
+    if fisher is None and site.expert is None:
         blocks = [m.scatter[k * i : (k + 1) * i, k * i : (k + 1) * i] for k in range(g)]
         energy = sum(float((a * c).sum()) for a, c in zip(out, blocks, strict=True)) / m.count
         out = [a / energy if energy > 0 else torch.zeros_like(a) for a in out]

@@ -16,6 +16,7 @@ from ..program.compiled import site_weight
 from ..spec.axis import Axis, leaves, positions
 from ..spec.parts import Site
 from ..spec.spec import Spec
+from ..spec.stacked import expert_sites, site_named
 from ..stats.fingerprint import spec_of as spec_of
 from ..types import Collector, Criterion, Moments, Scores, Stats
 
@@ -109,6 +110,8 @@ def measured(stats: Stats, criterion: str, call: str, need: str = "moments") -> 
 
     Raises:
         StatsError: something was not collected, or contains NaN; the text says how to collect it.
+
+    Experts that no token chose are left out.
     """
     fix = f"use collect_stats(params, batches, spec=spec, criterion=criteria.{call})"
     if not stats.sites:
@@ -121,7 +124,7 @@ def measured(stats: Stats, criterion: str, call: str, need: str = "moments") -> 
             raise StatsError(f"criterion {criterion!r} needs the {what} of site {name!r}; {fix}")
         if bool(torch.isnan(m.m2).any()):
             raise StatsError(f"the moments of site {name!r} contain NaN")
-    return stats.sites
+    return {n: m for n, m in stats.sites.items() if m.count or n in spec_of(stats).sites}
 
 
 def over_sites(
@@ -132,19 +135,36 @@ def over_sites(
 ) -> Scores:
     """Return group → [units], the mean over sites of each unit's score at a site.
 
+    The experts of one stacked weight are one site: the mean over its experts by the tokens that they get.
+
     Args:
         sites: site → moments.
         spec: of the sites.
         values: (site, moments) → one value for each position of the site.
         positions: values of the units' positions [units, k] → scores [units], such as `mean_positions`.
     """
-    per_site: dict[str, list[Tensor]] = {}
+    totals, per_site = counts_of_stacks(sites, spec), dict[str, dict[str, Tensor]]()
     for name, moments in sites.items():
-        site = spec.sites[name]
-        site_values = values(site, moments)
+        site = site_named(spec, name)
+        site_values, stack = values(site, moments), name if site.expert is None else site.weight
         for group in groups_of(site.axis, spec):
-            per_site.setdefault(group, []).append(positions(per_unit(site_values, site.axis, group, spec)))
-    return {g: torch.stack(per_site[g]).mean(0) for g in spec.groups if g in per_site}
+            found, share = positions(per_unit(site_values, site.axis, group, spec)), share_of(site, moments, totals)
+            before = per_site.setdefault(group, {})
+            before[stack] = found * share + before[stack] if stack in before else found * share
+    return {g: torch.stack(list(per_site[g].values())).mean(0) for g in spec.groups if g in per_site}
+
+
+def counts_of_stacks(sites: Mapping[str, Moments], spec: Spec) -> dict[str, float]:
+    """Return stacked weight → positions of all its experts."""
+    totals = dict[str, float]()
+    for site, m in ((expert_sites(spec)[n], m) for n, m in sites.items() if n not in spec.sites):
+        totals[site.weight] = totals.get(site.weight, 0.0) + m.count
+    return totals
+
+
+def share_of(site: Site, m: Moments, totals: Mapping[str, float]) -> float:
+    """Return the fraction of the positions of all experts that an expert gets; 1 for other sites."""
+    return 1.0 if site.expert is None else m.count / totals[site.weight]
 
 
 def mean_positions(values: Float[Tensor, "units k"]) -> Float[Tensor, " units"]:

@@ -16,7 +16,7 @@ from .._version import __version__
 from ..checkpoints.stream import WriteOptions, write_checkpoint
 from ..checkpoints.stream_jobs import Source
 from ..costs.analytic import cost
-from ..criteria import obs, weighted_variance
+from ..criteria import obs, reap, weighted_variance
 from ..data.tokens import Documents
 from ..display.progress import write_line
 from ..display.units import quantity
@@ -29,6 +29,7 @@ from ..modules.targets import stated_numbers
 from ..parameters.transforms import shrink
 from ..spec.axis import leaves
 from ..spec.parts import Cost
+from ..spec.routing import routes_of
 from ..stats.by_layer import Measure, measures
 from ..stats.fingerprint import fingerprint
 from ..types import Batch, Budget, Compensation, Criterion, Mask, Stats, TargetSizes, Where
@@ -39,10 +40,13 @@ from .new_config import config_of_sizes
 from .opened import Opened, config_of, open_folder, with_free_outputs
 from .repaired import DEFAULT, layers_to_repair, repair_layers
 from .scored import groups_within, score_layers
-from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, target_of
+from .sizes import Goal, candidates, check_goal, choose, sites_of_groups, stacked_of_groups, target_of
 from .work import Work, until_last
 
 log = logging.getLogger(__name__)
+
+OF_EXPERTS = ("reap", "expert_frequency")
+"""Criteria of whole experts; the widths then go by the default."""
 
 
 class PrunedFolder(NamedTuple):
@@ -108,7 +112,8 @@ def prune_pretrained(
         round_to: multiple of the sizes under a budget; default: 8 if all groups have 64 units or more.
         criterion: scores the units; default: `criteria.obs(None)` for groups inside one layer, `criteria.weighted_variance()` for
             those that run through all, such as the hidden width. It must not need gradients. Layers are scored by
-            `criteria.block_influence()`; groups without activations of their own, such as experts, by their weights.
+            `criteria.block_influence()`, experts by `criteria.reap()`, or by `criteria.expert_frequency()` if it is given or what
+            each expert adds is no value of the program; groups without activations of their own by their weights.
         compensation: of contractions that lose inputs, layer by layer: least squares towards the dense network's outputs, in the
             network whose earlier layers are pruned and fitted. Where whole layers go, the contractions behind them that are added
             to the stream are fitted, too. Default: `compensation.affine()`; it adds no bias that the class does not have.
@@ -193,7 +198,13 @@ def _prune(
     spec, progress = opened.spec, options.progress
     start = Stats(spec, FrozenDict(opened.params))
     _say_memory(needed_bytes(plan.measures, opened, batches[0]), "statistics", progress)
-    scores = score_layers(plan.measures, plan.groups, batches, work, start, plan.criterion, progress=progress)
+    if plan.experts:
+        _say(
+            f"{plan.experts} groups of experts are scored by {plan.of_experts.name}, over the tokens that choose them",
+            progress,
+        )
+    scorers = plan.criterion, plan.of_experts
+    scores = score_layers(plan.measures, plan.groups, batches, work, start, *scorers, progress=progress)
     mask = choose(scores, choice.goal, plan.sizes, plan.groups, spec)
     small = shrink(spec, mask)
     config = plan.config or config_of_sizes(opened, small, plan.stated)
@@ -224,11 +235,17 @@ class Plan(NamedTuple):
     sizes: TargetSizes | None
     groups: list[str]
     criterion: Criterion
+    of_experts: Criterion
     measures: list[Measure]
     stated: Mapping[Field, int] = FrozenDict()
     """Fields of the config that a target states."""
     config: str | None = None
     """Text of the config, if the sizes are known from the beginning."""
+
+    @property
+    def experts(self) -> int:
+        """Return the number of groups of experts that are measured."""
+        return sum(len(m.routes) for m in self.measures)
 
 
 def _plan(opened: Opened, choice: Choice) -> Plan:
@@ -238,16 +255,19 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
         PruneError: the criterion needs more than the inputs of contractions; a field of the target is unknown, or states no size;
             or no config has the sizes of a target.
     """
-    if choice.criterion is not None and choice.criterion.collectors:
+    given = choice.criterion
+    of_experts = given if given is not None and given.name in OF_EXPERTS else reap()
+    criterion = None if of_experts is given else given
+    if criterion is not None and criterion.collectors:
         raise PruneError(
-            f"criterion {choice.criterion.name!r} runs the whole network, with gradients or otherwise; use one on activations, such "
+            f"criterion {criterion.name!r} runs the whole network, with gradients or otherwise; use one on activations, such "
             "as criteria.obs(None), criteria.weighted_variance() or criteria.wanda_sp()"
         )
     sizes = target_of(choice.goal, opened)
     groups = candidates(choice.goal, opened.spec, sizes)
     sites, blocks = sites_of_groups(groups, opened.spec), sizes is not None and bool(sizes.layers)
-    found = partial(measures, opened.spec, sites, blocks=blocks)
-    criterion = choice.criterion
+    routes = {g: r for g, r in routes_of(opened.spec).items() if g in groups}
+    found = partial(measures, opened.spec, sites, stacked_of_groups(groups, opened.spec), routes, blocks=blocks)
     if criterion is None:  # covariances are of one layer at a time
         within = {g for m in found() for g in groups_within(m, groups, opened.spec)}
         criterion = (
@@ -255,8 +275,10 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
         )
     measured = until_last(found(needs=criterion.needs))
     if sizes is None:
-        return Plan(sizes, groups, criterion, measured)
-    plan = Plan(sizes, groups, criterion, measured, stated_numbers(opened.spec, opened.model, choice.goal.sizes))
+        return Plan(sizes, groups, criterion, of_experts, measured)
+    plan = Plan(
+        sizes, groups, criterion, of_experts, measured, stated_numbers(opened.spec, opened.model, choice.goal.sizes)
+    )
     if sizes.layers:  # the config may depend on which ones go
         return plan
     first = {g: torch.arange(opened.spec.sizes[g]) < n for g, n in sizes.sizes.items()}
@@ -265,7 +287,10 @@ def _plan(opened: Opened, choice: Choice) -> Plan:
 
 def _say_memory(needed: int, what: str, progress: bool) -> None:
     """State the bound of the memory before the step runs."""
-    text = f"{what}: at most {quantity(needed, 'B', 3)} of memory, besides Python and torch"
+    _say(f"{what}: at most {quantity(needed, 'B', 3)} of memory, besides Python and torch", progress and needed > 0)
+
+
+def _say(text: str, progress: bool) -> None:
     log.info(text)
-    if progress and needed:
+    if progress:
         write_line(text, sys.stderr)

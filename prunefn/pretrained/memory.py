@@ -12,6 +12,7 @@ from ..program.segments import Segment
 from ..spec.axis import size
 from ..spec.program import refs
 from ..spec.spec import Spec
+from ..spec.stacked import stacked_of
 from ..stats.by_layer import Measure
 from .opened import Opened
 
@@ -42,7 +43,7 @@ def needed_for_repair(layers: Sequence[Pair], opened: Opened, batch: Mapping[str
 def _of_pair(pair: Pair, opened: Opened, sizes: Mapping[str, int]) -> int:
     spec, item = opened.spec, opened.dtype.itemsize
     sites = [spec.sites[n] for together in pair.sites for n in together]
-    wanted = [*values_of_fits(sites, spec), *pair.dense.hands]
+    wanted = [*values_of_fits(sites, spec, pair.stacked), *pair.dense.hands]
     names = {spec.tied.get(n, n) for n in pair.dense.tensors(wanted)}
     weights = sum(prod(spec.shape(n)) for n in names) * item
     values = _alive(pair.dense, wanted, sizes) * item
@@ -52,6 +53,9 @@ def _of_pair(pair: Pair, opened: Opened, sizes: Mapping[str, int]) -> int:
         width = size(fitted[0].axis, spec.sizes)
         rows = sum(size(s.out, spec.sizes) for s in fitted)
         fits = max(fits, FLOAT64 * COPIES * (width * width + 2 * width * rows))
+    for s in (s for s in stacked_of(spec) if s.call in pair.stacked):
+        width, rows = size(s.axis, spec.sizes), size(s.out, spec.sizes)
+        fits = max(fits, size(s.experts, spec.sizes) * FLOAT64 * COPIES * (width * width + 2 * width * rows))
     return 3 * weights + 2 * values + fits
 
 
@@ -67,14 +71,17 @@ def _of_segment(m: Measure, opened: Opened, sizes: Mapping[str, int]) -> int:
     weights = sum(prod(spec.shape(n)) for n in names) * item
     # a tensor in another type is there twice while it is converted
     weights += max((prod(spec.shape(n)) for n in names), default=0) * item
-    widths = {s.values: size(s.axis, spec.sizes) for s in m.sites}
-    statistics = FLOAT64 * 4 * sum(size(s.axis, spec.sizes) for s in m.sites)
+    inside = [n for s in m.stacked for n in [size(s.axis, spec.sizes)] * size(s.experts, spec.sizes)]
+    widths = [*{s.values: size(s.axis, spec.sizes) for s in m.sites}.values(), *inside]
+    statistics = FLOAT64 * 4 * sum((*(size(s.axis, spec.sizes) for s in m.sites), *inside))
     scoring = 0
     if "covariance" in m.needs and widths:
-        widest = max(widths.values())
-        statistics += FLOAT64 * (sum(d * d for d in widths.values()) + COPIES * widest * widest)
+        widest = max(widths)
+        # the eliminations of all experts run together
+        statistics += FLOAT64 * (sum(d * d for d in widths) + COPIES * max(widest**2, sum(d * d for d in inside)))
+        measured = (*m.sites, *m.stacked)
         scoring = (
-            FLOAT64 * COPIES * max((prod(spec.shape(s.weight)) for s in m.sites if s.weight in spec.axes), default=0)
+            FLOAT64 * COPIES * max((prod(spec.shape(s.weight)) for s in measured if s.weight in spec.axes), default=0)
         )
     return weights + statistics + max(_alive(m.segment, m.wanted, sizes) * item, scoring)
 

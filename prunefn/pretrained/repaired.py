@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..compensation import methods
 from ..compensation.by_layer import Pair, fit_layer, pairs
-from ..compensation.repair import Repaired, few_samples, warn_of_few_samples
+from ..compensation.repair import Repaired, few_samples, is_unchanged, warn_of_few_samples, warn_of_unchanged
 from ..display.progress import progress_bar
 from ..errors import ParamsError
 from ..files import atomic
@@ -35,14 +35,14 @@ def repair_layers(
     Raises:
         ParamsError: the method adds a bias to a contraction whose class has none.
     """
-    layers, few = layers_to_repair(opened, mask, method), list[str]()
+    layers, few, unchanged = layers_to_repair(opened, mask, method), list[str](), list[str]()
     files = [work.file(STAGE, n) for n in range(len(layers))]
     small = shrink(opened.spec, mask)
-    total = sum(passes(pair) for pair in layers) * len(batches)
+    total = sum(pair.passes for pair in layers) * len(batches)
     with progress_bar(total=total, text=STAGE, unit=" batches of a layer", show=progress) as bar:
         for n, (pair, file) in enumerate(zip(layers, files, strict=True)):
             if work.is_finished(file):
-                bar.update(passes(pair) * len(batches))
+                bar.update(pair.passes * len(batches))
                 continue
             folders = [[work.states(f"{STAGE}-{which}", m) for m in (n - 1, n)] for which in ("dense", "pruned")]
             both = [Stored(before if n else None, after) for before, after in folders]
@@ -51,26 +51,23 @@ def repair_layers(
             )
             _check_biases(repaired, method)
             few += [text for r in repaired for text in few_samples(r, method)]
+            unchanged += [r.site.name for r in repaired if is_unchanged(r)]
             write_values(file, _at_dense_shapes(layer, repaired, opened, mask), opened)
             for before, _ in folders:
                 shutil.rmtree(before, ignore_errors=True)
     warn_of_few_samples(few, method)
+    warn_of_unchanged(unchanged, method)
     return {name: (path, shard(path).entries[name]) for path in files for name in shard(path).entries}
 
 
 def layers_to_repair(opened: Opened, mask: Mask, method: Compensation) -> list[Pair]:
     """Return the layers up to the last one that has something to repair, which gives nothing to others."""
     found = pairs(opened.spec, mask) if method.repair is not None else []
-    last = max((n for n, pair in enumerate(found) if pair.sites), default=-1)
+    last = max((n for n, pair in enumerate(found) if pair.sites or pair.stacked), default=-1)
     return [
         p if n < last else p._replace(dense=p.dense._replace(hands=()), small=p.small._replace(hands=()))
         for n, p in enumerate(found[: last + 1])
     ]
-
-
-def passes(pair: Pair) -> int:
-    """Return how often the batches run through a layer: for each value that contractions read, and to hand on what it gives."""
-    return len(pair.sites) + 1
 
 
 def _check_biases(repaired: Sequence[Repaired], method: Compensation) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..criteria import block_influence, magnitude
+from ..criteria import block_influence, expert_frequency, magnitude
 from ..criteria.scoring import score
 from ..files import atomic
 from ..files.folder import read_all, shard
@@ -17,6 +17,9 @@ from ..program.sharded import Gathering
 from ..spec.axis import leaves
 from ..spec.parts import LAYER
 from ..spec.spec import Spec
+from ..spec.stacked import site_named, stacked_of
+from ..stats import choices
+from ..stats.branches import COLLECTED
 from ..stats.by_layer import Measure, union
 from ..stats.fingerprint import Origin
 from ..stats.saved import read, write
@@ -38,6 +41,7 @@ def score_layers(
     work: Work,
     start: Stats,
     criterion: Criterion,
+    of_experts: Criterion,
     *,
     progress: bool,
 ) -> Scores:
@@ -48,9 +52,11 @@ def score_layers(
     files = run_layers(
         work, STAGE, measures, batches, start, partial(_write, inside=inside, criterion=criterion), progress=progress
     )
+    inside_experts = {g for m in measures for g in m.routes}
     found = {g: t for f in files for g, t in read_all((shard(_scores_beside(f)),)).items()}
     rest = union((read(f, start, KNOWN)[0] for f in files), start)
-    if spanning := set(groups) - set(found):
+    found |= _scores_of_experts(rest, of_experts)
+    if spanning := set(groups) - set(found) - inside_experts:
         scores = score(rest, criterion=criterion) if rest.sites else {}
         found |= {g: scores[g] for g in spanning if g in scores}
     if lacking := [g for g in groups if g not in found]:  # no contraction reads their units alone
@@ -61,15 +67,28 @@ def score_layers(
         )
         by_weights = magnitude().score(start._replace(params=Gathering(start.params)))
         found |= {g: by_weights[g] for g in lacking if g in by_weights}
-    if rest.sums:
+    if COLLECTED in rest.sums:
         found |= only(score(rest, criterion=block_influence()), kind(LAYER), spec=spec)
     return found
 
 
+def _scores_of_experts(stats: Stats, criterion: Criterion) -> Scores:
+    """Return the scores of experts that were measured; by their share of the tokens, if what they add is not known."""
+    out: Scores = {}
+    if choices.ADDED in stats.sums:
+        sums = stats.sums[choices.ADDED]
+        same = {choices.ADDED: sums, choices.CHOSEN: FrozenDict({g: s[: choices.NORM] for g, s in sums.items()})}
+        out |= score(stats._replace(sums=FrozenDict(same)), criterion=criterion)
+    if choices.CHOSEN in stats.sums:
+        out |= score(stats, criterion=expert_frequency())
+    return out
+
+
 def groups_within(measure: Measure, groups: Sequence[str], spec: Spec) -> list[str]:
     """Return the groups all of whose sites are measured in one layer."""
-    whole = {s.name for s in measure.sites if s.calls == spec.sites[s.name].calls}
-    readers = {g: {s.name for s in spec.sites.values() if g in leaves(s.axis)} for g in groups}
+    whole = {s.name for s in measure.sites if s.calls == spec.sites[s.name].calls} | {s.name for s in measure.stacked}
+    sites = (*spec.sites.values(), *stacked_of(spec))
+    readers = {g: {s.name for s in sites if g in leaves(s.axis)} for g in groups}
     return [g for g, names in readers.items() if names and names <= whole]
 
 
@@ -83,5 +102,5 @@ def _write(path: Path, stats: Stats, *, inside: dict[Path, list[str]], criterion
     assert spec is not None
     scores = {g: s for g, s in score(stats, criterion=criterion).items() if g in own} if own else {}
     atomic.write(_scores_beside(path), lambda part: save_sealed(part, scores, {"format": "pt"}))
-    left = {n: m for n, m in stats.sites.items() if not set(leaves(spec.sites[n].axis)) <= own}
+    left = {n: m for n, m in stats.sites.items() if not set(leaves(site_named(spec, n).axis)) <= own}
     write(path, stats._replace(sites=FrozenDict(left)), KNOWN)

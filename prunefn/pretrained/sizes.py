@@ -12,6 +12,7 @@ from ..selection.choose import select
 from ..spec.axis import leaves
 from ..spec.parts import LAYER, Group, Site
 from ..spec.spec import Spec
+from ..spec.stacked import Stacked, stacked_of
 from ..types import Budget, Mask, Scores, TargetSizes, Where
 from ..where import matches
 from .opened import Opened
@@ -77,6 +78,12 @@ def sites_of_groups(groups: Iterable[str], spec: Spec) -> list[Site]:
     """Return the sites that read some groups."""
     names = set(groups)
     return [s for s in spec.sites.values() if names & set(leaves(s.axis))]
+
+
+def stacked_of_groups(groups: Iterable[str], spec: Spec) -> list[Stacked]:
+    """Return the contractions inside experts that read some groups."""
+    names = set(groups)
+    return [s for s in stacked_of(spec) if names & set(leaves(s.axis))]
 
 
 def choose(scores: Scores, goal: Goal, sizes: TargetSizes | None, groups: Sequence[str], spec: Spec) -> Mask:

@@ -146,7 +146,7 @@ def run_layers(
 
 def until_last(measures: Sequence[Measure]) -> list[Measure]:
     """Return the segments up to the last one in which something is measured, which gives nothing to others."""
-    last = max((n for n, m in enumerate(measures) if m.sites or m.places), default=-1)
+    last = max((n for n, m in enumerate(measures) if m.sites or m.places or m.stacked or m.routes), default=-1)
     return [
         m if n < last else m._replace(segment=m.segment._replace(hands=())) for n, m in enumerate(measures[: last + 1])
     ]

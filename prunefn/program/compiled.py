@@ -228,12 +228,24 @@ def value_of(params: Params, name: str, *, spec: Spec) -> Tensor:
 
 
 def site_weight(params: Mapping[str, Tensor], site: Site, *, spec: Spec) -> Float[Tensor, "g o i t"]:
-    """Return the weight of a site's contraction in float64, [groups, out, in, taps], even if it is computed from parameters."""
+    """Return the weight of a site's contraction in float64, [groups, out, in, taps], even if it is computed from parameters.
+
+    That of an expert is its slice of the stacked weight.
+    """
     source = params.params if isinstance(params, Gathering) else params
     weight = value_of(dict(source), site.weight, spec=spec)
+    if site.expert is not None:
+        weight = of_expert(weight, site)
     return rearrange(weight.detach().double(), site.pattern, **conv_groups(site, spec))
+
+
+def of_expert(weight: Tensor, site: Site) -> Tensor:
+    """Return the slice of a stacked weight that an expert's site is, as a view [1, …] with the dims of the weight."""
+    assert site.expert is not None
+    return weight.narrow(site.pattern.split().index("g"), site.expert, 1)
 
 
 def conv_groups(site: Site, spec: Spec) -> dict[str, int]:
     """Return the number of groups for einops, if the site's pattern needs it."""
-    return {"g": axis_size(site.groups, spec.sizes)} if "g" in site.pattern.split("->")[0] else {}
+    needs_groups = site.expert is None and "g" in site.pattern.split("->")[0]
+    return {"g": axis_size(site.groups, spec.sizes)} if needs_groups else {}

@@ -132,6 +132,8 @@ class Site(NamedTuple):
     slot: str
     """Name of a bias that a compensation may create; empty if the contraction already has a bias."""
     geometry: Geometry | None = None
+    expert: int | None = None
+    """Position of an expert, whose slice of the stacked weight it is; None: the whole weight."""
 
     @property
     def taps(self) -> bool:

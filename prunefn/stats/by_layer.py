@@ -16,9 +16,13 @@ from ..program.inputs import samples
 from ..program.segments import Segment, segments
 from ..program.sharded import gather
 from ..spec.parts import Site
+from ..spec.routing import Route
 from ..spec.spec import Spec
+from ..spec.stacked import Stacked
 from ..types import Batch, Params, Stats
+from . import choices
 from .branches import COLLECTED, Place, emit_sums, places_of
+from .choices import emit_choices
 from .collect import merge_stats
 from .measure import Probes, emit_moments, moments_of, probes_of, statistics_beyond
 from .weights import PositionWeights, position_weights
@@ -64,22 +68,37 @@ class Measure(NamedTuple):
     places: Mapping[str, Place]
     """Branch or layer that ends in this segment → where it is measured."""
     needs: frozenset[str] = frozenset()
+    stacked: tuple[Stacked, ...] = ()
+    """Contractions inside experts."""
+    routes: Mapping[str, Route] = FrozenDict()
+    """Group of experts → how tokens choose them."""
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """Return the values that the segment must compute or take over."""
-        measured = [v for s in self.sites for v, _ in s.values]
+        measured = probes_of(self.sites, self.stacked).reads
+        measured += [v for r in self.routes.values() for v in choices.values_of(r, True)]
         return tuple(
             dict.fromkeys([*measured, *(v for p in self.places.values() for v in p.reads), *self.segment.gives])
         )
 
 
-def measures(spec: Spec, sites: Iterable[Site], *, blocks: bool, needs: Collection[str] = ()) -> list[Measure]:
+def measures(
+    spec: Spec,
+    sites: Iterable[Site],
+    stacked: Iterable[Stacked] = (),
+    routes: Mapping[str, Route] = FrozenDict(),
+    *,
+    blocks: bool,
+    needs: Collection[str] = (),
+) -> list[Measure]:
     """Return what is measured in each segment of a program.
 
     Args:
         spec: of the program.
         sites: contractions whose inputs are measured.
+        stacked: contractions inside experts whose inputs are measured.
+        routes: group of experts → how tokens choose them; measured as `criteria.reap` does, or `criteria.expert_frequency`.
         blocks: whether branches and layers are measured as `criteria.block_influence` does.
         needs: statistics of sites, as criteria name them.
     """
@@ -91,6 +110,8 @@ def measures(spec: Spec, sites: Iterable[Site], *, blocks: bool, needs: Collecti
             tuple(site for whole in sites if (site := _within(whole, s.own)) is not None),
             {g: p for g, p in places.items() if p.after in s.own},
             frozenset(needs),
+            tuple(one for one in stacked if one.value[0] in s.own),
+            FrozenDict({g: r for g, r in routes.items() if r.choice.scores in s.own}),
         )
         for s in segments(spec, reads)
     ]
@@ -103,7 +124,7 @@ def _within(site: Site, values: Collection[str]) -> Site | None:
 
 
 class _Compiled(NamedTuple):
-    """The program of a segment: moments, then sums of branches, then the values that it gives."""
+    """The program of a segment: moments, sums of branches, sums of experts, then the values that it gives."""
 
     run: Compiled
     probes: Probes
@@ -179,25 +200,43 @@ def _run(
     run, probes = _compile(params, measure, spec, weighted=weights is not None)
     more = [before[v] for v in measure.segment.takes]
     with torch.no_grad():
-        outputs = run(params, [*inputs, *more], *([] if weights is None else [weights]))
-    sums_at = len(probes.values) + len(probes.taps)
-    gives_at = sums_at + len(measure.places)
-    rows = dict(zip(measure.places, outputs[sums_at:gives_at], strict=True))
-    sites = moments_of(measure.sites, probes, outputs[:sums_at])
-    given = dict(zip(measure.segment.gives, outputs[gives_at:], strict=True))
-    return _Found(sites, {COLLECTED: FrozenDict(rows)} if rows else {}), given
+        units = choices.units_of(measure.routes, spec, device_of(params))
+        outputs = run(params, [*inputs, *more], *([] if weights is None else [weights]), *units)
+    at, places, routes = probes.outputs, measure.places, measure.routes
+    sites = moments_of(measure.sites, probes, outputs[:at])
+    sums = {COLLECTED: dict(zip(places, outputs[at : at + len(places)], strict=True))}
+    at += len(places)
+    for g, rows in zip(routes, outputs[at : at + len(routes)], strict=True):
+        sums.setdefault(choices.collector_of(routes[g]), {})[g] = rows
+    given = dict(zip(measure.segment.gives, outputs[at + len(routes) :], strict=True))
+    return _Found(sites, {name: FrozenDict(found) for name, found in sums.items() if found}), given
 
 
 def _compile(params: Params, measure: Measure, spec: Spec, *, weighted: bool) -> _Compiled:
     """Return the program of a segment."""
-    probes, extra, gives = probes_of(measure.sites), statistics_beyond(measure.needs), measure.segment.gives
+    probes, extra, gives = (
+        probes_of(measure.sites, measure.stacked),
+        statistics_beyond(measure.needs),
+        measure.segment.gives,
+    )
 
     def emit(graph: fx.Graph, env: Mapping[str, Any]) -> Any:
         weights = argument(graph, "weights") if weighted else None
-        moments = emit_moments(graph, env, probes, extra, weights)
-        return (*moments, *emit_sums(graph, env, measure.places, weights), *(env[v] for v in gives))
+        moments = emit_moments(graph, env, probes, spec, extra, weights)
+        sums = emit_sums(graph, env, measure.places, weights)
+        chosen = emit_choices(graph, env, measure.routes, spec, True, weights)
+        return (*moments, *sums, *chosen, *(env[v] for v in gives))
 
-    key = ("segment", probes, tuple(measure.places), extra, weighted, measure.segment.takes, gives)
+    key = (
+        "segment",
+        probes,
+        tuple(measure.places),
+        tuple(measure.routes),
+        extra,
+        weighted,
+        measure.segment.takes,
+        gives,
+    )
     run = compiled(spec, params, key, emit, only=measure.wanted, program=measure.segment.program)
     return _Compiled(run, probes)
 

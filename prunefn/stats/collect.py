@@ -26,8 +26,9 @@ from ..program.sharded import agreed, check_plain, gather, is_sharded, together
 from ..spec.axis import size
 from ..spec.parts import Site
 from ..spec.spec import Spec
+from ..spec.stacked import Stacked
 from ..types import Batch, Criterion, Moments, Params, Stats, Where
-from ..where import sites_of
+from ..where import sites_of, stacked_over
 from .fingerprint import fingerprint, spec_of, taken
 from .measure import compile_moments, measure
 from .moments import merge_moments
@@ -78,7 +79,9 @@ def collect_stats(
         save_every: number of batches between two writes; batches measured since the last write are lost if the process dies.
 
     Returns:
-        Stats with the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed.
+        Stats with the moments of each site in float64: count, mean, M2; mean of |x| and covariance where needed. The contractions
+        of experts whose weights are stacked have moments each, over the tokens that a router sends them: `down_proj[3]` are those
+        of the expert at position 3. A token counts by its gate g there, as g² over the mean of g² of all experts that it gets.
 
     Raises:
         BatchError: no batches, or a batch that does not fit.
@@ -101,7 +104,7 @@ def collect_stats(
             raise BatchError(f"criterion {data_criteria[0]!r} needs batches")
         return start
     needs = _needs(criteria, covariance)
-    sites = sites_of(spec, where)
+    sites, stacked = sites_of(spec, where), stacked_over(spec, where)
     device = device_of(params)
     if "covariance" in needs:
         _check_memory(stats_bytes(spec, where=where, covariance=True), device)
@@ -118,13 +121,13 @@ def collect_stats(
         ready = (
             _Ready(x := inputs_of(b, spec=spec, device=device), position_weights(spec, x, b, weights)) for b in stream
         )
-        return together(partial(_step_together, start, sites, needs), ready, start, params)
+        return together(partial(_step_together, start, sites, stacked, needs), ready, start, params)
 
     def step(total: Stats, batch: Batch) -> Stats:
         inputs = inputs_of(batch, spec=spec, device=device)
         sums = {c.name: FrozenDict(dict(c.collect(params, batch, spec))) for c in collectors}
         weighted = position_weights(spec, inputs, batch, weights)
-        measured = FrozenDict(measure(params, inputs, sites, spec, needs, weighted))
+        measured = FrozenDict(measure(params, inputs, sites, stacked, spec, needs, weighted))
         return merge_stats(
             total, start._replace(sites=measured, sums=FrozenDict(sums), batches=1, samples=samples(spec, inputs))
         )
@@ -132,7 +135,7 @@ def collect_stats(
     stream = each(batches, max_batches=max_batches, progress=progress, text="statistics")
     if resume is None:
         return reduce(step, stream, start)
-    plan = Plan([s.name for s in sites], needs, [c.name for c in collectors], weights_name(weights))
+    plan = Plan([s.name for s in (*sites, *stacked)], needs, [c.name for c in collectors], weights_name(weights))
     return resumed(step, stream, start, path=resume, every=save_every, most=max_batches, plan=plan)
 
 
@@ -144,15 +147,21 @@ class _Ready(NamedTuple):
 
 
 def _step_together(
-    start: Stats, sites: Sequence[Site], needs: Collection[str], total: Stats, ready: _Ready | None
+    start: Stats,
+    sites: Sequence[Site],
+    stacked: Sequence[Stacked],
+    needs: Collection[str],
+    total: Stats,
+    ready: _Ready | None,
 ) -> Stats:
     """Return `total` merged with a batch; without a batch, only take part in the gathering that other processes need."""
     assert start.spec is not None
     if ready is not None:
-        measured = FrozenDict(measure(dict(start.params), ready.inputs, sites, start.spec, needs, ready.weights))
+        found = measure(dict(start.params), ready.inputs, sites, stacked, start.spec, needs, ready.weights)
+        measured = FrozenDict(found)
         return merge_stats(total, start._replace(sites=measured, batches=1, samples=samples(start.spec, ready.inputs)))
-    if sites:
-        for name in compile_moments(dict(start.params), sites, start.spec, needs, weighted=False).run.gathered:
+    if sites or stacked:
+        for name in compile_moments(dict(start.params), sites, stacked, start.spec, needs, weighted=False).run.gathered:
             gather(start.params[name])
     return total
 
@@ -166,7 +175,7 @@ def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: boo
     Args:
         spec: of the params.
         where: as in `collect_stats`.
-        covariance: count covariances too: 8 · d² bytes for each distinct value of width d that sites read.
+        covariance: count covariances too: 8 · d² bytes for each distinct value of width d that sites read, and for each expert.
 
     >>> import prunefn as pf
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 2))
@@ -175,8 +184,9 @@ def stats_bytes(spec: Spec, *, where: Where | str | None = None, covariance: boo
     """
     sites = sites_of(spec, where)
     widths = {s.values: size(s.axis, spec.sizes) for s in sites}
-    vectors = sum(16 * size(s.axis, spec.sizes) for s in sites)
-    return vectors + (sum(8 * d * d for d in widths.values()) if covariance else 0)
+    inside = [d for s in stacked_over(spec, where) for d in [size(s.axis, spec.sizes)] * size(s.experts, spec.sizes)]
+    vectors = sum(16 * d for d in (*(size(s.axis, spec.sizes) for s in sites), *inside))
+    return vectors + (sum(8 * d * d for d in (*widths.values(), *inside)) if covariance else 0)
 
 
 def _needs(criteria: Sequence[Criterion], covariance: bool) -> frozenset[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...by_name.tables import compensation_of, criterion_of, where_of
 from ...display.units import quantity
 from ...errors import PruneError
-from ...pretrained.api import PrunedFolder, prune_pretrained
+from ...pretrained.api import OF_EXPERTS, PrunedFolder, prune_pretrained
 from ...selection import budget
 from ...tables import Table, terminal
 from ...types import Budget
@@ -71,7 +71,9 @@ def _show(done: PrunedFolder, job: Job) -> None:
         )
     else:
         job.show(f"{done.folder} loads, and its outputs are those of the pruned program within {done.difference:.1e}")
-    job.show(f"Next: prunefn llm recover {done.folder} --dense {job.files[0]} --text TEXT --out BETTER, or prunefn llm perplexity")
+    job.show(
+        f"Next: prunefn llm recover {done.folder} --dense {job.files[0]} --text TEXT --out BETTER, or prunefn llm perplexity"
+    )
 
 
 def budgets_of(section: Llm) -> list[Budget]:
@@ -92,6 +94,8 @@ def plan(config: Config) -> Iterable[str]:
     kept = " and ".join(f"{b.keep:.0%} of the {b.quantity}" for b in budgets_of(section))
     yield "trace the model without its weights"
     yield f"measure layer by layer on {section.sequences or 'all'} sequences of {section.length} tokens of {section.text}"
-    yield f"choose the units: {sizes or kept or 'nothing is given: --params or --target'}"
+    experts = next((n for n in OF_EXPERTS if (section.criterion or "").startswith(n)), OF_EXPERTS[0])
+    by = f"; experts by {experts}" if any("experts" in n for n in section.target) else ""
+    yield f"choose the units: {sizes or kept or 'nothing is given: --params or --target'}{by}"
     yield "fit the contractions that lose inputs, layer by layer"
     yield f"write {config.out or 'the folder of --out'}, load it, and compare"
