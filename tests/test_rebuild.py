@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 
 import prunefn as pf
 from prunefn.modules.infer import infer_sizes
+from prunefn.modules.scales import compare_scales, scaling_numbers
 
 from .small import Attention, Residual, Tied, Traced, bits, close, cnn, mlp, randn, same, traced
 from .zoo import random_mask
@@ -117,6 +118,18 @@ def test_a_scale_that_hardly_shows_stays_too() -> None:
     queries, kept = (t[: 4 * 6] for t in (new.state_dict()[name], small[name]))
     close(queries, kept * (6 / 8) ** 0.5, 1e-6)
     close(new(x), pf.forward(small, x, spec=smaller), 1e-6)
+
+
+@mark.parametrize(("group", "differs"), [("q.heads", False), ("q.head_dim", True)])
+def test_a_run_tells_whether_a_class_scales_by_other_numbers(group: str, differs: bool) -> None:
+    """Fewer heads leave the scale as it is, so that no trace is needed to know that no fold helps; narrower heads do not."""
+    t = traced(Scaled(), randn(2, 4, 5))
+    params, spec, _ = half(t, t.spec.groups[group].kind)
+    calls = scaling_numbers(t.model, (randn(2, 4, 5),), {}, train=False)
+    assert calls is not None and ("torch.Tensor.div", (8**0.5,)) in calls
+    new = pf.to_module(params, spec=spec, model=t.model)
+    assert compare_scales(t.model, params, spec)(new) is differs
+    assert scaling_numbers(new, (randn(2, 4, 6),), {}, train=False) is None  # it does not run
 
 
 @mark.parametrize("build", [Sized, Scaled])
