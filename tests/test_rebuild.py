@@ -469,3 +469,17 @@ def test_attention_module_of_the_other_tests_rebuilds() -> None:
     new = small(t, "heads")
     assert (new.heads, new.head_dim) == (2, 6)
     assert bits("1").all()
+
+
+def test_a_refusal_says_which_groups_one_number_of_the_class_sizes() -> None:
+    """`dim` is the width of queries, keys and values alike, so that the values alone cannot be narrower."""
+    t = traced(Scaled(), randn(2, 4, 5))
+
+    def rebuilt(**units: int) -> nn.Module:
+        mask = pf.mask(t.spec, {f"{g}.head_dim": range(8 - n) for g, n in units.items()})
+        return pf.to_module(pf.apply(t.params, mask, spec=t.spec), spec=pf.shrink(t.spec, mask), model=t.model)
+
+    text = r"It runs if 'q.head_dim' and 'v.head_dim' keep equally many units, such as 4: one number of the class"
+    with raises(pf.PruneError, match=text):
+        rebuilt(v=4)
+    assert rebuilt(q=4, v=4).dim == 4
