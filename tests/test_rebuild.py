@@ -19,6 +19,7 @@ from torch.nn.utils import prune
 
 import prunefn as pf
 from prunefn.modules.infer import infer_sizes
+from prunefn.modules.scales import compare_scales, scaling_numbers
 
 from .small import Attention, Residual, Tied, Traced, bits, close, cnn, mlp, randn, same, traced
 from .zoo import random_mask
@@ -117,6 +118,18 @@ def test_a_scale_that_hardly_shows_stays_too() -> None:
     queries, kept = (t[: 4 * 6] for t in (new.state_dict()[name], small[name]))
     close(queries, kept * (6 / 8) ** 0.5, 1e-6)
     close(new(x), pf.forward(small, x, spec=smaller), 1e-6)
+
+
+@mark.parametrize(("group", "differs"), [("q.heads", False), ("q.head_dim", True)])
+def test_a_run_tells_whether_a_class_scales_by_other_numbers(group: str, differs: bool) -> None:
+    """Fewer heads leave the scale as it is, so that no trace is needed to know that no fold helps; narrower heads do not."""
+    t = traced(Scaled(), randn(2, 4, 5))
+    params, spec, _ = half(t, t.spec.groups[group].kind)
+    calls = scaling_numbers(t.model, (randn(2, 4, 5),), {}, train=False)
+    assert calls is not None and ("torch.Tensor.div", (8**0.5,)) in calls
+    new = pf.to_module(params, spec=spec, model=t.model)
+    assert compare_scales(t.model, params, spec)(new) is differs
+    assert scaling_numbers(new, (randn(2, 4, 6),), {}, train=False) is None  # it does not run
 
 
 @mark.parametrize("build", [Sized, Scaled])
@@ -456,3 +469,17 @@ def test_attention_module_of_the_other_tests_rebuilds() -> None:
     new = small(t, "heads")
     assert (new.heads, new.head_dim) == (2, 6)
     assert bits("1").all()
+
+
+def test_a_refusal_says_which_groups_one_number_of_the_class_sizes() -> None:
+    """`dim` is the width of queries, keys and values alike, so that the values alone cannot be narrower."""
+    t = traced(Scaled(), randn(2, 4, 5))
+
+    def rebuilt(**units: int) -> nn.Module:
+        mask = pf.mask(t.spec, {f"{g}.head_dim": range(8 - n) for g, n in units.items()})
+        return pf.to_module(pf.apply(t.params, mask, spec=t.spec), spec=pf.shrink(t.spec, mask), model=t.model)
+
+    text = r"It runs if 'q.head_dim' and 'v.head_dim' keep equally many units, such as 4: one number of the class"
+    with raises(pf.PruneError, match=text):
+        rebuilt(v=4)
+    assert rebuilt(q=4, v=4).dim == 4

@@ -1,4 +1,4 @@
-"""What a class that cannot run at some sizes can lose instead; nothing is advised that was not tried."""
+"""What a class that cannot run at some sizes can lose instead, or must lose besides; nothing is advised that was not tried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTEMPTS = 4
 
 
 def advise(problem: Problem, dense_params: Params, spec: Spec, build: Callable[[Params, Spec], object]) -> str:
-    """Return a sentence about groups without which the class can run; it starts with a blank, and is empty if there are none.
+    """Return a sentence about sizes at which the class can run; it starts with a blank, and is empty if none is found.
 
     Args:
         problem: of the class at the sizes of the spec.
@@ -30,8 +30,9 @@ def advise(problem: Problem, dense_params: Params, spec: Spec, build: Callable[[
     if (traced := dense(spec)) is None:
         return ""
     pruned = [g for g, n in spec.sizes.items() if n != spec.traced[g]]
-    for text, whole in list(_choices(problem, pruned, spec))[:ATTEMPTS]:
-        mask = {g: torch.arange(spec.traced[g]) < spec.sizes[g] for g in pruned if g not in whole}
+    wholes = ((t, {g: spec.sizes[g] for g in pruned if g not in whole}) for t, whole in _choices(problem, pruned, spec))
+    for text, sizes in [*_equal_sizes(problem, spec), *wholes][:ATTEMPTS]:
+        mask = {g: torch.arange(spec.traced[g]) < n for g, n in sizes.items()}
         try:
             build(apply(dense_params, mask, spec=traced), shrink(traced, mask))
         except PruneError:
@@ -55,6 +56,20 @@ def _choices(problem: Problem, pruned: Sequence[str], spec: Spec) -> Iterator[tu
     if 0 < len(near) < len(pruned):
         names = ", ".join(map(repr, near))
         yield f"{names} {'stays' if len(near) == 1 else 'stay'} whole: where=~pf.glob({names})", set(near)
+
+
+def _equal_sizes(problem: Problem, spec: Spec) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield sizes at which groups of one kind, near the line that fails, stay equal: a class may have one number for them all."""
+    kinds: dict[tuple[str, int], list[str]] = {}
+    near = _groups_near(problem, spec)
+    for g in (g for g in spec.groups if g in near):
+        kinds.setdefault((spec.groups[g].kind, spec.traced[g]), []).append(g)
+    for groups in kinds.values():
+        least = min(spec.sizes[g] for g in groups)
+        if any(spec.sizes[g] != least for g in groups):
+            sizes = {g: n for g, n in {**spec.sizes, **dict.fromkeys(groups, least)}.items() if n != spec.traced[g]}
+            names = f"{', '.join(map(repr, groups[:-1]))} and {groups[-1]!r}"
+            yield f"{names} keep equally many units, such as {least}: one number of the class sizes them all", sizes
 
 
 def _groups_near(problem: Problem, spec: Spec) -> set[str]:

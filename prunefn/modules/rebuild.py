@@ -26,13 +26,14 @@ from .places import Place, write_number
 from .plan import remember
 from .problem import Problem
 from .renumber import is_token_name, renumber
+from .scales import compare_scales
 from .search import Ranks, search
 from .twin import copied, recompute
 
 TRIES, FEW_TRIES = 64, 8
 """Maximal number of ways to set the attributes that are run: before giving up, and for each advice after that."""
 TRACES = 3
-"""Maximal number of them that are traced, because they run but give other outputs: a scale may have to be folded."""
+"""Maximal number of them that are traced, because they run but give other outputs and scale by other numbers: a fold may help."""
 
 Judge = Callable[[nn.Module], Problem | None]
 """Returns the problem of a rebuilt module; None if it has none."""
@@ -74,13 +75,15 @@ def _rebuild(carved: Carved, tries: int, advice: Callable[[Problem], str] = lamb
     if spec.capture != "exported":
         return resized(copies(params, spec), spec, model, lambda m: confirm_by_twin(m, params, spec, model), attempts)
     expected, folds, traces = expect(params, spec, model), list[Fold](), itertools.count()
+    scales_may_differ = compare_scales(model, params, spec)
 
     def judge(module: nn.Module) -> Problem | None:
         folds.clear()
         problem = confirm(module, expected, folds, train=spec.train)
         if problem is None or problem.frames:
             return problem
-        for way in find_folds(module, params, spec) if next(traces) < TRACES else []:
+        may_fold = scales_may_differ(module) and next(traces) < TRACES
+        for way in find_folds(module, params, spec) if may_fold else []:
             folded = confirm(module, expected, way, train=spec.train)
             if folded is None or folded.slight:
                 folds.extend(way)
