@@ -714,7 +714,7 @@ def test_every_command_ends_in_a_line(
         monkeypatch.setattr(place, raises)
     monkeypatch.setattr("prunefn.cli.commands.report.is_results", raises)
     monkeypatch.setattr("prunefn.cli.demo.study.study", raises)
-    for place in ("api", "evaluation"):
+    for place in ("api", "evaluation", "recovered"):
         monkeypatch.setattr(f"prunefn.pretrained.{place}.config_of", raises)
     words = ["x", "--out", "y", "--text", "w", "--params", "0.5"]
     special = {
@@ -722,8 +722,8 @@ def test_every_command_ends_in_a_line(
         "config": [],
         "demo": [],
         "llm prune": words,
-        "llm recover": words,
-        "llm perplexity": words,
+        "llm recover": ["x", "--out", "y", "--text", "w", "--dense", "d"],
+        "llm perplexity": ["x", "--text", "w"],
     }
     asked = special.get(name, ["small_vit", "--data", "digits"])
     asked += ["--checkpoint", "w"] if name in ("finetune", "load-check") else []
@@ -735,7 +735,7 @@ def test_every_command_ends_in_a_line(
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"w", "config.yaml"}
 
 
-@pytest.mark.parametrize("name", [c for c in every_command() if c not in ("config", "demo", "report")])
+@pytest.mark.parametrize("name", [c for c in every_command() if c not in ("config", "demo", "report", "llm perplexity")])
 def test_out_on_a_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     said = run(*name.split(), "small_vit", "--out", tmp_path / "file", code=2).stderr

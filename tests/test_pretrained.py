@@ -216,6 +216,10 @@ def test_the_command_prunes_and_measures(with_words: Path, tmp_path: Path) -> No
     found = json.loads(run("perplexity", out, *options, "--json").stdout)
     small = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert found["tokens"] == 144 and found["perplexity"] == pytest.approx(pf.perplexity(small, IDS), rel=1e-4)
+    assert "give --dense" in run("recover", out, "--out", tmp_path / "better", *options, code=1).stderr
+    training = ["--dense", with_words, "--out", tmp_path / "better", "--steps", "4", "--json"]
+    trained = json.loads(run("recover", out, *training, *options).stdout)
+    assert trained["after"] <= trained["before"] and trained["difference"] < 1e-4 and (tmp_path / "better").is_dir()
 
 
 def test_each_command_takes_the_flags_that_it_reads(with_words: Path) -> None:
@@ -229,7 +233,7 @@ def test_each_command_takes_the_flags_that_it_reads(with_words: Path) -> None:
     from prunefn.cli.commands import LANGUAGE_MODELS
     from prunefn.cli.llm_section import Llm
 
-    assert set(LANGUAGE_MODELS[0].only or ()) == {*Llm.model_fields, "out"}
+    assert {f for command in LANGUAGE_MODELS for f in command.only or ()} == {*Llm.model_fields, "out"}
 
 
 def test_the_command_says_what_is_missing(with_words: Path, tmp_path: Path) -> None:
