@@ -735,7 +735,9 @@ def test_every_command_ends_in_a_line(
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"w", "config.yaml"}
 
 
-@pytest.mark.parametrize("name", [c for c in every_command() if c not in ("config", "demo", "report", "llm perplexity")])
+@pytest.mark.parametrize(
+    "name", [c for c in every_command() if c not in ("config", "demo", "report", "llm perplexity")]
+)
 def test_out_on_a_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     said = run(*name.split(), "small_vit", "--out", tmp_path / "file", code=2).stderr

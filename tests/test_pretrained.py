@@ -116,11 +116,16 @@ def test_layer_by_layer_is_the_sequential_pipeline(source: Path, tmp_path: Path)
         assert torch.allclose(found[name], t, atol=1e-5), name
 
 
-def test_a_layer_that_goes_is_made_up_for(source: Path, tmp_path: Path) -> None:
+def test_a_layer_that_goes_is_made_up_for(tmp_path: Path) -> None:
+    model = llama()
+    for part in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
+        part.weight.mul_(0.2)  # so that it is this layer
+    model.save_pretrained(tmp_path / "dense")
     ids, outputs = [torch.cat([i, i.flip(1)]) for i in IDS], []
     for n, method in enumerate((None, pf.compensation.none())):
-        pruned(source, tmp_path / str(n), ids, target={"num_hidden_layers": 2}, compensation=method)
-    for folder in (source, tmp_path / "0", tmp_path / "1"):
+        done = pruned(tmp_path / "dense", tmp_path / str(n), ids, target={"num_hidden_layers": 2}, compensation=method)
+        assert done.sizes == {"model.layers.1": (0, 1)} and done.rewritten == (2 if n == 0 else 0)
+    for folder in (tmp_path / "dense", tmp_path / "0", tmp_path / "1"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         outputs.append(model(torch.cat(ids), use_cache=False).logits.detach())
     errors = [float((x - outputs[0]).pow(2).mean()) for x in outputs[1:]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import nearest
 from ..spec.parts import Group
 from ..types import Budget, Compensation, Count, Criterion, Scope, TargetSizes
-from .plain import Read, Refuse, at_entry, read_float, read_int
+from .plain import Read, Refuse, at_entry, read_float, read_int, read_path
 from .words import menu, public_name, said
 
 FIXES = {"l1": "magnitude(p=1.0)", "l2": "magnitude()", "none": "none()"}
@@ -227,6 +227,11 @@ def read_weights(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]
 def read_normalize(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
     """Read a bool, or a normaliser."""
     return value if isinstance(value, bool) else function_of("Normalizer")(value, name, refuse, given)
+
+
+def read_dense_folder(value: Any, name: str, refuse: Refuse, given: Mapping[str, Any]) -> Any:
+    """Return the folder of a model, or logits on disk."""
+    return value if _has_class(value, "DenseLogits") else read_path(value, name, refuse, given)
 
 
 def instance_of(kind: type) -> Read:

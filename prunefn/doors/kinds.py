@@ -28,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "bool": Kind("True or False", plain.read_bool),
     "str": Kind("a name", plain.read_text),
     "str | os.PathLike[str]": Kind("a path", plain.read_path),
+    "str | os.PathLike[str] | DenseLogits": Kind("a folder, or pf.load_logits(folder)", choices.read_dense_folder),
     "str | os.PathLike[str] | Mapping[str, Tensor]": Kind("a path, or a dict name → tensor", tensors.read_source),
     "Path | str": Kind("a path", plain.read_path),
     "Path": Kind("a path", plain.read_path),
