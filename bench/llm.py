@@ -51,10 +51,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "Minitron's norms": {"criterion": pf.criteria.activation_norm(), "compensation": NONE},
     "magnitude": {"criterion": pf.criteria.magnitude(), "compensation": NONE},
 }
-RECOVERED = "default, then trained"
-TRAINING: dict[str, Any] = {"steps": 200, "lr": 3e-4, "length": 128, "batch_size": 8, "held_out": 0.02}
+RECOVERED = {f"default, then {steps} steps": steps for steps in (50, 200)}
+TRAINING: dict[str, Any] = {"lr": 3e-4, "length": 128, "batch_size": 8, "held_out": 0.02}
 """Of `pf.recover_pretrained`."""
-METHODS[RECOVERED] = {}
+METHODS |= {method: {} for method in RECOVERED}
 HEADER = ["sizes", "method", "params kept", "speeches", "of dense", "novel", "of dense", "seconds"]
 
 
@@ -104,9 +104,9 @@ def measure(goal: str, method: str, dense: Path, texts: Texts) -> list[float]:
                 **GOALS[goal],
                 **METHODS[method],
             )
-        if method == RECOVERED:
+        if (steps := RECOVERED.get(method)) is not None:
             pruned, small = small, Path(made) / "better"
-            pf.recover_pretrained(pruned, small, dense=dense, text=texts.training, **TRAINING)
+            pf.recover_pretrained(pruned, small, dense=dense, text=texts.training, steps=steps, **TRAINING)
         seconds = time.perf_counter() - start
         cut = Cut(texts.length, 8, texts.tokens // texts.length)
         perplexities = [
@@ -139,8 +139,8 @@ def remarks(texts: Texts) -> str:
         f"{texts.tokens} tokens of {texts.evaluation[0].stem} and of {texts.evaluation[1].stem}, in sequences of {texts.length}. Every "
         "result is a folder that `AutoModelForCausalLM.from_pretrained` loads. `default`: obs scores, least squares layer by layer "
         "towards the dense outputs, without new biases; whole layers go by block influence, and the contractions behind them "
-        f"that are added to the stream are fitted. `{RECOVERED}`: {TRAINING['steps']} steps of AdamW on {TRAINING['batch_size']} × "
-        f"{TRAINING['length']} tokens towards the dense model's probabilities, without labels (`prunefn llm recover`). "
+        f"that are added to the stream are fitted. `… steps`: of AdamW on {TRAINING['batch_size']} × {TRAINING['length']} tokens towards "
+        "the dense model's probabilities, without labels (`prunefn llm recover`). "
         "One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
         "a shared machine."
     )
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("calibration_text", "speeches", "novel"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--training", type=Path, help=f"text for {RECOVERED!r}, which is left out without it")
+    parser.add_argument("--training", type=Path, help="text for the steps of training, which are left out without it")
     parser.add_argument("--goals", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--calibration", type=int, default=16384, help="tokens")
@@ -164,7 +164,7 @@ def main() -> None:
     kept = CACHE / "llm.jsonl"
     if args.fresh:
         kept.unlink(missing_ok=True)
-    methods = [m for m in args.methods if m != RECOVERED or args.training]
+    methods = [m for m in args.methods if m not in RECOVERED or args.training]
     texts = Texts(
         args.calibration_text, args.training, (args.speeches, args.novel), args.calibration, args.tokens, args.length
     )
