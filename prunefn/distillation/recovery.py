@@ -209,13 +209,13 @@ def recovered(
     lr, steps, seed = options.lr, options.steps, options.seed
     _check(params, spec, dense, options)
     train, test = _divide(list(each(batches, max_batches=options.max_batches)), options.held_out, seed)
-    names, start = _trained(params, spec, options.freeze), {n: t.detach() for n, t in params.items()}
+    names, own = _trained(params, spec, options.freeze), {n: t.detach() for n, t in params.items()}
     if options.by_layers:
         assert not isinstance(dense, DenseLogits)
         measure: Callable[[Params, Spec, Batch], Tensor] = layers(dense, spec, options.mask)
     else:
-        measure = comparison(dense, spec, options.distance, options.mask).fitted(start, spec, train)
-    recovery = Recovery(start, spec, names, measure, test, steps, lr, options.weight_decay, options.grad_clip)
+        measure = comparison(dense, spec, options.distance, options.mask).fitted(own, spec, train)
+    recovery = Recovery(own, spec, names, measure, test, steps, lr, options.weight_decay, options.grad_clip)
     known = {
         "by_layers": options.by_layers,
         "trained": names,
@@ -227,8 +227,8 @@ def recovered(
     }
     settings = {} if saving.resume is None else _settings((params, spec), dense, **known)
     plan = Plan(steps, "recovery", settings, saving.resume, saving.save_every, saving.progress).check()
-    state = trained(recovery.step, recovery.start(), _shuffled(train, steps, seed), plan)
-    before = recovery.measure(recovery.params)
+    start = recovery.start()
+    state, before = trained(recovery.step, start, _shuffled(train, steps, seed), plan), start.distance
     if state.distance >= before:
         warn(
             f"no step lowered the held-out distance of {state.distance:.4g}, so the params are unchanged; lower lr={lr}, or give "

@@ -149,7 +149,14 @@ def _job(
 
     networks = [opened.stamp(), teacher.fingerprint if isinstance(teacher, DenseLogits) else teacher.stamp()]
     versions = (__version__, str(torch.__version__), transformers.__version__)
-    return fingerprint([networks, repr(options), str(opened.dtype), limit, named, versions])
+    settings = [repr(options._replace(distance=None)), _text_of(options.distance)]
+    return fingerprint([networks, settings, str(opened.dtype), limit, named, versions])
+
+
+def _text_of(distance: Distance | None) -> str:
+    """Return a text that is the same in the next process, as the repr of a function is not."""
+    name = getattr(distance, "__qualname__", None)
+    return repr(distance) if name is None else f"{getattr(distance, '__module__', '')}.{name}"
 
 
 def _train(
